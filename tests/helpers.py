@@ -1,0 +1,52 @@
+"""What all tests share: one measure of error, one table of tolerances, and layers whose softmax is far from uniform."""
+
+import numpy as np
+import torch
+
+# Relative error ||a - b|| / ||b|| allowed between two ways to compute the same thing, with the reason for each.
+TOLERANCE = {
+    torch.float64: 1e-12,  # the design's bound for proofs: eps 2e-16 times sums of some thousand terms
+    torch.float32: 1e-5,  # eps 1e-7 times the same sums
+    torch.bfloat16: 2e-2,  # eps 8e-3: the inputs' own rounding
+}
+EXACT = TOLERANCE[torch.float64]
+DIFFERENT = 1e-3  # a negative control must miss by more than this: nine orders above EXACT
+
+
+def relative_error(actual, expected) -> float:
+    """||actual - expected|| / ||expected||, of NumPy arrays or tensors; infinite where anything is NaN."""
+    actual, expected = (t.detach().double().cpu().numpy() if isinstance(t, torch.Tensor) else t for t in (actual, expected))
+    assert actual.shape == expected.shape, f"shapes differ: {actual.shape} and {expected.shape}"
+    error = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    return error if np.isfinite(error) else np.inf
+
+
+def wide_awake(layer: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The layer in float64 with weights so large that attention is far from uniform: a wrong logit then shows."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = layer.double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 1.5 / fan_in**0.5)
+    return layer
+
+
+def tokens(batch: int, n_tokens: int, d_model: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return torch.randn(batch, n_tokens, d_model, generator=generator, dtype=torch.float64)
+
+
+def output_and_gradient(layer, x: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """The layer's output and the gradient with respect to x of a fixed random projection of it."""
+    x = x.detach().clone().requires_grad_()
+    y = layer(x, **options)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(y)
+    (y * direction).sum().backward()
+    return y.detach(), x.grad
+
+
+def worst_error(layer, other, x, **options) -> float:
+    """The larger of the relative errors in output and in gradient between two layers."""
+    pairs = zip(output_and_gradient(layer, x, **options), output_and_gradient(other, x, **options))
+    return max(relative_error(a, b) for a, b in pairs)

@@ -1,0 +1,61 @@
+"""Rung 3: Eqs. 2-6, attention as two tensors, equals textbook multi-head attention."""
+
+import numpy as np
+import pytest
+from helpers import DIFFERENT, EXACT, relative_error
+
+from tucker_ref import multi_head_attention, post_softmax_tensor, pre_softmax_tensor, tensor_attention
+
+SHAPES = [(1, 6, 1, 6), (7, 15, 3, 5), (63, 24, 12, 2), (10, 9, 3, 4)]  # n, d, h, k; the last has n_H d_H > d
+
+
+def random_head_weights(d, h, k, seed=0):
+    rng = np.random.default_rng(seed)
+    w_q, w_k, w_v = rng.standard_normal((3, h, d, k)) / np.sqrt(d) * 1.5
+    return w_q, w_k, w_v, rng.standard_normal((h, k, d)) / np.sqrt(h * k)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("n, d, h, k", SHAPES)
+def test_eq6_tensor_attention_is_multi_head_attention(n, d, h, k, causal):
+    x = np.random.default_rng(1).standard_normal((n, d))
+    w_q, w_k, w_v, w_o = random_head_weights(d, h, k)
+    w_pre, w_post = pre_softmax_tensor(w_q, w_k), post_softmax_tensor(w_v, w_o)
+    expected = multi_head_attention(x, w_q, w_k, w_v, w_o, causal)
+    assert w_pre.shape == w_post.shape == (h, d, d)
+    assert relative_error(tensor_attention(x, w_pre, w_post, k**-0.5, causal), expected) < EXACT
+
+    def missed(w_pre=w_pre, w_post=w_post, scale=k**-0.5, causal=causal):
+        return relative_error(tensor_attention(x, w_pre, w_post, scale, causal), expected) > DIFFERENT
+
+    assert missed(w_post=w_post.transpose(0, 2, 1))  # control: W~ stacked without the transpose
+    if n > 1:  # a single token attends to itself whatever the logits are
+        assert missed(w_pre=w_pre.transpose(0, 2, 1))  # control: query and key modes exchanged
+        assert missed(scale=(2 * k) ** -0.5)  # control: a rank's scale
+        assert missed(causal=not causal)
+    if n > 1 and h > 1:
+        assert missed(w_pre=w_pre[::-1])  # control: heads in another order on one side
+
+
+def test_only_the_products_matter():
+    """Any invertible A between W^Q and W^K, and B between W^V and W^O, leaves attention as it was."""
+    n, d, h, k = 7, 12, 3, 4
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((n, d))
+    w_q, w_k, w_v, w_o = random_head_weights(d, h, k)
+    a, b = rng.standard_normal((2, h, k, k)) + 2 * np.eye(k)
+    mixed = (w_q @ a, w_k @ np.linalg.inv(a).transpose(0, 2, 1), w_v @ b, np.linalg.inv(b) @ w_o)
+    expected = multi_head_attention(x, w_q, w_k, w_v, w_o)
+    assert relative_error(multi_head_attention(x, *mixed), expected) < 1e-10  # the inverse costs two digits
+    assert relative_error(multi_head_attention(x, w_q @ a, w_k, w_v, w_o), expected) > DIFFERENT  # control: one side only
+
+
+def test_causal_outputs_do_not_see_later_tokens():
+    x = np.random.default_rng(1).standard_normal((9, 12))
+    w_q, w_k, w_v, w_o = random_head_weights(12, 3, 4)
+    tensors = pre_softmax_tensor(w_q, w_k), post_softmax_tensor(w_v, w_o)
+    changed = x.copy()
+    changed[5:] += 1.0
+    for causal in (True, False):
+        before, after = (tensor_attention(t, *tensors, 0.5, causal) for t in (x, changed))
+        assert np.array_equal(before[:5], after[:5]) == causal

@@ -1,0 +1,315 @@
+"""Rungs 7-10: each mechanism against an independent implementation, in output and gradient."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import DIFFERENT, EXACT, output_and_gradient, relative_error, tokens, wide_awake, worst_error
+from torch import nn
+
+from tucker_ref import (
+    GroupedQueryAttention,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    TuckerAttention,
+    tensor_attention,
+)
+
+CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+LENGTHS = pytest.mark.parametrize("batch, n_tokens", [(1, 1), (2, 7), (1, 63)])
+
+
+def torch_mha(layer: MultiHeadAttention, causal: bool):
+    """nn.MultiheadAttention with the same weights, as a function of x."""
+    oracle = nn.MultiheadAttention(layer.d_model, layer.n_heads, bias=False, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        oracle.in_proj_weight.copy_(torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight]))
+        oracle.out_proj.weight.copy_(layer.o_proj.weight)
+
+    def forward(x):
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1) if causal else None
+        return oracle(x, x, x, attn_mask=hidden, need_weights=False)[0]
+
+    return forward
+
+
+@CAUSAL
+@LENGTHS
+@pytest.mark.parametrize("d_model, n_heads", [(15, 3), (24, 12), (20, 1)])
+def test_mha_matches_torch(d_model, n_heads, batch, n_tokens, causal):
+    layer, x = wide_awake(MultiHeadAttention(d_model, n_heads)), tokens(batch, n_tokens, d_model)
+    expected = output_and_gradient(torch_mha(layer, causal), x)
+    for backend in ("reference", "sdpa"):
+        actual = output_and_gradient(layer, x, causal=causal, backend=backend)
+        assert max(relative_error(a, e) for a, e in zip(actual, expected)) < EXACT
+    if n_tokens > 1:
+        assert relative_error(layer(x, causal=not causal), expected[0]) > DIFFERENT  # control
+    if n_tokens > 1 and n_heads > 1:
+        with torch.no_grad():
+            layer.q_proj.weight.copy_(layer.q_proj.weight.unflatten(0, (n_heads, -1)).flip(0).flatten(0, 1))
+        assert relative_error(layer(x, causal=causal), expected[0]) > DIFFERENT  # control: query heads in another order
+
+
+@CAUSAL
+@LENGTHS
+@pytest.mark.parametrize("n_heads, n_kv_heads", [(12, 4), (12, 1), (6, 6), (3, 1)])
+def test_gqa_is_mha_with_repeated_keys_and_values(n_heads, n_kv_heads, batch, n_tokens, causal):
+    layer = wide_awake(GroupedQueryAttention(24, n_heads, n_kv_heads, head_dim=5))
+    x = tokens(batch, n_tokens, 24)
+
+    def repeated(pattern):
+        mha = MultiHeadAttention(24, n_heads, head_dim=5).double()
+        with torch.no_grad():
+            mha.q_proj.weight.copy_(layer.q_proj.weight)
+            mha.o_proj.weight.copy_(layer.o_proj.weight)
+            for name in ("k_proj", "v_proj"):
+                heads = getattr(layer, name).weight.unflatten(0, (n_kv_heads, 5))[pattern]
+                getattr(mha, name).weight.copy_(heads.flatten(0, 1))
+        return mha
+
+    groups = torch.arange(n_kv_heads).repeat_interleave(n_heads // n_kv_heads)
+    assert worst_error(layer, repeated(groups), x, causal=causal) < EXACT
+    if 1 < n_kv_heads < n_heads:  # control: heads dealt out to the groups in turn
+        dealt = torch.arange(n_kv_heads).repeat(n_heads // n_kv_heads)
+        assert relative_error(layer(x, causal=causal), repeated(dealt)(x, causal=causal)) > DIFFERENT
+
+
+def mla_by_hand(layer: MultiHeadLatentAttention, x: torch.Tensor, causal: bool) -> torch.Tensor:
+    """MLA as the DeepSeek-V2 paper writes it, one head at a time."""
+
+    def norm(c, name):
+        return c / (c.square().mean(-1, keepdim=True) + 1e-6).sqrt() * getattr(layer, name).weight if layer.latent_norm else c
+
+    k, v = layer.head_dim, layer.v_head_dim
+    c_q = norm(x @ layer.q_a_proj.weight.T, "q_a_layernorm")
+    c_k = norm(x @ layer.kv_a_proj_with_mqa.weight.T, "kv_a_layernorm")
+    c_v = c_k if layer.shared_kv else norm(x @ layer.v_a_proj.weight.T, "v_a_layernorm")
+    y = torch.zeros_like(x)
+    for h in range(layer.n_heads):
+        w_uq = layer.q_b_proj.weight[h * k : (h + 1) * k]
+        up = layer.kv_b_proj.weight[h * (k + v) : (h + 1) * (k + v)]
+        logits = (c_q @ w_uq.T) @ (c_k @ up[:k].T).transpose(1, 2) / math.sqrt(k)
+        if causal:
+            logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), -torch.inf)
+        y = y + logits.softmax(-1) @ (c_v @ up[k:].T) @ layer.o_proj.weight[:, h * v : (h + 1) * v].T
+    return y
+
+
+@CAUSAL
+@LENGTHS
+@pytest.mark.parametrize("latent_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("shared_kv", [True, False], ids=["shared", "separated"])
+@pytest.mark.parametrize("sizes", [(24, 3, 7, 5, None, None), (24, 12, 10, 6, 4, 3)])
+def test_mla_naive_and_absorbed_match_the_papers_formula(sizes, shared_kv, latent_norm, batch, n_tokens, causal):
+    d, h, q_rank, kv_rank, k, v = sizes
+    options = dict(head_dim=k, v_head_dim=v, shared_kv=shared_kv, latent_norm=latent_norm)
+    naive = wide_awake(MultiHeadLatentAttention(d, h, q_rank, kv_rank, **options))
+    absorbed = MultiHeadLatentAttention(d, h, q_rank, kv_rank, absorb=True, **options).double()
+    absorbed.load_state_dict(naive.state_dict())
+    x = tokens(batch, n_tokens, d)
+    expected = output_and_gradient(lambda x: mla_by_hand(naive, x, causal), x)
+    for layer in (naive, absorbed):
+        actual = output_and_gradient(layer, x, causal=causal)
+        assert max(relative_error(a, e) for a, e in zip(actual, expected)) < EXACT
+    if n_tokens > 1:  # control: the latent's width in the scale, SDPA's default on the absorbed path
+        absorbed.scale = kv_rank**-0.5
+        assert relative_error(absorbed(x, causal=causal), expected[0]) > DIFFERENT or kv_rank == naive.head_dim
+
+
+TUCKER = [  # d, h, ranks, post_ranks, shared
+    (15, 3, (2, 6, 5), None, False),
+    (24, 12, (8, 8, 8), (5, 9, 4), False),  # r1 < n_H, r3 different from r~3
+    (24, 12, (12, 24, 24), None, False),  # maximal ranks
+    (24, 12, (3, 6, 7), (12, 9, 7), True),
+    (20, 1, (1, 4, 4), None, False),
+]
+
+
+@CAUSAL
+@LENGTHS
+@pytest.mark.parametrize("d, h, ranks, post_ranks, shared_kv", TUCKER)
+def test_def_2_1_tucker_attention_is_eq6_on_its_dense_tensors(d, h, ranks, post_ranks, shared_kv, batch, n_tokens, causal):
+    layer = wide_awake(TuckerAttention(d, h, ranks, post_ranks, shared_kv=shared_kv))
+    x = tokens(batch, n_tokens, d)
+    pre, post = layer.pre.numpy().to_tensor(), layer.post.numpy().to_tensor()
+    assert relative_error(layer.pre.to_tensor(), pre) < EXACT and relative_error(layer.post.to_tensor(), post) < EXACT
+
+    def specification(pre, post, scale=(d / h) ** -0.5):
+        return np.stack([tensor_attention(sequence, pre, post, scale, causal) for sequence in x.numpy()])
+
+    actual = layer(x, causal=causal)
+    assert relative_error(actual, specification(pre, post)) < EXACT
+    assert relative_error(layer(x, causal=causal, backend="reference"), specification(pre, post)) < EXACT
+    assert relative_error(actual, specification(pre, post.transpose(0, 2, 1))) > DIFFERENT  # control: missing transpose
+    if n_tokens > 1:
+        assert relative_error(actual, specification(pre.transpose(0, 2, 1), post)) > DIFFERENT  # control
+        assert relative_error(actual, specification(pre, post, ranks[2] ** -0.5)) > DIFFERENT or ranks[2] * h == d  # control
+
+
+@pytest.mark.parametrize("d, h, ranks, post_ranks, shared_kv", TUCKER)
+def test_tucker_gradients_are_those_of_the_reference_backend_and_of_finite_differences(d, h, ranks, post_ranks, shared_kv):
+    layer = wide_awake(TuckerAttention(d, h, ranks, post_ranks, shared_kv=shared_kv))
+    x = tokens(2, 7, d)
+    by_backend = []
+    for backend in ("reference", "sdpa"):
+        layer.zero_grad()
+        layer(x, backend=backend).square().sum().backward()
+        by_backend.append([p.grad.clone() for p in layer.parameters()])
+    assert len(by_backend[0]) == (7 if shared_kv else 8)  # all eight factors are trainable; shared KV has one fewer
+    assert max(relative_error(a, b) for a, b in zip(*by_backend)) < EXACT
+    # One directional derivative by central differences: an oracle that shares no code with autograd.
+    direction = tokens(2, 7, d, seed=1)
+    value = lambda t: layer(x + t * direction).square().sum().item()  # noqa: E731
+    _, gradient = output_and_gradient(layer, x)
+    x_grad = torch.autograd.grad(layer(y := x.clone().requires_grad_()).square().sum(), y)[0]
+    assert (x_grad * direction).sum().item() == pytest.approx((value(1e-6) - value(-1e-6)) / 2e-6, rel=1e-5)
+    assert gradient.shape == x.shape
+
+
+def test_tucker_is_gauge_invariant():
+    """U_n -> U_n A with C -> C x_n A^-1 changes nothing, in any mode of either tensor."""
+    layer, x = wide_awake(TuckerAttention(24, 6, (4, 8, 7), (3, 6, 5))), tokens(2, 9, 24)
+    expected = layer(x).detach()
+    for weights in (layer.pre, layer.post):
+        for mode, factor in enumerate(weights.factors):
+            rank = factor.shape[1]
+            a = torch.randn(rank, rank, generator=torch.Generator().manual_seed(mode), dtype=torch.float64) + 3 * torch.eye(
+                rank
+            )
+            with torch.no_grad():
+                factor.copy_(factor @ a)
+                assert relative_error(layer(x), expected) > DIFFERENT  # control: the factor alone
+                weights.core.copy_(torch.tensordot(torch.linalg.inv(a), weights.core, dims=([1], [mode])).movedim(0, mode))
+            assert relative_error(layer(x), expected) < 1e-11  # the inverse costs a digit
+
+
+def test_shared_kv_is_one_parameter_that_survives_copies_and_state_dicts():
+    layer = TuckerAttention(24, 6, (4, 8, 7), (3, 6, 7), shared_kv=True).double()
+    assert layer.post.value is layer.pre.key
+    other = TuckerAttention(24, 6, (4, 8, 7), (3, 6, 7), shared_kv=True).double()
+    other.load_state_dict(layer.state_dict())
+    x = tokens(1, 5, 24)
+    assert other.post.value is other.pre.key and torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("init", ["orthonormal", "xavier"])
+def test_construction_is_reproducible(init):
+    layers = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        layers.append(TuckerAttention(24, 6, (4, 8, 7), init=init))
+    assert all(torch.equal(a, b) for a, b in zip(layers[0].parameters(), layers[1].parameters()))
+
+
+def first_logits_and_outputs(layer, x):
+    """Per head, the scaled logits of x and the output when every head reads another single token."""
+    as_seen = {}
+
+    def capture(q, k, v, *, scale, **_):
+        as_seen["logits"] = torch.einsum("bhnk,bgmk->bhnm", q, k) * scale if k.shape[1] == 1 else q @ k.mT * scale
+        h, n = q.shape[1:3]
+        v = v.expand(-1, h, -1, -1)
+        return torch.stack([v[:, i].roll(i + 1, dims=1) for i in range(h)], dim=1)
+
+    module = __import__(type(layer).__module__, fromlist=["attend"])
+    original, module.attend = module.attend, capture
+    try:
+        outputs = layer(x)
+    finally:
+        module.attend = original
+    return as_seen["logits"], outputs
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.2], ids=["gain1", "gain0.2"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d: MultiHeadAttention(d, 12),
+        lambda d: MultiHeadLatentAttention(d, 12, 48, 32),
+        lambda d: TuckerAttention(d, 12, (8, 32, 32)),
+        lambda d: TuckerAttention(d, 12, (12, 64, 16), (3, 20, 48)),
+        lambda d: TuckerAttention(d, 12, (8, 24, 32), (8, 48, 32), shared_kv=True),
+        lambda d: TuckerAttention(d, 12, (8, 32, 32), scale=1.0),
+    ],
+    ids=["mha", "mla", "tucker", "tucker-unequal", "tucker-shared", "tucker-scale1"],
+)
+def test_initial_logits_and_outputs_have_the_promised_variance(make, gain):
+    """All mechanisms start like an MHA of projection std 0.02: logits (d std^2)^2, outputs d std^2 * d (std gain)^2."""
+    d, std = 192, 0.02
+    logits, outputs = [], []
+    torch.manual_seed(0)
+    for _ in range(12):  # averaged over draws of the weights: one small core alone scatters by some ten per cent
+        layer = make(d)
+        layer.reset_parameters(std=std, output_gain=gain)
+        a, b = first_logits_and_outputs(layer, torch.randn(2, 64, d))
+        logits.append(a.var().item())
+        outputs.append(b.var().item())
+    assert np.mean(logits) == pytest.approx((d * std**2) ** 2, rel=0.15)
+    assert np.mean(outputs) == pytest.approx(d * std**2 * d * (std * gain) ** 2, rel=0.15)
+
+
+def test_xavier_starts_elsewhere():
+    """Control for the test above: the authors' initialisation does not have those variances."""
+    torch.manual_seed(0)
+    logits, outputs = first_logits_and_outputs(TuckerAttention(192, 12, (8, 32, 32), init="xavier"), torch.randn(2, 64, 192))
+    assert not 0.5 < logits.var().item() / (192 * 0.02**2) ** 2 < 2
+    assert not 0.5 < outputs.var().item() / (192 * 0.02**2) ** 2 < 2
+
+
+def test_orthonormal_factors_are_orthonormal():
+    layer = TuckerAttention(24, 6, (4, 8, 7)).double()
+    layer.reset_parameters()
+    for factor in (*layer.pre.factors, *layer.post.factors):
+        assert relative_error(factor.T @ factor, torch.eye(factor.shape[1], dtype=torch.float64)) < EXACT
+
+
+LAYERS = {
+    "mha": lambda **o: MultiHeadAttention(12, 3, **o),
+    "gqa": lambda **o: GroupedQueryAttention(12, 6, 2, **o),
+    "mla": lambda **o: MultiHeadLatentAttention(12, 3, 6, 5, **o),
+    "tucker": lambda **o: TuckerAttention(12, 3, (2, 4, 5), **o),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", [(2, 7, 11), (7, 12), (2, 3, 7, 12)])
+def test_x_of_the_wrong_shape_is_named(name, shape):
+    with pytest.raises(ValueError, match=r"x has shape .*d_model = 12"):
+        LAYERS[name]()(torch.ones(shape))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_unknown_backend_is_named(name):
+    with pytest.raises(ValueError, match="backend is 'fast'"):
+        LAYERS[name]()(torch.ones(2, 7, 12), backend="fast")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: MultiHeadAttention(10, 3), "n_heads is 3; it must divide d_model = 10"),
+        (lambda: MultiHeadAttention(0, 3), "d_model is 0"),
+        (lambda: MultiHeadAttention(12, -1), "n_heads is -1"),
+        (lambda: MultiHeadAttention(12, 3, head_dim=0), "head_dim is 0"),
+        (lambda: GroupedQueryAttention(12, 6, 4), "n_kv_heads is 4; it must divide n_heads = 6"),
+        (lambda: GroupedQueryAttention(12, 6, 0), "n_kv_heads is 0"),
+        (lambda: MultiHeadLatentAttention(12, 3, 13, 5), "q_rank is 13"),
+        (lambda: MultiHeadLatentAttention(12, 3, 6, 0), "kv_rank is 0"),
+        (lambda: MultiHeadLatentAttention(12, 3, 6, 5, v_head_dim=0), "v_head_dim is 0"),
+        (lambda: TuckerAttention(12, 3, (4, 4, 4)), r"ranks\[0\] is 4.*at most 3.*mode's size 3"),
+        (lambda: TuckerAttention(12, 3, (3, 13, 5)), r"ranks\[1\] is 13.*at most 12"),
+        (lambda: TuckerAttention(12, 3, (2, 2, 5)), r"ranks\[2\] is 5.*at most 4.*product of the other ranks 4"),
+        (lambda: TuckerAttention(12, 3, (3, 1, 2)), r"ranks\[0\] is 3.*at most 2"),
+        (lambda: TuckerAttention(12, 3, (2, 4, 5), (2, 12, 5)), r"post_ranks\[1\] is 12.*at most 10"),
+        (lambda: TuckerAttention(12, 3, (2, 4)), "ranks is .* 3 integers"),
+        (lambda: TuckerAttention(12, 3, (2, 4, True)), r"ranks\[2\] is True"),
+        (lambda: TuckerAttention(12, 3, (2, 4, 5), (2, 4, 4), shared_kv=True), r"post_ranks\[2\] is 4.*ranks\[2\] = 5"),
+        (lambda: TuckerAttention(12, 3, (2, 4, 5), scale=float("nan")), "scale is nan"),
+        (lambda: TuckerAttention(12, 3, (2, 4, 5), scale=float("inf")), "scale is inf"),
+        (lambda: TuckerAttention(12, 3, (2, 4, 5), init="zeros"), "init is 'zeros'"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

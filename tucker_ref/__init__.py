@@ -1,0 +1,44 @@
+"""Tucker Attention, the reference implementation: one ladder, read top to bottom.
+
+One letter per dimension, in einsum strings, shape comments and docs alike:
+
+    b batch   n query token   m source token   d model width   h head   g key/value group   k head width
+    pre-softmax ranks   r head   s query   t key
+    post-softmax ranks  u head   o output  v value
+"""
+
+# 1  unfold a tensor, multiply along a mode, count ranks (NumPy)
+from .tensor_algebra import fold, mode_product, mode_product_einsum, multilinear_rank, unfold
+
+# 2  the Tucker decomposition and three ways to compute it (NumPy)
+from .decomposition import TuckerTensor, hooi, hosvd, multi_mode_product, sthosvd, tail_energies
+
+# 3  attention as two third-order tensors: the specification (NumPy)
+from .attention_tensors import multi_head_attention, post_softmax_tensor, pre_softmax_tensor, tensor_attention
+
+# 4  softmax(Q K^T * scale + mask) V, one function, backends by name (PyTorch)
+from .attend import attend
+
+# 7-10  the four mechanisms, one call signature (PyTorch)
+from .mha import MultiHeadAttention
+from .gqa import GroupedQueryAttention
+from .mla import MultiHeadLatentAttention
+from .tucker import TuckerAttention, TuckerWeights
+
+# 11  the theorems as code: every mechanism is a Tucker Attention
+from .special_cases import as_tucker
+
+# 13  parameters, cache and arithmetic of each mechanism
+from .costs import Cost, gqa_cost, mha_cost, mla_cost, tucker_cost
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "unfold", "fold", "mode_product", "mode_product_einsum", "multilinear_rank",
+    "TuckerTensor", "multi_mode_product", "hosvd", "sthosvd", "hooi", "tail_energies",
+    "pre_softmax_tensor", "post_softmax_tensor", "tensor_attention", "multi_head_attention",
+    "attend",
+    "MultiHeadAttention", "GroupedQueryAttention", "MultiHeadLatentAttention", "TuckerAttention", "TuckerWeights",
+    "as_tucker",
+    "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
+]  # fmt: skip

@@ -1,0 +1,70 @@
+"""Rung 3. Attention is two third-order tensors: THE SPECIFICATION, slow and obvious (NumPy).
+
+Every head multiplies its query and key weights before the softmax, and its value and output weights after it:
+
+    W_i  = W_i^Q W_i^K^T   (d x d)          W~_i = W_i^V W_i^O   (d x d)
+
+Only these products matter. Stacked over the heads they are the tensors of the paper:
+
+    pre-softmax   W  (n_H, d, d), modes (head, query, key),     slice i is W_i
+    post-softmax  W~ (n_H, d, d), modes (head, output, value),  slice i is W~_i^T   (mind the transpose)
+
+`tensor_attention` is the paper's Eqs. 2-6, word for word. Every other rung, in any framework, must agree with it.
+"""
+
+import numpy as np
+
+from .tensor_algebra import mode_product
+
+
+def pre_softmax_tensor(w_q: np.ndarray, w_k: np.ndarray) -> np.ndarray:
+    """W[h] = W_h^Q W_h^K^T.  w_q, w_k: (n_H, d, d_H), tokens multiply from the left.  Returns: (n_H, d, d)."""
+    return np.stack([q @ k.T for q, k in zip(w_q, w_k)])
+
+
+def post_softmax_tensor(w_v: np.ndarray, w_o: np.ndarray) -> np.ndarray:
+    """W~[h] = (W_h^V W_h^O)^T.  w_v: (n_H, d, d_H), w_o: (n_H, d_H, d).  Returns: (n_H, d, d)."""
+    return np.stack([(v @ o).T for v, o in zip(w_v, w_o)])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """exp(logits) normalised over the last axis."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def causal_mask(n_tokens: int) -> np.ndarray:
+    """(N, N), True where query n may look at source m <= n."""
+    return np.tril(np.ones((n_tokens, n_tokens), dtype=bool))
+
+
+def tensor_attention(x: np.ndarray, w_pre: np.ndarray, w_post: np.ndarray, scale: float, causal: bool = False) -> np.ndarray:
+    """Attention from its two tensors, Eqs. 2-6 of the paper; the last line is Eq. 6.
+
+        H1 = softmax(W x_2 X x_3 X * scale)     H2 = W~ x_3 X     Y_jk = sum over heads i and sources l of H1_ijl H2_ikl
+
+    (modes x_2, x_3 of the paper are 1, 2 here).
+    x: (N, d); w_pre, w_post: (n_H, d, d); scale: 1/sqrt(d_H) in the paper, whatever the ranks.  Returns: (N, d).
+    """
+    logits = mode_product(mode_product(w_pre, x, 1), x, 2) * scale  # (h, n, m)
+    if causal:
+        logits = np.where(causal_mask(len(x)), logits, -np.inf)
+    h1 = softmax(logits)  # (h, n, m)
+    h2 = mode_product(w_post, x, 2)  # (h, d, m)
+    return np.einsum("hnm,hdm->nd", h1, h2)
+
+
+def multi_head_attention(
+    x: np.ndarray, w_q: np.ndarray, w_k: np.ndarray, w_v: np.ndarray, w_o: np.ndarray, causal: bool = False
+) -> np.ndarray:
+    """Textbook multi-head attention, one head at a time, to compare `tensor_attention` with (Vaswani et al. 2017).
+
+    x: (N, d); w_q, w_k, w_v: (n_H, d, d_H); w_o: (n_H, d_H, d).  Returns: (N, d).
+    """
+    y = np.zeros_like(x)
+    for q, k, v, o in zip(w_q, w_k, w_v, w_o):
+        logits = (x @ q) @ (x @ k).T / np.sqrt(q.shape[1])  # (n, m)
+        if causal:
+            logits = np.where(causal_mask(len(x)), logits, -np.inf)
+        y += softmax(logits) @ (x @ v) @ o  # (n, d)
+    return y

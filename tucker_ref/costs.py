@@ -1,0 +1,102 @@
+"""Rung 13. What each mechanism costs: Table 1 as functions, and the arithmetic beside it. Plain integers, no tensors.
+
+All counts are for one layer without biases. "Numbers" are scalars of any dtype: multiply by 2 for bytes in BF16.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The counts of one layer.
+
+    parameters: trainable numbers; cache_per_token: numbers that decoding keeps for every token;
+    multiply-adds: `projections` per token, `attention` per (query, source) pair, `once` per update of the weights.
+    """
+
+    parameters: int
+    cache_per_token: int
+    projections: int
+    attention: int
+    once: int = 0
+
+    def parameter_bytes(self, n_layers: int = 1, bytes_per_number: int = 2) -> int:
+        return self.parameters * n_layers * bytes_per_number
+
+    def cache_bytes(self, n_tokens: int, n_layers: int = 1, bytes_per_number: int = 2) -> int:
+        return self.cache_per_token * n_tokens * n_layers * bytes_per_number
+
+    def flops(self, n_tokens: int) -> int:
+        """Floating-point operations of a full, non-causal forward pass over one sequence; a multiply-add counts as two."""
+        return 2 * (self.once + self.projections * n_tokens + self.attention * n_tokens**2)
+
+
+def mha_cost(d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:
+    """Multi-head attention: 4 d^2 parameters, 2 d cached numbers a token (with n_H d_H = d)."""
+    return gqa_cost(d_model, n_heads, n_heads, head_dim)
+
+
+def gqa_cost(d_model: int, n_heads: int, n_kv_heads: int, head_dim: int | None = None) -> Cost:
+    """Grouped-query attention: 2 d^2 + 2 n_KV d_H d parameters, 2 n_KV d_H cached numbers a token. MQA: n_kv_heads = 1."""
+    width = _head_dim(d_model, n_heads, head_dim)
+    inner, kv = n_heads * width, n_kv_heads * width
+    parameters = 2 * d_model * inner + 2 * d_model * kv
+    return Cost(parameters, cache_per_token=2 * kv, projections=parameters, attention=2 * inner)
+
+
+def mla_cost(
+    d_model: int,
+    n_heads: int,
+    q_rank: int,
+    kv_rank: int,
+    head_dim: int | None = None,
+    v_head_dim: int | None = None,
+    shared_kv: bool = True,
+) -> Cost:
+    """Multi-head latent attention, up-projected ("naive") path.
+
+    With all latents of width d_c and n_H d_H = d: d^2 + 5 d d_c parameters and d_c cached numbers a token with shared KV,
+    d^2 + 6 d d_c and 2 d_c with separate latents.
+    """
+    width = _head_dim(d_model, n_heads, head_dim)
+    v_width = width if v_head_dim is None else v_head_dim
+    n_latents = 1 if shared_kv else 2
+    parameters = (
+        d_model * (q_rank + n_latents * kv_rank)
+        + n_heads * (q_rank * width + kv_rank * (width + v_width))
+        + n_heads * v_width * d_model
+    )
+    return Cost(parameters, n_latents * kv_rank, projections=parameters, attention=n_heads * (width + v_width))
+
+
+def tucker_cost(
+    d_model: int,
+    n_heads: int,
+    ranks: tuple[int, int, int],
+    post_ranks: tuple[int, int, int] | None = None,
+    shared_kv: bool = False,
+) -> Cost:
+    """Tucker Attention.
+
+    With equal ranks on both sides: 2 (n_H r1 + d r2 + d r3 + r1 r2 r3) parameters and 2 r3 cached numbers a token;
+    shared KV saves one d r3 of the parameters and half of the cache.
+    """
+    r, s, t = ranks
+    u, o, v = ranks if post_ranks is None else post_ranks
+    value = 0 if shared_kv else d_model * v
+    factors = d_model * (s + t + o) + value
+    parameters = n_heads * (r + u) + factors + math.prod((r, s, t)) + math.prod((u, o, v))
+    return Cost(
+        parameters,
+        cache_per_token=t if shared_kv else t + v,
+        projections=factors + n_heads * (s * t + o * v),  # latents in and out, then each head's own small matrix
+        attention=n_heads * (t + v),
+        once=n_heads * (r * s * t + u * o * v),  # C x_1 U1 and C~ x_1 U~1
+    )
+
+
+def _head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
+    if head_dim is None and d_model % n_heads:
+        raise ValueError(f"n_heads is {n_heads}; it must divide d_model = {d_model}, or head_dim must be given")
+    return d_model // n_heads if head_dim is None else head_dim
