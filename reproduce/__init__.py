@@ -1,0 +1,1 @@
+"""The reproduction: `python -m reproduce EXPERIMENT --preset smoke`. Start reading at `rows`, `training`, `experiments`."""

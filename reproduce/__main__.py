@@ -1,0 +1,132 @@
+"""The command line: `python -m reproduce --help`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from . import claims, figure3, records, report, table1, table2, table3
+from .options import Options
+
+EXPERIMENTS = {"table1": table1, "table2": table2, "table3": table3, "figure3": figure3}
+PRESETS = sorted({"smoke", *table2.PRESETS, *figure3.PRESETS})
+EPILOG = """
+examples:
+  python -m reproduce all                              everything at smoke scale: some minutes on two cores
+  python -m reproduce table2 --rows "MHA,Tucker [8,64,64]" --seeds 0,1,2
+  python -m reproduce table2 --text novel.txt          on your own text (.txt, .gz, .xz or a folder of them)
+  python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
+  python -m reproduce report                           every table, from the committed records
+  python -m reproduce claims --records out/records     every claim of the paper with its verdict, from your own runs
+
+A run that is on record is skipped; one that was stopped goes on from its last checkpoint when the command is repeated.
+"""
+
+
+def main() -> int:
+    options = parse()
+    try:
+        if options.command in ("report", "claims"):
+            found = records.load(options.records)
+            if not found:
+                raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
+            rendered = (report if options.command == "report" else claims).render(found)
+            if options.write:
+                report.write_into(options.write, rendered)
+            else:
+                print(rendered)
+        else:
+            run(options)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    names = list(EXPERIMENTS) if options.command == "all" else [options.command]
+    chosen = Options(
+        preset=options.preset,
+        out=options.out,
+        records=options.records,
+        device=options.device,
+        rows=labels(options.rows),
+        seeds=options.seeds,
+        learning_rate=options.learning_rate,
+        steps=options.steps,
+        text=options.text,
+        validation=options.validation,
+        bpe=options.bpe,
+        images=options.images,
+    )
+    for name in names:
+        module = EXPERIMENTS[name]
+        if options.preset not in getattr(module, "PRESETS", {"smoke": None}):
+            raise ValueError(
+                f"{name} has no preset {options.preset!r}; it has {', '.join(getattr(module, 'PRESETS', ['smoke']))}"
+            )
+        module.run(chosen)
+    print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduce",
+        description="Reproduce the tables and figures of the Tucker Attention paper (arXiv:2603.30033), at a scale you choose.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in EXPERIMENTS.items():
+        add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
+    add_run_arguments(commands.add_parser("all", help="every experiment, one after the other"))
+    for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument(
+            "--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed here)"
+        )
+        command.add_argument("--write", type=Path, help="put it between the result marks of this Markdown file instead")
+    return parser.parse_args()
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", choices=PRESETS, default="smoke", help="the scale (default: smoke, minutes on a CPU)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
+    parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
+    parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")
+    parser.add_argument("--seeds", type=integers, default=(0,), help="one run per seed, for example 0,1,2 (default: 0)")
+    parser.add_argument("--learning-rate", type=float, help="peak rate in place of the preset's")
+    parser.add_argument("--steps", type=int, help="training steps in place of the preset's")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
+    )
+    parser.add_argument("--text", help="training text: .txt, .gz, .xz or a folder (default: the standard library's source)")
+    parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
+    parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
+    parser.add_argument("--images", help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits)")
+
+
+def integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2") from None
+
+
+def labels(text: str) -> tuple[str, ...]:
+    """Split at commas that are not inside a label's brackets: "MHA,Tucker [8,64,64]" has two labels."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Images for the vision transformer. Without a path: scikit-learn's handwritten digits, 1,797 real 8 x 8 scans, no download."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """x: (images, side, side, channels) uint8; y: (images,) int64 class numbers; range: the largest pixel value."""
+
+    name: str
+    sha256: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    pixel_range: int = 255
+
+    @property
+    def n_classes(self) -> int:
+        return int(max(self.y_train.max(), self.y_test.max())) + 1
+
+    def describe(self) -> dict:
+        """What a record says of the data."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "train_images": len(self.x_train),
+            "test_images": len(self.x_test),
+            "classes": self.n_classes,
+        }
+
+
+def load_images(path: str | None) -> ImageData:
+    """The digits, or an .npz file with the uint8 arrays x_train, x_test (images, side, side[, channels]) and y_train, y_test.
+
+    Raises ValueError for a file without these arrays, or with arrays of another type or shape.
+    """
+    if path is None:
+        return _digits()
+    source = Path(path)
+    if not source.is_file():
+        raise ValueError(f"--images {path}: no such file")
+    try:
+        with np.load(source, allow_pickle=False) as arrays:
+            missing = [name for name in NAMES if name not in arrays]
+            if missing:
+                raise ValueError(f"--images {path}: {', '.join(missing)} missing; it must hold {', '.join(NAMES)}")
+            loaded = [arrays[name] for name in NAMES]
+    except (OSError, EOFError) as error:
+        raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None
+    for name, array in zip(NAMES, loaded):
+        kind = np.uint8 if name[0] == "x" else np.integer
+        if not np.issubdtype(array.dtype, kind) or array.ndim not in ((3, 4) if name[0] == "x" else (1,)):
+            raise ValueError(
+                f"--images {path}: {name} is {array.dtype} {array.shape}; images are uint8 (n, side, side[, channels])"
+            )
+    x_train, y_train, x_test, y_test = loaded
+    for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
+        if len(x) != len(y) or len(x) == 0 or x.shape[1] != x.shape[2]:
+            raise ValueError(f"--images {path}: x_{part} {x.shape} and y_{part} {y.shape} are not labelled square images")
+    x_train, x_test = (x[..., None] if x.ndim == 3 else x for x in (x_train, x_test))
+    return _hashed(source.name, x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
+
+
+def _digits() -> ImageData:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))  # a fixed split, the same for every seed
+    x, y = digits.images.astype(np.uint8)[order, :, :, None], digits.target.astype(np.int64)[order]
+    n_train = 1437  # four fifths
+    return _hashed("scikit-learn digits", x[:n_train], y[:n_train], x[n_train:], y[n_train:], pixel_range=16)
+
+
+def _hashed(name: str, *arrays: np.ndarray, pixel_range: int = 255) -> ImageData:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return ImageData(name, digest.hexdigest(), *arrays, pixel_range=pixel_range)

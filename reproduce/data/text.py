@@ -1,0 +1,179 @@
+"""Text for the language models: read it, split it, learn a byte-pair vocabulary, keep the tokens.
+
+Without a path the text is the Python standard library's own source: real, on every machine that can run this, no download.
+"""
+
+import gzip
+import hashlib
+import json
+import lzma
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from ..files import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+VALIDATION_SHARE = 10  # every tenth document is held out
+OPENERS = {".txt": open, ".py": open, ".gz": gzip.open, ".xz": lzma.open}
+# Not library code but its tests, demos, tables and whatever else was installed beside it.
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo", "encodings", "pydoc_data"}
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Tokenised text. train, validation: (tokens,) uint16; token_bytes: (vocab_size,), UTF-8 bytes that each token stands for."""
+
+    name: str
+    sha256: str
+    train: np.ndarray
+    validation: np.ndarray
+    token_bytes: np.ndarray
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_bytes)
+
+    def describe(self) -> dict:
+        """What a record says of the data."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "vocab_size": self.vocab_size,
+            "train_tokens": len(self.train),
+            "validation_tokens": len(self.validation),
+        }
+
+
+def load_text(
+    path: str | None, vocab_size: int, cache: Path, validation: str | None = None, bpe: str | None = None
+) -> TextData:
+    """Read, split and tokenise text; the tokens are kept in `cache` and found again by content hash.
+
+    path: a .txt, .gz or .xz file or a folder of such files; None for the standard library's source.
+    validation: the held-out text, likewise; None to hold out every tenth document of `path`.
+    bpe: a folder with GPT-2's own tables (vocab.json and merges.txt); None to learn `vocab_size` byte pairs from the text.
+    Raises ValueError for a path that holds no text.
+    """
+    name, documents = read_documents(path)
+    if validation is None:
+        held_out = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
+        train = [d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1]
+    else:
+        train, (_, held_out) = documents, read_documents(validation)
+    if not train or not held_out:
+        raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
+    sha256 = _sha256(train, held_out)
+    kept = cache / f"text-{sha256[:16]}-{'gpt2' if bpe else vocab_size}.npz"
+    if not kept.exists():
+        tokenizer = _read_gpt2_tables(Path(bpe)) if bpe else _learn_byte_pairs(train, vocab_size)
+        arrays = {
+            "train": _encode(tokenizer, train, "tokenising"),
+            "validation": _encode(tokenizer, held_out, "tokenising held-out text"),
+            "token_bytes": _bytes_per_token(tokenizer),
+        }
+        write_atomically(kept, lambda file: np.savez(file, **arrays))
+    with np.load(kept) as arrays:
+        return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"])
+
+
+def read_documents(path: str | None) -> tuple[str, list[str]]:
+    """The name of the text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
+
+    A single file without such marks is cut into stretches of 64 KiB at line ends, so that some can be held out.
+    """
+    if path is None:
+        root = Path(sysconfig.get_path("stdlib"))
+        files = [p for p in sorted(root.rglob("*.py")) if not SKIPPED_FOLDERS & set(p.relative_to(root).parts)]
+        files = [p for p in files if not p.name.startswith("_sysconfigdata")]  # differs from machine to machine
+        return "Python standard library source", [_read(p) for p in tqdm(files, "reading source", leave=False)]
+    source = Path(path)
+    if not source.exists():
+        raise ValueError(f"--text {path}: no such file or folder")
+    files = [source] if source.is_file() else [p for p in sorted(source.rglob("*")) if p.suffix in OPENERS and p.is_file()]
+    documents = [d for p in tqdm(files, "reading text", leave=False) for d in _read(p).split(END_OF_TEXT) if d.strip()]
+    if not documents:
+        raise ValueError(f"--text {path}: no text found; a file or folder of {', '.join(OPENERS)} is needed")
+    if len(documents) == 1:
+        documents = _stretches(documents[0])
+    return source.name, documents
+
+
+def _read(path: Path) -> str:
+    opener = OPENERS.get(path.suffix)
+    if opener is None:
+        raise ValueError(f"{path} is not a text file known here; it must end in {', '.join(OPENERS)}")
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _stretches(text: str, size: int = 65536) -> list[str]:
+    lines, stretches, length = [], [], 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        length += len(line)
+        if length >= size:
+            stretches.append("".join(lines))
+            lines, length = [], 0
+    return stretches + ["".join(lines)] if lines else stretches
+
+
+def _sha256(train: list[str], held_out: list[str]) -> str:
+    digest = hashlib.sha256()
+    for document in [*train, "\0held out\0", *held_out]:
+        digest.update(document.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _learn_byte_pairs(documents: list[str], vocab_size: int) -> Tokenizer:
+    """A byte-level byte-pair encoding, learned from at most 4 MB spread evenly over the documents."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    share = min(1.0, 4e6 / sum(map(len, documents)))
+    sample = [d[: int(len(d) * share) + 1] for d in documents]
+    tokenizer.train_from_iterator(tqdm(sample, "learning byte pairs", leave=False), trainer)
+    return tokenizer
+
+
+def _read_gpt2_tables(folder: Path) -> Tokenizer:
+    missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"--bpe {folder}: {' and '.join(missing)} not found there")
+    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarray:
+    """All documents as one stream, an end-of-text token after each.  Returns: (tokens,) uint16."""
+    end, pieces = tokenizer.token_to_id(END_OF_TEXT), []
+    for start in tqdm(range(0, len(documents), 32), title, leave=False):
+        for encoding in tokenizer.encode_batch(documents[start : start + 32], add_special_tokens=False):
+            pieces.append(np.array([*encoding.ids, end], dtype=np.uint16))
+    return np.concatenate(pieces)
+
+
+def _bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
+    """In a byte-level vocabulary each character of a token's name stands for one byte; the end-of-text mark for none."""
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
+    for token, index in vocabulary.items():
+        lengths[index] = 0 if token == END_OF_TEXT else len(token)
+    return lengths

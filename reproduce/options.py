@@ -1,0 +1,25 @@
+"""What the command line decides, in one object that every experiment receives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
+
+    rows: labels to run, all if empty; seeds: one run each; learning_rate, steps: in place of the preset's, if given.
+    """
+
+    preset: str
+    out: Path
+    records: Path
+    device: str = "cpu"
+    rows: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    learning_rate: float | None = None
+    steps: int | None = None
+    text: str | None = None
+    validation: str | None = None
+    bpe: str | None = None
+    images: str | None = None

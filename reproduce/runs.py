@@ -1,0 +1,76 @@
+"""What every trained row needs around its training: a name, a checkpoint, and a record at the end."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .options import Options
+from .records import append, done, new_record, run_id
+from .rows import Row
+from .training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what it is, where its checkpoint lies, and whether it is on record already."""
+
+    experiment: str
+    options: Options
+    method: str
+    config: dict
+    seed: int
+    data: dict
+
+    @property
+    def identity(self) -> str:
+        return run_id(self.experiment, self.options.preset, self.method, self.config, self.seed, self.data)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.options.out / "checkpoints" / f"{self.experiment}-{self.identity}.pt"
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment} {self.method} seed {self.seed}"
+
+    def is_done(self) -> bool:
+        """Whether it is on record; says so, since the user may wonder why nothing happens."""
+        known = done(self.options.records, self.identity)
+        if known:
+            tqdm.write(f"{self.title}: on record already, skipped ({self.options.records}, id {self.identity})")
+        return known
+
+    def finish(self, metrics: dict, seconds: float) -> None:
+        """Record the run; only then is its checkpoint dropped."""
+        record = new_record(
+            self.experiment,
+            self.options.preset,
+            self.method,
+            self.config,
+            metrics,
+            seed=self.seed,
+            data=self.data,
+            device=self.options.device,
+            wall_seconds=seconds,
+        )
+        append(self.options.records, record)
+        self.checkpoint.unlink(missing_ok=True)
+
+
+def selected(rows: Iterable[Row], labels: tuple[str, ...]) -> list[Row]:
+    """The rows with these labels, all if none is given.  Raises ValueError for a label that no row has."""
+    rows = list(rows)
+    unknown = set(labels) - {row.label for row in rows}
+    if unknown:
+        known = "; ".join(row.label for row in rows)
+        raise ValueError(f"--rows: no row is called {', '.join(sorted(unknown))}; there are: {known}")
+    return [row for row in rows if not labels or row.label in labels]
+
+
+def override(settings: TrainConfig, options: Options) -> TrainConfig:
+    """The preset's settings with what the command line changes."""
+    changes = {"learning_rate": options.learning_rate, "steps": options.steps}
+    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})

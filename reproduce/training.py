@@ -1,0 +1,163 @@
+"""One training loop for every model: AdamW, warm-up and cosine, atomic checkpoints, and the same digits after a resume.
+
+The batch of a step depends on the seed and the step alone, and nothing in the models is random after construction. So a run
+that was killed and resumed takes the same steps as one that was not.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .files import write_atomically
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. batch_size is the global batch, in sequences or images; learning_rate is the peak."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    final_share: float = 0.1  # of the peak learning rate, where the cosine ends
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip: float = 1.0
+    precision: str = "float32"  # or "bfloat16": autocast, with float32 weights and optimiser
+    compiled: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 50
+
+    def __post_init__(self):
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}; it must be a multiple of log_every = {self.log_every}"
+            )
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves behind beside the model.
+
+    curve: per log entry [step, mean training loss, largest gradient norm before clipping] since the entry before;
+    seconds: time in the loop, over all resumes.
+    """
+
+    curve: list
+    seconds: float
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Linear warm-up from zero, then a cosine from the peak down to final_share of it at the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    share = config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * share
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and cores, and leaves vectors (norms, biases, the class token) alone."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, int], torch.Tensor],
+    config: TrainConfig,
+    checkpoint: Path,
+    title: str,
+) -> TrainResult:
+    """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
+
+    loss_of(model, step): the mean loss of that step's batch, a scalar tensor.
+    Raises ValueError if the checkpoint belongs to another configuration or is damaged, FloatingPointError on a NaN loss.
+    A crash or Ctrl-C loses at most the steps since the last checkpoint.
+    """
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(model, config)
+    first_step, result = 0, TrainResult([], 0.0)
+    if checkpoint.exists():
+        first_step, result = _load(checkpoint, model, optimizer, config)
+    if config.compiled:
+        torch.compiler.reset()  # each model gets a compilation of its own; without this the ninth falls back to eager
+    step_model = torch.compile(model) if config.compiled else model
+    losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
+    started = time.perf_counter()
+
+    def save(step: int) -> None:
+        total = result.seconds + time.perf_counter() - started
+        _save(checkpoint, model, optimizer, config, step, TrainResult(result.curve, total))
+
+    model.train()
+    with tqdm(range(first_step, config.steps), title, initial=first_step, total=config.steps, mininterval=0.5) as progress:
+        step = first_step
+        try:
+            for step in progress:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(step, config)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+                    loss = loss_of(step_model, step)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                optimizer.step()
+                losses += loss.detach()
+                torch.maximum(largest_norm, norm, out=largest_norm)
+                finished = step + 1
+                if finished % config.log_every == 0 or finished == config.steps:
+                    mean = losses.item() / ((finished - 1) % config.log_every + 1)
+                    if not math.isfinite(mean):
+                        raise FloatingPointError(f"{title}: the loss is {mean} at step {finished}")
+                    result.curve.append([finished, round(mean, 4), round(largest_norm.item(), 3)])
+                    losses.zero_()
+                    largest_norm.zero_()
+                    progress.set_postfix_str(f"loss {mean:.3f}")
+                    if finished % config.checkpoint_every == 0 or finished == config.steps:
+                        save(finished)
+        except KeyboardInterrupt:
+            progress.close()
+            print(f"{title}: stopped in step {step}; the same command goes on from the last checkpoint")
+            raise
+    result.seconds += time.perf_counter() - started
+    return result
+
+
+def _save(path, model, optimizer, config, step, result) -> None:
+    state = {
+        "config": json.dumps(dataclasses.asdict(config)),
+        "step": step,
+        "curve": result.curve,
+        "seconds": result.seconds,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
+    try:
+        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        kept, step = json.loads(state["config"]), state["step"]
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
+    if kept != dataclasses.asdict(config):
+        changed = [k for k, v in dataclasses.asdict(config).items() if kept.get(k) != v]
+        raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return step, TrainResult(state["curve"], state["seconds"])
