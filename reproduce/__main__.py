@@ -97,7 +97,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")
-    parser.add_argument("--seeds", type=integers, default=(0,), help="one run per seed, for example 0,1,2 (default: 0)")
+    parser.add_argument(
+        "--seeds", type=integers, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)"
+    )
     parser.add_argument("--learning-rate", type=float, help="peak rate in place of the preset's")
     parser.add_argument("--steps", type=int, help="training steps in place of the preset's")
     parser.add_argument(

@@ -25,6 +25,7 @@ class Preset:
     n_layers: int
     rows: tuple[Row, ...]
     train: TrainConfig
+    seeds: tuple[int, ...] = (0,)
 
 
 PRESETS = {
@@ -44,9 +45,9 @@ PRESETS = {
             Row("Tucker", ranks=(4, 16, 16)),
             Row("Tucker", ranks=(4, 8, 8)),
             Row("Tucker", ranks=(4, 4, 4)),
-            Row("Tucker", ranks=(2, 2, 2)),
         ),
-        train=TrainConfig(steps=150, batch_size=64, learning_rate=2e-3, warmup_steps=15, weight_decay=0.05, beta2=0.99),
+        train=TrainConfig(steps=300, batch_size=64, learning_rate=2e-3, warmup_steps=30, weight_decay=0.05, beta2=0.99),
+        seeds=(0, 1),
     ),
 }
 
@@ -57,7 +58,7 @@ def run(options: Options) -> None:
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)
     for row in rows:
-        for seed in options.seeds:
+        for seed in options.seeds or preset.seeds:
             train_row(row, seed, preset, data, options)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 class Options:
     """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
 
-    rows: labels to run, all if empty; seeds: one run each; learning_rate, steps: in place of the preset's, if given.
+    rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps: in place of the
+    preset's, if given.
     """
 
     preset: str
@@ -16,7 +17,7 @@ class Options:
     records: Path
     device: str = "cpu"
     rows: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
     learning_rate: float | None = None
     steps: int | None = None
     text: str | None = None

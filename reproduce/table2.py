@@ -29,6 +29,7 @@ class Preset:
     vocab_size: int
     validation_tokens: int
     train: TrainConfig
+    seeds: tuple[int, ...] = (0,)
 
 
 PRESETS = {
@@ -38,7 +39,7 @@ PRESETS = {
         context=128,
         vocab_size=1024,
         validation_tokens=65_536,
-        train=TrainConfig(steps=200, batch_size=16, learning_rate=2e-3, warmup_steps=20),
+        train=TrainConfig(steps=300, batch_size=16, learning_rate=2e-3, warmup_steps=30),
     ),
 }
 
@@ -69,7 +70,7 @@ def run(options: Options) -> None:
     preset, rows = PRESETS[options.preset], selected(TABLE2, options.rows)
     data = load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
     for row in rows:
-        for seed in options.seeds:
+        for seed in options.seeds or preset.seeds:
             train_row(row, seed, preset, data, options)
 
 

@@ -1,6 +1,7 @@
 """Images for the vision transformer. Without a path: scikit-learn's handwritten digits, 1,797 real 8 x 8 scans, no download."""
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class ImageData:
-    """x: (images, side, side, channels) uint8; y: (images,) int64 class numbers; range: the largest pixel value."""
+    """x: (images, side, side, channels) uint8; y: (images,) int64 class numbers; pixel_range: the largest pixel value."""
 
     name: str
     sha256: str
@@ -48,12 +49,13 @@ def load_images(path: str | None) -> ImageData:
         raise ValueError(f"--images {path}: no such file")
     try:
         with np.load(source, allow_pickle=False) as arrays:
-            missing = [name for name in NAMES if name not in arrays]
-            if missing:
-                raise ValueError(f"--images {path}: {', '.join(missing)} missing; it must hold {', '.join(NAMES)}")
-            loaded = [arrays[name] for name in NAMES]
-    except (OSError, EOFError) as error:
+            found = {name: arrays[name] for name in NAMES if name in arrays}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None
+    missing = [name for name in NAMES if name not in found]
+    if missing:
+        raise ValueError(f"--images {path}: {', '.join(missing)} missing; it must hold {', '.join(NAMES)}")
+    loaded = [found[name] for name in NAMES]
     for name, array in zip(NAMES, loaded):
         kind = np.uint8 if name[0] == "x" else np.integer
         if not np.issubdtype(array.dtype, kind) or array.ndim not in ((3, 4) if name[0] == "x" else (1,)):

@@ -11,10 +11,11 @@ AttentionFactory = Callable[[int, int], nn.Module]  # (d_model, n_heads) -> a la
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    n_layers: the depth of the whole model, which sets the initial scale 1/sqrt(2 n_layers) of both residual branches.
+    n_layers: the depth of the whole model; both residual branches start scaled by 1/sqrt(2 n_layers).
+    std: of the initial weights, elsewhere.
     """
 
-    def __init__(self, d_model: int, n_heads: int, n_layers: int, attention: AttentionFactory, causal: bool):
+    def __init__(self, d_model: int, n_heads: int, n_layers: int, attention: AttentionFactory, causal: bool, std: float):
         super().__init__()
         self.causal = causal
         self.attention_norm = nn.LayerNorm(d_model, bias=False)
@@ -23,7 +24,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(d_model, 4 * d_model, bias=False), nn.GELU(), nn.Linear(4 * d_model, d_model, bias=False)
         )
-        std, gain = 0.02 * (768 / d_model) ** 0.5, (2 * n_layers) ** -0.5  # GPT-2's 0.02 at GPT-2's width
+        gain = (2 * n_layers) ** -0.5
         self.attention.reset_parameters(std, gain)
         nn.init.normal_(self.mlp[0].weight, std=std)
         nn.init.normal_(self.mlp[2].weight, std=std * gain)

@@ -14,7 +14,9 @@ class GPT2(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.position_embedding = nn.Embedding(context, d_model)
-        self.blocks = nn.ModuleList(Block(d_model, n_heads, n_layers, attention, causal=True) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(
+            Block(d_model, n_heads, n_layers, attention, causal=True, std=0.02) for _ in range(n_layers)
+        )
         self.final_norm = nn.LayerNorm(d_model, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)

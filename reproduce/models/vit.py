@@ -27,7 +27,10 @@ class ViT(nn.Module):
         self.patch_embedding = nn.Conv2d(channels, d_model, kernel_size=patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(d_model))
         self.position_embedding = nn.Parameter(torch.empty(n_tokens, d_model))
-        self.blocks = nn.ModuleList(Block(d_model, n_heads, n_layers, attention, causal=False) for _ in range(n_layers))
+        std = 0.02 * (768 / d_model) ** 0.5  # 0.02 at ViT-B's width, larger where the model is narrower
+        self.blocks = nn.ModuleList(
+            Block(d_model, n_heads, n_layers, attention, causal=False, std=std) for _ in range(n_layers)
+        )
         self.final_norm = nn.LayerNorm(d_model, bias=False)
         self.head = nn.Linear(d_model, n_classes)
         nn.init.normal_(self.position_embedding, std=0.02)

@@ -1,0 +1,48 @@
+# `make reproduce` and `make test` need Python 3.11 or newer and make; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help install reproduce test figures lint clean
+
+help:
+	@echo "make reproduce   train and measure everything at smoke scale; tables, records and figures go to out/"
+	@echo "make test        run all tests"
+	@echo "make figures     redraw paper_figures/images from the committed records"
+	@echo "make lint        check style"
+	@echo "make clean       remove .venv and out/"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with PYTHON=...')"
+	@$(PYTHON) -m venv $(VENV)
+	@printf "installing into $(VENV), a minute or two "; \
+	(while sleep 2; do printf .; done) & dots=$$!; trap "kill $$dots" EXIT; \
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch && \
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[reproduce,dev]'
+	@echo " done"
+	@touch $@
+
+reproduce: install
+	$(RUN) -m reproduce all --preset smoke --out out --records out/records
+	$(RUN) -m reproduce report --records out/records
+	$(RUN) -m reproduce claims --records out/records
+	$(RUN) -m paper_figures --records out/records --out out/figures
+
+test: install
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m pytest
+	@if ls tutorials/*.ipynb >/dev/null 2>&1; then $(RUN) -m pytest --nbval-lax tutorials; fi
+
+figures: install
+	$(RUN) -m paper_figures
+
+lint: install
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+clean:
+	rm -rf $(VENV) out

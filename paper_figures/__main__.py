@@ -1,0 +1,47 @@
+"""`python -m paper_figures`: redraw every figure for which there are records."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reproduce import records
+
+from . import diagram, figures, style
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m paper_figures", description="Redraw every figure from records, offline, in seconds."
+    )
+    parser.add_argument("--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images", help="where the images go")
+    options = parser.parse_args()
+    style.use()
+    options.out.mkdir(parents=True, exist_ok=True)
+    diagram.draw(options.out / "tucker_attention.png")
+    try:
+        draw_all(options.records, options.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"figures are in {options.out}")
+    return 0
+
+
+def draw_all(folder: Path, out: Path) -> None:
+    def found(experiment: str, preset: str) -> list[dict]:
+        return records.load(folder, experiment, preset)
+
+    gpt2, llama = found("table2", "sizes"), found("table3", "sizes")
+    if gpt2:
+        figures.cache_against_context(gpt2, out / "cache_against_context.png")
+    if gpt2 and llama:
+        figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
+    if runs := found("table2", "smoke"):
+        figures.loss_curves(runs, out / "loss_curves_smoke.png")
+    if runs := found("figure3", "smoke"):
+        figures.accuracy_against_parameters(runs, out / "accuracy_against_parameters_smoke.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

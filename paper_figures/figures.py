@@ -1,0 +1,104 @@
+"""The measured figures. Each function takes records and a path, and says in the figure itself when a scale is reduced."""
+
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter
+
+from reproduce.report import by_row, sizes_of
+
+from .style import COLOURS, MARKERS, lines_of, mechanism
+
+
+def cache_against_context(records: list[dict], path: Path) -> None:
+    """KV-cache bytes of a GPT-2 against the length of the context, BF16. Rows that cache equally much alternate in one line."""
+    shape = records[0]["config"]
+    contexts = 2 ** np.arange(10, 18)
+    groups: dict[int, list[str]] = {}
+    for r in sizes_of(records):
+        groups.setdefault(r["cache_per_token"] * shape["n_layers"] * 2, []).append(r["label"])  # bytes per token
+    figure, ax = plt.subplots(figsize=(7.6, 4.0))
+    for per_token, labels in groups.items():
+        kinds = list(dict.fromkeys(mechanism(label) for label in labels))
+        for i, kind in enumerate(kinds):
+            dashes = "-" if len(kinds) == 1 else (5 * i, (5, 5 * (len(kinds) - 1)))
+            ax.plot(contexts, contexts * per_token / 1e6, color=COLOURS[kind], linestyle=dashes, linewidth=2.4)
+        text = ",\n".join(", ".join(labels[n : n + 2]) for n in range(0, len(labels), 2))
+        end = (contexts[-1], contexts[-1] * per_token / 1e6)
+        ax.annotate(text, end, (8, 0), textcoords="offset points", va="center", fontsize=8.5)
+    ax.set(xscale="log", yscale="log", xlabel="context length in tokens", ylabel="KV cache in MB (BF16)")
+    ax.set_xticks(contexts, [f"{n // 1024}k" for n in contexts])
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    ax.minorticks_off()
+    ax.set_title("What decoding must keep: GPT-2, 12 layers, one sequence")
+    save(figure, path)
+
+
+def attention_parameters(gpt2: list[dict], llama: list[dict], path: Path) -> None:
+    """Attention parameters of every row of Tables 2 and 3, as a share of multi-head attention."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8))
+    for ax, records, n_layers, title in ((axes[0], gpt2, 12, "Table 2: GPT-2"), (axes[1], llama, 16, "Table 3: LLaMA3-1B")):
+        rows = sizes_of(records)[::-1]
+        millions = [r["parameters"] * n_layers / 1e6 for r in rows]
+        bars = ax.barh([r["label"] for r in rows], millions, color=[COLOURS[mechanism(r["label"])] for r in rows])
+        ax.bar_label(bars, [f"{m:.1f}  ({m / millions[-1]:.0%})" for m in millions], padding=3, fontsize=8.5)
+        ax.set(xlim=(0, max(millions) * 1.3), xlabel=f"attention parameters in millions, {n_layers} layers")
+        ax.set_title(title)
+        ax.grid(axis="y", visible=False)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def loss_curves(records: list[dict], path: Path) -> None:
+    """Training loss against tokens seen, one line per row (mean over seeds), with the validation loss in the legend."""
+    runs = by_row(records)
+    figure, ax = plt.subplots(figsize=(7.2, 4.4))
+    styles = lines_of(list(runs))
+    c = next(iter(runs.values()))[0]["config"]
+    per_step = c["train"]["batch_size"] * c["context"]
+    for label, group in runs.items():
+        curves = np.array([[entry[:2] for entry in r["metrics"]["curve"]] for r in group])  # (seeds, entries, 2)
+        mean = curves.mean(axis=0)
+        final = statistics.mean(r["metrics"]["validation_loss"] for r in group)
+        ax.plot(mean[:, 0] * per_step / 1e6, mean[:, 1], label=f"{label}: {final:.3f}", **styles[label])
+    ax.set(xlabel="training tokens in millions", ylabel="training loss (nats per token)")
+    ax.set_title(f"Table 2 rows at REDUCED SCALE: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}")
+    ax.legend(title="row, with its final validation loss")
+    save(figure, path)
+
+
+def accuracy_against_parameters(records: list[dict], path: Path) -> None:
+    """Figure 3: top-1 and top-5 accuracy against attention parameters, a line per mechanism, bars over seeds."""
+    example = records[0]
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9))
+    for ax, metric, title in ((axes[0], "top1", "top-1"), (axes[1], "top5", "top-5")):
+        points: dict[str, list] = {}
+        for label, group in by_row(records).items():
+            values = [100 * r["metrics"][metric] for r in group]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            points.setdefault(mechanism(label), []).append(
+                (group[0]["metrics"]["attention_parameters"], statistics.mean(values), spread)
+            )
+        for kind, triples in points.items():
+            x, y, spread = zip(*sorted(triples))
+            ax.errorbar(x, y, yerr=spread, label=kind, color=COLOURS[kind], marker=MARKERS[kind], markersize=5, capsize=2.5)
+        ax.set(xscale="log", xlabel="attention parameters", ylabel=f"{title} accuracy in %")
+        ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        ax.set_title(title)
+    axes[0].legend()
+    n_seeds = max(len(group) for group in by_row(records).values())
+    figure.suptitle(
+        f"Figure 3 at REDUCED SCALE: ViT d {example['config']['d_model']} from scratch on {example['data']['name']}, "
+        f"{n_seeds} seed{'s' if n_seeds > 1 else ''}",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
+    )  # fmt: skip
+    figure.tight_layout()
+    save(figure, path)
+
+
+def save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})  # the same records give the same bytes
+    plt.close(figure)

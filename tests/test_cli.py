@@ -1,0 +1,107 @@
+"""The command line as a user meets it: resumable, with errors that say what to do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reproduce.__main__ import labels
+
+ROOT = Path(__file__).parent.parent
+ROW = "Tucker [8,64,64]"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "reproduce", *arguments]
+
+
+def run(*arguments: str, **options):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT, **options)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(20):
+        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(400)))
+    return folder
+
+
+def training(text, folder, *more: str) -> list[str]:
+    places = ["--text", str(text), "--out", str(folder), "--records", str(folder / "records")]
+    return ["table2", "--rows", ROW, "--steps", "120", *places, *more]
+
+
+def record_in(folder) -> dict:
+    return json.loads((folder / "records" / "table2.smoke.json").read_text())[0]
+
+
+def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(text, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(*training(text, whole)).returncode == 0
+    process = subprocess.Popen(command(*training(text, killed)), cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(killed.glob("checkpoints/*.pt")) and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(killed.glob("checkpoints/*.pt")) and not (killed / "records" / "table2.smoke.json").exists()
+    resumed = run(*training(text, killed))
+    assert resumed.returncode == 0 and " 0/120" not in resumed.stderr  # it did not start again
+    expected, actual = (record_in(folder)["metrics"] for folder in (whole, killed))
+    for metric in ("validation_loss", "bits_per_byte", "curve"):
+        assert actual[metric] == expected[metric]
+    assert not list(killed.glob("checkpoints/*.pt"))  # dropped once the record is written
+    again = run(*training(text, killed))
+    assert again.returncode == 0 and "on record already, skipped" in again.stdout
+    other = tmp_path / "other"  # control: another seed has another loss
+    assert run(*training(text, other, "--seeds", "1")).returncode == 0
+    assert record_in(other)["metrics"]["validation_loss"] != expected["validation_loss"]
+
+
+def test_ctrl_c_says_how_to_go_on(text, tmp_path):
+    process = subprocess.Popen(
+        command(*training(text, tmp_path)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("checkpoints/*.pt")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on from the last checkpoint" in out
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["table2", "--rows", "MHA,Tukker"], 1, "no row is called Tukker; there are: MHA; GQA n_KV=4"),
+        (["table2", "--text", "/nowhere"], 1, "--text /nowhere: no such file or folder"),
+        (["figure3", "--images", "/nowhere.npz"], 1, "--images /nowhere.npz: no such file"),
+        (["report", "--records", "/nowhere"], 1, "/nowhere holds no records"),
+        (["figure3", "--preset", "gpu-sweep"], 1, "figure3 has no preset 'gpu-sweep'; it has smoke"),
+        (["table2", "--seeds", "one"], 2, "'one' is not a list of integers such as 0,1,2"),
+        (["table9"], 2, "invalid choice: 'table9'"),
+    ],
+)
+def test_errors_say_what_is_wrong_and_what_is_allowed(arguments, code, message, tmp_path):
+    if arguments[0] in ("table2", "figure3"):
+        arguments = [*arguments, "--out", str(tmp_path), "--records", str(tmp_path / "records")]
+    result = run(*arguments)
+    assert result.returncode == code and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_labels_may_hold_commas():
+    assert labels("MHA, Tucker [8,64,64],MLA shared d_c=128") == ("MHA", "Tucker [8,64,64]", "MLA shared d_c=128")
+    assert labels("") == ()
+
+
+def test_help_teaches():
+    result = run("--help")
+    assert result.returncode == 0
+    for word in ("table2", "figure3", "report", "claims", "examples:", "goes on from its last checkpoint"):
+        assert word in result.stdout

@@ -1,0 +1,168 @@
+"""Text and images: split without overlap, tokens that count every byte once, errors that name the file."""
+
+import gzip
+import lzma
+
+import numpy as np
+import pytest
+
+from reproduce.data.images import load_images
+from reproduce.data.text import load_text, read_documents
+from reproduce.language import batch_of
+
+STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for k in range(40)) for n in range(30)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n, chapter in enumerate(STORY):
+        (tmp_path / f"{n:02}.txt").write_text(chapter)
+    return tmp_path
+
+
+def test_every_byte_is_in_exactly_one_token_of_one_split(folder, tmp_path):
+    data = load_text(str(folder), 300, tmp_path / "cache")
+    n_bytes = sum(int(data.token_bytes[part].sum()) for part in (data.train, data.validation))
+    assert n_bytes == sum(len(c.encode()) for c in STORY)
+    held_out = sum(len(c.encode()) for c in STORY[9::10])
+    assert int(data.token_bytes[data.validation].sum()) == held_out
+    assert data.vocab_size == 300 and (data.token_bytes == 0).sum() == 1  # only the end-of-text mark stands for no byte
+
+
+def test_tokens_are_cached_by_content(folder, tmp_path):
+    cache = tmp_path / "cache"
+    first = load_text(str(folder), 300, cache)
+    stamp = next(cache.iterdir()).stat().st_mtime_ns
+    again = load_text(str(folder), 300, cache)
+    assert np.array_equal(first.train, again.train) and next(cache.iterdir()).stat().st_mtime_ns == stamp
+    (folder / "00.txt").write_text("another beginning\n" * 9)
+    assert load_text(str(folder), 300, cache).sha256 != first.sha256
+
+
+def test_compressed_text_is_the_same_text(folder, tmp_path):
+    whole = "".join(STORY) * 8
+    for suffix, module in ((".txt", None), (".gz", gzip), (".xz", lzma)):
+        path = tmp_path / f"book{suffix}"
+        path.write_bytes(module.compress(whole.encode()) if module else whole.encode())
+        name, documents = read_documents(str(path))
+        assert name == path.name and "".join(documents) == whole and len(documents) > 1
+
+
+def test_documents_may_be_marked_within_a_file(tmp_path):
+    (tmp_path / "many.txt").write_text("<|endoftext|>\n".join(STORY))
+    assert len(read_documents(str(tmp_path / "many.txt"))[1]) == 30
+
+
+def test_held_out_text_can_be_given(folder, tmp_path):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "out.txt").write_text("quite another text\n" * 50)
+    data = load_text(str(folder), 300, tmp_path / "cache", validation=str(tmp_path / "held"))
+    assert int(data.token_bytes[data.validation].sum()) == 50 * len("quite another text\n")
+
+
+def bad_text(tmp_path, kind):
+    path = tmp_path / {"unknown": "a.pdf", "gz": "a.gz", "xz": "a.xz"}.get(kind, "a.txt")
+    content = {
+        "empty": b"",
+        "blank": b" \n\n ",
+        "tiny": b"one line",
+        "bytes": b"abc\xff\xfe",
+        "unknown": b"x",
+        "gz": gzip.compress(b"text" * 999)[:-20],
+        "xz": lzma.compress(b"text" * 999)[:-20],
+    }[kind]
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("empty", "no text found"),
+        ("blank", "no text found"),
+        ("tiny", "1 documents; at least 10"),
+        ("bytes", "a.txt is not UTF-8 text: byte 3"),
+        ("unknown", "a.pdf is not a text file known here"),
+        ("gz", "a.gz is damaged"),
+        ("xz", "a.xz is damaged"),
+    ],
+)
+def test_unusable_text_is_named(tmp_path, kind, message):
+    with pytest.raises(ValueError, match=message):
+        load_text(str(bad_text(tmp_path, kind)), 300, tmp_path / "cache")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="--text .*absent: no such file"):
+        load_text(str(tmp_path / "absent"), 300, tmp_path)
+    with pytest.raises(ValueError, match="--images .*absent: no such file"):
+        load_images(str(tmp_path / "absent"))
+    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    with pytest.raises(ValueError, match="vocab.json and merges.txt not found"):
+        load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache", bpe=str(tmp_path))
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    tokens = np.arange(1000, dtype=np.uint16)
+    a, b = (batch_of(tokens, 3, 0, 4, 16) for _ in range(2))
+    assert a.shape == (4, 17) and np.array_equal(a, b)
+    assert (a[:, 1:] - a[:, :-1] == 1).all()  # windows are consecutive tokens
+    assert not np.array_equal(a, batch_of(tokens, 4, 0, 4, 16)) and not np.array_equal(a, batch_of(tokens, 3, 1, 4, 16))
+
+
+def test_the_last_token_can_be_drawn():
+    windows = [batch_of(np.arange(18, dtype=np.uint16), step, 0, 8, 16) for step in range(20)]
+    assert {int(w.max()) for w in windows} == {17}
+
+
+def test_the_digits_are_split_without_overlap():
+    data = load_images(None)
+    assert data.x_train.shape == (1437, 8, 8, 1) and data.x_test.shape == (360, 8, 8, 1) and data.n_classes == 10
+    assert data.x_train.max() == data.pixel_range == 16
+    assert np.bincount(data.y_test).min() > 20  # shuffled: every class is tested
+    seen = {x.tobytes() for x in data.x_train}
+    assert sum(x.tobytes() in seen for x in data.x_test) == 0
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    made = {
+        "x_train": rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
+        "y_train": np.arange(20) % 4,
+        "x_test": rng.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8),
+        "y_test": np.arange(8) % 4,
+    }
+    return {k: v for k, v in (made | changes).items() if v is not None}
+
+
+def test_images_from_a_file(tmp_path):
+    np.savez(tmp_path / "i.npz", **arrays())
+    data = load_images(str(tmp_path / "i.npz"))
+    assert data.n_classes == 4 and data.x_train.shape == (20, 8, 8, 3) and data.pixel_range == 255
+    grey = arrays(x_train=arrays()["x_train"][..., 0], x_test=arrays()["x_test"][..., 0])
+    np.savez(tmp_path / "g.npz", **grey)
+    assert load_images(str(tmp_path / "g.npz")).x_train.shape == (20, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(y_test=None), "y_test missing"),
+        (dict(x_train=np.zeros((20, 8, 8, 3))), "x_train is float64"),
+        (dict(x_train=np.zeros((20, 64), np.uint8)), "x_train is uint8"),
+        (dict(y_train=np.zeros(20)), "y_train is float64"),
+        (dict(y_train=np.zeros(19, int)), "not labelled square images"),
+        (dict(x_test=np.zeros((8, 8, 6, 3), np.uint8)), "not labelled square images"),
+        (dict(x_test=np.zeros((0, 8, 8, 3), np.uint8), y_test=np.zeros(0, int)), "not labelled square images"),
+    ],
+)
+def test_unusable_images_are_named(tmp_path, changes, message):
+    np.savez(tmp_path / "i.npz", **arrays(**changes))
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path / "i.npz"))
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "i.npz").write_bytes(b"not an archive")
+    with pytest.raises(ValueError, match="not a readable .npz file"):
+        load_images(str(tmp_path / "i.npz"))

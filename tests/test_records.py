@@ -1,0 +1,108 @@
+"""Records: appended whole, never overwritten, complete in provenance, and silent about the machine's folders."""
+
+import json
+import multiprocessing
+import re
+
+import pytest
+
+from reproduce import records
+from reproduce.files import write_atomically
+
+
+def record(method="MHA", seed=0, **metrics):
+    data = {"name": "text", "sha256": "00" * 32}
+    return records.new_record("table2", "smoke", method, {"d_model": 4}, metrics, seed=seed, data=data)
+
+
+def test_a_record_says_where_its_numbers_come_from():
+    made = record(loss=1.0)
+    assert set(made) == set(records.FIELDS)
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", made["commit"])
+    assert set(made["versions"]) == {"python", "torch", "numpy"} and "threads on" in made["device"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["finished"])
+
+
+def test_records_append_in_order_and_are_never_overwritten(tmp_path):
+    records.append(tmp_path, record("MHA", loss=1.0))
+    records.append(tmp_path, record("GQA", loss=2.0))
+    records.append(tmp_path, record("MHA", loss=3.0))  # the same run again: the first stands
+    assert [(r["method"], r["metrics"]["loss"]) for r in records.load(tmp_path)] == [("MHA", 1.0), ("GQA", 2.0)]
+    assert records.load(tmp_path, "table2", "smoke") and not records.load(tmp_path, "table3")
+
+
+def test_what_defines_a_run_tells_it_apart():
+    def identity(**changes):
+        parts = dict(experiment="e", preset="p", method="m", config={"a": 1}, seed=0, data={"sha256": "x"}) | changes
+        return records.run_id(**parts)
+
+    changes = [
+        dict(experiment="f"),
+        dict(preset="q"),
+        dict(method="n"),
+        dict(config={"a": 2}),
+        dict(seed=1),
+        dict(data={"sha256": "y"}),
+    ]
+    assert len({identity(), *(identity(**c) for c in changes)}) == 7
+    assert identity(config={"a": 1, "b": 2}) == identity(config={"b": 2, "a": 1})
+
+
+def append_some(folder, worker):
+    for seed in range(10):
+        records.append(folder, record(f"w{worker}", seed))
+
+
+def test_two_writers_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=append_some, args=(tmp_path, w)) for w in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(records.load(tmp_path)) == 30
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[{", "not a record file"),
+        ("{}", "must hold a list"),
+        ('[{"id": 1}]', "record 0 lacks experiment"),
+        ("[3]", "record 0 lacks id"),
+    ],
+)
+def test_a_damaged_file_is_named_and_left_alone(tmp_path, content, message):
+    path = tmp_path / "table2.smoke.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"table2.smoke.json.*{message}"):
+        records.append(tmp_path, record())
+    assert path.read_text() == content
+
+
+def test_the_command_names_files_but_not_folders(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "table2", "--text", "/home/somebody/books/novel.txt", "--seeds", "0,1"])
+    assert records.command_line() == "python -m reproduce table2 --text novel.txt --seeds 0,1"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_committed_records_are_complete_and_hold_no_machine_paths():
+    committed = records.load(records.COMMITTED)
+    assert committed
+    for r in committed:
+        text = json.dumps(r)
+        assert not re.search(r"/(home|root|tmp|work|usr)/", text)
+        assert "+changes" not in r["commit"] and r["commit"] != "unknown", r["id"]
+    assert len({r["id"] for r in committed}) == len(committed)

@@ -1,0 +1,141 @@
+"""Tables, claims and figures come from records and from nothing else."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paper_figures import __main__ as figures_main
+from paper_figures import style
+from reproduce import claims, records, report
+from reproduce.claims import FAILED, REPRODUCED, UNTESTED
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = records.load(records.COMMITTED)
+
+
+def test_the_readme_shows_exactly_what_the_records_say():
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.split(report.BEGIN)[1].split(report.END)[0].strip()
+    assert shown == report.render(COMMITTED).strip()
+
+
+def test_a_changed_record_changes_the_report():
+    """Control for the test above: the numbers are read, not remembered."""
+    changed = copy.deepcopy(COMMITTED)
+    for record in changed:
+        for row in record["metrics"].get("rows", []):
+            row["parameters"] += 1_000_000
+        for metric in ("validation_loss", "top1"):
+            if metric in record["metrics"]:
+                record["metrics"][metric] += 0.5
+    before, after = report.render(COMMITTED).splitlines(), report.render(changed).splitlines()
+    assert len(before) == len(after)
+    rows = [i for i, line in enumerate(before) if line.startswith("| ") and re.search(r"\d\.\d|\d,\d", line)]
+    unchanged = [before[i] for i in rows if before[i] == after[i]]
+    assert len(rows) > 30 and not unchanged
+
+
+def test_every_trained_row_of_table_2_is_there():
+    trained = {r["method"] for r in COMMITTED if r["experiment"] == "table2" and r["preset"] == "smoke"}
+    assert {"MHA", "GQA n_KV=4", "GQA n_KV=2", "MLA shared d_c=128"} < trained
+    assert sum(label.startswith("Tucker") for label in trained) == 3
+
+
+def test_reduced_scale_is_said_in_the_table_itself():
+    rendered = report.render(COMMITTED)
+    for title in re.findall(r"\*\*(?:Table 2, validation|Figure 3)[^\n]*", rendered):
+        assert "REDUCED SCALE" in title and "not available to us" in title
+
+
+def verdict_of(judged, where):
+    found = [verdict for claim, _, verdict in judged if claim.where == where]
+    assert len(found) == 1, where
+    return found[0]
+
+
+def test_every_size_cell_has_a_verdict_and_the_slips_fail():
+    judged = claims.verdicts(COMMITTED)
+    assert {verdict for *_, verdict in judged} <= {REPRODUCED, FAILED, UNTESTED}
+    sizes = [(c, v) for c, _, v in judged if c.where.startswith("Table")]
+    assert len([c for c, _ in sizes if c.where.startswith("Table 2")]) == 14
+    assert len([c for c, _ in sizes if c.where.startswith("Table 3")]) == 8
+    assert UNTESTED not in {v for _, v in sizes}
+    assert {c.where for c, v in sizes if v == FAILED} == {
+        "Table 2, GQA n_KV=4, KV cache MB",
+        "Table 3, MLA separated d_c=128, size",
+        "Table 3, MLA shared d_c=128, size",
+    }
+
+
+def test_claims_can_fail():
+    changed = copy.deepcopy(COMMITTED)
+    for record in changed:
+        if record["preset"] == "sizes":
+            for row in record["metrics"]["rows"]:
+                row["parameters"] = int(row["parameters"] * (1.01 if row["label"] != "MHA" else 1.2))
+    judged = claims.verdicts(changed)
+    assert verdict_of(judged, "Table 2, MHA, attention MB") == FAILED
+    assert verdict_of(judged, "Table 3, Tucker [32,64,64], size") == FAILED
+    assert verdict_of(judged, "Table 1, MHA, parameters") == FAILED
+    assert sum(v == FAILED for *_, v in judged) > 20
+
+
+def test_without_records_nothing_is_claimed():
+    assert {verdict for *_, verdict in claims.verdicts([])} == {UNTESTED}
+
+
+def test_write_into_replaces_only_what_is_between_the_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_into(page, "new")
+    assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        report.write_into(page, "new")
+
+
+def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
+    images = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        monkeypatch.setattr("sys.argv", ["paper_figures", "--out", str(out)])
+        assert figures_main.main() == 0
+        images.append({p.name: p.read_bytes() for p in out.iterdir()})
+    assert images[0] == images[1]  # the same records give the same bytes
+    assert set(images[0]) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
+    assert all(len(content) > 10_000 for content in images[0].values())
+
+
+def test_every_mechanism_has_one_colour_of_its_own():
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS) == 4
+    assert style.mechanism("MQA") == "GQA" and style.mechanism("Tucker [8,64,64]") == "Tucker"
+    styles = style.lines_of(["MHA", "GQA n_KV=4", "MQA", "Tucker [1,2,3]", "Tucker [1,2,2]"])
+    assert styles["GQA n_KV=4"]["color"] == styles["MQA"]["color"] != styles["MHA"]["color"]
+    assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 5
+
+
+def test_the_library_imports_with_numpy_and_torch_alone():
+    """In a process where every other dependency of this project is missing."""
+    extras = [
+        "matplotlib",
+        "tqdm",
+        "tokenizers",
+        "sklearn",
+        "safetensors",
+        "jupyter",
+        "pytest",
+        "hypothesis",
+        "tensorly",
+        "transformers",
+        "scipy",
+    ]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import tucker_ref, torch; "
+        "print(tucker_ref.TuckerAttention(12, 3, (2, 4, 5))(torch.ones(1, 4, 12)).shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert "torch.Size([1, 4, 12])" in result.stdout

@@ -1,0 +1,91 @@
+"""Sizes in Tables 2 and 3: the paper's cells against formula and module, and the cells that do not fit."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from reproduce.claims import SIZE_TOLERANCE
+from reproduce.rows import TABLE2, TABLE3, Row
+from reproduce.sizes import measure
+from tucker_ref import mla_cost
+
+SLIPS = {("GQA n_KV=4", "cache_mb"), ("MLA separated d_c=128", "size"), ("MLA shared d_c=128", "size")}
+
+
+def ours(row: Row, column: str) -> float:
+    if column == "attention_mb":
+        return row.cost(768, 12).parameter_bytes(n_layers=12) / 1e6
+    if column == "cache_mb":
+        return row.cost(768, 12).cache_bytes(1024, n_layers=12) / 1e6
+    return row.cost(2048, 32).parameters * 16 / 1e6
+
+
+CELLS = [(row, column) for row in TABLE2 + TABLE3 for column in row.paper]
+
+
+@pytest.mark.parametrize("row, column", CELLS, ids=[f"{row.label}-{column}" for row, column in CELLS])
+def test_paper_cell(row, column):
+    within = abs(ours(row, column) / row.paper[column] - 1) <= SIZE_TOLERANCE
+    assert within == ((row.label, column) not in SLIPS)
+
+
+def test_both_readings_of_table_3_give_the_same_figures():
+    for row in TABLE3:
+        cost = row.cost(2048, 32)
+        assert cost.parameters * 16 == cost.parameter_bytes(n_layers=8)
+
+
+@pytest.mark.parametrize("shape", [(768, 12), (2048, 32)])
+def test_formula_is_what_the_module_holds(shape):
+    for row in TABLE2 if shape[0] == 768 else TABLE3:
+        sizes = measure(row, *shape)
+        assert sizes["parameters"] == sizes["counted_parameters"]
+
+
+def test_gqa4_cache_is_12_58_not_12_85():
+    by_hand = 2 * 4 * 64 * 1024 * 12 * 2  # keys and values, groups, head width, tokens, layers, bytes
+    assert by_hand / 1e6 == pytest.approx(12.58, abs=0.005)
+    assert ours(TABLE2[1], "cache_mb") == pytest.approx(12.58, abs=0.005)
+
+
+def test_mla_93_3_fits_no_formula_of_table_1():
+    for shared in (True, False):
+        for c_q in (128, 256, 512):
+            assert abs(mla_cost(2048, 32, c_q, 128, shared_kv=shared).parameters * 16 / 1e6 - 93.3) > 0.5
+    one_rotary_key = 2048 * 32  # our guess: one shared rotary key of width 32, with separated latents
+    separated = mla_cost(2048, 32, 128, 128, shared_kv=False).parameters
+    assert (separated + one_rotary_key) * 16 / 1e6 == pytest.approx(93.3, abs=0.05)
+
+
+def test_the_smallest_tucker_row_is_below_ten_per_cent():
+    gqa8 = TABLE3[1].cost(2048, 32).parameters
+    shares = [row.cost(2048, 32).parameters / gqa8 for row in TABLE3 if row.mechanism == "Tucker"]
+    assert [round(100 * share, 1) for share in shares] == [20.0, 12.5, 7.5]
+
+
+@pytest.mark.parametrize("row", TABLE2, ids=lambda row: row.label)
+def test_a_narrowed_row_keeps_its_share_of_the_parameters(row):
+    """Scaling all widths but the head's keeps every ratio to MHA, but for the 2 n_H r1 numbers of the head factors."""
+
+    def share(row, mha, d):
+        heads = 2 * 12 * row.ranks[0] if row.ranks else 0
+        return (row.cost(d, 12).parameters - heads) / mha.cost(d, 12).parameters
+
+    mha = TABLE2[0]
+    assert share(row, mha, 768) == share(row.narrowed(4), mha.narrowed(4), 192)
+    if row.mechanism != "MHA":
+        assert share(row.narrowed(2), mha, 192) != share(row, mha, 768) or row.mechanism == "GQA"  # control: a wrong factor
+
+
+def test_labels_are_those_of_the_paper_and_unique():
+    for table in (TABLE2, TABLE3):
+        labels = [row.label for row in table]
+        assert len(set(labels)) == len(labels)
+    assert TABLE2[-1].label == "Tucker [8,64,64]" and Row("GQA", n_kv_heads=1).label == "MQA"
+
+
+@pytest.mark.parametrize("row", [*TABLE2, dataclasses.replace(TABLE2[-1], shared_kv=True)], ids=lambda row: row.label)
+def test_every_row_builds_and_runs(row):
+    layer = row.narrowed(16).build(48, 12)
+    assert layer(torch.randn(2, 5, 48)).shape == (2, 5, 48)

@@ -1,0 +1,117 @@
+"""The training loop: the same digits after a crash, checkpoints that are whole or absent, errors that say what to do."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
+
+CONFIG = TrainConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=5, log_every=5, checkpoint_every=10)
+
+
+def fresh_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+def loss_of(model, step):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(CONFIG.batch_size, 6, generator=generator)
+    return (model(x) - x[:, :3].flip(1)).square().mean()
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step_to_die):
+    def loss(model, step):
+        if step == step_to_die:
+            raise Crash
+        return loss_of(model, step)
+
+    return loss
+
+
+@pytest.mark.parametrize("died_in", [3, 10, 11, 19, 29])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_digit(tmp_path, died_in):
+    whole = fresh_model()
+    expected = train(whole, loss_of, CONFIG, tmp_path / "whole.pt", "whole")
+    checkpoint = tmp_path / "crashed.pt"
+    with pytest.raises(Crash):
+        train(fresh_model(), crash_at(died_in), CONFIG, checkpoint, "crashed")
+    assert checkpoint.exists() == (died_in >= 10)
+    steps = []
+    torch.manual_seed(99)  # the state of the random generator must not matter
+    resumed = fresh_model()
+    result = train(resumed, lambda m, s: steps.append(s) or loss_of(m, s), CONFIG, checkpoint, "resumed")
+    assert steps[0] == died_in - died_in % 10  # at most the steps since the last checkpoint are taken again
+    assert result.curve == expected.curve and len(result.curve) == 6
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+
+
+def test_another_seed_gives_other_digits(tmp_path):
+    """Control for the test above: equality is not trivial."""
+    a, b = fresh_model(), fresh_model()
+    train(a, loss_of, CONFIG, tmp_path / "a.pt", "a")
+    train(b, lambda m, s: loss_of(m, s + 1000), CONFIG, tmp_path / "b.pt", "b")
+    assert not torch.equal(a[0].weight, b[0].weight)
+
+
+def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
+    train(fresh_model(), loss_of, CONFIG, tmp_path / "c.pt", "first")
+    result = train(fresh_model(), crash_at(0), CONFIG, tmp_path / "c.pt", "again")
+    assert len(result.curve) == 6
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
+    checkpoint = tmp_path / "c.pt"
+    train(fresh_model(), loss_of, CONFIG, checkpoint, "first")
+    damaged = checkpoint.read_bytes()[:-100]
+    checkpoint.write_bytes(damaged)
+    with pytest.raises(ValueError, match="c.pt is not a readable checkpoint.*delete it"):
+        train(fresh_model(), loss_of, CONFIG, checkpoint, "again")
+    assert checkpoint.read_bytes() == damaged
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    train(fresh_model(), loss_of, CONFIG, tmp_path / "c.pt", "first")
+    other = dataclasses.replace(CONFIG, learning_rate=2e-2, steps=40)
+    with pytest.raises(ValueError, match="another steps, learning_rate"):
+        train(fresh_model(), loss_of, other, tmp_path / "c.pt", "other")
+
+
+def test_checkpoints_hold_no_code(tmp_path):
+    """They load with weights_only=True, which refuses pickled objects."""
+    train(fresh_model(), loss_of, CONFIG, tmp_path / "c.pt", "first")
+    assert set(torch.load(tmp_path / "c.pt", weights_only=True)) == {"config", "step", "curve", "seconds", "model", "optimizer"}
+
+
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    def loss(model, step):
+        return loss_of(model, step) * (float("nan") if step == 17 else 1.0)
+
+    with pytest.raises(FloatingPointError, match="loss is nan at step 20"):
+        train(fresh_model(), loss, CONFIG, tmp_path / "c.pt", "nan")
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
+
+
+def test_the_learning_rate_warms_up_to_its_peak_and_ends_at_its_share():
+    rates = [learning_rate_at(step, CONFIG) for step in range(CONFIG.steps)]
+    assert rates[0] == pytest.approx(1e-2 / 5) and rates[4] == rates[5] == max(rates) == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-3)
+    assert all(later <= earlier for earlier, later in zip(rates[5:], rates[6:]))
+
+
+def test_norms_and_biases_are_not_decayed():
+    model = fresh_model()
+    decayed, others = make_optimizer(model, CONFIG).param_groups
+    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in others["params"]} == {1}
+    assert others["weight_decay"] == 0 < decayed["weight_decay"]
+
+
+def test_checkpoints_must_fall_on_log_entries():
+    with pytest.raises(ValueError, match="multiple of log_every = 10"):
+        TrainConfig(steps=1, batch_size=1, learning_rate=1.0, checkpoint_every=15)
