@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from reproduce.report import by_row, sizes_of
 
@@ -85,7 +85,9 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
             x, y, spread = zip(*sorted(triples))
             ax.errorbar(x, y, yerr=spread, label=kind, color=COLOURS[kind], marker=MARKERS[kind], markersize=5, capsize=2.5)
         ax.set(xscale="log", xlabel="attention parameters", ylabel=f"{title} accuracy in %")
-        ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k"))
+        ax.minorticks_off()
         ax.set_title(title)
     axes[0].legend()
     n_seeds = max(len(group) for group in by_row(records).values())
