@@ -37,8 +37,13 @@ def draw_all(folder: Path, out: Path) -> None:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
-    if runs := found("table2", "smoke"):
-        figures.loss_curves(runs, out / "loss_curves_smoke.png")
+    for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
+        if runs := found(experiment, "smoke"):
+            figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
+    if runs := found("table2", "gpu-sweep"):
+        figures.learning_rates(runs, out / "learning_rates_gpt2.png")
+    if runs := found("decode", "smoke"):
+        figures.decoding(runs, out / "decoding_smoke.png")
     if runs := found("figure3", "smoke"):
         figures.accuracy_against_parameters(runs, out / "accuracy_against_parameters_smoke.png")
 

@@ -51,7 +51,7 @@ def attention_parameters(gpt2: list[dict], llama: list[dict], path: Path) -> Non
     save(figure, path)
 
 
-def loss_curves(records: list[dict], path: Path) -> None:
+def loss_curves(records: list[dict], title: str, path: Path) -> None:
     """Training loss against tokens seen, one line per row (mean over seeds), with the validation loss in the legend."""
     runs = by_row(records)
     figure, ax = plt.subplots(figsize=(7.2, 4.4))
@@ -64,8 +64,57 @@ def loss_curves(records: list[dict], path: Path) -> None:
         final = statistics.mean(r["metrics"]["validation_loss"] for r in group)
         ax.plot(mean[:, 0] * per_step / 1e6, mean[:, 1], label=f"{label}: {final:.3f}", **styles[label])
     ax.set(xlabel="training tokens in millions", ylabel="training loss (nats per token)")
-    ax.set_title(f"Table 2 rows at REDUCED SCALE: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}")
+    ax.set_title(f"{title} rows at REDUCED SCALE: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}")
     ax.legend(title="row, with its final validation loss")
+    save(figure, path)
+
+
+def learning_rates(records: list[dict], path: Path) -> None:
+    """Validation loss against peak learning rate, one line per row."""
+    figure, ax = plt.subplots(figsize=(7.2, 4.2))
+    labels = list(dict.fromkeys(r["method"] for r in records))
+    styles = lines_of(labels)
+    for label in labels:
+        group = [r for r in records if r["method"] == label]
+        points = sorted((r["config"]["train"]["learning_rate"], r["metrics"]["validation_loss"]) for r in group)
+        ax.plot(*zip(*points), marker=MARKERS[mechanism(label)], markersize=5, label=label, **styles[label])
+    rates = sorted({r["config"]["train"]["learning_rate"] for r in records})
+    ax.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss (nats per token)")
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    ax.minorticks_off()
+    tokens = records[0]["metrics"]["tokens_seen"] / 1e6
+    ax.set_title(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, one seed")
+    ax.legend()
+    save(figure, path)
+
+
+def decoding(records: list[dict], path: Path) -> None:
+    """Cache bytes per token, and time of one decoding step against the context."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.0), width_ratios=(1, 1.25))
+    rows = records[::-1]
+    sizes = [r["metrics"]["cache_bytes_per_token"] for r in rows]
+    bars = left.barh([r["method"] for r in rows], sizes, color=[COLOURS[mechanism(r["method"])] for r in rows])
+    left.bar_label(bars, [f"{size:,}" for size in sizes], padding=3, fontsize=8.5)
+    left.set(xlim=(0, 1.2 * max(sizes)), xlabel="cache bytes per token, one layer, float32")
+    left.grid(axis="y", visible=False)
+    left.set_title("What is kept")
+    styles = lines_of([r["method"] for r in records])
+    for r in records:
+        contexts, times = zip(*((int(c), t) for c, t in r["metrics"]["milliseconds"].items()))
+        right.plot(
+            contexts, times, marker=MARKERS[mechanism(r["method"])], markersize=4, label=r["method"], **styles[r["method"]]
+        )
+    right.set(xscale="log", yscale="log", xlabel="cached tokens", ylabel="milliseconds for one more token")
+    right.set_xticks(contexts, [f"{c / 1024:g}k" for c in contexts])
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    right.minorticks_off()
+    right.set_title("What it costs")
+    right.legend(fontsize=8)
+    figure.suptitle(
+        f"Decoding with one layer of GPT-2's shape: {records[0]['device']}", x=0.01, ha="left", fontsize=11, fontweight="bold"
+    )
+    figure.tight_layout()
     save(figure, path)
 
 

@@ -12,7 +12,7 @@ LINES = ("-", "--", ":", "-.")  # rows of one mechanism share the colour and dif
 
 def mechanism(label: str) -> str:
     """The mechanism of a row label; MQA is GQA with one group."""
-    first = label.split()[0]
+    first = label.split()[0].rstrip(",")
     return "GQA" if first == "MQA" else first
 
 
@@ -49,6 +49,7 @@ def use() -> None:
             "grid.linewidth": 0.6,
             "legend.frameon": False,
             "legend.fontsize": 9,
+            "legend.handlelength": 3.2,
             "lines.linewidth": 1.8,
         }
     )

@@ -5,18 +5,30 @@ import sys
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
 
-from . import claims, figure3, records, report, table1, table2, table3
+from . import claims, decode, exactness, figure3, records, report, table1, table2, table3
+from .generation import generate
+from .language import load_model
 from .options import Options
 
-EXPERIMENTS = {"table1": table1, "table2": table2, "table3": table3, "figure3": figure3}
-PRESETS = sorted({"smoke", *table2.PRESETS, *figure3.PRESETS})
+EXPERIMENTS = {
+    "exactness": exactness,
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "figure3": figure3,
+    "decode": decode,
+}
+PRESETS = sorted({"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS})
 EPILOG = """
 examples:
   python -m reproduce all                              everything at smoke scale: some minutes on two cores
   python -m reproduce table2 --rows "MHA,Tucker [8,64,64]" --seeds 0,1,2
   python -m reproduce table2 --text novel.txt          on your own text (.txt, .gz, .xz or a folder of them)
   python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
+  python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
   python -m reproduce report                           every table, from the committed records
   python -m reproduce claims --records out/records     every claim of the paper with its verdict, from your own runs
 
@@ -27,7 +39,9 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 def main() -> int:
     options = parse()
     try:
-        if options.command in ("report", "claims"):
+        if options.command == "generate":
+            write_text(options)
+        elif options.command in ("report", "claims"):
             found = records.load(options.records)
             if not found:
                 raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
@@ -83,6 +97,7 @@ def parse() -> argparse.Namespace:
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
     add_run_arguments(commands.add_parser("all", help="every experiment, one after the other"))
+    add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
         command = commands.add_parser(name, help=text)
         command.add_argument(
@@ -109,6 +124,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
     parser.add_argument("--images", help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits)")
+
+
+def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a .safetensors file from out/models")
+    parser.add_argument("--prompt", action="append", required=True, help="text to continue; give it several times for a batch")
+    parser.add_argument("--tokens", type=int, default=100, help="how many tokens to add (default: 100)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to choose from (default: 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
+
+
+def write_text(options: argparse.Namespace) -> None:
+    model, tokenizer = load_model(options.model)
+    tokenizer = Tokenizer.from_str(tokenizer)
+    prompts = [tokenizer.encode(prompt).ids for prompt in options.prompt]
+    chosen = generate(model, prompts, options.tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed)
+    added = list(zip(*(step.tolist() for step in tqdm(chosen, "generating", total=options.tokens, leave=False))))
+    for number, (prompt, tokens) in enumerate(zip(options.prompt, added)):
+        if len(added) > 1:
+            print(f"--- prompt {number + 1}")
+        print(prompt + tokenizer.decode(list(tokens)))
 
 
 def integers(text: str) -> tuple[int, ...]:

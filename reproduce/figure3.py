@@ -46,7 +46,7 @@ PRESETS = {
             Row("Tucker", ranks=(4, 8, 8)),
             Row("Tucker", ranks=(4, 4, 4)),
         ),
-        train=TrainConfig(steps=300, batch_size=64, learning_rate=2e-3, warmup_steps=30, weight_decay=0.05, beta2=0.99),
+        train=TrainConfig(steps=250, batch_size=64, learning_rate=2e-3, warmup_steps=25, weight_decay=0.05, beta2=0.99),
         seeds=(0, 1),
     ),
 }
@@ -75,12 +75,14 @@ def train_row(row: Row, seed: int, preset: Preset, data: ImageData, options: Opt
     model = ViT(side, preset.patch_size, channels, data.n_classes, preset.d_model, preset.n_heads, preset.n_layers, row.build)
     model = model.to(options.device)
 
-    def loss_of(model, step):
+    def batch_at(step):
         chosen = np.random.default_rng((seed, step)).integers(0, len(data.x_train), size=settings.batch_size)
-        labels = torch.from_numpy(data.y_train[chosen]).to(options.device)
-        return F.cross_entropy(model(as_input(data, data.x_train[chosen], options.device)).float(), labels)
+        return torch.from_numpy(data.x_train[chosen]), torch.from_numpy(data.y_train[chosen])
 
-    result = train(model, loss_of, settings, this.checkpoint, this.title)
+    def loss_of(model, images, labels):
+        return F.cross_entropy(model(as_input(images, data.pixel_range)).float(), labels)
+
+    result = train(model, batch_at, loss_of, settings, this.checkpoint, this.title)
     this.finish(
         {
             **accuracy(model, data, options.device),
@@ -92,9 +94,9 @@ def train_row(row: Row, seed: int, preset: Preset, data: ImageData, options: Opt
     )
 
 
-def as_input(data: ImageData, images: np.ndarray, device: str) -> torch.Tensor:
+def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
     """(b, side, side, channels) uint8 -> (b, channels, side, side) in [-1, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / data.pixel_range * 2 - 1
+    return images.permute(0, 3, 1, 2).float() / pixel_range * 2 - 1
 
 
 @torch.no_grad()
@@ -103,7 +105,8 @@ def accuracy(model: nn.Module, data: ImageData, device: str, batch_size: int = 5
     model.eval()
     hits = []
     for start in range(0, len(data.x_test), batch_size):
-        logits = model(as_input(data, data.x_test[start : start + batch_size], device))
+        images = torch.from_numpy(data.x_test[start : start + batch_size]).to(device)
+        logits = model(as_input(images, data.pixel_range))
         labels = torch.from_numpy(data.y_test[start : start + batch_size]).to(device)
         hits.append(logits.topk(min(5, data.n_classes)).indices == labels[:, None])  # (b, 5)
     hits = torch.cat(hits)

@@ -1,14 +1,100 @@
-"""Train and judge a language model: batches, validation loss, bits per byte."""
+"""Train and judge the language models of Tables 2 and 3: batches, validation loss, bits per byte, and a file to generate from."""
 
+import dataclasses
+import json
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
-from .data.text import TextData
+from .data.text import TextData, load_text
+from .files import write_atomically
+from .models.gpt2 import GPT2
+from .models.language_model import LanguageModel
+from .models.llama import Llama
+from .options import Options
+from .rows import Row
+from .runs import Run, override
+from .training import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class LanguagePreset:
+    """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay)."""
+
+    narrower: int
+    n_layers: int
+    context: int
+    vocab_size: int
+    validation_tokens: int
+    train: TrainConfig
+    seeds: tuple[int, ...] = (0,)
+    keep_models: bool = True
+
+
+def build_model(config: dict) -> LanguageModel:
+    """The model that a run's config describes, freshly initialised."""
+    row = Row(**{name: tuple(v) if isinstance(v, list) else v for name, v in config["attention"].items()})
+    shape = (config["d_model"], config["n_heads"], config["n_layers"])
+    if config["model"] == "gpt2":
+        return GPT2(config["vocab_size"], config["context"], *shape, row.build)
+    return Llama(config["vocab_size"], *shape, lambda d, h: row.build(d, h, config["rope_base"]))
+
+
+def train_rows(experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options) -> None:
+    """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
+    data = load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+    settings = override(preset.train, options)
+    for row in rows:
+        config = {
+            **model,
+            "row": row.config(),
+            "attention": row.narrowed(preset.narrower).config(),
+            "d_model": model["d_model"] // preset.narrower,
+            "n_layers": preset.n_layers,
+            "context": preset.context,
+            "vocab_size": data.vocab_size,
+            "train": dataclasses.asdict(settings),
+        }
+        for seed in options.seeds or preset.seeds:
+            run = Run(experiment, options, row.label, config, seed, data.describe())
+            if not run.is_done():
+                train_one(run, settings, data, preset)
+
+
+def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset) -> None:
+    """Train this run's model, record its validation loss, and keep it for `generate`."""
+    config, context = run.config, run.config["context"]
+    torch.manual_seed(run.seed)
+    model = build_model(config).to(run.options.device)
+
+    def batch_at(step):
+        return (batch_of(data.train, step, run.seed, settings.batch_size, context),)
+
+    result = train(model, batch_at, next_token_loss, settings, run.checkpoint, run.title)
+    metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
+    tokens_seen = settings.steps * settings.batch_size * context
+    if preset.keep_models:
+        save_model(run.options.out / "models" / f"{run.title.replace(' ', '-')}.safetensors", model, config, data.tokenizer)
+    run.finish(
+        {
+            **metrics,
+            "tokens_seen": tokens_seen,
+            "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds else None,
+            "attention_parameters": sum(p.numel() for block in model.blocks for p in block.attention.parameters()),
+            "cache_per_token": sum(stream.numel() for cache in model.new_caches(1, 1) for stream in cache.streams.values()),
+            "curve": result.curve,
+        },
+        result.seconds,
+    )
 
 
 def batch_of(tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int) -> torch.Tensor:
@@ -36,8 +122,7 @@ def validate(
     if n_windows == 0:
         raise ValueError(f"{data.name}: {len(data.validation)} held-out tokens are fewer than one window of {context}")
     stream = data.validation[: n_windows * context + 1].astype(np.int64)
-    targets = stream[1:].reshape(n_windows, context)
-    inputs = stream[:-1].reshape(n_windows, context)
+    inputs, targets = (part.reshape(n_windows, context) for part in (stream[:-1], stream[1:]))
     model.eval()
     total = 0.0
     for start in tqdm(range(0, n_windows, batch_size), f"{title}: validation", leave=False):
@@ -51,3 +136,29 @@ def validate(
         "bits_per_byte": total / math.log(2) / n_bytes,
         "validation_tokens": targets.size,
     }
+
+
+def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str) -> None:
+    """Weights, config and tokenizer in one safetensors file. Parameters that are shared appear once."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    content = safetensors.torch.save(tensors, metadata={"config": json.dumps(config), "tokenizer": tokenizer})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load_model(path: Path, build: Callable[[dict], LanguageModel] = build_model) -> tuple[LanguageModel, str]:
+    """The model and its tokenizer's JSON.  Raises ValueError if the file is damaged or holds another model."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if not {"config", "tokenizer"} <= set(metadata):
+        raise ValueError(f"{path} was not saved by this program: it names no config and tokenizer")
+    model = build(json.loads(metadata["config"]))
+    parameters = dict(model.named_parameters())
+    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in tensors.items()}:
+        raise ValueError(f"{path}: its weights do not fit the model that its config describes")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    return model.eval(), metadata["tokenizer"]

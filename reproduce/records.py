@@ -73,7 +73,7 @@ def load(folder: Path, experiment: str | None = None, preset: str | None = None)
 
 
 def append(folder: Path, record: dict) -> None:
-    """Add a record to its file, whole or not at all. A record with a known id is left as it stands."""
+    """Add a record to its file, whole or not at all. A record with a known id is left as it stands: first runs count."""
     path = folder / f"{record['experiment']}.{record['preset']}.json"
     with _locked(folder):
         records = _read(path) if path.exists() else []

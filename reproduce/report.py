@@ -26,7 +26,7 @@ def render(records: list[dict]) -> str:
     for experiment, draw in DRAW.items():
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment:
-                sections += draw[preset if preset == "sizes" else "runs"](group)
+                sections += draw[preset if preset in draw else "runs"](group)
     return "\n\n".join(sections)
 
 
@@ -38,11 +38,14 @@ def table1_sizes(records: list[dict]) -> list[str]:
             f"{r['parameters']:,}",
             f"{r['counted_parameters']:,}",
             f"{r['cache_per_token']:,}",
+            f"{r['counted_cache_per_token']:,}",
         ]
         for r in sizes_of(records)
     ]
-    header = ["layer", "parameters", "cache per token", "by formula", "in the module", "numbers cached"]
-    title = "**Table 1, at GPT-2's shape (d 768, 12 heads): one layer, formula against the parameters of the real module.**"
+    header = ["layer", "parameters", "cache per token", "parameters: formula", "module", "cache: formula", "cache object"]
+    title = (
+        "**Table 1, at GPT-2's shape (d 768, 12 heads): one layer, each formula against the real module and the real cache.**"
+    )
     return [title, markdown(header, rows)]
 
 
@@ -61,11 +64,16 @@ def table2_sizes(records: list[dict]) -> list[str]:
 
 
 def table2_runs(records: list[dict]) -> list[str]:
-    runs = by_row(records)
-    return [sweep_table(runs)] if records[0]["preset"].endswith("sweep") else loss_table(runs)
+    if records[0]["preset"].endswith("sweep"):
+        return [sweep_table(records)]
+    return loss_table("Table 2, GPT-2", by_row(records), paper_width=768)
 
 
-def loss_table(runs: dict[str, list[dict]]) -> list[str]:
+def table3_runs(records: list[dict]) -> list[str]:
+    return loss_table("Table 3, Llama", by_row(records), paper_width=2048)
+
+
+def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> list[str]:
     example = next(iter(runs.values()))[0]
     rows = []
     for label, group in runs.items():
@@ -80,31 +88,32 @@ def loss_table(runs: dict[str, list[dict]]) -> list[str]:
             ]
         )
     c, t = example["config"], example["config"]["train"]
-    narrower = 768 // c["d_model"]
     scale = (
-        f"**Table 2, validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}, "
-        f"{example['metrics']['tokens_seen'] / 1e6:.2f}M training tokens.** The rows are named as in the paper; all widths and "
-        f"ranks but the head rank are divided by {narrower}. The paper's losses are not available to us."
+        f"**{title}, validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, "
+        f"N {c['context']}, {example['metrics']['tokens_seen'] / 1e6:.2f}M training tokens.** The rows are named as in the paper; "
+        f"all widths and ranks but the head rank are divided by {paper_width // c['d_model']}. "
+        "The paper's losses are not available to us."
     )
     header = ["row, narrowed", "attention parameters", "cached per token", "validation loss (nats/token)", "bits per byte"]
     return [scale, markdown(header, rows), provenance(example, f"learning rate {t['learning_rate']:g} for every row")]
 
 
-def sweep_table(runs: dict[str, list[dict]]) -> str:
-    rates = sorted({r["config"]["train"]["learning_rate"] for group in runs.values() for r in group})
-    rows = []
-    for label, group in runs.items():
-        by_rate = defaultdict(list)
-        for r in group:
-            by_rate[r["config"]["train"]["learning_rate"]].append(r["metrics"]["validation_loss"])
-        rows.append([label, *(mean_and_spread(by_rate[rate], 3) if rate in by_rate else "not run" for rate in rates)])
-    example = next(iter(runs.values()))[0]
+def sweep_table(records: list[dict]) -> str:
+    rates = sorted({r["config"]["train"]["learning_rate"] for r in records})
+    losses = defaultdict(list)
+    for r in records:
+        losses[r["method"], r["config"]["train"]["learning_rate"]].append(r["metrics"]["validation_loss"])
+    labels = dict.fromkeys(r["method"] for r in records)
+    rows = [
+        [label, *(mean_and_spread(losses[label, rate], 3) if (label, rate) in losses else "not run" for rate in rates)]
+        for label in labels
+    ]
     title = (
         "**Learning-rate sweep for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: "
-        f"{example['metrics']['tokens_seen'] / 1e6:.1f}M training tokens; validation loss in nats/token.**"
+        f"{records[0]['metrics']['tokens_seen'] / 1e6:.1f}M training tokens; validation loss in nats/token.**"
     )
     table = markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], rows)
-    return "\n\n".join([title, table, provenance(example)])
+    return "\n\n".join([title, table, provenance(records[0])])
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -153,17 +162,93 @@ def figure3_runs(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows), provenance(example, f"learning rate {c['train']['learning_rate']:g} for every row")]
 
 
+def decode_runs(records: list[dict]) -> list[str]:
+    contexts = list(records[0]["metrics"]["milliseconds"])
+    mha = {r["method"]: r for r in records}["MHA"]["metrics"]["milliseconds"]
+    rows = []
+    for r in records:
+        times = r["metrics"]["milliseconds"]
+        cells = [f"{times[c]:.2f} ({times[c] / mha[c]:.2f})" for c in contexts]
+        rows.append([r["method"], f"{r['metrics']['cache_bytes_per_token']:,}", *cells])
+    c = records[0]["config"]
+    title = (
+        f"**Decoding: cache and time of one more token, one layer of GPT-2's shape (d {c['d_model']}, {c['n_heads']} heads), "
+        f"{c['precision']}, batch {c['batch']}; milliseconds, and in brackets the ratio to MHA in the same run.** "
+        "One layer, not a model; these are not the paper's measurements."
+    )
+    header = ["row", "cache bytes a token", *(f"after {int(c):,} tokens" for c in contexts)]
+    note = f"<sub>Medians of {c['repeats']} timings, rows in turns; {records[0]['device']}; `{records[0]['command']}`</sub>"
+    return [title, markdown(header, rows), note]
+
+
+def exactness_cells(records: list[dict]) -> list[str]:
+    """One line per mechanism and rotary embedding; biases, masks, paths and pairings together, the worst of them shown."""
+    groups = defaultdict(list)
+    for cell in records[0]["metrics"]["cells"]:
+        c = cell["cell"]
+        rotary = "head-width" if c["rotary"].startswith("head-width") else c["rotary"]
+        groups[c["mechanism"] + (", latent norms" if c["norm"] else ""), rotary].append(cell)
+    becomes = {
+        "none": "none",
+        "head-width": "head schedule, once per key/value head",
+        "decoupled": "zeros, then the head schedule",
+    }
+    rows = []
+    for (layer, rotary), found in groups.items():
+        schedule = [c["controls"][PAPER_SCHEDULE] for c in found if PAPER_SCHEDULE in c["controls"]]
+        rows.append(
+            [
+                layer,
+                rotary,
+                becomes.get(rotary, "the paper's latent schedule"),
+                f"{max(max(c['errors'].values()) for c in found):.0e}",
+                f"{min(schedule):.1f}: not exact" if schedule else "",
+                f"{min(min(c['controls'].values()) for c in found):.1f}",
+                "no: norms are not linear" if "norms" in layer else "yes",
+            ]
+        )
+    title = "**Which layers are exact Tucker Attentions, under which rotary embedding: relative error in float64.**"
+    header = [
+        "layer", "its RoPE", "frequencies of the Tucker latent", "worst error", "with the paper's latent schedule instead",
+        "smallest control", "Def. 2.1",
+    ]  # fmt: skip
+    count = sum(len(c["errors"]) for c in records[0]["metrics"]["cells"])
+    note = (
+        f"<sub>The worst of {count} comparisons of outputs and input gradients: all biases, masks, both pairings, and outputs of "
+        f"cached decoding; `{records[0]['command']}`</sub>"
+    )
+    return [title, markdown(header, rows), note]
+
+
+PAPER_SCHEDULE = "the paper's latent schedule"
+
+
 def sizes_of(records: list[dict]) -> list[dict]:
     """The rows of the (one) record of sizes."""
     return records[0]["metrics"]["rows"]
 
 
 def by_row(records: list[dict]) -> dict[str, list[dict]]:
-    """Training runs by row label, in the order of their first run."""
-    groups = defaultdict(list)
+    """Training runs by row, in the order of their first run; one group holds the seeds of one configuration on one text.
+
+    Where a row was run in several configurations, the later ones say in their label what they changed.
+    """
+    groups: dict[str, list[dict]] = {}
+    first: dict[str, dict] = {}
     for record in records:
-        groups[record["method"]].append(record)
-    return dict(groups)
+        settings = {**_flat(record["config"]), "data": record["data"]["name"], "sha256": record["data"]["sha256"]}
+        base = first.setdefault(record["method"], settings)
+        changed = [f"{k}={v}" for k, v in settings.items() if v != base.get(k)]
+        groups.setdefault(", ".join([record["method"], *changed]), []).append(record)
+    return groups
+
+
+def _flat(config: dict) -> dict:
+    """Nested settings side by side, by their innermost names."""
+    flat = {}
+    for name, value in config.items():
+        flat.update(_flat(value) if isinstance(value, dict) else {name: value})
+    return flat
 
 
 def attention_mb(row: dict, shape: dict) -> float:
@@ -188,10 +273,12 @@ def provenance(record: dict, extra: str = "") -> str:
 
 
 DRAW = {
+    "exactness": {"float64": exactness_cells},
     "table1": {"sizes": table1_sizes},
     "table2": {"sizes": table2_sizes, "runs": table2_runs},
-    "table3": {"sizes": table3_sizes},
+    "table3": {"sizes": table3_sizes, "runs": table3_runs},
     "figure3": {"runs": figure3_runs},
+    "decode": {"runs": decode_runs},
 }
 
 

@@ -10,6 +10,7 @@ from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
     MultiHeadLatentAttention,
+    Rotary,
     TuckerAttention,
     gqa_cost,
     mha_cost,
@@ -47,15 +48,18 @@ class Row:
             return f"MLA {kv} d_c={self.latent}"
         return f"Tucker [{','.join(map(str, self.ranks))}]" + (" shared" if self.shared_kv else "")
 
-    def build(self, d_model: int, n_heads: int) -> nn.Module:
-        """A fresh attention layer of this kind."""
-        if self.mechanism == "MHA":
-            return MultiHeadAttention(d_model, n_heads)
-        if self.mechanism == "GQA":
-            return GroupedQueryAttention(d_model, n_heads, self.n_kv_heads)
+    def build(self, d_model: int, n_heads: int, rope_base: float | None = None) -> nn.Module:
+        """A fresh attention layer of this kind; with a rope_base it turns head-wide keys (MHA, GQA) or its latent (MLA, Tucker)."""
+        if self.mechanism in ("MHA", "GQA"):
+            rotary = None if rope_base is None else Rotary.heads(d_model // n_heads, rope_base)
+            if self.mechanism == "MHA":
+                return MultiHeadAttention(d_model, n_heads, rotary=rotary)
+            return GroupedQueryAttention(d_model, n_heads, self.n_kv_heads, rotary=rotary)
+        rotary = None if rope_base is None else Rotary.latent(self.latent or self.ranks[2], rope_base)
         if self.mechanism == "MLA":
-            return MultiHeadLatentAttention(d_model, n_heads, self.latent, self.latent, shared_kv=self.shared_kv)
-        return TuckerAttention(d_model, n_heads, self.ranks, shared_kv=self.shared_kv)
+            width = self.latent
+            return MultiHeadLatentAttention(d_model, n_heads, width, width, shared_kv=self.shared_kv, rotary=rotary)
+        return TuckerAttention(d_model, n_heads, self.ranks, shared_kv=self.shared_kv, rotary=rotary)
 
     def cost(self, d_model: int, n_heads: int) -> Cost:
         """Its costs by Table 1's formulas."""

@@ -6,15 +6,18 @@ from .rows import Row
 
 
 def measure(row: Row, d_model: int, n_heads: int) -> dict:
-    """Per layer: parameters by Table 1's formula and as the module holds them, cached numbers and multiply-adds a token."""
+    """Per layer: parameters and cached numbers a token, by Table 1's formula and as module and cache hold them."""
     with torch.device("meta"):  # counts without memory
-        counted = sum(p.numel() for p in row.build(d_model, n_heads).parameters())
+        layer = row.build(d_model, n_heads)
+        counted = sum(p.numel() for p in layer.parameters())
+        cached = sum(stream.numel() for stream in layer.new_cache(batch=1, max_tokens=1).streams.values())
     cost = row.cost(d_model, n_heads)
     return {
         "label": row.label,
         "parameters": cost.parameters,
         "counted_parameters": counted,
         "cache_per_token": cost.cache_per_token,
+        "counted_cache_per_token": cached,
         "projections_per_token": cost.projections,
         "paper": row.paper,
     }

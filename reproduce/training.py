@@ -77,14 +77,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def train(
     model: nn.Module,
-    loss_of: Callable[[nn.Module, int], torch.Tensor],
+    batch_at: Callable[[int], tuple[torch.Tensor, ...]],
+    loss_of: Callable[..., torch.Tensor],
     config: TrainConfig,
     checkpoint: Path,
     title: str,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
-    loss_of(model, step): the mean loss of that step's batch, a scalar tensor.
+    batch_at(step): the tensors of that step's batch; loss_of(model, *batch): their mean loss, a scalar tensor.
     Raises ValueError if the checkpoint belongs to another configuration or is damaged, FloatingPointError on a NaN loss.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
@@ -93,9 +94,9 @@ def train(
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
-    if config.compiled:
+    if config.compiled:  # model and loss in one graph: the logits are then never stored in float32
         torch.compiler.reset()  # each model gets a compilation of its own; without this the ninth falls back to eager
-    step_model = torch.compile(model) if config.compiled else model
+        loss_of = torch.compile(loss_of)
     losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
     started = time.perf_counter()
 
@@ -110,8 +111,9 @@ def train(
             for step in progress:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate_at(step, config)
+                batch = [tensor.to(device, non_blocking=True) for tensor in batch_at(step)]
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-                    loss = loss_of(step_model, step)
+                    loss = loss_of(model, *batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)

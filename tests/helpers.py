@@ -1,7 +1,9 @@
-"""What all tests share: one measure of error, one table of tolerances, and layers whose softmax is far from uniform."""
+"""What all tests share: one measure of error, one table of tolerances, and layers that show a wrong logit."""
 
 import numpy as np
 import torch
+
+from reproduce.exactness import wide_awake  # noqa: F401  (tests take it from here)
 
 # Relative error ||a - b|| / ||b|| allowed between two ways to compute the same thing, with the reason for each.
 TOLERANCE = {
@@ -19,17 +21,6 @@ def relative_error(actual, expected) -> float:
     assert actual.shape == expected.shape, f"shapes differ: {actual.shape} and {expected.shape}"
     error = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
     return error if np.isfinite(error) else np.inf
-
-
-def wide_awake(layer: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The layer in float64 with weights so large that attention is far from uniform: a wrong logit then shows."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = layer.double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 1.5 / fan_in**0.5)
-    return layer
 
 
 def tokens(batch: int, n_tokens: int, d_model: int, seed: int = 0) -> torch.Tensor:

@@ -66,7 +66,11 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(text, tmp_pat
 
 def test_ctrl_c_says_how_to_go_on(text, tmp_path):
     process = subprocess.Popen(
-        command(*training(text, tmp_path)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*training(text, tmp_path, "--steps", "100000")),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list(tmp_path.glob("checkpoints/*.pt")) and process.poll() is None:
         time.sleep(0.02)

@@ -43,7 +43,7 @@ def test_vit_sees_every_patch(row):
 def test_residual_branches_start_scaled_by_depth():
     for n_layers in (2, 8):
         block = GPT2(50, 16, 192, 12, n_layers, MultiHeadAttention).blocks[0]
-        for weight in (block.attention.o_proj.weight, block.mlp[2].weight):
+        for weight in (block.attention.o_proj.weight, block.mlp.down.weight):
             assert weight.std().item() == pytest.approx(0.02 / (2 * n_layers) ** 0.5, rel=0.05)
 
 

@@ -39,6 +39,16 @@ def test_a_changed_record_changes_the_report():
     assert len(rows) > 30 and not unchanged
 
 
+def test_runs_of_one_row_in_two_configurations_are_not_averaged():
+    runs = [r for r in COMMITTED if r["experiment"] == "table2" and r["preset"] == "smoke" and r["method"] == "MHA"]
+    other = copy.deepcopy(runs[0])
+    other["config"]["train"]["steps"] = 7
+    seed = copy.deepcopy(runs[0])
+    seed["seed"] = 1
+    groups = report.by_row([runs[0], other, seed])
+    assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, steps=7": 1}
+
+
 def test_every_trained_row_of_table_2_is_there():
     trained = {r["method"] for r in COMMITTED if r["experiment"] == "table2" and r["preset"] == "smoke"}
     assert {"MHA", "GQA n_KV=4", "GQA n_KV=2", "MLA shared d_c=128"} < trained
@@ -47,7 +57,9 @@ def test_every_trained_row_of_table_2_is_there():
 
 def test_reduced_scale_is_said_in_the_table_itself():
     rendered = report.render(COMMITTED)
-    for title in re.findall(r"\*\*(?:Table 2, validation|Figure 3)[^\n]*", rendered):
+    titles = re.findall(r"\*\*(?:Table [23], [A-Za-z0-9-]+, validation|Figure 3)[^\n]*", rendered)
+    assert len(titles) == 3
+    for title in titles:
         assert "REDUCED SCALE" in title and "not available to us" in title
 
 

@@ -37,10 +37,11 @@ def test_both_readings_of_table_3_give_the_same_figures():
 
 
 @pytest.mark.parametrize("shape", [(768, 12), (2048, 32)])
-def test_formula_is_what_the_module_holds(shape):
+def test_formulas_are_what_module_and_cache_hold(shape):
     for row in TABLE2 if shape[0] == 768 else TABLE3:
         sizes = measure(row, *shape)
         assert sizes["parameters"] == sizes["counted_parameters"]
+        assert sizes["cache_per_token"] == sizes["counted_cache_per_token"]
 
 
 def test_gqa4_cache_is_12_58_not_12_85():

@@ -16,9 +16,11 @@ def fresh_model():
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
 
 
-def loss_of(model, step):
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(CONFIG.batch_size, 6, generator=generator)
+def batch_at(step):
+    return (torch.randn(CONFIG.batch_size, 6, generator=torch.Generator().manual_seed(step)),)
+
+
+def loss_of(model, x):
     return (model(x) - x[:, :3].flip(1)).square().mean()
 
 
@@ -27,26 +29,26 @@ class Crash(Exception):
 
 
 def crash_at(step_to_die):
-    def loss(model, step):
+    def batch(step):
         if step == step_to_die:
             raise Crash
-        return loss_of(model, step)
+        return batch_at(step)
 
-    return loss
+    return batch
 
 
 @pytest.mark.parametrize("died_in", [3, 10, 11, 19, 29])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_digit(tmp_path, died_in):
     whole = fresh_model()
-    expected = train(whole, loss_of, CONFIG, tmp_path / "whole.pt", "whole")
+    expected = train(whole, batch_at, loss_of, CONFIG, tmp_path / "whole.pt", "whole")
     checkpoint = tmp_path / "crashed.pt"
     with pytest.raises(Crash):
-        train(fresh_model(), crash_at(died_in), CONFIG, checkpoint, "crashed")
+        train(fresh_model(), crash_at(died_in), loss_of, CONFIG, checkpoint, "crashed")
     assert checkpoint.exists() == (died_in >= 10)
     steps = []
     torch.manual_seed(99)  # the state of the random generator must not matter
     resumed = fresh_model()
-    result = train(resumed, lambda m, s: steps.append(s) or loss_of(m, s), CONFIG, checkpoint, "resumed")
+    result = train(resumed, lambda step: steps.append(step) or batch_at(step), loss_of, CONFIG, checkpoint, "resumed")
     assert steps[0] == died_in - died_in % 10  # at most the steps since the last checkpoint are taken again
     assert result.curve == expected.curve and len(result.curve) == 6
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
@@ -55,46 +57,47 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_digit(tmp_path, d
 def test_another_seed_gives_other_digits(tmp_path):
     """Control for the test above: equality is not trivial."""
     a, b = fresh_model(), fresh_model()
-    train(a, loss_of, CONFIG, tmp_path / "a.pt", "a")
-    train(b, lambda m, s: loss_of(m, s + 1000), CONFIG, tmp_path / "b.pt", "b")
+    train(a, batch_at, loss_of, CONFIG, tmp_path / "a.pt", "a")
+    train(b, lambda step: batch_at(step + 1000), loss_of, CONFIG, tmp_path / "b.pt", "b")
     assert not torch.equal(a[0].weight, b[0].weight)
 
 
 def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
-    train(fresh_model(), loss_of, CONFIG, tmp_path / "c.pt", "first")
-    result = train(fresh_model(), crash_at(0), CONFIG, tmp_path / "c.pt", "again")
+    train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
+    result = train(fresh_model(), crash_at(0), loss_of, CONFIG, tmp_path / "c.pt", "again")
     assert len(result.curve) == 6
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     checkpoint = tmp_path / "c.pt"
-    train(fresh_model(), loss_of, CONFIG, checkpoint, "first")
+    train(fresh_model(), batch_at, loss_of, CONFIG, checkpoint, "first")
     damaged = checkpoint.read_bytes()[:-100]
     checkpoint.write_bytes(damaged)
     with pytest.raises(ValueError, match="c.pt is not a readable checkpoint.*delete it"):
-        train(fresh_model(), loss_of, CONFIG, checkpoint, "again")
+        train(fresh_model(), batch_at, loss_of, CONFIG, checkpoint, "again")
     assert checkpoint.read_bytes() == damaged
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
-    train(fresh_model(), loss_of, CONFIG, tmp_path / "c.pt", "first")
+    train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
     other = dataclasses.replace(CONFIG, learning_rate=2e-2, steps=40)
     with pytest.raises(ValueError, match="another steps, learning_rate"):
-        train(fresh_model(), loss_of, other, tmp_path / "c.pt", "other")
+        train(fresh_model(), batch_at, loss_of, other, tmp_path / "c.pt", "other")
 
 
 def test_checkpoints_hold_no_code(tmp_path):
     """They load with weights_only=True, which refuses pickled objects."""
-    train(fresh_model(), loss_of, CONFIG, tmp_path / "c.pt", "first")
+    train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
     assert set(torch.load(tmp_path / "c.pt", weights_only=True)) == {"config", "step", "curve", "seconds", "model", "optimizer"}
 
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    def loss(model, step):
-        return loss_of(model, step) * (float("nan") if step == 17 else 1.0)
+    def batch(step):
+        (x,) = batch_at(step)
+        return (x * (float("nan") if step == 17 else 1.0),)
 
     with pytest.raises(FloatingPointError, match="loss is nan at step 20"):
-        train(fresh_model(), loss, CONFIG, tmp_path / "c.pt", "nan")
+        train(fresh_model(), batch, loss_of, CONFIG, tmp_path / "c.pt", "nan")
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
 
 

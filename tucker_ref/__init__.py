@@ -19,11 +19,17 @@ from .attention_tensors import multi_head_attention, post_softmax_tensor, pre_so
 # 4  softmax(Q K^T * scale + mask) V, one function, backends by name (PyTorch)
 from .attend import attend
 
+# 5  rotary position embedding, one frequency per channel pair (PyTorch)
+from .rotary import Llama3Scaling, Rotary
+
+# 6  what each mechanism keeps per token while it generates (PyTorch)
+from .cache import Cache
+
 # 7-10  the four mechanisms, one call signature (PyTorch)
 from .mha import MultiHeadAttention
 from .gqa import GroupedQueryAttention
 from .mla import MultiHeadLatentAttention
-from .tucker import TuckerAttention, TuckerWeights
+from .tucker import LatentNorm, TuckerAttention, TuckerWeights
 
 # 11  the theorems as code: every mechanism is a Tucker Attention
 from .special_cases import as_tucker
@@ -37,8 +43,9 @@ __all__ = [
     "unfold", "fold", "mode_product", "mode_product_einsum", "multilinear_rank",
     "TuckerTensor", "multi_mode_product", "hosvd", "sthosvd", "hooi", "tail_energies",
     "pre_softmax_tensor", "post_softmax_tensor", "tensor_attention", "multi_head_attention",
-    "attend",
-    "MultiHeadAttention", "GroupedQueryAttention", "MultiHeadLatentAttention", "TuckerAttention", "TuckerWeights",
+    "attend", "Rotary", "Llama3Scaling", "Cache",
+    "MultiHeadAttention", "GroupedQueryAttention", "MultiHeadLatentAttention", "TuckerAttention",
+    "TuckerWeights", "LatentNorm",
     "as_tucker",
     "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
 ]  # fmt: skip

@@ -30,6 +30,12 @@ def attend(
     _check(q, k, v, scale, causal, mask, backend)
     if backend == "reference":
         return _reference(q, k, v, scale, _allowed(q, k, causal, mask))
+    b, h, n, _ = q.shape
+    if n == 1 and mask is None:
+        # Decoding: one token sees all sources, so the heads of a group can stand where queries stand, and K and V stay as
+        # they are. With grouped heads SDPA may otherwise repeat them in memory.
+        z = F.scaled_dot_product_attention(q.reshape(b, k.shape[1], -1, q.shape[3]), k, v, scale=scale)  # (b, g, c, v)
+        return z.reshape(b, h, 1, -1)
     # SDPA's own causal flag aligns the first query with the first source, and refuses a mask beside it.
     square = q.shape[2] == k.shape[2] and mask is None
     allowed = None if square else _allowed(q, k, causal, mask)

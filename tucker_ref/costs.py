@@ -53,21 +53,23 @@ def mla_cost(
     head_dim: int | None = None,
     v_head_dim: int | None = None,
     shared_kv: bool = True,
+    rope_dim: int = 0,
 ) -> Cost:
     """Multi-head latent attention, up-projected ("naive") path.
 
     With all latents of width d_c and n_H d_H = d: d^2 + 5 d d_c parameters and d_c cached numbers a token with shared KV,
-    d^2 + 6 d d_c and 2 d_c with separate latents.
+    d^2 + 6 d d_c and 2 d_c with separate latents. A decoupled rotary key adds d_R numbers to the cache.
     """
     width = _head_dim(d_model, n_heads, head_dim)
     v_width = width if v_head_dim is None else v_head_dim
     n_latents = 1 if shared_kv else 2
     parameters = (
-        d_model * (q_rank + n_latents * kv_rank)
-        + n_heads * (q_rank * width + kv_rank * (width + v_width))
+        d_model * (q_rank + n_latents * kv_rank + rope_dim)
+        + n_heads * (q_rank * (width + rope_dim) + kv_rank * (width + v_width))
         + n_heads * v_width * d_model
     )
-    return Cost(parameters, n_latents * kv_rank, projections=parameters, attention=n_heads * (width + v_width))
+    cached = n_latents * kv_rank + rope_dim
+    return Cost(parameters, cached, projections=parameters, attention=n_heads * (width + rope_dim + v_width))
 
 
 def tucker_cost(

@@ -7,22 +7,32 @@ from torch import nn
 
 from .checks import check_positive
 from .mha import MultiHeadAttention
+from .rotary import Rotary
 
 
 class GroupedQueryAttention(MultiHeadAttention):
     """Multi-head attention with a narrower k_proj and v_proj; head h reads group h // (n_heads / n_kv_heads).
 
-    d_model: d; n_heads: n_H; n_kv_heads: n_KV, a divisor of n_H; head_dim: d_H, by default d / n_H.
+    d_model: d; n_heads: n_H; n_kv_heads: n_KV, a divisor of n_H; head_dim, bias, rotary: as in MultiHeadAttention.
     Nothing in the forward pass changes: `attend` hands each key/value head to its group.
     Raises ValueError as MultiHeadAttention does, and if n_kv_heads does not divide n_heads.
     """
 
-    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, *, head_dim: int | None = None):
-        super().__init__(d_model, n_heads, head_dim=head_dim)
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        *,
+        head_dim: int | None = None,
+        bias: bool | str = False,
+        rotary: Rotary | None = None,
+    ):
+        super().__init__(d_model, n_heads, head_dim=head_dim, bias=bias, rotary=rotary)
         check_positive("n_kv_heads", n_kv_heads)
         if n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
         self.n_kv_heads = n_kv_heads
-        self.k_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bool(bias))
+        self.v_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bool(bias))
         self.reset_parameters()

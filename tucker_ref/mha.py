@@ -4,41 +4,79 @@ import torch
 from torch import nn
 
 from .attend import attend
+from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive, check_tokens
+from .rotary import Rotary
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(CachedAttention):
     """y = sum over heads of softmax(Q_h K_h^T / sqrt(d_H)) V_h W_h^O.
 
     d_model: d; n_heads: n_H; head_dim: d_H, by default d / n_H.
-    Raises ValueError if a size is not positive, or if n_heads does not divide d_model and no head_dim is given.
+    bias: False, True for all four projections (GPT-2, ViT), or "qkv" for all but the output (Qwen).
+    rotary: turns queries and keys, width head_dim; None for none.
+    Raises ValueError if a size is not positive, n_heads does not divide d_model and no head_dim is given, or a width is off.
     """
 
-    def __init__(self, d_model: int, n_heads: int, *, head_dim: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        head_dim: int | None = None,
+        bias: bool | str = False,
+        rotary: Rotary | None = None,
+    ):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
-        self.scale = self.head_dim**-0.5
+        if bias not in (False, True, "qkv"):
+            raise ValueError(f"bias is {bias!r}; it must be False, True or 'qkv'")
+        check_rotary(rotary, self.head_dim, "head_dim")
+        self.bias, self.rotary, self.scale = bias, rotary, self.head_dim**-0.5
         inner = n_heads * self.head_dim
-        self.q_proj = nn.Linear(d_model, inner, bias=False)
-        self.k_proj = nn.Linear(d_model, inner, bias=False)
-        self.v_proj = nn.Linear(d_model, inner, bias=False)
-        self.o_proj = nn.Linear(inner, d_model, bias=False)
+        self.q_proj = nn.Linear(d_model, inner, bias=bool(bias))
+        self.k_proj = nn.Linear(d_model, inner, bias=bool(bias))
+        self.v_proj = nn.Linear(d_model, inner, bias=bool(bias))
+        self.o_proj = nn.Linear(inner, d_model, bias=bias is True)
         self.reset_parameters()
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
-        """GPT-2's initialisation: normal weights. Deep models pass output_gain = 1/sqrt(2 L) to tame the residual sum."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj):
-            nn.init.normal_(projection.weight, std=std)
-        nn.init.normal_(self.o_proj.weight, std=std * output_gain)
+        """GPT-2's initialisation: normal weights, zero biases. Deep models pass output_gain = 1/sqrt(2 L)."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            gain = output_gain if projection is self.o_proj else 1.0
+            nn.init.normal_(projection.weight, std=std * gain)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    def cache_streams(self) -> dict[str, tuple[int, int]]:
+        kv = self.k_proj.out_features // self.head_dim, self.head_dim
+        return {"key": kv, "value": kv}
 
     def forward(
-        self, x: torch.Tensor, *, causal: bool = True, mask: torch.Tensor | None = None, backend: str = "sdpa"
+        self,
+        x: torch.Tensor,
+        *,
+        causal: bool = True,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        backend: str = "sdpa",
     ) -> torch.Tensor:
-        """x: (b, n, d), mask and backend as in `attend`.  Returns: (b, n, d)."""
+        """x: (b, n, d).  Returns: (b, n, d).
+
+        mask, backend: as in `attend`; with a cache, m counts the cached tokens too.
+        positions: (n,) or (b, n) integers for the rotary embedding, by default those that follow the cache.
+        cache: from `new_cache`; x's tokens are appended, and every query may see all that is cached.
+        """
         check_tokens(x, self.d_model)
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)
-        k = split_heads(self.k_proj(x), self.head_dim)  # (b, h, m, k)
-        v = split_heads(self.v_proj(x), self.head_dim)  # (b, h, m, k)
+        k = split_heads(self.k_proj(x), self.head_dim)  # (b, g, n, k), g = h in multi-head attention
+        v = split_heads(self.v_proj(x), self.head_dim)  # (b, g, n, k)
+        if self.rotary is not None:
+            places = token_positions(x, positions, cache)
+            q, k = self.rotary(q, places), self.rotary(k, places)
+        if cache is not None:
+            k, v = cache.append(key=k, value=v)  # (b, g, m, k)
         z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, k)
         return self.o_proj(merge_heads(z))  # (b, n, d)
 
@@ -63,3 +101,9 @@ def resolve_head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
         head_dim = d_model // n_heads
     check_positive("head_dim", head_dim)
     return head_dim
+
+
+def check_rotary(rotary: Rotary | None, width: int, name: str) -> None:
+    """Raise ValueError unless there is no rotary embedding or it turns exactly `width` channels."""
+    if rotary is not None and rotary.width != width:
+        raise ValueError(f"rotary turns {rotary.width} channels; here it must turn {name} = {width}")

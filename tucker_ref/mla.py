@@ -4,19 +4,24 @@ import torch
 from torch import nn
 
 from .attend import attend
+from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive, check_tokens
-from .mha import merge_heads, resolve_head_dim, split_heads
+from .mha import check_rotary, merge_heads, resolve_head_dim, split_heads
+from .rotary import Rotary
 
 
-class MultiHeadLatentAttention(nn.Module):
+class MultiHeadLatentAttention(CachedAttention):
     """Queries, keys and values per head are up-projections of latents: Q_h = C_Q W_h^UQ, K_h = C_K W_h^UK, V_h = C_V W_h^UV.
 
     q_rank: d_c^Q, the width of C_Q = X W^DQ; kv_rank: d_c^K, the width of C_K = X W^DKV (both at most d).
     head_dim: d_H of queries and keys, by default d / n_H; v_head_dim: that of values, by default head_dim.
     shared_kv: values read the keys' latent (C_V = C_K), else a latent of their own (C_V = X W^DV, in `v_a_proj`).
+    rotary: None; or decoupled, with rope_dim = d_R > 0 and a rotary of that width: every head gets d_R more query channels and
+    shares one more key of width d_R, both turned, and logits are scaled by 1/sqrt(d_H + d_R); or coupled, with rope_dim = 0 and
+    a rotary of width kv_rank: the latent itself is turned (Cor. 3.2.1, Eqs. 13, 14, 20).
     latent_norm: RMSNorm on every latent, as DeepSeek has it. Not linear, hence outside Def. 2.1 of the paper.
     absorb: multiply W^UK into the query and W^UV into the output, so that attention runs on the latents themselves and no
-    per-head key or value exists. Same function, other cost: few wide heads' work against many narrow ones.
+    per-head key or value exists. The same function at another cost. Coupled rotary has no other form.
     Raises ValueError if a size does not fit.
     """
 
@@ -30,7 +35,9 @@ class MultiHeadLatentAttention(nn.Module):
         head_dim: int | None = None,
         v_head_dim: int | None = None,
         shared_kv: bool = True,
+        rope_dim: int = 0,
         latent_norm: bool = False,
+        rotary: Rotary | None = None,
         absorb: bool = False,
     ):
         super().__init__()
@@ -41,17 +48,25 @@ class MultiHeadLatentAttention(nn.Module):
             check_positive(name, rank)
             if rank > d_model:
                 raise ValueError(f"{name} is {rank}; a latent wider than d_model = {d_model} only adds redundant parameters")
-        self.q_rank, self.kv_rank = q_rank, kv_rank
-        self.shared_kv, self.latent_norm, self.absorb = shared_kv, latent_norm, absorb
-        self.scale = self.head_dim**-0.5
+        if rope_dim != 0:
+            check_positive("rope_dim", rope_dim)
+            if rotary is None:
+                raise ValueError(f"rope_dim is {rope_dim}; decoupled channels need rotary=Rotary.heads({rope_dim})")
+        check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
+        self.q_rank, self.kv_rank, self.rope_dim, self.rotary = q_rank, kv_rank, rope_dim, rotary
+        self.shared_kv, self.latent_norm = shared_kv, latent_norm
+        self.coupled = rotary is not None and rope_dim == 0
+        self.absorb = absorb or self.coupled
+        self.rotates_on_reading = self.coupled and shared_kv
+        self.scale = (self.head_dim + rope_dim) ** -0.5
 
         def norm(width: int) -> nn.Module:
             return nn.RMSNorm(width, eps=1e-6) if latent_norm else nn.Identity()
 
         self.q_a_proj = nn.Linear(d_model, q_rank, bias=False)  # W^DQ
         self.q_a_layernorm = norm(q_rank)
-        self.q_b_proj = nn.Linear(q_rank, n_heads * self.head_dim, bias=False)  # W^UQ
-        self.kv_a_proj_with_mqa = nn.Linear(d_model, kv_rank, bias=False)  # W^DKV
+        self.q_b_proj = nn.Linear(q_rank, n_heads * (self.head_dim + rope_dim), bias=False)  # W^UQ, W^QR
+        self.kv_a_proj_with_mqa = nn.Linear(d_model, kv_rank + rope_dim, bias=False)  # W^DKV, W^KR
         self.kv_a_layernorm = norm(kv_rank)
         if not shared_kv:
             self.v_a_proj = nn.Linear(d_model, kv_rank, bias=False)  # W^DV
@@ -68,6 +83,7 @@ class MultiHeadLatentAttention(nn.Module):
         d = self.d_model
         for down in (self.q_a_proj, self.kv_a_proj_with_mqa, *([] if self.shared_kv else [self.v_a_proj])):
             nn.init.normal_(down.weight, std=d**-0.5)
+        nn.init.normal_(self.kv_a_proj_with_mqa.weight[self.kv_rank :], std=std)  # W^KR makes keys, not a latent
         for up in (self.q_b_proj, self.kv_b_proj):
             nn.init.normal_(up.weight, std=std * (d / up.in_features) ** 0.5)
         nn.init.normal_(self.o_proj.weight, std=std * output_gain)
@@ -76,23 +92,65 @@ class MultiHeadLatentAttention(nn.Module):
         """Per-head W^UK (h, k, t) and W^UV (h, v, t), views of kv_b_proj; t is the latent width."""
         return self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1)).split([self.head_dim, self.v_head_dim], dim=1)
 
+    def cache_streams(self) -> dict[str, tuple[int, int]]:
+        key = {"key": (1, self.kv_rank + self.rope_dim)}
+        return key if self.shared_kv else key | {"value": (1, self.kv_rank)}
+
     def forward(
-        self, x: torch.Tensor, *, causal: bool = True, mask: torch.Tensor | None = None, backend: str = "sdpa"
+        self,
+        x: torch.Tensor,
+        *,
+        causal: bool = True,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        backend: str = "sdpa",
     ) -> torch.Tensor:
-        """x: (b, n, d), mask and backend as in `attend`.  Returns: (b, n, d)."""
+        """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
         check_tokens(x, self.d_model)
-        options = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
-        c_q = self.q_a_layernorm(self.q_a_proj(x))  # (b, n, s)
-        c_k = self.kv_a_layernorm(self.kv_a_proj_with_mqa(x))  # (b, m, t)
-        c_v = c_k if self.shared_kv else self.v_a_layernorm(self.v_a_proj(x))  # (b, m, t)
-        q = split_heads(self.q_b_proj(c_q), self.head_dim)  # (b, h, n, k)
+        places = None if self.rotary is None else token_positions(x, positions, cache)
+        q, q_rope = self._queries(x, places)  # (b, h, n, k), (b, h, n, rope)
+        c_k, c_v, sources = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)
         w_uk, w_uv = self.up_projections()  # (h, k, t), (h, v, t)
+        options = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
         if self.absorb:
-            q = torch.einsum("bhnk,hkt->bhnt", q, w_uk)  # the key's up-projection moves to the query: q (C W)^T = (q W^T) C^T
-            z = attend(q, c_k.unsqueeze(1), c_v.unsqueeze(1), **options)  # (b, h, n, t), one key/value head for all
+            q = torch.einsum("bhnk,hkt->bhnt", q, w_uk)  # q (C W)^T = (q W^T) C^T: the up-projection moves to the query
+            if self.coupled:
+                q, c_k = self.rotary(q, places), c_k if sources is None else self.rotary(c_k, sources)
+            z = attend(torch.cat([q, q_rope], dim=-1), c_k, c_v, **options)  # (b, h, n, t), one key/value head for all
             z = torch.einsum("bhnt,hvt->bhnv", z, w_uv)
         else:
-            k = torch.einsum("bmt,hkt->bhmk", c_k, w_uk)
-            v = torch.einsum("bmt,hvt->bhmv", c_v, w_uv)
-            z = attend(q, k, v, **options)  # (b, h, n, v)
+            latent, k_rope = c_k.split([self.kv_rank, self.rope_dim], dim=-1)
+            k = torch.einsum("bgmt,hkt->bhmk", latent, w_uk)  # g is the one shared latent
+            v = torch.einsum("bgmt,hvt->bhmv", c_v, w_uv)
+            k = torch.cat([k, k_rope.expand(-1, self.n_heads, -1, -1)], dim=-1)  # (b, h, m, k + rope)
+            z = attend(torch.cat([q, q_rope], dim=-1), k, v, **options)  # (b, h, n, v)
         return self.o_proj(merge_heads(z))  # (b, n, d)
+
+    def _queries(self, x, places):
+        """Per head the content query (b, h, n, k) and the turned, decoupled one (b, h, n, rope), which may be empty."""
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        q, q_rope = split_heads(q, self.head_dim + self.rope_dim).split([self.head_dim, self.rope_dim], dim=-1)
+        return q, self.rotary(q_rope, places) if self.rope_dim else q_rope
+
+    def _latents(self, x, places, positions, cache):
+        """Key latent with the turned, decoupled key behind it, value latent, and where the key latent still has to be turned.
+
+        Whatever can be turned is turned before it is cached. A coupled latent that values share cannot: it is turned on reading.
+        """
+        latent, k_rope = self.kv_a_proj_with_mqa(x).unsqueeze(1).split([self.kv_rank, self.rope_dim], dim=-1)
+        c_k, sources = self.kv_a_layernorm(latent), None  # (b, 1, n, t)
+        if self.rope_dim:
+            c_k = torch.cat([c_k, self.rotary(k_rope, places)], dim=-1)  # (b, 1, n, t + rope)
+        if self.shared_kv:
+            if cache is not None:
+                (c_k,) = cache.append(positions, key=c_k)
+            if self.coupled:
+                sources = places if cache is None else cache.positions(x.device)
+            return c_k, c_k[..., : self.kv_rank], sources
+        c_v = self.v_a_layernorm(self.v_a_proj(x)).unsqueeze(1)
+        if self.coupled:
+            c_k = self.rotary(c_k, places)
+        if cache is not None:
+            c_k, c_v = cache.append(key=c_k, value=c_v)
+        return c_k, c_v, sources

@@ -7,6 +7,15 @@
 
 None of them compresses the head mode: U1 is the identity in every one. The ranks are maxima; where the product of the other
 two ranks is smaller (a narrow head, a narrow latent), `_within_limits` takes the smaller, actual rank.
+
+Beyond the paper, rotary embeddings and biases carry over exactly:
+
+    MHA, GQA, MQA with RoPE       the keys of all groups side by side are the latent, so the head schedule repeats per group
+    MLA with decoupled RoPE       U3 = [W^DKV, W^KR] and C_h = [W_h^UQ W_h^UK^T, W_h^QR]; frequency zero on the first d_c channels
+    MLA with coupled RoPE         the latent is the key already (Cor. 3.2.1)
+    query, key and value biases   one more row of U2, U3 and U~3, read by the constant 1 appended to every token
+
+MLA with RMSNorm on its latents becomes a Tucker Attention with the same norms: equal, but no longer Def. 2.1.
 """
 
 import copy
@@ -17,61 +26,94 @@ from torch import nn
 
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
-from .tucker import TuckerAttention, TuckerWeights
+from .tucker import LatentNorm, TuckerAttention, TuckerWeights
 
 
 def as_tucker(layer: nn.Module) -> TuckerAttention:
     """The Tucker Attention that computes exactly what `layer` computes, with weights of its own.
 
-    layer: any mechanism of this package.
-    Raises ValueError for another module, and for MLA with latent_norm, which is not linear in the latents (not Def. 2.1).
+    layer: any mechanism of this package, with its rotary embedding, biases and norms.
+    Raises ValueError for another module.
     """
     if isinstance(layer, TuckerAttention):
         return copy.deepcopy(layer)
     if isinstance(layer, MultiHeadAttention):  # and with it GroupedQueryAttention
-        pre, post = _grouped(layer)
-    elif isinstance(layer, MultiHeadLatentAttention):
-        pre, post = _latent(layer)
-    else:
-        raise ValueError(
-            f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
-            "MultiHeadLatentAttention or TuckerAttention"
-        )
-    return TuckerAttention.from_weights(pre, post, scale=layer.scale)
+        return _grouped(layer)
+    if isinstance(layer, MultiHeadLatentAttention):
+        return _latent(layer)
+    raise ValueError(
+        f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
+        "MultiHeadLatentAttention or TuckerAttention"
+    )
 
 
-def _grouped(layer: MultiHeadAttention) -> tuple[TuckerWeights, TuckerWeights]:
+def _grouped(layer: MultiHeadAttention) -> TuckerAttention:
     """Thms B.2 and B.3: the factors are the projections themselves, and one core of zeros and ones routes head to group."""
-    w_q, w_k, w_v, w_o = (p.weight.detach() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
+    w_q, w_k, w_v = (_with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (d, ...) or (d + 1, ...)
+    w_o = layer.o_proj.weight.detach()
     h, k = layer.n_heads, layer.head_dim
-    g = len(w_k) // k
+    g = w_k.shape[1] // k
     head_to_group = torch.eye(g).repeat_interleave(h // g, dim=0)  # (h, g)
     # Entry [h, (i, k), (g, l)] is 1 where i is head h, g its group, and k = l.
     routing = torch.einsum("hi,hg,kl->hikgl", torch.eye(h), head_to_group, torch.eye(k)).reshape(h, h * k, g * k)
     routing, heads = routing.to(w_q), torch.eye(h).to(w_q)
-    pre = _within_limits(routing, {"head": heads, "query": w_q.T, "key": w_k.T})
-    post = _within_limits(routing, {"head": heads, "output": w_o, "value": w_v.T})
-    return pre, post
+    # Turned key coordinates may not be mixed.
+    modes = (0, 1, 2) if layer.rotary is None else (0, 1)
+    return TuckerAttention.from_weights(
+        _within_limits(routing, {"head": heads, "query": w_q, "key": w_k}, modes),
+        _within_limits(routing, {"head": heads, "output": w_o, "value": w_v}),
+        scale=layer.scale,
+        rotary=None if layer.rotary is None else layer.rotary.repeated(g),
+        output_bias=_output_bias(layer),
+    )
 
 
-def _latent(layer: MultiHeadLatentAttention) -> tuple[TuckerWeights, TuckerWeights]:
+def _with_bias_row(projection: nn.Linear) -> torch.Tensor:
+    """The weight as it multiplies a token from the right, (d, out), with the bias as a last row where there is one."""
+    weight = projection.weight.detach().T
+    return weight if projection.bias is None else torch.cat([weight, projection.bias.detach()[None]])
+
+
+def _output_bias(layer: MultiHeadAttention) -> torch.Tensor | None:
+    if not layer.bias:
+        return None
+    return layer.o_proj.weight.new_zeros(layer.d_model) if layer.o_proj.bias is None else layer.o_proj.bias
+
+
+def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
     """Thm B.4: the factors are the down-projections, the core holds what is left of every head, C_h = W_h^UQ W_h^UK^T."""
-    if layer.latent_norm:
-        raise ValueError("layer has latent_norm=True; RMSNorm on the latents is not linear, so Def. 2.1 does not cover it")
-    h, v = layer.n_heads, layer.v_head_dim
+    h, k, v, rope = layer.n_heads, layer.head_dim, layer.v_head_dim, layer.rope_dim
     w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
-    w_uq = layer.q_b_proj.weight.detach().unflatten(0, (h, -1))  # (h, k, s)
+    w_uq, w_qr = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).split([k, rope], dim=1)  # (h, k, s), (h, rope, s)
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
     heads = torch.eye(h).to(w_o)
-    key = nn.Parameter(w_dk.T.clone())
-    value = key if layer.shared_kv else layer.v_a_proj.weight.T
-    core = torch.einsum("hks,hkt->hst", w_uq, w_uk)
+    key = nn.Parameter(w_dk.T.clone())  # (d, t + rope)
+    core = torch.cat([torch.einsum("hks,hkt->hst", w_uq, w_uk), w_qr.mT], dim=2)  # (h, s, t + rope)
     # Output channel (i, v) of head h: its value up-projection where i is h, else zero.
     post_core = torch.einsum("hi,hvt->hivt", heads, w_uv).reshape(h, h * v, -1)
-    modes = (0, 1) if layer.shared_kv else (0, 1, 2)  # a shared latent must stay the same on both sides
-    pre = _within_limits(core, {"head": heads, "query": w_dq.T, "key": key}, modes)
-    post = _within_limits(post_core, {"head": heads, "output": w_o, "value": value}, modes)
-    return pre, post
+    if layer.shared_kv:  # values ignore the rotary channels of the shared latent
+        value, post_core = key, torch.cat([post_core, post_core.new_zeros(h, h * v, rope)], dim=2)
+    else:
+        value = layer.v_a_proj.weight.T
+    # A shared latent must stay the same on both sides, and neither turned nor normalised coordinates may be mixed.
+    modes = [0] + [1] * (not layer.latent_norm) + [2] * (not (layer.latent_norm or layer.shared_kv or layer.rotary))
+    post_modes = [0, 1] + [2] * (not (layer.latent_norm or layer.shared_kv))
+    return TuckerAttention.from_weights(
+        _within_limits(core, {"head": heads, "query": w_dq.T, "key": key}, modes),
+        _within_limits(post_core, {"head": heads, "output": w_o, "value": value}, post_modes),
+        scale=layer.scale,
+        rotary=layer.rotary.after_unrotated(layer.kv_rank) if rope else copy.deepcopy(layer.rotary),
+        norms=_norms(layer) if layer.latent_norm else None,
+    )
+
+
+def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The layer's RMSNorms for query, key and value latent; the rotary key stays as it is."""
+    originals = layer.q_a_layernorm, layer.kv_a_layernorm, layer.kv_a_layernorm if layer.shared_kv else layer.v_a_layernorm
+    norms = tuple(LatentNorm(len(original.weight)) for original in originals)
+    for norm, original in zip(norms, originals):
+        norm.weight = nn.Parameter(original.weight.detach().clone())
+    return norms
 
 
 def _within_limits(core: torch.Tensor, factors: dict[str, torch.Tensor], modes=(0, 1, 2)) -> TuckerWeights:

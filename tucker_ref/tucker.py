@@ -7,12 +7,18 @@ Seen from the softmax it is multi-query attention: one key X U3 of width t and o
 any flash-attention kernel with grouped heads runs it (Sec. 3.3). What is new is U1: the heads themselves share a basis.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .attend import attend
+from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive, check_ranks, check_scale, check_tokens
 from .decomposition import TuckerTensor
+from .mha import check_rotary
+from .rotary import Rotary
 
 
 class TuckerWeights(nn.Module):
@@ -40,7 +46,7 @@ class TuckerWeights(nn.Module):
         return torch.einsum("rst,hr->hst", self.core, self.head)
 
     def to_tensor(self) -> torch.Tensor:
-        """The dense tensor (n_H, d, d), for proofs and spectra; the layer itself never forms it."""
+        """The dense tensor (n_H, d, d), for proofs and spectra; the layer itself never forms it (d + 1 where biased)."""
         return torch.einsum("hst,ds,et->hde", self.head_cores(), *self.factors[1:])
 
     def numpy(self) -> TuckerTensor:
@@ -49,12 +55,17 @@ class TuckerWeights(nn.Module):
         return TuckerTensor(core, factors)
 
 
-class TuckerAttention(nn.Module):
+class TuckerAttention(CachedAttention):
     """Attention whose pre- and post-softmax tensors have Tucker ranks `ranks` and `post_ranks`.
 
     d_model: d; n_heads: n_H; ranks: (head, query, key) = (r1, r2, r3); post_ranks: (head, output, value), by default `ranks`.
     shared_kv: the value latent is the key latent, U~3 = U3, one parameter; needs r~3 = r3.
     scale: multiplies the logits, by default 1/sqrt(d / n_H) whatever the ranks (Eqs. 2-6).
+    bias: append a constant 1 to every token, X~ = [X, 1]: U2, U3 and U~3 get one more row, which is a query, key and value bias
+    in their latents (d + 1 rows); and an output bias. Exact for the biases of GPT-2, Qwen and ViT.
+    rotary: turns the key latent and every head's latent query, width r3 (Def. 3.1, Eq. 12, with any frequencies). Turned
+    coordinates may not be mixed, so r3 then has no upper limit.
+    latent_norm: RMSNorm on the query, key and value latents, which makes it another function than Def. 2.1.
     init: "orthonormal" (ours, see `reset_parameters`) or "xavier" (Xavier-uniform on all eight factors).
     Raises ValueError if a rank exceeds its mode's size or the product of the other two ranks, or another argument is off.
     """
@@ -68,6 +79,9 @@ class TuckerAttention(nn.Module):
         *,
         shared_kv: bool = False,
         scale: float | None = None,
+        bias: bool = False,
+        rotary: Rotary | None = None,
+        latent_norm: bool = False,
         init: str = "orthonormal",
     ):
         super().__init__()
@@ -75,47 +89,74 @@ class TuckerAttention(nn.Module):
         check_positive("n_heads", n_heads)
         if init not in ("orthonormal", "xavier"):
             raise ValueError(f"init is {init!r}; it must be 'orthonormal' or 'xavier'")
-        # Shared latents serve keys and values: what one of the two tensors cannot use, the other may.
-        uncapped = (2,) if shared_kv else ()
-        self.ranks = check_ranks("ranks", ranks, (n_heads, d_model, d_model), uncapped)
+        rows = d_model + 1 if bias else d_model
+        widest_key = rows if rotary is None else math.inf
+        # Latents that are normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
+        uncapped = {1: latent_norm, 2: latent_norm or shared_kv or rotary is not None}
+        post_uncapped = {2: latent_norm or shared_kv}
+        self.ranks = check_ranks("ranks", ranks, (n_heads, rows, widest_key), [m for m, free in uncapped.items() if free])
         self.post_ranks = check_ranks(
-            "post_ranks", self.ranks if post_ranks is None else post_ranks, (n_heads, d_model, d_model), uncapped
+            "post_ranks",
+            self.ranks if post_ranks is None else post_ranks,
+            (n_heads, d_model, widest_key if shared_kv else rows),
+            [m for m, free in post_uncapped.items() if free],
         )
         if shared_kv and self.post_ranks[2] != self.ranks[2]:
             raise ValueError(f"post_ranks[2] is {self.post_ranks[2]}; with shared_kv it must equal ranks[2] = {self.ranks[2]}")
-        self.d_model, self.n_heads, self.shared_kv, self.init = d_model, n_heads, shared_kv, init
+        check_rotary(rotary, self.ranks[2], "ranks[2]")
+        self.d_model, self.n_heads, self.init = d_model, n_heads, init
+        self.shared_kv, self.bias, self.rotary, self.latent_norm = shared_kv, bias, rotary, latent_norm
         self.scale = (d_model / n_heads) ** -0.5 if scale is None else float(scale)
         check_scale(self.scale)
+        self.rotates_on_reading = rotary is not None and shared_kv
 
         r, s, t = self.ranks
         u, o, v = self.post_ranks
         self.pre = TuckerWeights(
-            torch.empty(r, s, t),
-            {"head": torch.empty(n_heads, r), "query": torch.empty(d_model, s), "key": torch.empty(d_model, t)},
+            torch.empty(r, s, t), {"head": torch.empty(n_heads, r), "query": torch.empty(rows, s), "key": torch.empty(rows, t)}
         )
+        value = self.pre.key if shared_kv else torch.empty(rows, v)
         self.post = TuckerWeights(
-            torch.empty(u, o, v),
-            {
-                "head": torch.empty(n_heads, u),
-                "output": torch.empty(d_model, o),
-                "value": self.pre.key if shared_kv else torch.empty(d_model, v),
-            },
+            torch.empty(u, o, v), {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o), "value": value}
+        )
+        self.output_bias = nn.Parameter(torch.zeros(d_model)) if bias else None
+        self.query_norm, self.key_norm, self.value_norm = (
+            LatentNorm(width) if latent_norm else nn.Identity() for width in (s, t, v)
         )
         self.reset_parameters()
 
     @classmethod
-    def from_weights(cls, pre: TuckerWeights, post: TuckerWeights, *, scale: float) -> "TuckerAttention":
-        """The layer with exactly these cores and factors; shared KV where post.value is pre.key."""
+    def from_weights(
+        cls,
+        pre: TuckerWeights,
+        post: TuckerWeights,
+        *,
+        scale: float,
+        rotary: Rotary | None = None,
+        output_bias: torch.Tensor | None = None,
+        norms: tuple[nn.Module, nn.Module, nn.Module] | None = None,
+    ) -> "TuckerAttention":
+        """The layer with exactly these cores and factors; shared KV where post.value is pre.key, biased where output_bias is given.
+
+        norms: for the query, key and value latents.
+        """
         with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
             layer = cls(
-                len(pre.query),
+                len(post.output),
                 len(pre.head),
                 tuple(pre.core.shape),
                 tuple(post.core.shape),
                 shared_kv=post.value is pre.key,
                 scale=scale,
+                bias=output_bias is not None,
+                rotary=rotary,
+                latent_norm=norms is not None,
             )
         layer.pre, layer.post = pre, post
+        if output_bias is not None:
+            layer.output_bias = nn.Parameter(output_bias.detach().clone())
+        if norms is not None:
+            layer.query_norm, layer.key_norm, layer.value_norm = norms
         return layer
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
@@ -123,35 +164,80 @@ class TuckerAttention(nn.Module):
 
         "orthonormal": factors with orthonormal columns, Gaussian cores. On unit-variance tokens that layer's logits have
         variance (d std^2)^2 and its output d std^2 * d (std output_gain)^2; the core variances below give the same two.
-        "xavier": the authors' choice; output_gain scales the post-softmax core.
+        "xavier": the authors' choice; output_gain scales the post-softmax core.  Biases start at zero either way.
         """
-        if self.init == "xavier":
-            for parameter in self.parameters():
-                nn.init.xavier_uniform_(parameter)
-            with torch.no_grad():
-                self.post.core.mul_(output_gain)
-            return
-        for name, parameter in self.named_parameters():  # a shared U3 = U~3 appears once
-            if not name.endswith("core"):
-                nn.init.orthogonal_(parameter)
+        fill = nn.init.xavier_uniform_ if self.init == "xavier" else nn.init.orthogonal_
         d = self.d_model
-        logit_variance = (d * std**2) ** 2
-        output_variance = d * std**2 * d * (std * output_gain) ** 2
-        core_size, post_core_size = self.pre.core.numel(), self.post.core.numel()
-        nn.init.normal_(self.pre.core, std=(logit_variance * self.n_heads / self.scale**2 / core_size) ** 0.5)
-        nn.init.normal_(self.post.core, std=(output_variance * d / post_core_size) ** 0.5)
+        with torch.no_grad():
+            for weights in (self.pre, self.post):
+                for name, factor in zip(weights.names, weights.factors):
+                    if weights is self.post and factor is self.pre.key:
+                        continue  # a shared latent is filled once
+                    if name == "head":
+                        fill(factor)
+                    else:
+                        fill(factor[:d])
+                        factor[d:] = 0.0  # the bias row, where there is one
+            if self.init == "xavier":
+                fill(self.pre.core)
+                fill(self.post.core).mul_(output_gain)
+                return
+            logit_variance = (d * std**2) ** 2
+            output_variance = d * std**2 * d * (std * output_gain) ** 2
+            core_size, post_core_size = self.pre.core.numel(), self.post.core.numel()
+            self.pre.core.normal_(std=(logit_variance * self.n_heads / self.scale**2 / core_size) ** 0.5)
+            self.post.core.normal_(std=(output_variance * d / post_core_size) ** 0.5)
+
+    def cache_streams(self) -> dict[str, tuple[int, int]]:
+        key = {"key": (1, self.ranks[2])}
+        return key if self.shared_kv else key | {"value": (1, self.post_ranks[2])}
 
     def forward(
-        self, x: torch.Tensor, *, causal: bool = True, mask: torch.Tensor | None = None, backend: str = "sdpa"
+        self,
+        x: torch.Tensor,
+        *,
+        causal: bool = True,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        backend: str = "sdpa",
     ) -> torch.Tensor:
-        """x: (b, n, d), mask and backend as in `attend`.  Returns: (b, n, d)."""
+        """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
         check_tokens(x, self.d_model)
-        p = x @ self.pre.query  # (b, n, s)  the query latent
+        places = None if self.rotary is None else token_positions(x, positions, cache)
+        x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
+        p = self.query_norm(x @ self.pre.query)  # (b, n, s)  the query latent
         q = torch.einsum("bns,hst->bhnt", p, self.pre.head_cores())  # per head, in key coordinates
-        k = x @ self.pre.key  # (b, m, t)  the key latent, one for all heads
-        v = k if self.shared_kv else x @ self.post.value  # (b, m, v)  the value latent
-        z = attend(
-            q, k.unsqueeze(1), v.unsqueeze(1), scale=self.scale, causal=causal, mask=mask, backend=backend
-        )  # (b, h, n, v)
+        if self.rotary is not None:
+            q = self.rotary(q, places)
+        k, v = self._latents(x, places, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
+        z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, v)
         y = torch.einsum("bhnv,hov->bno", z, self.post.head_cores())  # (b, n, o)
-        return y @ self.post.output.T  # (b, n, d)
+        return F.linear(y, self.post.output, self.output_bias)  # (b, n, d)
+
+    def _latents(self, x, places, positions, cache):
+        """One key and one value for all heads, turned and cached. A shared latent is cached unturned and turned on reading."""
+        k = self.key_norm(x @ self.pre.key).unsqueeze(1)  # (b, 1, n, t)
+        if self.shared_kv:
+            if cache is not None:
+                (k,) = cache.append(positions, key=k)
+                places = cache.positions(x.device)
+            return k if self.rotary is None else self.rotary(k, places), k
+        v = self.value_norm(x @ self.post.value).unsqueeze(1)  # (b, 1, n, v)
+        if self.rotary is not None:
+            k = self.rotary(k, places)
+        return (k, v) if cache is None else cache.append(key=k, value=v)
+
+
+class LatentNorm(nn.Module):
+    """RMSNorm over the first `normalised` channels of a latent, all by default; the rest passes (DeepSeek's rotary key)."""
+
+    def __init__(self, width: int, normalised: int | None = None):
+        super().__init__()
+        self.normalised = width if normalised is None else normalised
+        self.weight = nn.Parameter(torch.ones(self.normalised))
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """latent: (..., width).  Returns: the same shape."""
+        first, rest = latent[..., : self.normalised], latent[..., self.normalised :]
+        return torch.cat([F.rms_norm(first, (self.normalised,), self.weight, eps=1e-6), rest], dim=-1)

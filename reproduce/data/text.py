@@ -26,13 +26,16 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 @dataclass(frozen=True)
 class TextData:
-    """Tokenised text. train, validation: (tokens,) uint16; token_bytes: (vocab_size,), UTF-8 bytes that each token stands for."""
+    """Tokenised text. train, validation: (tokens,) uint16; token_bytes: (vocab_size,), bytes that each token stands for;
+    tokenizer: its JSON, for `tokenizers`.
+    """
 
     name: str
     sha256: str
     train: np.ndarray
     validation: np.ndarray
     token_bytes: np.ndarray
+    tokenizer: str
 
     @property
     def vocab_size(self) -> int:
@@ -68,17 +71,19 @@ def load_text(
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = _sha256(train, held_out)
-    kept = cache / f"text-{sha256[:16]}-{'gpt2' if bpe else vocab_size}.npz"
+    kept = cache / f"tokens-{sha256[:16]}-{'gpt2' if bpe else vocab_size}.npz"
     if not kept.exists():
         tokenizer = _read_gpt2_tables(Path(bpe)) if bpe else _learn_byte_pairs(train, vocab_size)
         arrays = {
             "train": _encode(tokenizer, train, "tokenising"),
             "validation": _encode(tokenizer, held_out, "tokenising held-out text"),
             "token_bytes": _bytes_per_token(tokenizer),
+            "tokenizer": np.frombuffer(tokenizer.to_str().encode(), dtype=np.uint8),
         }
         write_atomically(kept, lambda file: np.savez(file, **arrays))
     with np.load(kept) as arrays:
-        return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"])
+        tokenizer = arrays["tokenizer"].tobytes().decode()
+        return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer)
 
 
 def read_documents(path: str | None) -> tuple[str, list[str]]:

@@ -1,0 +1,51 @@
+"""What GPT-2 and Llama share: a token embedding that is also the output matrix, blocks, a final norm, and caches."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tucker_ref import Cache
+
+
+class LanguageModel(nn.Module):
+    """vocab_size: entries of the tokenizer; blocks: of width d_model; final_norm: before the output.
+
+    context: the longest sequence that has positions, None if there is no such limit.
+    """
+
+    def __init__(
+        self, vocab_size: int, d_model: int, blocks: list[nn.Module], final_norm: nn.Module, context: int | None = None
+    ):
+        super().__init__()
+        self.context = context
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """tokens: (b, n), positions: (n,) or (b, n).  Returns: (b, n, d)."""
+        return self.token_embedding(tokens)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        *,
+        mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        caches: list[Cache] | None = None,
+    ) -> torch.Tensor:
+        """tokens: (b, n) integers; mask, positions, caches: as the attention layers take them, one cache per block.
+
+        Returns: logits (b, n, vocab_size); the output matrix is the token embedding.
+        """
+        start = caches[0].length if caches else 0
+        places = torch.arange(start, start + tokens.shape[1], device=tokens.device) if positions is None else positions
+        x = self.embed(tokens, places)  # (b, n, d)
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask=mask, positions=positions, cache=caches[i] if caches else None)
+        return F.linear(self.final_norm(x), self.token_embedding.weight)
+
+    def new_caches(self, batch: int, max_tokens: int, **options) -> list[Cache]:
+        """One empty cache per block."""
+        return [block.attention.new_cache(batch, max_tokens, **options) for block in self.blocks]

@@ -1,0 +1,17 @@
+"""Prints the matrix of exactness at the end of a run: worst relative error per layer and mask, and the smallest control."""
+
+MATRIX: dict[tuple[str, str], float] = {}
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not MATRIX:
+        return
+    columns = sorted({column for _, column in MATRIX}, key=lambda c: (c == "control", c.endswith("decoded"), c))
+    rows = list(dict.fromkeys(row for row, _ in MATRIX))
+    width = max(map(len, rows))
+    write = terminalreporter.write_line
+    terminalreporter.section("as_tucker(layer) against layer: relative error in output and gradient, float64")
+    write(" " * width + "".join(column.rjust(18) for column in columns))
+    for row in rows:
+        cells = (MATRIX.get((row, column)) for column in columns)
+        write(row.ljust(width) + "".join(("" if cell is None else f"{cell:.0e}").rjust(18) for cell in cells))

@@ -1,0 +1,183 @@
+"""Rung 6: caches hold exactly the numbers that Table 1 counts, decode to the same outputs, and fail without harm."""
+
+import pytest
+import torch
+from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, wide_awake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tucker_ref import (
+    GroupedQueryAttention,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    Rotary,
+    TuckerAttention,
+    gqa_cost,
+    mha_cost,
+    mla_cost,
+    tucker_cost,
+)
+
+CASES = {  # layer, and what Table 1 says it caches
+    "MHA": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),
+    "MHA RoPE": (lambda: MultiHeadAttention(24, 3, rotary=Rotary.heads(8)), mha_cost(24, 3)),
+    "MHA bias RoPE": (lambda: MultiHeadAttention(24, 3, bias=True, rotary=Rotary.heads(8)), mha_cost(24, 3)),
+    "GQA RoPE": (lambda: GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4)), gqa_cost(24, 6, 2)),
+    "MQA": (lambda: GroupedQueryAttention(24, 6, 1), gqa_cost(24, 6, 1)),
+    "MLA": (lambda: MultiHeadLatentAttention(24, 3, 10, 8), mla_cost(24, 3, 10, 8)),
+    "MLA absorbed": (lambda: MultiHeadLatentAttention(24, 3, 10, 8, absorb=True), mla_cost(24, 3, 10, 8)),
+    "MLA separated": (lambda: MultiHeadLatentAttention(24, 3, 10, 8, shared_kv=False), mla_cost(24, 3, 10, 8, shared_kv=False)),
+    "MLA decoupled": (
+        lambda: MultiHeadLatentAttention(24, 3, 10, 8, rope_dim=4, rotary=Rotary.heads(4), latent_norm=True),
+        mla_cost(24, 3, 10, 8, rope_dim=4),
+    ),
+    "MLA decoupled separated": (
+        lambda: MultiHeadLatentAttention(24, 3, 10, 8, rope_dim=4, rotary=Rotary.heads(4), shared_kv=False, absorb=True),
+        mla_cost(24, 3, 10, 8, rope_dim=4, shared_kv=False),
+    ),
+    "MLA coupled": (lambda: MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8)), mla_cost(24, 3, 10, 8)),
+    "MLA coupled separated": (
+        lambda: MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8), shared_kv=False),
+        mla_cost(24, 3, 10, 8, shared_kv=False),
+    ),
+    "Tucker": (lambda: TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5)), tucker_cost(24, 6, (4, 9, 8), (3, 7, 5))),
+    "Tucker RoPE": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8), bias=True),
+        tucker_cost(24, 6, (4, 9, 8), (3, 7, 5)),
+    ),
+    "Tucker shared": (lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True), tucker_cost(24, 6, (4, 9, 8), shared_kv=True)),
+    "Tucker shared RoPE": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)),
+        tucker_cost(24, 6, (4, 9, 8), shared_kv=True),
+    ),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
+ROTATED = [name for name in CASES if "RoPE" in name or "coupled" in name]
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda d: str(d).removeprefix("torch."))
+
+
+def layer_of(name):
+    return wide_awake(CASES[name][0]())
+
+
+def decode(layer, x, chunks, cache, **options):
+    pieces, start = [], 0
+    for size in chunks:
+        pieces.append(layer(x[:, start : start + size], cache=cache, **options))
+        start += size
+    assert start == x.shape[1] == cache.length
+    return torch.cat(pieces, dim=1)
+
+
+@EVERY
+@DTYPES
+def test_bytes_are_those_that_table_1_counts(name, dtype):
+    make, cost = CASES[name]
+    cache = make().to(dtype).new_cache(3, 7)
+    width = torch.empty((), dtype=dtype).element_size()
+    assert cache.nbytes == 3 * cost.cache_bytes(7, bytes_per_number=width)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in vars(cache)["streams"].values()}
+    assert sum(storages.values()) == cache.nbytes  # nothing hides behind a view
+
+
+@EVERY
+@DTYPES
+@pytest.mark.parametrize(
+    "batch, chunks", [(1, [1]), (2, [1] * 7), (2, [7]), (1, [5, 1, 1]), (2, [3, 4, 1, 6, 2]), (1, [40, 1, 22])]
+)
+def test_prefill_and_decode_equal_the_full_forward(name, dtype, batch, chunks):
+    layer, x = layer_of(name).to(dtype), tokens(batch, sum(chunks), 24).to(dtype)
+    with torch.no_grad():
+        actual = decode(layer, x, chunks, layer.new_cache(batch, sum(chunks) + 3))
+        assert relative_error(actual, layer(x)) < TOLERANCE[dtype]
+        if len(chunks) > 1:  # control: a cache that forgets
+            forgetful = torch.cat([layer(part) for part in x.split(chunks, dim=1)], dim=1)
+            assert relative_error(forgetful, layer(x)) > DIFFERENT
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(sorted(CASES)), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 3), st.integers(0, 99)
+)
+def test_any_chunking_gives_the_same_output(name, chunks, batch, seed):
+    layer, x = layer_of(name), tokens(batch, sum(chunks), 24, seed)
+    assert relative_error(decode(layer, x, chunks, layer.new_cache(batch, sum(chunks))), layer(x)) < EXACT
+
+
+@EVERY
+def test_sequences_of_different_length_share_a_batch_by_left_padding(name):
+    """Each sequence decodes as it would alone: padding is masked, and positions count from its first real token."""
+    layer, lengths = layer_of(name), (9, 5, 2)
+    longest = max(lengths)
+    alone = [tokens(1, n, 24, seed=n) for n in lengths]
+    x = torch.cat([torch.cat([tokens(1, longest - n, 24, seed=99), t], dim=1) for n, t in zip(lengths, alone)])
+    padding = torch.tensor([longest - n for n in lengths])
+    seen = (torch.arange(longest) >= padding[:, None])[:, None, None, :]  # (b, 1, 1, m)
+    positions = (torch.arange(longest) - padding[:, None]).clamp(min=0)  # (b, n)
+    cache, pieces = layer.new_cache(3, longest), []
+    for start, end in ((0, 4), (4, 8), (8, 9)):
+        pieces.append(layer(x[:, start:end], cache=cache, mask=seen[..., :end], positions=positions[:, start:end]))
+    together = torch.cat(pieces, dim=1)
+    for i, (n, t) in enumerate(zip(lengths, alone)):
+        assert relative_error(together[i : i + 1, longest - n :], layer(t)) < EXACT
+    shortest = together[2:, longest - 2 :]
+    without_mask = decode(layer, x, [4, 4, 1], layer.new_cache(3, longest), positions=None)[2:, longest - 2 :]
+    assert relative_error(without_mask, shortest) > DIFFERENT  # control
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_positions_given_to_a_cache_are_kept(name):
+    layer, x = layer_of(name), tokens(2, 7, 24)
+    positions = torch.tensor([3, 4, 5, 9, 10, 20, 21])
+    cache = layer.new_cache(2, 7)
+    pieces = [layer(x[:, a:b], cache=cache, positions=positions[a:b]) for a, b in ((0, 4), (4, 6), (6, 7))]
+    expected = layer(x, positions=positions)
+    assert relative_error(torch.cat(pieces, dim=1), expected) < EXACT
+    assert relative_error(layer(x), expected) > DIFFERENT  # control
+
+
+@EVERY
+def test_errors_leave_the_cache_as_it_was(name):
+    layer, x = layer_of(name), tokens(2, 8, 24)
+    cache = layer.new_cache(2, 6)
+    layer(x[:, :4], cache=cache)
+    before = {k: t.clone() for k, t in cache.streams.items()}
+    for bad, message in [
+        (x[:, :3], "3 more tokens after 4 overflow a cache of max_tokens = 6"),
+        (x[:1, :1], "batch first"),
+        (tokens(3, 1, 24), "batch first"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            layer(bad, cache=cache)
+    with pytest.raises(ValueError, match="float32; this cache holds torch.float64"):
+        layer.float()(x[:, :1].float(), cache=cache)
+    layer.double()
+    assert cache.length == 4 and all(torch.equal(before[k], t) for k, t in cache.streams.items())
+    fresh = layer_of(name)
+    assert relative_error(fresh(x[:, 4:6], cache=cache), fresh(x[:, :6])[:, 4:]) < EXACT  # and it still works
+
+
+def test_a_cache_of_another_layer_is_refused():
+    cache = MultiHeadAttention(24, 3).double().new_cache(2, 6)
+    with pytest.raises(ValueError, match="key has shape"):
+        GroupedQueryAttention(24, 6, 2).double()(tokens(2, 3, 24), cache=cache)
+
+
+@pytest.mark.parametrize("arguments", [(0, 5), (2, 0), (2, -1), (True, 5)])
+def test_a_cache_needs_room(arguments):
+    with pytest.raises(ValueError, match="(batch|max_tokens) is"):
+        MultiHeadAttention(24, 3).new_cache(*arguments)
+
+
+def test_dtype_and_device_are_the_layers_by_default():
+    layer = TuckerAttention(24, 6, (4, 9, 8)).to(torch.bfloat16)
+    assert {t.dtype for t in layer.new_cache(1, 2).streams.values()} == {torch.bfloat16}
+    assert {t.dtype for t in layer.new_cache(1, 2, dtype=torch.float32).streams.values()} == {torch.float32}
+
+
+def test_what_is_cached_carries_no_gradient():
+    layer, x = layer_of("MHA"), tokens(1, 4, 24)
+    cache = layer.new_cache(1, 4)
+    layer(x[:, :3], cache=cache)
+    layer(x[:, 3:], cache=cache).sum().backward()
+    assert not any(t.requires_grad for t in cache.streams.values())

@@ -1,0 +1,35 @@
+"""The decode benchmark refuses to time what is wrong, and records what the cache really holds."""
+
+import pytest
+import torch
+
+from reproduce import decode, records
+from reproduce.options import Options
+from reproduce.rows import TABLE2
+
+
+def test_a_layer_that_decodes_wrongly_is_not_timed():
+    layer = decode.build(TABLE2[0], "cpu")
+    decode.check("MHA", layer)
+
+    def forgets(x, cache=None, **options):
+        return type(layer).forward(layer, x, **options)
+
+    layer.forward = forgets
+    with pytest.raises(RuntimeError, match="MHA: decoding differs .* it is not timed"):
+        decode.check("MHA", layer)
+
+
+def test_every_row_is_recorded_with_the_bytes_of_table_2(tmp_path, monkeypatch):
+    monkeypatch.setitem(decode.PRESETS, "smoke", decode.Preset(contexts=(8, 16), batch=2, repeats=3))
+    decode.run(Options("smoke", tmp_path, tmp_path))
+    found = records.load(tmp_path, "decode")
+    assert [r["method"] for r in found] == [row.label for row in TABLE2]
+    for row, record in zip(TABLE2, found):
+        assert record["metrics"]["cache_bytes_per_token"] == row.cost(768, 12).cache_bytes(1, bytes_per_number=4)
+        assert set(record["metrics"]["milliseconds"]) == {"8", "16"}
+
+
+@torch.no_grad()
+def test_mla_is_timed_in_its_absorbed_form():
+    assert decode.build(TABLE2[3], "cpu").absorb

@@ -1,0 +1,148 @@
+"""Outside oracles: Hugging Face's attention layers, randomly initialised, their weights loaded by name, outputs equal in float64.
+
+Each layer then goes through `as_tucker` as well. Positions enter as cosines and sines computed here in float64; that our
+frequencies are theirs is a test of its own, since theirs are float32.
+"""
+
+import pytest
+import torch
+from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from torch import nn
+
+from tucker_ref import GroupedQueryAttention, Llama3Scaling, MultiHeadAttention, MultiHeadLatentAttention, Rotary, as_tucker
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the dev extra")
+
+D, HEADS, N = 64, 8, 11
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def cosines_and_sines(rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+    angles = torch.arange(N)[:, None] * rotary.frequencies  # (n, width / 2)
+    angles = torch.cat([angles, angles], dim=-1)[None]  # (1, n, width), as Hugging Face lays them out
+    return angles.cos(), angles.sin()
+
+
+def causal_mask() -> torch.Tensor:
+    return torch.zeros(1, 1, N, N, dtype=torch.float64).masked_fill(torch.ones(N, N, dtype=torch.bool).triu(1), -torch.inf)
+
+
+def check(layer: nn.Module, expected: torch.Tensor, x: torch.Tensor, causal: bool) -> None:
+    """The layer, absorbed or not, and its Tucker form all equal the oracle."""
+    assert relative_error(layer(x, causal=causal), expected) < EXACT
+    assert relative_error(as_tucker(layer)(x, causal=causal), expected) < EXACT
+    assert relative_error(layer(x, causal=not causal), expected) > DIFFERENT  # control
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scaling", [None, Llama3Scaling()], ids=["plain", "llama3"])
+@pytest.mark.parametrize("n_kv_heads", [8, 2, 1])
+def test_llama_attention(n_kv_heads, scaling, bias):
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    config = transformers.LlamaConfig(
+        hidden_size=D,
+        num_attention_heads=HEADS,
+        num_key_value_heads=n_kv_heads,
+        attention_bias=bias,
+        attn_implementation="sdpa",
+    )
+    oracle = wide_awake(LlamaAttention(config, layer_idx=0))
+    rotary = Rotary.heads(D // HEADS, base=500000.0, scaling=scaling)
+    if n_kv_heads == HEADS:
+        layer = MultiHeadAttention(D, HEADS, bias=bias, rotary=rotary).double()
+    else:
+        layer = GroupedQueryAttention(D, HEADS, n_kv_heads, bias=bias, rotary=rotary).double()
+    layer.load_state_dict(oracle.state_dict())
+    x = tokens(2, N, D)
+    expected = oracle(x, position_embeddings=cosines_and_sines(rotary), attention_mask=causal_mask())[0]
+    check(layer, expected, x, causal=True)
+    layer.rotary = Rotary.heads(D // HEADS, base=500000.0, scaling=scaling, pairing="interleaved").double()
+    assert relative_error(layer(x), expected) > DIFFERENT  # control: the other pairing
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 10000.0}, LLAMA3], ids=["plain", "llama3"])
+def test_frequencies_are_those_of_transformers(rope):
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = transformers.LlamaConfig(
+        hidden_size=2048, num_attention_heads=32, rope_parameters=rope, max_position_embeddings=131072
+    )
+    theirs = LlamaRotaryEmbedding(config).inv_freq.double()
+    scaling = Llama3Scaling() if rope["rope_type"] == "llama3" else None
+    ours = Rotary.heads(64, base=rope["rope_theta"], scaling=scaling).frequencies
+    assert ((ours - theirs).abs() <= 1e-6 * ours).all()  # theirs are float32
+    assert not torch.allclose(Rotary.heads(64, base=20000.0).frequencies, theirs, rtol=1e-2)  # control
+
+
+def deepseek(interleave: bool):
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
+
+    config = transformers.DeepseekV3Config(
+        hidden_size=D,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        q_lora_rank=24,
+        kv_lora_rank=16,
+        qk_nope_head_dim=10,
+        qk_rope_head_dim=6,
+        v_head_dim=12,
+        rope_interleave=interleave,
+        attn_implementation="sdpa",
+    )
+    return wide_awake(DeepseekV3Attention(config, layer_idx=0))
+
+
+@pytest.mark.parametrize("absorb", [False, True], ids=["plain", "absorbed"])
+@pytest.mark.parametrize("interleave", [True, False], ids=["interleaved", "half"])
+def test_deepseek_v3_attention(interleave, absorb):
+    oracle = deepseek(interleave)
+    rotary = Rotary.heads(6, pairing="interleaved" if interleave else "half")
+    layer = MultiHeadLatentAttention(
+        D, HEADS, 24, 16, head_dim=10, v_head_dim=12, rope_dim=6, latent_norm=True, rotary=rotary, absorb=absorb
+    ).double()
+    layer.load_state_dict(oracle.state_dict())
+    x = tokens(2, N, D)
+    arguments = dict(position_embeddings=cosines_and_sines(rotary), attention_mask=causal_mask())
+    assert relative_error(layer(x), oracle(x, **arguments)[0]) < 1e-6  # theirs takes the norms in float32
+    for name in ("q_a_layernorm", "kv_a_layernorm"):
+        norm = nn.RMSNorm(len(getattr(oracle, name).weight), eps=getattr(oracle, name).variance_epsilon)
+        norm.weight = getattr(oracle, name).weight
+        setattr(oracle, name, norm)  # torch's own, in float64
+    check(layer, oracle(x, **arguments)[0], x, causal=True)
+
+
+def test_gpt2_attention():
+    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+    config = transformers.GPT2Config(n_embd=D, n_head=HEADS, attn_implementation="sdpa")
+    oracle = wide_awake(GPT2Attention(config, layer_idx=0)).eval()  # no dropout
+    layer = MultiHeadAttention(D, HEADS, bias=True).double()
+    with torch.no_grad():  # GPT-2 keeps q, k, v in one matrix that multiplies tokens from the right
+        for i, projection in enumerate((layer.q_proj, layer.k_proj, layer.v_proj)):
+            projection.weight.copy_(oracle.c_attn.weight.chunk(3, dim=1)[i].T)
+            projection.bias.copy_(oracle.c_attn.bias.chunk(3)[i])
+        layer.o_proj.weight.copy_(oracle.c_proj.weight.T)
+        layer.o_proj.bias.copy_(oracle.c_proj.bias)
+    x = tokens(2, N, D)
+    check(layer, oracle(x, attention_mask=causal_mask())[0], x, causal=True)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_vit_attention(qkv_bias):
+    from transformers.models.vit.modeling_vit import ViTAttention
+
+    config = transformers.ViTConfig(hidden_size=D, num_attention_heads=HEADS, qkv_bias=qkv_bias, attn_implementation="sdpa")
+    oracle = wide_awake(ViTAttention(config))
+    layer = MultiHeadAttention(D, HEADS, bias=True).double()
+    missing = layer.load_state_dict(oracle.state_dict(), strict=False).missing_keys
+    assert missing == ([] if qkv_bias else ["q_proj.bias", "k_proj.bias", "v_proj.bias"])  # which start at zero
+    x = tokens(2, N, D)
+    check(layer, oracle(x)[0], x, causal=False)

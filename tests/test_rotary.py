@@ -1,0 +1,220 @@
+"""Rung 5: rotary embedding: what it is, what its constructors promise, and Lemma B.5: only distances matter."""
+
+import cmath
+
+import pytest
+import torch
+from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tucker_ref import (
+    GroupedQueryAttention,
+    Llama3Scaling,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    Rotary,
+    TuckerAttention,
+)
+
+PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
+
+
+def by_hand(rotary: Rotary, x: torch.Tensor, positions) -> torch.Tensor:
+    """Every pair as a complex number, multiplied by exp(i position frequency), one by one."""
+    y, pair, start = x.clone(), 0, 0
+    for block in rotary.blocks:
+        for j in range(block // 2):
+            a, b = (start + j, start + j + block // 2) if rotary.pairing == "half" else (start + 2 * j, start + 2 * j + 1)
+            for n, position in enumerate(positions):
+                turned = complex(x[n, a], x[n, b]) * cmath.exp(1j * float(position) * float(rotary.frequencies[pair]))
+                y[n, a], y[n, b] = turned.real, turned.imag
+            pair += 1
+        start += block
+    return y
+
+
+ALL = {
+    "heads": Rotary.heads(8),
+    "heads-interleaved": Rotary.heads(8, pairing="interleaved"),
+    "groups": Rotary.groups(4, 3, base=500.0),
+    "groups-interleaved": Rotary.groups(4, 3, pairing="interleaved"),
+    "latent": Rotary.latent(10),
+    "decoupled": Rotary.decoupled(6, 4),
+    "decoupled-interleaved": Rotary.decoupled(6, 4, pairing="interleaved"),
+    "llama3": Rotary.heads(16, base=500000.0, scaling=Llama3Scaling()),
+}
+EVERY = pytest.mark.parametrize("name", ALL)
+
+
+@EVERY
+def test_it_multiplies_complex_numbers(name):
+    rotary = ALL[name]
+    x = tokens(1, 5, rotary.width)[0]
+    assert relative_error(rotary(x[None], PLACES)[0], by_hand(rotary, x, PLACES)) < EXACT
+    assert relative_error(rotary(x[None], PLACES + 1)[0], by_hand(rotary, x, PLACES)) > DIFFERENT  # control
+
+
+@EVERY
+def test_eq_10_turning_composes_to_distances(name):
+    """<R(m) q, R(n) k> = <R(m - n) q, k>."""
+    rotary = ALL[name]
+    q, k = tokens(2, 5, rotary.width)
+    m, n = PLACES, PLACES.flip(0)
+    both = (rotary(q[None], m) * rotary(k[None], n)).sum(-1)
+    once = (rotary(q[None], m - n) * k[None]).sum(-1)
+    assert relative_error(both, once) < EXACT
+    assert relative_error((rotary(q[None], m + 1) * rotary(k[None], n)).sum(-1), once) > DIFFERENT  # control
+
+
+@EVERY
+def test_lengths_are_kept_and_position_zero_does_nothing(name):
+    rotary = ALL[name]
+    x = tokens(1, 5, rotary.width)
+    assert relative_error(rotary(x, PLACES).norm(dim=-1), x.norm(dim=-1)) < EXACT
+    assert torch.equal(rotary(x, torch.zeros(5, dtype=torch.long)), x)
+
+
+@pytest.mark.parametrize("blocks", [(8,), (4, 4, 4), (6, 4)])
+def test_the_two_pairings_differ_by_a_permutation_of_channels(blocks):
+    frequencies = torch.rand(sum(blocks) // 2, dtype=torch.float64)
+    half, interleaved = (Rotary(frequencies, pairing, blocks) for pairing in ("half", "interleaved"))
+    order, start = [], 0  # interleaved channel 2j is half's j, 2j + 1 is half's j + block/2
+    for block in blocks:
+        order += [start + (j // 2) + (j % 2) * block // 2 for j in range(block)]
+        start += block
+    x = tokens(1, 5, sum(blocks))
+    assert relative_error(interleaved(x[..., order], PLACES), half(x, PLACES)[..., order]) < EXACT
+    assert relative_error(interleaved(x, PLACES), half(x, PLACES)) > DIFFERENT  # control: without the permutation
+
+
+def test_constructors_have_the_schedules_they_promise():
+    theta = lambda width: 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)  # noqa: E731
+    assert torch.equal(Rotary.heads(8).frequencies, theta(8))
+    assert torch.equal(Rotary.groups(8, 3).frequencies, theta(8).repeat(3))
+    assert torch.equal(Rotary.latent(24).frequencies, theta(24))
+    assert torch.equal(Rotary.decoupled(6, 8).frequencies, torch.cat([torch.zeros(3), theta(8)]))
+    assert Rotary.groups(8, 3).width == Rotary.latent(24).width == 24
+    assert not torch.equal(Rotary.groups(8, 3).frequencies, Rotary.latent(24).frequencies)  # not the same thing
+
+
+def test_groups_turn_each_key_head_as_heads_would():
+    x = tokens(1, 5, 12)
+    each = torch.cat([Rotary.heads(4)(part, PLACES) for part in x.split(4, dim=-1)], dim=-1)
+    assert relative_error(Rotary.groups(4, 3)(x, PLACES), each) < EXACT
+    assert relative_error(Rotary(Rotary.groups(4, 3).frequencies)(x, PLACES), each) > DIFFERENT  # control: pairs across heads
+
+
+def test_decoupled_leaves_the_latent_alone():
+    x = tokens(1, 5, 10)
+    y = Rotary.decoupled(6, 4)(x, PLACES)
+    assert torch.equal(y[..., :6], x[..., :6])
+    assert relative_error(y[..., 6:], Rotary.heads(4)(x[..., 6:], PLACES)) < EXACT
+
+
+def test_llama3_scaling_keeps_fast_and_slows_slow_frequencies():
+    plain, scaled = (
+        Rotary.heads(64, base=500000.0).frequencies,
+        Rotary.heads(64, base=500000.0, scaling=Llama3Scaling()).frequencies,
+    )
+    ratio = scaled / plain
+    assert (
+        ratio[0] == 1
+        and ratio[-1] == pytest.approx(1 / 8)
+        and (ratio.diff() <= 0).all()
+        and ((ratio > 0.13) & (ratio < 0.99)).any()
+    )
+
+
+def test_positions_may_differ_between_sequences():
+    rotary, x = Rotary.heads(8), tokens(2, 5, 8)
+    positions = torch.stack([PLACES, PLACES + 3])
+    expected = torch.cat([rotary(x[:1], positions[0]), rotary(x[1:], positions[1])])
+    assert torch.equal(rotary(x, positions), expected)
+    heads = x[:, None].expand(-1, 3, -1, -1)  # (b, h, n, k)
+    assert torch.equal(rotary(heads, positions), expected[:, None].expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frequencies_keep_their_digits_whatever_the_layer_is_cast_to(dtype):
+    layer = MultiHeadAttention(16, 2, rotary=Rotary.heads(8)).to(dtype)
+    assert torch.equal(layer.rotary.frequencies, Rotary.heads(8).frequencies)
+    x = tokens(1, 5, 8)
+    far = layer.rotary(x.to(dtype), PLACES)
+    assert (
+        far.dtype == dtype
+        and relative_error(far, Rotary.heads(8)(x, PLACES)) < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    )
+
+
+LAYERS = {
+    "MHA": lambda: MultiHeadAttention(24, 3, rotary=Rotary.heads(8)),
+    "GQA": lambda: GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4, pairing="interleaved")),
+    "MLA decoupled": lambda: MultiHeadLatentAttention(24, 3, 10, 8, rope_dim=4, rotary=Rotary.heads(4)),
+    "MLA coupled": lambda: MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8)),
+    "MLA coupled separated": lambda: MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8), shared_kv=False),
+    "Tucker": lambda: TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8)),
+    "Tucker shared": lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(sorted(LAYERS)), st.integers(0, 5000), st.booleans(), st.integers(0, 99))
+def test_lemma_b5_only_distances_between_positions_matter(name, shift, causal, seed):
+    layer, x = wide_awake(LAYERS[name](), seed), tokens(2, 7, 24, seed)
+    positions = torch.tensor([0, 1, 2, 5, 9, 11, 40])
+    expected = layer(x, causal=causal, positions=positions)
+    assert relative_error(layer(x, causal=causal, positions=positions + shift), expected) < 1e-10  # far angles lose two digits
+    stretched = layer(x, causal=causal, positions=2 * positions)
+    assert relative_error(stretched, expected) > DIFFERENT  # control: other distances, other output
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_default_positions_count_from_zero(name):
+    layer, x = wide_awake(LAYERS[name]()), tokens(2, 7, 24)
+    assert torch.equal(layer(x), layer(x, positions=torch.arange(7)))
+    assert torch.equal(layer(x), layer(x, positions=torch.arange(7).repeat(2, 1)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "positions, message",
+    [
+        (torch.arange(6), r"int64 \(6,\); it must be integers of shape \(7,\) or \(2, 7\)"),
+        (torch.arange(7.0), "float32"),
+        (torch.ones(7, dtype=torch.bool), "bool"),
+        (torch.zeros(3, 7, dtype=torch.long), r"\(3, 7\)"),
+    ],
+)
+def test_bad_positions_are_named(name, positions, message):
+    with pytest.raises(ValueError, match=f"positions is .*{message}"):
+        LAYERS[name]().double()(tokens(2, 7, 24), positions=positions)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Rotary.heads(7), "rotary width is 7.*even"),
+        (lambda: Rotary.latent(9), "rotary width is 9"),
+        (lambda: Rotary.groups(5, 2), "rotary width is 5"),
+        (lambda: Rotary.groups(4, 0), "n_kv_heads is 0"),
+        (lambda: Rotary.decoupled(5, 4), "kv_rank is 5.*even"),
+        (lambda: Rotary.heads(8, base=-1.0), "base is -1.0"),
+        (lambda: Rotary.heads(8, pairing="both"), "pairing is 'both'.*half, interleaved"),
+        (lambda: Rotary([]), "frequencies has shape"),
+        (lambda: Rotary([1.0, float("nan")]), "finite"),
+        (lambda: Rotary([1.0, 2.0], blocks=(2, 4)), r"blocks \(2, 4\) add up to 6"),
+        (lambda: Rotary([1.0, 2.0], blocks=(3, 1)), "a block's width is 3"),
+        (lambda: Rotary.heads(8)(torch.ones(1, 2, 6), torch.arange(2)), "x has width 6.*turns 8"),
+        (lambda: MultiHeadAttention(24, 3, rotary=Rotary.heads(6)), "rotary turns 6 channels.*head_dim = 8"),
+        (lambda: TuckerAttention(24, 3, (2, 4, 6), rotary=Rotary.latent(8)), r"ranks\[2\] = 6"),
+        (lambda: MultiHeadLatentAttention(24, 3, 6, 8, rotary=Rotary.latent(6)), "kv_rank = 8"),
+        (lambda: MultiHeadLatentAttention(24, 3, 6, 8, rope_dim=4, rotary=Rotary.latent(8)), "rope_dim = 4"),
+        (lambda: MultiHeadLatentAttention(24, 3, 6, 8, rope_dim=4), "rope_dim is 4.*Rotary.heads"),
+        (lambda: MultiHeadLatentAttention(24, 3, 6, 8, rope_dim=-2), "rope_dim is -2"),
+        (lambda: MultiHeadAttention(24, 3, bias="yes"), "bias is 'yes'"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,116 @@
+"""Rung 6. What a layer keeps of the past while it generates: the numbers that Table 1 counts, and nothing more (PyTorch).
+
+MHA, GQA        rotated keys and values, per key/value head              2 n_KV d_H numbers a token
+MLA             the latent(s), and the decoupled rotary key behind       d_c + d_R, or 2 d_c + d_R separated
+Tucker          the rotated key latent and the value latent              r3 + r~3
+Tucker shared   one latent, unrotated, because values read it too        r3
+"""
+
+import torch
+from torch import nn
+
+from .checks import check_positive
+
+
+class Cache:
+    """Preallocated room for `max_tokens` tokens of every stream, (batch, heads, max_tokens, width) each.
+
+    length: how many tokens it holds; nbytes: bytes of all streams, full or not. For inference: what is stored is detached.
+    keep_positions: remember positions that a caller gives, because keys will be rotated when they are read, not when stored.
+    """
+
+    def __init__(
+        self,
+        streams: dict[str, tuple[int, int]],
+        batch: int,
+        max_tokens: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        keep_positions: bool = False,
+    ):
+        check_positive("batch", batch)
+        check_positive("max_tokens", max_tokens)
+        self.batch, self.max_tokens, self.length = batch, max_tokens, 0
+        self.streams = {
+            name: torch.zeros(batch, heads, max_tokens, width, dtype=dtype, device=device)
+            for name, (heads, width) in streams.items()
+        }
+        self.keep_positions = keep_positions
+        self._positions: torch.Tensor | None = None  # none while tokens stand where they are stored: 0, 1, 2, ...
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.streams.values())
+
+    def append(self, positions: torch.Tensor | None = None, **new: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Store n more tokens of every stream and return all that is stored, (batch, heads, length, width) each.
+
+        new: one tensor (batch, heads, n, width) per stream; positions: (n,) or (batch, n) if the caller gave any.
+        Raises ValueError on overflow or another batch, shape or dtype, and then leaves the cache as it was.
+        """
+        n = next(iter(new.values())).shape[2]
+        end = self.length + n
+        for name, tensor in new.items():
+            stream = self.streams[name]
+            expected = (self.batch, stream.shape[1], n, stream.shape[3])
+            if tuple(tensor.shape) != expected:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this cache was made for {expected}, batch first")
+            if tensor.dtype != stream.dtype:
+                raise ValueError(
+                    f"{name} is {tensor.dtype}; this cache holds {stream.dtype}: make it with dtype={tensor.dtype}"
+                )
+        if end > self.max_tokens:
+            raise ValueError(f"{n} more tokens after {self.length} overflow a cache of max_tokens = {self.max_tokens}")
+        for name, tensor in new.items():
+            self.streams[name][:, :, self.length : end] = tensor.detach()
+        if self.keep_positions and positions is not None:
+            if self._positions is None:
+                self._positions = torch.arange(self.max_tokens, device=positions.device).repeat(self.batch, 1)
+            self._positions[:, self.length : end] = positions
+        self.length = end
+        return tuple(self.streams[name][:, :, :end] for name in new)
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Positions of all stored tokens, (length,) or (batch, length)."""
+        if self._positions is None:
+            return torch.arange(self.length, device=device)
+        return self._positions[:, : self.length]
+
+
+class CachedAttention(nn.Module):
+    """What all four mechanisms share: they say which streams they keep, and make a cache for them."""
+
+    def cache_streams(self) -> dict[str, tuple[int, int]]:
+        """Per stream its number of heads and its width."""
+        raise NotImplementedError
+
+    def new_cache(self, batch: int, max_tokens: int, *, dtype: torch.dtype | None = None, device=None) -> Cache:
+        """An empty cache for `batch` sequences of up to `max_tokens` tokens; dtype and device are the layer's by default."""
+        example = next(self.parameters())
+        return Cache(
+            self.cache_streams(),
+            batch,
+            max_tokens,
+            dtype=dtype or example.dtype,
+            device=device or example.device,
+            keep_positions=self.rotates_on_reading,
+        )
+
+    rotates_on_reading = False  # True where one unrotated latent serves keys and values
+
+
+def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+    """The given positions, checked, or those that follow what is cached: (n,) or (b, n) integers.
+
+    Raises ValueError if they are not whole numbers of that shape.
+    """
+    batch, n = x.shape[:2]
+    if positions is None:
+        start = 0 if cache is None else cache.length
+        return torch.arange(start, start + n, device=x.device)
+    if positions.dtype.is_floating_point or positions.dtype == torch.bool or tuple(positions.shape) not in ((n,), (batch, n)):
+        raise ValueError(
+            f"positions is {positions.dtype} {tuple(positions.shape)}; it must be integers of shape ({n},) or ({batch}, {n})"
+        )
+    return positions

@@ -1,0 +1,160 @@
+"""Rung 5. Rotary position embedding (Su et al. 2021) with one frequency per channel pair (PyTorch).
+
+Token n turns each pair of channels by the angle n * frequency. Two turned vectors then meet in a dot product that depends on
+their distance alone, R(m) R(n)^T = R(m - n) (Eq. 10). Which frequency each pair has is free, and that freedom is what makes
+ordinary rotary embeddings exact for Tucker Attention:
+
+    Rotary.heads(d_H)                the usual schedule, base^(-2j/d_H), for the heads of MHA, GQA and MQA
+    Rotary.groups(d_H, n_KV)         the same schedule once per key/value head: the key latent of a GQA written as Tucker
+    Rotary.latent(r3)                the paper's latent RoPE (Def. 3.1): the schedule stretched over the whole latent
+    Rotary.decoupled(d_c, d_R)       frequency zero on the latent, the usual schedule on d_R more channels (DeepSeek-V2)
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .checks import check_positive
+
+PAIRINGS = ("half", "interleaved")
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretch of the context: slow frequencies are divided by `factor`, fast ones kept, those between blended.
+
+    Slow turns less than low_frequency_factor times within original_context tokens, fast more than high_frequency_factor times.
+    """
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+    def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
+        turns = self.original_context * frequencies / (2 * math.pi)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, 1: fast
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+class Rotary(nn.Module):
+    """Turns channel pairs by position times frequency.
+
+    frequencies: (width / 2,), radians per token, one per pair.
+    pairing: "half" pairs channel j of a block with channel j + block/2 (Llama, GPT-NeoX), "interleaved" pairs 2j with 2j + 1.
+    blocks: widths of the blocks that are paired within themselves; by default one block, the whole width. Pairs count block
+    by block. Frequencies stay float64 whatever dtype the module is cast to: a position of 100,000 needs the digits.
+    Raises ValueError for an unknown pairing, an odd block, non-finite frequencies or widths that do not add up.
+    """
+
+    def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
+        super().__init__()
+        if not isinstance(frequencies, torch.Tensor):
+            frequencies = torch.tensor(frequencies, device="cpu")
+        frequencies = frequencies.to(torch.float64)
+        if pairing not in PAIRINGS:
+            raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
+        if frequencies.ndim != 1 or len(frequencies) == 0 or not frequencies.isfinite().all():
+            raise ValueError(
+                f"frequencies has shape {tuple(frequencies.shape)}; it must be a list of finite numbers, one per pair"
+            )
+        self.width, self.pairing = 2 * len(frequencies), pairing
+        self.blocks = (self.width,) if blocks is None else tuple(blocks)
+        for block in self.blocks:
+            _check_even("a block's width", block)
+        if sum(self.blocks) != self.width:
+            raise ValueError(
+                f"blocks {self.blocks} add up to {sum(self.blocks)}; {len(frequencies)} frequencies need {self.width}"
+            )
+        first, second = (channels.to(frequencies.device) for channels in _pairs(self.blocks, pairing))
+        back = torch.cat([first, second]).argsort()  # from pair order to channel order
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("channel_frequencies", frequencies.repeat(2)[back], persistent=False)
+        self.register_buffer("partner", torch.cat([second, first])[back], persistent=False)
+        sign = torch.cat([-torch.ones_like(frequencies), torch.ones_like(frequencies)])[back]
+        self.register_buffer("sign", sign, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: getattr(self, name) for name in ("frequencies", "channel_frequencies", "sign")}
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():  # follow the device, not the dtype
+            setattr(self, name, tensor.to(getattr(self, name).device))
+        return self
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """R(positions) applied to the last axis.
+
+        x: (b, n, width) or (b, h, n, width); positions: (n,), or (b, n) where sequences differ.  Returns: like x.
+        """
+        if x.shape[-1] != self.width:
+            raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {self.width} channels")
+        angles = positions.unsqueeze(-1).to(torch.float64) * self.channel_frequencies  # ([b,] n, width)
+        if positions.ndim == 2 and x.ndim == 4:
+            angles = angles.unsqueeze(1)  # (b, 1, n, width)
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return x * cos + x[..., self.partner] * (sin * self.sign.to(x.dtype))
+
+    @classmethod
+    def heads(
+        cls, head_dim: int, base: float = 10000.0, pairing: str = "half", scaling: Llama3Scaling | None = None
+    ) -> "Rotary":
+        """The usual schedule base^(-2j / head_dim), for heads of MHA, GQA, MQA and for MLA's decoupled rotary key."""
+        return cls(_schedule(head_dim, base, scaling), pairing)
+
+    @classmethod
+    def groups(cls, head_dim: int, n_kv_heads: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
+        """The head schedule once per key/value head, width n_kv_heads * head_dim: GQA's keys side by side in one latent."""
+        check_positive("n_kv_heads", n_kv_heads)
+        return cls.heads(head_dim, base, pairing, scaling).repeated(n_kv_heads)
+
+    @classmethod
+    def latent(cls, width: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
+        """Latent RoPE, Def. 3.1 (Eq. 12): the schedule base^(-2j / width) over the whole key latent."""
+        return cls(_schedule(width, base, scaling), pairing)
+
+    @classmethod
+    def decoupled(
+        cls, kv_rank: int, rope_dim: int, base: float = 10000.0, pairing: str = "half", scaling: Llama3Scaling | None = None
+    ) -> "Rotary":
+        """DeepSeek-V2's layout in one latent of width kv_rank + rope_dim: an unturned part, then the usual schedule."""
+        return cls.heads(rope_dim, base, pairing, scaling).after_unrotated(kv_rank)
+
+    def repeated(self, times: int) -> "Rotary":
+        """This embedding side by side, once per key/value head."""
+        return Rotary(self.frequencies.repeat(times), self.pairing, self.blocks * times)
+
+    def after_unrotated(self, width: int) -> "Rotary":
+        """This embedding behind `width` channels that do not turn.  Raises ValueError for an odd width."""
+        _check_even("kv_rank", width)
+        frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
+        return Rotary(frequencies, self.pairing, (width, *self.blocks))
+
+
+def _pairs(blocks: tuple[int, ...], pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first and the second channel of every pair, (width / 2,) each."""
+    first, second, start = [], [], 0
+    for block in blocks:
+        channels = torch.arange(start, start + block, device="cpu")
+        a, b = channels.chunk(2) if pairing == "half" else (channels[0::2], channels[1::2])
+        first.append(a)
+        second.append(b)
+        start += block
+    return torch.cat(first), torch.cat(second)
+
+
+def _schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:
+    """theta_j = base^(-2j / width), j = 0 .. width/2 - 1."""
+    _check_even("rotary width", width)
+    if not (math.isfinite(base) and base > 0):
+        raise ValueError(f"base is {base!r}; it must be a positive number")
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    return frequencies if scaling is None else scaling.apply(frequencies)
+
+
+def _check_even(name: str, width: int) -> None:
+    check_positive(name, width)
+    if width % 2:
+        raise ValueError(f"{name} is {width}; rotary embedding turns pairs of channels, so it must be even")
