@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
-        save_model(run.options.out / "models" / f"{run.title.replace(' ', '-')}.safetensors", model, config, data.tokenizer)
+        name = re.sub(r"[^A-Za-z0-9_.=]+", "-", run.title)  # no spaces or brackets: it will be typed in a shell
+        save_model(run.options.out / "models" / f"{name}.safetensors", model, config, data.tokenizer)
     run.finish(
         {
             **metrics,

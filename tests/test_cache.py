@@ -161,6 +161,8 @@ def test_a_cache_of_another_layer_is_refused():
     cache = MultiHeadAttention(24, 3).double().new_cache(2, 6)
     with pytest.raises(ValueError, match="key has shape"):
         GroupedQueryAttention(24, 6, 2).double()(tokens(2, 3, 24), cache=cache)
+    with pytest.raises(ValueError, match="this cache holds key, value; the layer keeps key"):
+        MultiHeadLatentAttention(24, 3, 10, 8).double()(tokens(2, 3, 24), cache=cache)
 
 
 @pytest.mark.parametrize("arguments", [(0, 5), (2, 0), (2, -1), (True, 5)])

@@ -100,6 +100,26 @@ def test_hooi_reaches_tensorlys_error(shape, ranks):
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+def projector(factor):
+    """What a factor spans; singular vectors themselves are free in sign."""
+    return factor @ factor.T
+
+
+@pytest.mark.parametrize("shape, ranks", SHAPES_AND_RANKS)
+def test_hosvd_and_sthosvd_factors_span_what_tensorly_finds(shape, ranks):
+    tensor = decaying(shape)
+    partial = tensor
+    both = zip(hosvd(tensor, ranks).factors, sthosvd(tensor, ranks).factors)
+    for mode, (rank, (plain, sequential)) in enumerate(zip(ranks, both)):
+        theirs = tensorly.tenalg.svd_interface(tensorly.unfold(tensor, mode), n_eigenvecs=rank)[0]
+        assert relative_error(projector(plain), projector(theirs)) < 1e-10
+        theirs = tensorly.tenalg.svd_interface(tensorly.unfold(partial, mode), n_eigenvecs=rank)[0]
+        assert relative_error(projector(sequential), projector(theirs)) < 1e-10
+        partial = tensorly.tenalg.mode_dot(partial, theirs.T, mode)
+        trailing = np.linalg.svd(unfold(tensor, mode))[0][:, -rank:]
+        assert rank == shape[mode] or relative_error(projector(trailing), projector(plain)) > 0.1  # control
+
+
 @pytest.mark.parametrize("shape, ranks", SHAPES_AND_RANKS)
 def test_tucker_to_tensor_matches_tensorly(shape, ranks):
     rng = np.random.default_rng(0)

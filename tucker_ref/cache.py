@@ -47,8 +47,12 @@ class Cache:
         """Store n more tokens of every stream and return all that is stored, (batch, heads, length, width) each.
 
         new: one tensor (batch, heads, n, width) per stream; positions: (n,) or (batch, n) if the caller gave any.
-        Raises ValueError on overflow or another batch, shape or dtype, and then leaves the cache as it was.
+        Raises ValueError on overflow or other streams, batch, shape or dtype, and then leaves the cache as it was.
         """
+        if set(new) != set(self.streams):
+            raise ValueError(
+                f"this cache holds {', '.join(self.streams)}; the layer keeps {', '.join(new)}: it was made for another"
+            )
         n = next(iter(new.values())).shape[2]
         end = self.length + n
         for name, tensor in new.items():
