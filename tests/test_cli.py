@@ -71,6 +71,7 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     while not list(tmp_path.glob("checkpoints/*.pt")) and process.poll() is None:
         time.sleep(0.02)

@@ -98,6 +98,10 @@ def test_constructors_have_the_schedules_they_promise():
     assert not torch.equal(Rotary.groups(8, 3).frequencies, Rotary.latent(24).frequencies)  # not the same thing
 
 
+def test_frequencies_given_as_numbers_keep_all_their_digits():
+    assert Rotary([0.1, 1 / 3]).frequencies.tolist() == [0.1, 1 / 3]
+
+
 def test_groups_turn_each_key_head_as_heads_would():
     x = tokens(1, 5, 12)
     each = torch.cat([Rotary.heads(4)(part, PLACES) for part in x.split(4, dim=-1)], dim=-1)

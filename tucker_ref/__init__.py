@@ -34,6 +34,10 @@ from .tucker import LatentNorm, TuckerAttention, TuckerWeights
 # 11  the theorems as code: every mechanism is a Tucker Attention
 from .special_cases import as_tucker
 
+# 12  the ranks that trained layers have, and layers compressed to fewer
+from .ranks import Spectra, energy_rank, entropy_rank, spectra
+from .compress import compress
+
 # 13  parameters, cache and arithmetic of each mechanism
 from .costs import Cost, gqa_cost, mha_cost, mla_cost, tucker_cost
 
@@ -47,5 +51,6 @@ __all__ = [
     "MultiHeadAttention", "GroupedQueryAttention", "MultiHeadLatentAttention", "TuckerAttention",
     "TuckerWeights", "LatentNorm",
     "as_tucker",
+    "spectra", "Spectra", "entropy_rank", "energy_rank", "compress",
     "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ class Rotary(nn.Module):
     def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
         super().__init__()
         if not isinstance(frequencies, torch.Tensor):
-            frequencies = torch.tensor(frequencies, device="cpu")
+            frequencies = torch.tensor(frequencies, dtype=torch.float64, device="cpu")
         frequencies = frequencies.to(torch.float64)
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")

@@ -1,0 +1,188 @@
+"""Rung 12b. Compress a trained layer into a Tucker Attention: truncated HOSVD of both tensors, which are never formed (PyTorch).
+
+All the work is done on the small matrices of `ranks.FactoredTensor`. At full rank the result is the layer itself; below, the
+HOSVD's bound holds: the squared error is at most the sum of the discarded squared singular values of the three modes.
+Under rotary embedding the key mode keeps whole channel pairs, each a complex combination of the layer's pairs of one frequency
+(see `ranks`), so the compressed layer turns with the layer's own frequencies and is as exact as without.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .checks import check_ranks
+from .mha import MultiHeadAttention
+from .ranks import FactoredTensor, factored_tensors
+from .rotary import Rotary
+from .special_cases import _output_bias
+from .tucker import TuckerAttention, TuckerWeights
+
+METHODS = ("hosvd", "sthosvd", "hooi")
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """Orthonormal columns in the coordinates of a FactoredTensor: head (h, r1), rows (s, r2), and per class columns (c, r)."""
+
+    head: torch.Tensor
+    rows: torch.Tensor
+    columns: tuple[torch.Tensor, ...]
+
+
+def compress(
+    layer: nn.Module, ranks: tuple[int, int, int], post_ranks: tuple[int, int, int] | None = None, *, method: str = "hosvd"
+) -> TuckerAttention:
+    """The Tucker Attention of the given ranks that approximates a trained MHA, GQA, MLA or Tucker layer, biases and RoPE included.
+
+    ranks: (head, query, key); post_ranks: (head, output, value), by default `ranks`.
+    method: "hosvd" (modes truncated independently), "sthosvd" (one after the other: key, query, head) or "hooi" (refitted in
+    turns, never worse than the HOSVD).  Keys and values get latents of their own, also where the layer shared one.
+    Raises ValueError for ranks beyond the layer's own, an odd key rank under rotary embedding, an unknown method, or a layer
+    that has no tensors (see `ranks.factored_tensors`).
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    pre, post = factored_tensors(layer)
+    dtype = next(layer.parameters()).dtype
+    pre_weights, rotary = _tucker(pre, "ranks", ranks, method, ("query", "key"), dtype)
+    post_weights, _ = _tucker(
+        post, "post_ranks", ranks if post_ranks is None else post_ranks, method, ("output", "value"), dtype
+    )
+    bias = _output_bias(layer) if isinstance(layer, MultiHeadAttention) else getattr(layer, "output_bias", None)
+    return TuckerAttention.from_weights(pre_weights, post_weights, scale=layer.scale, rotary=rotary, output_bias=bias)
+
+
+def subspaces(tensor: FactoredTensor, ranks: tuple[int, int, int], method: str, name: str = "ranks") -> Subspaces:
+    """The subspaces that `method` keeps.  Raises ValueError for ranks beyond the tensor's."""
+    widths = [basis.shape[1] for basis in tensor.column_bases]
+    turns = any(group.second is not None for group in tensor.classes)
+    channels = sum(c if group.second is None else 2 * c for c, group in zip(widths, tensor.classes))
+    ranks = check_ranks(name, ranks, (len(tensor.left), tensor.left.shape[1], channels), uncapped=(2,) if turns else ())
+    if turns and ranks[2] % 2:
+        raise ValueError(f"{name}[2] is {ranks[2]}; under rotary embedding channels come in pairs, so it must be even")
+    if method == "sthosvd":
+        columns = _leading_columns(tensor, tensor.column_grams(), ranks[2])
+        partial = tensor.project(columns=columns)
+        rows = _leading(partial.row_gram(), ranks[1])
+        return Subspaces(_leading(partial.project(rows=rows).head_gram(), ranks[0]), rows, columns)
+    found = Subspaces(
+        _leading(tensor.head_gram(), ranks[0]),
+        _leading(tensor.row_gram(), ranks[1]),
+        _leading_columns(tensor, tensor.column_grams(), ranks[2]),
+    )
+    return found if method == "hosvd" else _refit(tensor, ranks, found)
+
+
+def squared_error(tensor: FactoredTensor, kept: Subspaces) -> float:
+    """|W - W_hat|^2, measured on the difference itself, one head's slice at a time."""
+    small = tensor.project(kept.rows, kept.columns)
+    mixed = [
+        torch.einsum("hst,hr->rst", _slices(small, n).conj(), kept.head.to(r.dtype)).conj() for n, r in enumerate(small.rights)
+    ]
+    total = 0.0
+    for head in range(len(tensor.left)):
+        for n, (w, v) in enumerate(zip(tensor.weights, kept.columns)):
+            exact = tensor.left[head].to(v.dtype) @ tensor.rights[n][head].T  # (s, c)
+            core = torch.einsum("rst,r->st", mixed[n], kept.head[head].to(v.dtype))
+            total += w * (exact - kept.rows.to(v.dtype) @ core @ v.mH).abs().square().sum().item()
+    return total
+
+
+def _tucker(tensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, Rotary | None]:
+    """Core and factors in the layer's own coordinates, and the rotary embedding of the kept key channels."""
+    kept = subspaces(tensor, ranks, method, name)
+    small = tensor.project(kept.rows, kept.columns)
+    cores, factor, frequencies, blocks = [], [], [], []
+    for n, (group, basis) in enumerate(zip(small.classes, small.column_bases)):
+        width = basis.shape[1]
+        if width == 0:
+            continue
+        core = _slices(small, n)  # (h, r2, width)
+        if group.second is None:
+            cores.append(core)
+            factor.append(basis)
+            blocks.append(width)
+            frequencies += [0.0] * (width // 2)
+        else:
+            cores += [core.real, core.imag]
+            factor += [basis.real, basis.imag]
+            blocks.append(2 * width)
+            frequencies += [group.frequency] * width
+    core = torch.einsum("hst,hr->rst", torch.cat(cores, dim=2), kept.head)
+    factors = {"head": kept.head, names[0]: small.row_basis, names[1]: torch.cat(factor, dim=1)}
+    weights = TuckerWeights(core.to(dtype), {key: value.to(dtype) for key, value in factors.items()})
+    turns = any(group.second is not None for group in tensor.classes)
+    return weights, Rotary(frequencies, "half", tuple(blocks)).to(core.device) if turns else None
+
+
+def _slices(tensor: FactoredTensor, n: int) -> torch.Tensor:
+    """T_h of one class for all heads, (h, s, c); small only after projection."""
+    right = tensor.rights[n]
+    return tensor.left.to(right.dtype) @ right.mT
+
+
+def _refit(tensor: FactoredTensor, ranks, found: Subspaces, max_sweeps: int = 20, rtol: float = 1e-10) -> Subspaces:
+    """Higher-order orthogonal iteration: each mode again, for the tensor projected on the other two, until it settles."""
+    energy = _energy(tensor, found)
+    for _ in range(max_sweeps):
+        rows = _leading(_mixed_row_gram(tensor.project(columns=found.columns), found.head), ranks[1])
+        partial = tensor.project(rows=rows)
+        columns = _leading_columns(tensor, _mixed_column_grams(partial, found.head), ranks[2])
+        head = _leading(partial.project(columns=columns).head_gram(), ranks[0])
+        candidate = Subspaces(head, rows, columns)
+        gained = _energy(tensor, candidate) - energy
+        if gained <= 0:
+            break
+        found, energy = candidate, energy + gained
+        if gained <= rtol * energy:
+            break
+    return found
+
+
+def _mixed_row_gram(tensor: FactoredTensor, head: torch.Tensor) -> torch.Tensor:
+    """(s, s), heads projected on `head`."""
+    total = 0
+    for n, w in enumerate(tensor.weights):
+        mixed = torch.einsum("hst,hr->rst", _slices(tensor, n), head.to(tensor.rights[n].dtype))
+        total = total + w * torch.einsum("rst,rut->su", mixed, mixed.conj()).real
+    return total
+
+
+def _mixed_column_grams(tensor: FactoredTensor, head: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Per class (c, c), heads projected on `head`."""
+    grams = []
+    for n, w in enumerate(tensor.weights):
+        mixed = torch.einsum("hst,hr->rst", _slices(tensor, n), head.to(tensor.rights[n].dtype))
+        grams.append(w * torch.einsum("rsc,rsd->cd", mixed.conj(), mixed))
+    return tuple(grams)
+
+
+def _energy(tensor: FactoredTensor, kept: Subspaces) -> float:
+    """|core|^2."""
+    gram = tensor.project(kept.rows, kept.columns).head_gram()
+    return (kept.head.T @ gram @ kept.head).diagonal().sum().item()
+
+
+def _leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
+    """The eigenvectors of the `rank` largest eigenvalues, as orthonormal columns."""
+    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
+
+
+def _leading_columns(tensor: FactoredTensor, grams, rank: int) -> tuple[torch.Tensor, ...]:
+    """Per class the eigenvectors to keep, `rank` real channels in all, wherever the energy is.
+
+    A turning pair is one complex eigenvector; unturned channels are kept two at a time, since the latent's width stays even.
+    """
+    systems = [torch.linalg.eigh(gram) for gram in grams]
+    values = [system.eigenvalues.flip(0) for system in systems]
+    if len(grams) == 1 and tensor.classes[0].second is None:
+        counts = [rank]
+    else:
+        candidates = []  # (energy, class), a pair of channels each
+        for n, (group, eigenvalues) in enumerate(zip(tensor.classes, values)):
+            pairs = eigenvalues if group.second is not None else eigenvalues.view(-1, 2).sum(1)
+            candidates += [(energy, n) for energy in pairs.tolist()]
+        chosen = [n for _, n in sorted(candidates, reverse=True)[: rank // 2]]
+        counts = [chosen.count(n) * (1 if group.second is not None else 2) for n, group in enumerate(tensor.classes)]
+    return tuple(system.eigenvectors.flip(1)[:, :count] for system, count in zip(systems, counts))

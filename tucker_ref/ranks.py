@@ -1,0 +1,235 @@
+"""Rung 12a. What ranks do trained layers have? Singular values of all six unfoldings, without ever forming a tensor (PyTorch).
+
+Both attention tensors of every mechanism have slices that factor through two narrow bases,
+
+    W_h = P T_h L^T,   T_h = left_h right_h^T         P (D, s), L (D, t), left_h (s, k), right_h (t, k)
+
+with P, L the query and key projections of all heads (or the down-projections of MLA) side by side. After a QR decomposition of
+P and L the unfoldings of W have the singular values of those of T, and their Gram matrices are sums of small products: nothing
+of size n_H x d x d appears. Gram matrices square the singular values, so those below `rounding_floor` are not resolved.
+
+Under rotary embedding the key mode is special. Channels may only be mixed with others of the same frequency, and only as
+complex numbers, because U3 -> U3 A must commute with every rotation. The key mode then has one small complex unfolding per
+frequency; a pair counts half its energy, the average over all rotations.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from .mha import MultiHeadAttention
+from .mla import MultiHeadLatentAttention
+from .rotary import Rotary
+from .special_cases import _with_bias_row
+from .tucker import TuckerAttention
+
+
+@dataclass(frozen=True)
+class KeyClass:
+    """Key channels that may be mixed: those of one frequency as complex numbers, or unturned ones as they are.
+
+    first, second: channel numbers of the real and imaginary parts; second is None for unturned channels.
+    """
+
+    frequency: float
+    first: torch.Tensor
+    second: torch.Tensor | None
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """The class's channels of the last axis, complex where they turn."""
+        return x[..., self.first] if self.second is None else torch.complex(x[..., self.first], x[..., self.second])
+
+
+@dataclass(frozen=True)
+class FactoredTensor:
+    """An attention tensor in whitened coordinates: W_h = Q_1 left_h right_h^T Q_2^T, with orthonormal Q_1 and one Q_2 per class.
+
+    row_basis: Q_1 (D, s); left: (h, s, k); classes: what of mode 2 may be mixed; column_bases: Q_2 (D, c) per class, complex
+    where it turns; rights: (h, c, k) per class.  All float64.
+    """
+
+    row_basis: torch.Tensor
+    left: torch.Tensor
+    classes: tuple[KeyClass, ...]
+    column_bases: tuple[torch.Tensor, ...]
+    rights: tuple[torch.Tensor, ...]
+
+    @staticmethod
+    def build(rows, left, columns, right, rotary: Rotary | None = None) -> "FactoredTensor":
+        """rows: P (D, s), left: (h, s, k), columns: L (D, t), right: (h, t, k), rotary: turns the t columns."""
+        row_basis, r = torch.linalg.qr(rows.double())
+        left = r @ left.double()
+        bases, rights, classes = [], [], key_classes(columns.shape[1], rotary, columns.device)
+        for group in classes:
+            basis, r = torch.linalg.qr(group.gather(columns.double()))
+            bases.append(basis)
+            # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
+            channels = group.gather(right.double().mT).mT  # (h, c, k)
+            rights.append(r.conj() @ channels)
+        return FactoredTensor(row_basis, left, classes, tuple(bases), tuple(rights))
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Energy of a class in the average over all rotations: Re z e^(i phi) has half the square of z."""
+        return tuple(1.0 if group.second is None else 0.5 for group in self.classes)
+
+    def stacked_right(self) -> torch.Tensor:
+        """(h, t, k) real: all classes below each other, so that sums of squares count energy."""
+        real = (torch.cat([r.real, r.imag], dim=1) if r.is_complex() else r for r in self.rights)
+        return torch.cat([w**0.5 * r for w, r in zip(self.weights, real)], dim=1)
+
+    def row_gram(self) -> torch.Tensor:
+        """(s, s) = W_(1) W_(1)^T in the coordinates of row_basis."""
+        right = self.stacked_right()
+        return torch.einsum("hsk,hkl,htl->st", self.left, right.mT @ right, self.left)
+
+    def column_grams(self) -> tuple[torch.Tensor, ...]:
+        """Per class (c, c), Hermitian, energy included."""
+        inner = self.left.mT @ self.left  # (h, k, k)
+        return tuple(
+            w * torch.einsum("hck,hkl,hdl->cd", r.conj(), inner.to(r.dtype), r) for w, r in zip(self.weights, self.rights)
+        )
+
+    def head_gram(self) -> torch.Tensor:
+        """(h, h): inner products of the slices."""
+        h, _, k = self.left.shape
+        right = self.stacked_right()
+        rows, columns = (x.transpose(0, 1).flatten(1) for x in (self.left, right))  # (s, h k), (t, h k)
+        products = (rows.T @ rows) * (columns.T @ columns)  # (h k, h k)
+        return products.view(h, k, h, k).sum((1, 3))
+
+    def project(self, rows: torch.Tensor | None = None, columns: tuple[torch.Tensor, ...] | None = None) -> "FactoredTensor":
+        """Onto orthonormal rows (s, r) and, per class, columns (c, r); the bases follow, so the result is a smaller tensor."""
+        left, basis, rights, bases = self.left, self.row_basis, self.rights, self.column_bases
+        if rows is not None:
+            left, basis = rows.T @ left, basis @ rows
+        if columns is not None:
+            rights = tuple(v.T @ r for v, r in zip(columns, rights))
+            bases = tuple(b @ v for v, b in zip(columns, bases))
+        return replace(self, left=left, row_basis=basis, rights=rights, column_bases=bases)
+
+    def squared_norm(self) -> float:
+        return self.head_gram().diagonal().sum().item()
+
+
+def key_classes(width: int, rotary: Rotary | None, device) -> tuple[KeyClass, ...]:
+    """Which of `width` channels may be mixed: all of them without rotary embedding, else those of equal frequency."""
+    if rotary is None:
+        return (KeyClass(0.0, torch.arange(width, device=device), None),)
+    first = torch.nonzero(rotary.sign < 0).squeeze(1)
+    second = rotary.partner[first]
+    frequencies = rotary.channel_frequencies[first]
+    classes = []
+    for frequency in frequencies.unique().tolist():
+        chosen = frequencies == frequency
+        a, b = first[chosen], second[chosen]
+        classes.append(KeyClass(0.0, torch.cat([a, b]), None) if frequency == 0 else KeyClass(frequency, a, b))
+    return tuple(classes)
+
+
+def factored_tensors(layer: nn.Module) -> tuple[FactoredTensor, FactoredTensor]:
+    """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
+
+    Raises ValueError for another module, and for normalised latents, whose bases may not be mixed.
+    """
+    if getattr(layer, "latent_norm", False):
+        raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
+    if isinstance(layer, TuckerAttention):
+        pre, post = (_of_weights(w, r) for w, r in ((layer.pre, layer.rotary), (layer.post, None)))
+    elif isinstance(layer, MultiHeadAttention):
+        pre, post = _of_projections(layer)
+    elif isinstance(layer, MultiHeadLatentAttention):
+        pre, post = _of_latents(layer)
+    else:
+        raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
+    return pre, post
+
+
+def _of_weights(weights, rotary):
+    cores = weights.head_cores().detach()  # (h, s, t)
+    identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)
+    return FactoredTensor.build(weights.factors[1].detach(), cores, weights.factors[2].detach(), identity, rotary)
+
+
+def _of_projections(layer):
+    w_q, w_k, w_v = (_with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
+    h, k = layer.n_heads, layer.head_dim
+    g = w_k.shape[1] // k
+
+    def select(n_blocks, owners):  # (h, n_blocks * k, k): head h picks its own block of columns
+        return torch.einsum("hg,kl->hgkl", owners, torch.eye(k)).reshape(h, n_blocks * k, k).to(w_q)
+
+    own, group = select(h, torch.eye(h)), select(g, torch.eye(g).repeat_interleave(h // g, dim=0))
+    rotary = None if layer.rotary is None else layer.rotary.repeated(g)
+    pre = FactoredTensor.build(w_q, own, w_k, group, rotary)
+    return pre, FactoredTensor.build(layer.o_proj.weight.detach(), own, w_v, group)
+
+
+def _of_latents(layer):
+    h, v, rope = layer.n_heads, layer.v_head_dim, layer.rope_dim
+    w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
+    left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
+    w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
+    right = torch.stack([torch.block_diag(up.T, torch.eye(rope).to(up)) for up in w_uk])  # (h, t + rope, k + rope)
+    rotary = layer.rotary.after_unrotated(layer.kv_rank) if rope else layer.rotary
+    pre = FactoredTensor.build(w_dq.T, left, w_dk.T, right, rotary)
+    own = torch.einsum("hg,kl->hgkl", torch.eye(h), torch.eye(v)).reshape(h, h * v, v).to(w_o)
+    value = w_dk[: layer.kv_rank] if layer.shared_kv else layer.v_a_proj.weight.detach()
+    return pre, FactoredTensor.build(w_o, own, value.T, w_uv.mT)
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Singular values of the three unfoldings of one attention tensor, descending; float64.
+
+    Under rotary embedding `columns` lists those of all frequencies together; a turning pair counts as two equal values.
+    """
+
+    head: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    def tails(self, ranks: tuple[int, int, int]) -> torch.Tensor:
+        """Per mode the sum of squares beyond the rank: the terms of the HOSVD error bound.  Returns: (3,)."""
+        return torch.stack([(s[rank:] ** 2).sum() for s, rank in zip((self.head, self.rows, self.columns), ranks)])
+
+    def ranks(self) -> tuple[int, int, int]:
+        """How many singular values stand above the rounding floor, per mode."""
+        return tuple(int((s > rounding_floor(s)).sum()) for s in (self.head, self.rows, self.columns))
+
+
+def spectra(layer: nn.Module) -> tuple[Spectra, Spectra]:
+    """Spectra of the pre-softmax (head, query, key) and the post-softmax tensor (head, output, value) of any layer."""
+    return tuple(spectra_of(tensor) for tensor in factored_tensors(layer))
+
+
+def spectra_of(tensor: FactoredTensor) -> Spectra:
+    """From the eigenvalues of the Gram matrices."""
+    columns = []
+    for gram, group in zip(tensor.column_grams(), tensor.classes):
+        values = _roots(gram)
+        columns.append(values if group.second is None else (values / 2**0.5).repeat_interleave(2))
+    return Spectra(_roots(tensor.head_gram()), _roots(tensor.row_gram()), torch.cat(columns).sort(descending=True).values)
+
+
+def rounding_floor(singular_values: torch.Tensor) -> float:
+    """Below this a singular value that was computed from a Gram matrix is noise: sqrt(n eps) times the largest."""
+    return (len(singular_values) * torch.finfo(torch.float64).eps) ** 0.5 * singular_values.max().item()
+
+
+def entropy_rank(singular_values: torch.Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): n for n equal ones, 1 for a single one."""
+    p = singular_values / singular_values.sum()
+    return torch.exp(-torch.special.xlogy(p, p).sum()).item()
+
+
+def energy_rank(singular_values: torch.Tensor, share: float = 0.99) -> int:
+    """The fewest singular values that hold `share` of the sum of squares."""
+    energy = (singular_values**2).cumsum(0)
+    return int((energy < share * energy[-1]).sum()) + 1
+
+
+def _roots(gram: torch.Tensor) -> torch.Tensor:
+    """Singular values from a Gram matrix, descending; rounding below zero is cut."""
+    return torch.linalg.eigvalsh(gram).clamp(min=0).flip(0).sqrt()
