@@ -17,11 +17,13 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
     as_tucker,
+    choose_ranks,
     compress,
     energy_rank,
     entropy_rank,
     hooi,
     hosvd,
+    second_moment,
     spectra,
     sthosvd,
     unfold,
@@ -145,6 +147,106 @@ def test_under_rope_keys_that_are_turned_copies_of_each_other_are_found_out():
 def test_a_tucker_layer_compresses_to_itself_at_its_own_ranks():
     layer = wide_awake(TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8), bias=True))
     assert error(layer, compress(layer, (4, 9, 8), (3, 7, 5)), "padded", "whole sequence") < EXACT
+
+
+def correlated(batch: int, n_tokens: int, seed: int) -> torch.Tensor:
+    """Tokens that mostly lie in a few directions, with an offset, as the inputs of trained layers do."""
+    mixing = torch.linalg.qr(tokens(1, 24, 24, seed=77)[0]).Q * 0.75 ** torch.arange(24)
+    return 3 * (tokens(batch, n_tokens, 24, seed) + 0.3) @ mixing.T
+
+
+def errors_on(layer, compressed, x) -> tuple[float, float]:
+    """Relative errors of logits, x~ W_h x~^T, and of values sent to the output, W~_h x~, over all tokens of x."""
+    flat = x.flatten(0, 1)
+    if as_tucker(layer).bias:
+        flat = torch.cat([flat, torch.ones(len(flat), 1, dtype=flat.dtype)], dim=1)
+    pairs = []
+    for a, b in ((layer, compressed), (layer, layer)):
+        exact, ours = as_tucker(a), as_tucker(b)
+        pairs.append((
+            torch.einsum("nd,hde,me->hnm", flat, ours.pre.to_tensor() - (0 if a is b else exact.pre.to_tensor()), flat).norm(),
+            torch.einsum("hde,me->hmd", ours.post.to_tensor() - (0 if a is b else exact.post.to_tensor()), flat).norm(),
+        ))  # fmt: skip
+    (logits, outputs), (all_logits, all_outputs) = pairs
+    return (logits / all_logits).item(), (outputs / all_outputs).item()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_knowing_the_inputs_lowers_the_error_on_them(name, method):
+    layer = PLAIN[name].build()
+    moment = second_moment(layer, correlated(8, 200, seed=0))
+    unseen = correlated(2, 30, seed=5)
+    for ranks in ((4, 8, 4), (3, 5, 3)):
+        plain, aware = (compress(layer, ranks, method=method, moment=m) for m in (None, moment))
+        for ours, theirs in zip(errors_on(layer, aware, unseen), errors_on(layer, plain, unseen)):
+            assert ours < theirs
+    # Control: on inputs that are equally spread the knowledge is wrong, and costs.
+    spread = tokens(2, 30, 24, seed=9)
+    assert sum(errors_on(layer, aware, spread)) > sum(errors_on(layer, plain, spread))
+
+
+@EVERY
+def test_knowing_the_inputs_changes_nothing_at_full_rank(name):
+    layer = CELLS[name].build()
+    pre, post = full_ranks(layer)
+    moment = second_moment(layer, correlated(4, 100, seed=0))
+    assert error(layer, compress(layer, pre, post, moment=moment), "causal", "whole sequence") < 1e-10  # its root costs digits
+
+
+def test_spread_inputs_are_the_plain_case():
+    layer = wide_awake(MultiHeadAttention(24, 6))
+    plain, aware = compress(layer, (4, 8, 6)), compress(layer, (4, 8, 6), moment=2.0 * torch.eye(24, dtype=torch.float64))
+    assert relative_error(aware.pre.to_tensor(), plain.pre.to_tensor()) < 1e-10
+
+
+@EVERY
+def test_ranks_can_be_chosen_by_error(name):
+    layer = CELLS[name].build()
+    assert choose_ranks(layer, relative_error=0.0) is not None
+    previous = None
+    for bound in (0.6, 0.3, 0.1, 0.01):
+        pre, post = choose_ranks(layer, relative_error=bound)
+        for tensor, ranks in zip(factored_tensors(layer), (pre, post)):
+            assert squared_error(tensor, subspaces(tensor, ranks, "sthosvd")) <= bound**2 * tensor.squared_norm()
+        assert previous is None or all(a >= b for a, b in zip(pre + post, previous))
+        previous = pre + post
+    assert previous > choose_ranks(layer, relative_error=0.6)[0]  # control: a tighter bound takes larger ranks
+
+
+@EVERY
+def test_ranks_can_be_chosen_by_budget(name):
+    layer = CELLS[name].build()
+    for budget in (500, 1000, 2000):
+        ranks = choose_ranks(layer, max_parameters=budget)
+        assert sum(p.numel() for p in compress(layer, *ranks).parameters()) <= budget
+    for budget in (6, 10):
+        cache = compress(layer, *choose_ranks(layer, max_cache=budget)).new_cache(1, 1)
+        assert sum(stream.numel() for stream in cache.streams.values()) <= budget
+    everything = choose_ranks(layer, max_parameters=10**9)
+    assert everything == choose_ranks(layer, relative_error=0.0)
+
+
+@pytest.mark.parametrize(
+    "bounds, message",
+    [
+        (dict(), "exactly one of relative_error, max_parameters and max_cache"),
+        (dict(relative_error=0.1, max_cache=8), "exactly one"),
+        (dict(relative_error=-1.0), "relative_error is -1.0"),
+        (dict(relative_error=float("nan")), "relative_error is nan"),
+        (dict(max_parameters=3), "max_parameters = 3.*even ranks"),
+        (dict(max_cache=1), "max_cache = 1.*even ranks"),
+    ],
+)
+def test_bad_bounds_are_named(bounds, message):
+    with pytest.raises(ValueError, match=message):
+        choose_ranks(MultiHeadAttention(24, 6), **bounds)
+
+
+@pytest.mark.parametrize("x", [torch.ones(3, 23), torch.full((3, 24), float("nan"))])
+def test_bad_samples_are_named(x):
+    with pytest.raises(ValueError, match="x has shape .*d_model = 24"):
+        second_moment(MultiHeadAttention(24, 6), x)
 
 
 def test_no_array_of_the_size_of_the_tensor_is_ever_made():

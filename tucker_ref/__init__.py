@@ -35,8 +35,8 @@ from .tucker import LatentNorm, TuckerAttention, TuckerWeights
 from .special_cases import as_tucker
 
 # 12  the ranks that trained layers have, and layers compressed to fewer
-from .ranks import Spectra, energy_rank, entropy_rank, spectra
-from .compress import compress
+from .ranks import Spectra, energy_rank, entropy_rank, second_moment, spectra
+from .compress import choose_ranks, compress
 
 # 13  parameters, cache and arithmetic of each mechanism
 from .costs import Cost, gqa_cost, mha_cost, mla_cost, tucker_cost
@@ -51,6 +51,7 @@ __all__ = [
     "MultiHeadAttention", "GroupedQueryAttention", "MultiHeadLatentAttention", "TuckerAttention",
     "TuckerWeights", "LatentNorm",
     "as_tucker",
-    "spectra", "Spectra", "entropy_rank", "energy_rank", "compress",
+    "spectra", "Spectra", "entropy_rank", "energy_rank", "second_moment",
+    "compress", "choose_ranks",
     "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ Under rotary embedding the key mode keeps whole channel pairs, each a complex co
 (see `ranks`), so the compressed layer turns with the layer's own frequencies and is as exact as without.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,78 @@ from torch import nn
 
 from .checks import check_ranks
 from .mha import MultiHeadAttention
-from .ranks import FactoredTensor, factored_tensors
+from .ranks import FactoredTensor, Spectra, factored_tensors, spectra_of
 from .rotary import Rotary
 from .special_cases import _output_bias
 from .tucker import TuckerAttention, TuckerWeights
 
 METHODS = ("hosvd", "sthosvd", "hooi")
+
+
+def choose_ranks(
+    layer: nn.Module,
+    *,
+    relative_error: float | None = None,
+    max_parameters: int | None = None,
+    max_cache: int | None = None,
+    moment: torch.Tensor | None = None,
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Ranks before and after the softmax for a bound on exactly one thing.
+
+    relative_error: of each tensor, by the HOSVD's bound, shared evenly by its modes; max_parameters: of the compressed layer,
+    output bias included; max_cache: cached numbers a token, r3 + r~3. The two budgets take the smallest error that fits.
+    Raises ValueError unless exactly one bound is given, or if even the smallest layer exceeds a budget.
+    """
+    if sum(bound is not None for bound in (relative_error, max_parameters, max_cache)) != 1:
+        raise ValueError("choose_ranks needs exactly one of relative_error, max_parameters and max_cache")
+    tensors = factored_tensors(layer, moment)
+    both = [spectra_of(tensor) for tensor in tensors]
+    turns = [any(group.second is not None for group in tensor.classes) for tensor in tensors]
+
+    def ranks_at(error: float):
+        return tuple(_ranks_for(spectrum, error, even) for spectrum, even in zip(both, turns))
+
+    if relative_error is not None:
+        if not relative_error >= 0:
+            raise ValueError(f"relative_error is {relative_error}; it must be at least 0")
+        return ranks_at(relative_error)
+
+    def fits(error: float) -> bool:
+        pre, post = ranks_at(error)
+        if max_cache is not None:
+            return pre[2] + post[2] <= max_cache
+        (query, key), (output, value) = ((len(t.row_basis), len(t.column_bases[0])) for t in tensors)
+        biases = output if key > output else 0
+        return max_parameters >= biases + sum(
+            len(tensors[0].left) * r + rows * s + columns * t + r * s * t
+            for (r, s, t), rows, columns in ((pre, query, key), (post, output, value))
+        )
+
+    low, high = 0.0, 3**0.5  # at the upper end every mode may be cut to one
+    if not fits(high):
+        raise ValueError(f"max_parameters = {max_parameters}, max_cache = {max_cache}: even ranks {ranks_at(high)} exceed it")
+    if fits(low):
+        return ranks_at(low)
+    for _ in range(60):  # bisection to the last bit
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return ranks_at(high)
+
+
+def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> tuple[int, int, int]:
+    """The smallest ranks whose tails are each at most a third of the squared error allowed, within what ranks may be."""
+    allowed = relative_error**2 / 3 * (spectrum.rows**2).sum()
+    ranks = []
+    for values in (spectrum.head, spectrum.rows, spectrum.columns):
+        tails = (values**2).flip(0).cumsum(0).flip(0)  # tails[r]: what rank r discards
+        ranks.append(max(1, int((tails > allowed).sum())))
+    if even:
+        ranks[2] += ranks[2] % 2
+    limits = [len(values) for values in (spectrum.head, spectrum.rows, spectrum.columns)]
+    for mode in (0, 1, 2):  # no rank may exceed the product of the others
+        if not (even and mode == 2):
+            ranks[mode] = min(ranks[mode], limits[mode], math.prod(ranks) // ranks[mode])
+    return tuple(ranks)
 
 
 @dataclass(frozen=True)
@@ -31,19 +98,26 @@ class Subspaces:
 
 
 def compress(
-    layer: nn.Module, ranks: tuple[int, int, int], post_ranks: tuple[int, int, int] | None = None, *, method: str = "hosvd"
+    layer: nn.Module,
+    ranks: tuple[int, int, int],
+    post_ranks: tuple[int, int, int] | None = None,
+    *,
+    method: str = "hosvd",
+    moment: torch.Tensor | None = None,
 ) -> TuckerAttention:
     """The Tucker Attention of the given ranks that approximates a trained MHA, GQA, MLA or Tucker layer, biases and RoPE included.
 
     ranks: (head, query, key); post_ranks: (head, output, value), by default `ranks`.
     method: "hosvd" (modes truncated independently), "sthosvd" (one after the other: key, query, head) or "hooi" (refitted in
     turns, never worse than the HOSVD).  Keys and values get latents of their own, also where the layer shared one.
+    moment: second moment of the layer's inputs, from `ranks.second_moment`; the truncation then keeps what matters for logits
+    and outputs on such inputs instead of what is large in the weights.
     Raises ValueError for ranks beyond the layer's own, an odd key rank under rotary embedding, an unknown method, or a layer
     that has no tensors (see `ranks.factored_tensors`).
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    pre, post = factored_tensors(layer)
+    pre, post = factored_tensors(layer, moment)
     dtype = next(layer.parameters()).dtype
     pre_weights, rotary = _tucker(pre, "ranks", ranks, method, ("query", "key"), dtype)
     post_weights, _ = _tucker(

@@ -56,13 +56,17 @@ class FactoredTensor:
     rights: tuple[torch.Tensor, ...]
 
     @staticmethod
-    def build(rows, left, columns, right, rotary: Rotary | None = None) -> "FactoredTensor":
-        """rows: P (D, s), left: (h, s, k), columns: L (D, t), right: (h, t, k), rotary: turns the t columns."""
-        row_basis, r = torch.linalg.qr(rows.double())
+    def build(rows, left, columns, right, rotary: Rotary | None = None, row_root=None, column_root=None) -> "FactoredTensor":
+        """rows: P (D, s), left: (h, s, k), columns: L (D, t), right: (h, t, k), rotary: turns the t columns.
+
+        row_root, column_root: square roots (D, D) of the inputs' second moment. Errors then count as they act on such inputs,
+        and the bases are orthonormal in that sense.
+        """
+        row_basis, r = _whiten(rows.double(), row_root)
         left = r @ left.double()
         bases, rights, classes = [], [], key_classes(columns.shape[1], rotary, columns.device)
         for group in classes:
-            basis, r = torch.linalg.qr(group.gather(columns.double()))
+            basis, r = _whiten(group.gather(columns.double()), column_root)
             bases.append(basis)
             # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
             channels = group.gather(right.double().mT).mT  # (h, c, k)
@@ -128,28 +132,62 @@ def key_classes(width: int, rotary: Rotary | None, device) -> tuple[KeyClass, ..
     return tuple(classes)
 
 
-def factored_tensors(layer: nn.Module) -> tuple[FactoredTensor, FactoredTensor]:
+def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given."""
+    if root is None:
+        return torch.linalg.qr(basis)
+    r = torch.linalg.qr(root.to(basis.dtype) @ basis).R
+    return torch.linalg.solve_triangular(r, basis, upper=True, left=False), r
+
+
+def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
+    """Mean of x~ x~^T over tokens, (D, D) float64, where x~ is [x, 1] for a layer with biases; see `compress`.
+
+    x: (..., d), what the layer receives on typical data; damping: added to the diagonal, as a share of its mean, so that
+    directions which the sample lacks still count a little.  Raises ValueError for another width, NaN or infinity.
+    """
+    if x.shape[-1] != layer.d_model or not x.isfinite().all():
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be finite, with d_model = {layer.d_model} as its last size")
+    x = x.detach().reshape(-1, layer.d_model).double()
+    if getattr(layer, "bias", False):
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+    moment = x.T @ x / len(x)
+    return moment + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+
+
+def factored_tensors(layer: nn.Module, moment: torch.Tensor | None = None) -> tuple[FactoredTensor, FactoredTensor]:
     """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
 
+    moment: (D, D) from `second_moment`. Norms are then those of logits and outputs on such inputs instead of those of weights:
+    queries, keys and values are weighed by it, the output mode is not.
     Raises ValueError for another module, and for normalised latents, whose bases may not be mixed.
     """
     if getattr(layer, "latent_norm", False):
         raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
-    if isinstance(layer, TuckerAttention):
-        pre, post = (_of_weights(w, r) for w, r in ((layer.pre, layer.rotary), (layer.post, None)))
-    elif isinstance(layer, MultiHeadAttention):
-        pre, post = _of_projections(layer)
-    elif isinstance(layer, MultiHeadLatentAttention):
-        pre, post = _of_latents(layer)
-    else:
-        raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
-    return pre, post
+    for kind, parts_of in (
+        (TuckerAttention, _of_weights),
+        (MultiHeadAttention, _of_projections),
+        (MultiHeadLatentAttention, _of_latents),
+    ):
+        if isinstance(layer, kind):
+            root = None if moment is None else torch.linalg.cholesky(moment).mT
+            pre, rotary, post = parts_of(layer)
+            return (
+                FactoredTensor.build(*pre, rotary, row_root=root, column_root=root),
+                FactoredTensor.build(*post, column_root=root),
+            )
+    raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
 
 
-def _of_weights(weights, rotary):
-    cores = weights.head_cores().detach()  # (h, s, t)
-    identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)
-    return FactoredTensor.build(weights.factors[1].detach(), cores, weights.factors[2].detach(), identity, rotary)
+def _of_weights(layer):
+    """P, left, L, right before the softmax, the rotary embedding, and P, left, L, right after it; so too below."""
+
+    def parts(weights):
+        cores = weights.head_cores().detach()  # (h, s, t)
+        identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)
+        return weights.factors[1].detach(), cores, weights.factors[2].detach(), identity
+
+    return parts(layer.pre), layer.rotary, parts(layer.post)
 
 
 def _of_projections(layer):
@@ -162,8 +200,7 @@ def _of_projections(layer):
 
     own, group = select(h, torch.eye(h)), select(g, torch.eye(g).repeat_interleave(h // g, dim=0))
     rotary = None if layer.rotary is None else layer.rotary.repeated(g)
-    pre = FactoredTensor.build(w_q, own, w_k, group, rotary)
-    return pre, FactoredTensor.build(layer.o_proj.weight.detach(), own, w_v, group)
+    return (w_q, own, w_k, group), rotary, (layer.o_proj.weight.detach(), own, w_v, group)
 
 
 def _of_latents(layer):
@@ -173,10 +210,9 @@ def _of_latents(layer):
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
     right = torch.stack([torch.block_diag(up.T, torch.eye(rope).to(up)) for up in w_uk])  # (h, t + rope, k + rope)
     rotary = layer.rotary.after_unrotated(layer.kv_rank) if rope else layer.rotary
-    pre = FactoredTensor.build(w_dq.T, left, w_dk.T, right, rotary)
     own = torch.einsum("hg,kl->hgkl", torch.eye(h), torch.eye(v)).reshape(h, h * v, v).to(w_o)
     value = w_dk[: layer.kv_rank] if layer.shared_kv else layer.v_a_proj.weight.detach()
-    return pre, FactoredTensor.build(w_o, own, value.T, w_uv.mT)
+    return (w_dq.T, left, w_dk.T, right), rotary, (w_o, own, value.T, w_uv.mT)
 
 
 @dataclass(frozen=True)
