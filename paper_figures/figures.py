@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from reproduce.report import by_row, sizes_of
 
@@ -85,6 +85,37 @@ def learning_rates(records: list[dict], path: Path) -> None:
     tokens = records[0]["metrics"]["tokens_seen"] / 1e6
     ax.set_title(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, one seed")
     ax.legend()
+    save(figure, path)
+
+
+def singular_values(records: list[dict], path: Path) -> None:
+    """Singular values of all six unfoldings, over the largest; one line per row and layer, down to the rounding floor."""
+    figure, axes = plt.subplots(2, 3, figsize=(10.4, 6.2), sharey=True)
+    chosen = {mechanism(r["method"]): r for r in records[::-1]}  # the first row of each mechanism
+    chosen = [r for r in records if chosen[mechanism(r["method"])] is r]
+    for line, (side, name) in zip(axes, (("pre", "before the softmax: $W$"), ("post", "after it: $\\tilde W$"))):
+        for ax, mode in zip(line, chosen[0]["metrics"]["trained"][0][side]):
+            for r in chosen:
+                for n, layer in enumerate(r["metrics"]["trained"]):
+                    values = np.array(layer[side][mode]["values"])
+                    shown = values > layer[side][mode]["floor"]
+                    label = r["method"] if n == 0 else None
+                    marker = MARKERS[mechanism(r["method"])] if mode == "head" else None
+                    ax.plot(
+                        1 + np.flatnonzero(shown), values[shown], color=COLOURS[mechanism(r["method"])], label=label,
+                        alpha=0.9, linewidth=1.3, marker=marker, markersize=3.5,
+                    )  # fmt: skip
+            ax.set(yscale="log", ylim=(1e-4, 1.5), xlabel="index")
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            ax.set_title(f"{mode} mode, {name}")
+        line[0].set_ylabel("singular value over the largest")
+    axes[0, 0].legend()
+    c = records[0]["config"]
+    figure.suptitle(
+        f"Spectra of trained layers at REDUCED SCALE: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each), "
+        f"{c['train']['steps']} steps", x=0.01, ha="left", fontsize=11, fontweight="bold",
+    )  # fmt: skip
+    figure.tight_layout()
     save(figure, path)
 
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import claims, decode, exactness, figure3, records, report, table1, table2, table3
+from . import claims, decode, exactness, figure3, records, report, spectra, table1, table2, table3
 from .generation import generate
 from .language import load_model
 from .options import Options
@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "exactness": exactness,
     "table1": table1,
     "table2": table2,
+    "spectra": spectra,
     "table3": table3,
     "figure3": figure3,
     "decode": decode,
@@ -136,7 +137,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write_text(options: argparse.Namespace) -> None:
-    model, tokenizer = load_model(options.model)
+    model, tokenizer, _ = load_model(options.model)
     tokenizer = Tokenizer.from_str(tokenizer)
     prompts = [tokenizer.encode(prompt).ids for prompt in options.prompt]
     chosen = generate(model, prompts, options.tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed)

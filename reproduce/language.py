@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +84,7 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
-        name = re.sub(r"[^A-Za-z0-9_.=]+", "-", run.title)  # no spaces or brackets: it will be typed in a shell
-        save_model(run.options.out / "models" / f"{name}.safetensors", model, config, data.tokenizer)
+        save_model(model_path(run.options.out, run.title), model, config, data.tokenizer)
     run.finish(
         {
             **metrics,
@@ -140,6 +139,11 @@ def validate(
     }
 
 
+def model_path(out: Path, title: str) -> Path:
+    """Where a trained model is kept; a name without spaces or brackets, since it will be typed in a shell."""
+    return out / "models" / f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', title)}.safetensors"
+
+
 def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str) -> None:
     """Weights, config and tokenizer in one safetensors file. Parameters that are shared appear once."""
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
@@ -147,8 +151,8 @@ def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str) -
     write_atomically(path, lambda file: file.write(content))
 
 
-def load_model(path: Path, build: Callable[[dict], LanguageModel] = build_model) -> tuple[LanguageModel, str]:
-    """The model and its tokenizer's JSON.  Raises ValueError if the file is damaged or holds another model."""
+def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
+    """The model, its tokenizer's JSON and its config.  Raises ValueError if the file is damaged or holds another model."""
     try:
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -156,11 +160,12 @@ def load_model(path: Path, build: Callable[[dict], LanguageModel] = build_model)
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     if not {"config", "tokenizer"} <= set(metadata):
         raise ValueError(f"{path} was not saved by this program: it names no config and tokenizer")
-    model = build(json.loads(metadata["config"]))
+    config = json.loads(metadata["config"])
+    model = build_model(config)
     parameters = dict(model.named_parameters())
     if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in tensors.items()}:
         raise ValueError(f"{path}: its weights do not fit the model that its config describes")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    return model.eval(), metadata["tokenizer"]
+    return model.eval(), metadata["tokenizer"], config

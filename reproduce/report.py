@@ -1,5 +1,6 @@
 """Every table of this repository, drawn from records and from nothing else."""
 
+import statistics
 from collections import defaultdict
 from pathlib import Path
 
@@ -181,6 +182,29 @@ def decode_runs(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows), note]
 
 
+def spectra_runs(records: list[dict]) -> list[str]:
+    modes = [(side, mode) for side, layer in records[0]["metrics"]["trained"][0].items() for mode in layer]
+
+    def mean(r: dict, state: str, side: str, mode: str) -> float:
+        return statistics.mean(layer[side][mode]["entropy_rank"] for layer in r["metrics"][state])
+
+    rows = []
+    for r in records:
+        layers = r["metrics"]["trained"]
+        cells = [
+            f"{mean(r, 'trained', *m):.1f} ({mean(r, 'initial', *m):.1f}) of {layers[0][m[0]][m[1]]['size']}" for m in modes
+        ]
+        rows.append([r["method"], *cells])
+    c = records[0]["config"]
+    title = (
+        f"**Effective ranks of trained layers at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_heads']} heads, "
+        f"{c['n_layers']} layers, {c['train']['steps']} steps.** exp(entropy) of the singular values of each unfolding, mean over "
+        "layers; in brackets before training; then how many there are."
+    )
+    header = ["GPT-2 row", *(f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes)]
+    return [title, markdown(header, rows), f"<sub>{records[0]['device']}; `{records[0]['command']}`</sub>"]
+
+
 def exactness_cells(records: list[dict]) -> list[str]:
     """One line per mechanism and rotary embedding; biases, masks, paths and pairings together, the worst of them shown."""
     groups = defaultdict(list)
@@ -276,6 +300,7 @@ DRAW = {
     "exactness": {"float64": exactness_cells},
     "table1": {"sizes": table1_sizes},
     "table2": {"sizes": table2_sizes, "runs": table2_runs},
+    "spectra": {"runs": spectra_runs},
     "table3": {"sizes": table3_sizes, "runs": table3_runs},
     "figure3": {"runs": figure3_runs},
     "decode": {"runs": decode_runs},

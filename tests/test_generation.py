@@ -111,9 +111,9 @@ def test_a_saved_model_loads_back(tmp_path, row):
     model = build_model(config)
     save_model(tmp_path / "m.safetensors", model, config, "{}")
     torch.manual_seed(1)
-    loaded, tokenizer = load_model(tmp_path / "m.safetensors")
+    loaded, tokenizer, read = load_model(tmp_path / "m.safetensors")
     tokens = torch.arange(7)[None]
-    assert tokenizer == "{}" and torch.equal(loaded(tokens), model(tokens))
+    assert tokenizer == "{}" and read == config and torch.equal(loaded(tokens), model(tokens))
     assert not torch.equal(build_model(config)(tokens), model(tokens))  # control: fresh weights differ
 
 

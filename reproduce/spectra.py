@@ -1,0 +1,61 @@
+"""Spectra: singular values of all six unfoldings of every layer of the language models that table2 trained, and before training."""
+
+import torch
+from tqdm import tqdm
+
+from tucker_ref import energy_rank, entropy_rank, spectra
+from tucker_ref.ranks import Spectra, rounding_floor
+
+from .language import LanguagePreset, build_model, load_model, model_path
+from .options import Options
+from .records import append, new_record
+from .rows import TABLE2
+from .runs import selected
+from .table2 import PRESETS as LANGUAGE_PRESETS
+
+PRESETS = {name: preset for name, preset in LANGUAGE_PRESETS.items() if preset.keep_models}
+MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
+
+
+def run(options: Options) -> None:
+    """One record per model that lies in the output folder.  Raises ValueError if there is none."""
+    preset: LanguagePreset = PRESETS[options.preset]
+    paths = {
+        (row.label, seed): model_path(options.out, f"table2 {row.label} seed {seed}")
+        for row in selected(TABLE2, options.rows)
+        for seed in options.seeds or preset.seeds
+    }
+    found = {key: path for key, path in paths.items() if path.exists()}
+    if not found:
+        raise ValueError(f"{options.out / 'models'} holds no model of table2; run `python -m reproduce table2` first")
+    for (label, seed), path in tqdm(found.items(), "spectra"):
+        model, _, config = load_model(path)
+        torch.manual_seed(seed)
+        fresh = build_model(config)
+        metrics = {"trained": of_model(model), "initial": of_model(fresh, values=False)}
+        append(options.records, new_record("spectra", options.preset, label, config, metrics, seed=seed))
+
+
+def of_model(model, values: bool = True) -> list[dict]:
+    """Per layer and mode: effective ranks, the rounding floor, and with `values` the singular values over the largest."""
+    layers = []
+    for block in model.blocks:
+        both = dict(zip(MODES, spectra(block.attention)))
+        layers.append({side: {mode: of_mode(s, values) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
+    return layers
+
+
+def per_mode(spectrum: Spectra) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return spectrum.head, spectrum.rows, spectrum.columns
+
+
+def of_mode(singular_values: torch.Tensor, values: bool) -> dict:
+    summary = {
+        "size": len(singular_values),
+        "entropy_rank": round(entropy_rank(singular_values), 3),
+        "energy_rank_99": energy_rank(singular_values, 0.99),
+        "floor": float(f"{rounding_floor(singular_values) / singular_values[0].item():.3g}"),
+    }
+    if values:
+        summary["values"] = [float(f"{v:.4g}") for v in (singular_values / singular_values[0]).tolist()]
+    return summary

@@ -1,0 +1,40 @@
+"""The spectra experiment on models that it finds, and its refusal where there are none."""
+
+import pytest
+import torch
+
+from reproduce import records, spectra
+from reproduce.language import build_model, model_path, save_model
+from reproduce.options import Options
+from reproduce.rows import TABLE2
+
+CONFIG = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 50}
+
+
+def test_ranks_of_saved_models_are_recorded(tmp_path):
+    for row in (TABLE2[0], TABLE2[-1]):
+        config = CONFIG | {"row": row.config(), "attention": row.narrowed(16).config(), "train": {}}
+        torch.manual_seed(0)
+        model = build_model(config)
+        with torch.no_grad():  # make the second half of the heads repeat the first, in the first layer
+            if row.mechanism == "MHA":
+                attention = model.blocks[0].attention
+                for projection in (attention.q_proj, attention.k_proj):
+                    projection.weight[24:] = projection.weight[:24]
+        save_model(model_path(tmp_path, f"table2 {row.label} seed 0"), model, config, "{}")
+    spectra.run(Options("smoke", tmp_path, tmp_path / "records"))
+    mha, tucker = records.load(tmp_path / "records", "spectra")
+    assert (mha["method"], tucker["method"]) == ("MHA", "Tucker [8,64,64]")
+    first, second = (layer["pre"]["head"] for layer in mha["metrics"]["trained"])
+    assert first["size"] == second["size"] == 12 and first["energy_rank_99"] == 6 < second["energy_rank_99"]
+    assert sum(value > first["floor"] for value in first["values"]) == 6
+    assert (
+        mha["metrics"]["initial"][0]["pre"]["head"]["entropy_rank"] > 10
+        and "values" not in mha["metrics"]["initial"][0]["pre"]["head"]
+    )
+    assert tucker["metrics"]["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
+
+
+def test_without_models_it_says_what_to_run_first(tmp_path):
+    with pytest.raises(ValueError, match="holds no model of table2; run `python -m reproduce table2` first"):
+        spectra.run(Options("smoke", tmp_path, tmp_path))
