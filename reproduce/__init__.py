@@ -1,1 +1,1 @@
-"""The reproduction: `python -m reproduce EXPERIMENT --preset smoke`. Start reading at `rows`, `training`, `experiments`."""
+"""The reproduction: `python -m reproduce EXPERIMENT --preset smoke`. Start reading at `rows`, `training`, `language`."""

@@ -62,6 +62,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> None:
+    check_device(options.device)
     names = list(EXPERIMENTS) if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
@@ -85,6 +86,14 @@ def run(options: argparse.Namespace) -> None:
             )
         module.run(chosen)
     print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError unless tensors can be made there."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def parse() -> argparse.Namespace:
@@ -117,7 +126,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=integers, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)"
     )
     parser.add_argument("--learning-rate", type=float, help="peak rate in place of the preset's")
-    parser.add_argument("--steps", type=int, help="training steps in place of the preset's")
+    parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
     )
@@ -130,7 +139,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="a .safetensors file from out/models")
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; give it several times for a batch")
-    parser.add_argument("--tokens", type=int, default=100, help="how many tokens to add (default: 100)")
+    parser.add_argument("--tokens", type=positive, default=100, help="how many tokens to add (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to choose from (default: 0.95)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
@@ -149,10 +158,15 @@ def write_text(options: argparse.Namespace) -> None:
 
 
 def integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2") from None
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2")
+    return tuple(int(part) for part in text.split(","))
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def labels(text: str) -> tuple[str, ...]:

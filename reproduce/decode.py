@@ -9,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .options import Options
-from .records import append, new_record
+from .records import append, device_in_words, new_record
 from .rows import TABLE2, Row
 from .runs import selected
 
@@ -31,7 +31,7 @@ PRESETS = {"smoke": Preset(contexts=(512, 1024, 2048, 4096, 8192, 16384), batch=
 
 def run(options: Options) -> None:
     """One record per row. The rows are timed in turns, so that a noisy minute hits them all."""
-    preset, rows = PRESETS[options.preset], selected(TABLE2, options.rows)
+    preset, rows, started = PRESETS[options.preset], selected(TABLE2, options.rows), time.perf_counter()
     torch.manual_seed(0)
     layers = {row.label: build(row, options.device) for row in rows}
     for label, layer in layers.items():
@@ -46,8 +46,17 @@ def run(options: Options) -> None:
             "cache_bytes_per_token": cache.nbytes,
             "milliseconds": {str(context): round(median, 4) for context, median in times[row.label].items()},
         }
-        config = {**SHAPE, "row": row.config(), "batch": preset.batch, "repeats": preset.repeats, "precision": "float32"}
-        append(options.records, new_record("decode", options.preset, row.label, config, metrics, device=options.device))
+        config = {
+            **SHAPE,
+            "row": row.config(),
+            "batch": preset.batch,
+            "repeats": preset.repeats,
+            "precision": "float32",
+            "device": device_in_words(options.device),
+        }
+        seconds = time.perf_counter() - started
+        record = new_record("decode", options.preset, row.label, config, metrics, device=options.device, wall_seconds=seconds)
+        append(options.records, record, replace=True)
 
 
 def build(row: Row, device: str) -> nn.Module:

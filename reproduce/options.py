@@ -9,7 +9,7 @@ class Options:
     """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
 
     rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps: in place of the
-    preset's, if given.
+    preset's, if given; text, validation, bpe, images: paths in place of the built-in data; device: as torch names it.
     """
 
     preset: str

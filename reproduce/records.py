@@ -1,6 +1,6 @@
 """Records: one JSON object per finished run, the only source of every number that this repository prints.
 
-`<folder>/<experiment>.<preset>.json` is a list of them. Runs append, never overwrite; a run is known by its `id`, the hash of
+`<folder>/<experiment>.<preset>.json` is a list of them. Training runs append, never overwrite; a run is known by its `id`, the hash of
 what defines it (experiment, preset, method, config, seed, data), so a second start of the same command skips what is done.
 """
 
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -72,14 +73,24 @@ def load(folder: Path, experiment: str | None = None, preset: str | None = None)
     return records
 
 
-def append(folder: Path, record: dict) -> None:
-    """Add a record to its file, whole or not at all. A record with a known id is left as it stands: first runs count."""
+def append(folder: Path, record: dict, *, replace: bool = False) -> None:
+    """Add a record to its file, whole or not at all.
+
+    A training run with a known id is left as it stands: first runs count. What is quickly measured, not trained, is measured
+    anew each time, and `replace` puts the new record in the old one's place.
+    """
     path = folder / f"{record['experiment']}.{record['preset']}.json"
     with _locked(folder):
         records = _read(path) if path.exists() else []
-        if all(known["id"] != record["id"] for known in records):
-            lines = ",\n".join(json.dumps(r) for r in [*records, record])  # one run a line: readable diffs
-            write_atomically(path, lambda file: file.write(f"[\n{lines}\n]\n".encode()))
+        known = [r["id"] for r in records]
+        if record["id"] in known and replace:
+            records[known.index(record["id"])] = record
+        elif record["id"] not in known:
+            records.append(record)
+        else:
+            return
+        lines = ",\n".join(json.dumps(r) for r in records)  # one run a line: readable diffs
+        write_atomically(path, lambda file: file.write(f"[\n{lines}\n]\n".encode()))
 
 
 def done(folder: Path, identity: str) -> bool:
@@ -111,9 +122,13 @@ def _locked(folder: Path):
 
 
 def command_line() -> str:
-    """The command as a reader would type it, file arguments by name only."""
-    arguments = [Path(a).name if os.sep in a else a for a in sys.argv[1:]]
-    return " ".join(["python -m reproduce", *arguments])
+    """The command as a reader would type it; of absolute paths, which exist on one machine only, the name is kept."""
+
+    def shortened(argument: str) -> str:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        return option + equals + (Path(value).name if os.path.isabs(value) or value.startswith("..") else value)
+
+    return shlex.join(["python", "-m", "reproduce", *map(shortened, sys.argv[1:])])
 
 
 def git_commit() -> str:

@@ -18,14 +18,12 @@ from tucker_ref import (
     tucker_cost,
 )
 
-MECHANISMS = ("MHA", "GQA", "MLA", "Tucker")
-
 
 @dataclass(frozen=True)
 class Row:
     """One attention configuration, apart from the model it sits in.
 
-    mechanism: one of MECHANISMS (MQA is GQA with one group); n_kv_heads: for GQA; latent: d_c of both latents, for MLA;
+    mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker"; n_kv_heads: for GQA; latent: d_c of both latents, for MLA;
     ranks: (head, query, key) and (head, output, value) alike, for Tucker; shared_kv: for MLA and Tucker.
     paper: what the paper prints in this row, by column name.
     """

@@ -18,6 +18,5 @@ def measure(row: Row, d_model: int, n_heads: int) -> dict:
         "counted_parameters": counted,
         "cache_per_token": cost.cache_per_token,
         "counted_cache_per_token": cached,
-        "projections_per_token": cost.projections,
         "paper": row.paper,
     }

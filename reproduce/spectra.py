@@ -33,7 +33,7 @@ def run(options: Options) -> None:
         torch.manual_seed(seed)
         fresh = build_model(config)
         metrics = {"trained": of_model(model), "initial": of_model(fresh, values=False)}
-        append(options.records, new_record("spectra", options.preset, label, config, metrics, seed=seed))
+        append(options.records, new_record("spectra", options.preset, label, config, metrics, seed=seed), replace=True)
 
 
 def of_model(model, values: bool = True) -> list[dict]:

@@ -20,4 +20,4 @@ ROWS = (
 def run(options: Options) -> None:
     """One record with all rows; nothing is trained."""
     sizes = [measure(row, **SHAPE) for row in ROWS]
-    append(options.records, new_record("table1", "sizes", "all rows", SHAPE, {"rows": sizes}))
+    append(options.records, new_record("table1", "sizes", "all rows", SHAPE, {"rows": sizes}), replace=True)

@@ -44,6 +44,6 @@ PRESETS = {
 def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
     sizes = [measure(row, PAPER_SHAPE["d_model"], PAPER_SHAPE["n_heads"]) for row in TABLE2]
-    append(options.records, new_record("table2", "sizes", "all rows", PAPER_SHAPE, {"rows": sizes}))
+    append(options.records, new_record("table2", "sizes", "all rows", PAPER_SHAPE, {"rows": sizes}), replace=True)
     rows = selected(TABLE2, options.rows)
     train_rows("table2", rows, {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset], options)

@@ -30,6 +30,6 @@ PRESETS = {
 def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
     sizes = [measure(row, PAPER_SHAPE["d_model"], PAPER_SHAPE["n_heads"]) for row in TABLE3]
-    append(options.records, new_record("table3", "sizes", "all rows", PAPER_SHAPE, {"rows": sizes}))
+    append(options.records, new_record("table3", "sizes", "all rows", PAPER_SHAPE, {"rows": sizes}), replace=True)
     rows = selected(TABLE3, options.rows)
     train_rows("table3", rows, {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset], options)

@@ -123,8 +123,10 @@ def train(
                 finished = step + 1
                 if finished % config.log_every == 0 or finished == config.steps:
                     mean = losses.item() / ((finished - 1) % config.log_every + 1)
-                    if not math.isfinite(mean):
-                        raise FloatingPointError(f"{title}: the loss is {mean} at step {finished}")
+                    if not (math.isfinite(mean) and largest_norm.isfinite()):
+                        raise FloatingPointError(
+                            f"{title}: the loss is {mean} and the gradient norm {largest_norm.item()} at step {finished}"
+                        )
                     result.curve.append([finished, round(mean, 4), round(largest_norm.item(), 3)])
                     losses.zero_()
                     largest_norm.zero_()

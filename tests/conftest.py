@@ -6,7 +6,7 @@ MATRIX: dict[tuple[str, str], float] = {}
 def pytest_terminal_summary(terminalreporter):
     if not MATRIX:
         return
-    columns = sorted({column for _, column in MATRIX}, key=lambda c: (c == "control", c.endswith("decoded"), c))
+    columns = sorted({column for _, column in MATRIX}, key=lambda c: (c == "least control", c.endswith("decoded"), c))
     rows = list(dict.fromkeys(row for row, _ in MATRIX))
     width = max(map(len, rows))
     write = terminalreporter.write_line

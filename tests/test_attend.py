@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import DIFFERENT, TOLERANCE, relative_error
 
+from tucker_ref import TuckerAttention
 from tucker_ref.attend import BACKENDS, attend
 
 SHAPES = [  # b, h, g, n, m, k, v
@@ -93,6 +94,29 @@ def test_wrong_options_are_far_off(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(), (9,), (1, 9), (9, 9), (4, 1, 9), (2, 1, 1, 9)])
+def test_masks_broadcast(backend, shape):
+    q, k, v = (t.detach() for t in inputs(2, 4, 2, 9, 9, 5, 5))
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    full = attend(q, k, v, scale=0.3, mask=mask.broadcast_to(2, 4, 9, 9), backend="reference")
+    assert torch.allclose(attend(q, k, v, scale=0.3, mask=mask, backend=backend), full, rtol=1e-12, atol=1e-12)
+
+
+def test_the_flash_kernel_takes_tucker_attention_with_equal_widths_only():
+    """Sec. 3.3, with the kernel forced: one key/value head for all heads; key and value latents must be equally wide."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def forced(ranks, post_ranks):
+        layer, x = TuckerAttention(24, 6, ranks, post_ranks).double(), torch.randn(1, 9, 24, dtype=torch.float64)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.no_grad():
+            return relative_error(layer(x), layer(x, backend="reference"))
+
+    assert forced((4, 9, 8), (3, 7, 8)) < TOLERANCE[torch.float64]
+    with pytest.raises(RuntimeError, match="No available kernel"), pytest.warns(UserWarning):
+        forced((4, 9, 8), (3, 7, 5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("widths", [(8, 8), (8, 5)])
 def test_a_query_that_may_look_nowhere_yields_zeros_and_finite_gradients(backend, widths):
     qkv = inputs(2, 4, 2, 5, 5, *widths)
@@ -119,6 +143,7 @@ def test_causal_aligns_the_last_query_with_the_last_source(backend):
         (dict(scale=math.nan), "scale is nan"),
         (dict(scale=math.inf), "scale is inf"),
         (dict(scale=0.0), "scale is 0.0"),
+        (dict(scale=None), "scale is None"),
         (dict(q=torch.ones(4, 5, 3)), "must be \\(batch, heads, tokens, width\\)"),
         (dict(q=torch.ones(2, 3, 5, 8)), "3 query heads cannot be shared out evenly to 2"),
         (dict(k=torch.ones(2, 2, 5, 7)), "width must agree"),

@@ -136,6 +136,16 @@ def test_positions_given_to_a_cache_are_kept(name):
     assert relative_error(layer(x), expected) > DIFFERENT  # control
 
 
+@pytest.mark.parametrize("name", ROTATED)
+def test_a_cache_that_is_used_again_forgets_old_positions(name):
+    layer, x = layer_of(name), tokens(2, 6, 24)
+    cache = layer.new_cache(2, 6)
+    layer(x, cache=cache, positions=torch.arange(6) + 100)
+    cache.length = 0
+    pieces = [layer(part, cache=cache) for part in x.split([4, 2], dim=1)]
+    assert relative_error(torch.cat(pieces, dim=1), layer(x)) < EXACT
+
+
 @EVERY
 def test_errors_leave_the_cache_as_it_was(name):
     layer, x = layer_of(name), tokens(2, 8, 24)
@@ -149,6 +159,13 @@ def test_errors_leave_the_cache_as_it_was(name):
     ]:
         with pytest.raises(ValueError, match=message):
             layer(bad, cache=cache)
+    for options, message in [
+        (dict(backend="fast"), "backend is 'fast'"),
+        (dict(mask=torch.ones(1, 3, dtype=torch.bool)), "broadcastable to"),
+        (dict(mask=torch.ones(1, 5)), "must be boolean"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            layer(x[:, 4:5], cache=cache, **options)
     with pytest.raises(ValueError, match="float32; this cache holds torch.float64"):
         layer.float()(x[:, :1].float(), cache=cache)
     layer.double()

@@ -90,6 +90,9 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (["report", "--records", "/nowhere"], 1, "/nowhere holds no records"),
         (["figure3", "--preset", "gpu-sweep"], 1, "figure3 has no preset 'gpu-sweep'; it has smoke"),
         (["table2", "--seeds", "one"], 2, "'one' is not a list of integers such as 0,1,2"),
+        (["table2", "--seeds", "-1"], 2, "'-1' is not a list of integers"),
+        (["table2", "--steps", "0"], 2, "'0' is not a number of 1 or more"),
+        (["table2", "--device", "toaster"], 1, "--device toaster cannot be used here"),
         (["table9"], 2, "invalid choice: 'table9'"),
     ],
 )

@@ -48,6 +48,13 @@ def test_compressed_text_is_the_same_text(folder, tmp_path):
         assert name == path.name and "".join(documents) == whole and len(documents) > 1
 
 
+def test_a_short_novel_is_long_enough(tmp_path):
+    (tmp_path / "novel.txt").write_text("".join(STORY))
+    documents = read_documents(str(tmp_path / "novel.txt"))[1]
+    assert 20 <= len(documents) <= 30 and "".join(documents) == "".join(STORY)
+    assert len(load_text(str(tmp_path / "novel.txt"), 300, tmp_path / "cache").validation) > 100
+
+
 def test_documents_may_be_marked_within_a_file(tmp_path):
     (tmp_path / "many.txt").write_text("<|endoftext|>\n".join(STORY))
     assert len(read_documents(str(tmp_path / "many.txt"))[1]) == 30
@@ -61,7 +68,7 @@ def test_held_out_text_can_be_given(folder, tmp_path):
 
 
 def bad_text(tmp_path, kind):
-    path = tmp_path / {"unknown": "a.pdf", "gz": "a.gz", "xz": "a.xz"}.get(kind, "a.txt")
+    path = tmp_path / {"unknown": "a.pdf", "gz": "a.gz", "spoiled": "a.gz", "xz": "a.xz"}.get(kind, "a.txt")
     content = {
         "empty": b"",
         "blank": b" \n\n ",
@@ -69,6 +76,7 @@ def bad_text(tmp_path, kind):
         "bytes": b"abc\xff\xfe",
         "unknown": b"x",
         "gz": gzip.compress(b"text" * 999)[:-20],
+        "spoiled": gzip.compress(b"text" * 999)[:15] + b"\xff" * 30,
         "xz": lzma.compress(b"text" * 999)[:-20],
     }[kind]
     path.write_bytes(content)
@@ -85,6 +93,7 @@ def bad_text(tmp_path, kind):
         ("unknown", "a.pdf is not a text file known here"),
         ("gz", "a.gz is damaged"),
         ("xz", "a.xz is damaged"),
+        ("spoiled", "a.gz is damaged"),
     ],
 )
 def test_unusable_text_is_named(tmp_path, kind, message):
@@ -153,6 +162,8 @@ def test_images_from_a_file(tmp_path):
         (dict(y_train=np.zeros(20)), "y_train is float64"),
         (dict(y_train=np.zeros(19, int)), "not labelled square images"),
         (dict(x_test=np.zeros((8, 8, 6, 3), np.uint8)), "not labelled square images"),
+        (dict(x_test=np.zeros((8, 6, 6, 3), np.uint8)), "images of different sizes"),
+        (dict(y_test=np.arange(8) - 1), "y_test holds -1; classes count from 0"),
         (dict(x_test=np.zeros((0, 8, 8, 3), np.uint8), y_test=np.zeros(0, int)), "not labelled square images"),
     ],
 )

@@ -12,6 +12,7 @@ from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
     MultiHeadLatentAttention,
+    Rotary,
     TuckerAttention,
     tensor_attention,
 )
@@ -249,6 +250,32 @@ def test_initial_logits_and_outputs_have_the_promised_variance(make, gain):
     assert np.mean(outputs) == pytest.approx(d * std**2 * d * (std * gain) ** 2, rel=0.15)
 
 
+def test_a_rotated_latent_wider_than_the_model_starts_with_the_same_variance():
+    torch.manual_seed(0)
+    ratios = []
+    for _ in range(40):
+        layer = TuckerAttention(32, 4, (4, 32, 64), (4, 32, 32), rotary=Rotary.latent(64))
+        logits, _ = first_logits_and_outputs(layer, torch.randn(2, 64, 32))
+        ratios.append(logits.var().item() / (32 * 0.02**2) ** 2)
+    assert np.mean(ratios) == pytest.approx(1.0, rel=0.15)
+
+
+@pytest.mark.parametrize("init", ["orthonormal", "xavier"])
+def test_layers_can_be_built_in_bfloat16_and_reset(init):
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layer = TuckerAttention(24, 6, (4, 8, 7), bias=True, latent_norm=True, init=init)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in layer.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(5.0)
+    layer.reset_parameters()
+    assert (layer.output_bias == 0).all() and (layer.key_norm.weight == 1).all() and (layer.pre.key[24] == 0).all()
+    assert not (layer.pre.core == 5).any()
+
+
 def test_xavier_starts_elsewhere():
     """Control for the test above: the authors' initialisation does not have those variances."""
     torch.manual_seed(0)
@@ -313,3 +340,15 @@ def test_an_unknown_backend_is_named(name):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_compiles_into_one_graph(name):
+    torch.compiler.reset()
+    layer = LAYERS[name]()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for n_tokens in (7, 5):
+        x = torch.randn(2, n_tokens, 12)
+        torch.testing.assert_close(compiled(x), layer(x))
+        positions = torch.arange(n_tokens) + 3
+        torch.testing.assert_close(compiled(x, positions=positions), layer(x, positions=positions))

@@ -31,6 +31,13 @@ def test_records_append_in_order_and_are_never_overwritten(tmp_path):
     assert records.load(tmp_path, "table2", "smoke") and not records.load(tmp_path, "table3")
 
 
+def test_what_is_measured_anew_replaces_the_old_measurement(tmp_path):
+    records.append(tmp_path, record("MHA", loss=1.0))
+    records.append(tmp_path, record("GQA", loss=2.0))
+    records.append(tmp_path, record("MHA", loss=3.0), replace=True)
+    assert [(r["method"], r["metrics"]["loss"]) for r in records.load(tmp_path)] == [("MHA", 3.0), ("GQA", 2.0)]
+
+
 def test_what_defines_a_run_tells_it_apart():
     def identity(**changes):
         parts = dict(experiment="e", preset="p", method="m", config={"a": 1}, seed=0, data={"sha256": "x"}) | changes
@@ -83,6 +90,9 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, content, message):
 def test_the_command_names_files_but_not_folders(monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "table2", "--text", "/home/somebody/books/novel.txt", "--seeds", "0,1"])
     assert records.command_line() == "python -m reproduce table2 --text novel.txt --seeds 0,1"
+    arguments = ["x", "table2", "--text=/home/x/a.txt", "--out", "out/here", "--rows", "MHA,Tucker [8,64,64]"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert records.command_line() == "python -m reproduce table2 --text=a.txt --out out/here --rows 'MHA,Tucker [8,64,64]'"
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

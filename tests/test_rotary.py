@@ -151,6 +151,80 @@ def test_frequencies_keep_their_digits_whatever_the_layer_is_cast_to(dtype):
     )
 
 
+def turned_by_hand(x: torch.Tensor, base: float) -> torch.Tensor:
+    """The usual schedule on half-split pairs of the last axis of (b, n, width), as complex numbers; written without Rotary."""
+    n, width = x.shape[1:]
+    angles = torch.arange(n, dtype=torch.float64)[:, None] * base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    turned = torch.complex(*x.chunk(2, dim=-1)) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def causal_attention(q, k, v, scale):
+    logits = q @ k.mT * scale
+    return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), -torch.inf).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("shared_kv", [True, False])
+def test_cor_3_2_1_mla_with_coupled_rope_is_its_formula(shared_kv):
+    """Eqs. 13, 14, 20: per head, the fused query X W^DQ W^UQ W^UK^T and the latent X W^DKV turn at the latent's width."""
+    layer = wide_awake(MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8, base=50.0), shared_kv=shared_kv))
+    x, expected = tokens(2, 7, 24), 0
+    c_k = x @ layer.kv_a_proj_with_mqa.weight.T
+    c_v = c_k if shared_kv else x @ layer.v_a_proj.weight.T
+    for h in range(3):
+        w_uq, up = layer.q_b_proj.weight[8 * h : 8 * h + 8], layer.kv_b_proj.weight[16 * h : 16 * h + 16]
+        q = x @ layer.q_a_proj.weight.T @ w_uq.T @ up[:8]
+        z = causal_attention(turned_by_hand(q, 50.0), turned_by_hand(c_k, 50.0), c_v @ up[8:].T, 8**-0.5)
+        expected = expected + z @ layer.o_proj.weight[:, 8 * h : 8 * h + 8].T
+    assert relative_error(layer(x), expected) < EXACT
+    layer.scale = 10**-0.5
+    assert relative_error(layer(x), expected) > DIFFERENT  # control: another scale
+
+
+def test_mla_with_decoupled_rope_is_its_formula():
+    layer = wide_awake(MultiHeadLatentAttention(24, 3, 10, 9, rope_dim=4, rotary=Rotary.heads(4, base=50.0)))
+    x, expected = tokens(2, 7, 24), 0
+    c_kv, k_rope = (x @ layer.kv_a_proj_with_mqa.weight.T).split([9, 4], dim=-1)
+    for h in range(3):
+        q, q_rope = (x @ layer.q_a_proj.weight.T @ layer.q_b_proj.weight[12 * h : 12 * h + 12].T).split([8, 4], dim=-1)
+        up = layer.kv_b_proj.weight[16 * h : 16 * h + 16]
+        q, k = torch.cat([q, turned_by_hand(q_rope, 50.0)], -1), torch.cat([c_kv @ up[:8].T, turned_by_hand(k_rope, 50.0)], -1)
+        expected = expected + causal_attention(q, k, c_kv @ up[8:].T, 12**-0.5) @ layer.o_proj.weight[:, 8 * h : 8 * h + 8].T
+    assert relative_error(layer(x), expected) < EXACT
+    layer.scale = 8**-0.5
+    assert relative_error(layer(x), expected) > DIFFERENT  # control: the scale without the rotary channels
+
+
+@pytest.mark.parametrize("shared_kv", [True, False])
+def test_def_3_1_tucker_with_latent_rope_is_its_formula(shared_kv):
+    """Eq. 12: every head's latent query and the shared key turn at width r3; the scale stays 1/sqrt(d_H)."""
+    layer = wide_awake(TuckerAttention(24, 6, (4, 9, 8), shared_kv=shared_kv, rotary=Rotary.latent(8, base=50.0)))
+    x, expected = tokens(2, 7, 24), 0
+    key = turned_by_hand(x @ layer.pre.key, 50.0)
+    for before, after in zip(layer.pre.head_cores(), layer.post.head_cores()):
+        q = turned_by_hand(x @ layer.pre.query @ before, 50.0)
+        z = causal_attention(q, key, x @ layer.post.value, 4**-0.5)
+        expected = expected + z @ after.T @ layer.post.output.T
+    assert relative_error(layer(x), expected) < EXACT
+    layer.rotary = Rotary.latent(8, base=60.0)
+    assert relative_error(layer(x), expected) > DIFFERENT  # control: another base
+
+
+@pytest.mark.parametrize("name", ["MHA", "MLA coupled", "Tucker", "Tucker shared"])
+def test_layers_built_without_memory_work_once_they_are_loaded(name):
+    """torch.device("meta"), to_empty, load_state_dict: tables of the rotary embedding and shared latents must survive."""
+    layer, x = wide_awake(LAYERS[name]()), tokens(2, 7, 24)
+    with torch.device("meta"):
+        other = LAYERS[name]()
+    other = other.to_empty(device="cpu").double()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    if name == "Tucker shared":
+        assert other.post.value is other.pre.key
+        other.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
+        assert other.post.value is other.pre.key and torch.equal(other(x), layer(x))
+
+
 LAYERS = {
     "MHA": lambda: MultiHeadAttention(24, 3, rotary=Rotary.heads(8)),
     "GQA": lambda: GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4, pairing="interleaved")),

@@ -10,6 +10,7 @@ from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
     MultiHeadLatentAttention,
+    Rotary,
     TuckerAttention,
     TuckerTensor,
     as_tucker,
@@ -194,6 +195,15 @@ def test_shared_kv_stays_one_parameter(shared_kv):
 def test_a_shared_latent_wider_than_the_queries_can_use_is_kept():
     layer = mla(24, 1, 4, 8)  # one head and a query latent of 4 use 4 of the 8 key channels; the values use all 8
     assert as_tucker(layer).ranks == (1, 4, 8)
+    assert worst_error(as_tucker(layer), layer, tokens(2, 7, 24)) < EXACT
+
+
+@pytest.mark.parametrize("latent_norm", [False, True])
+@pytest.mark.parametrize("shared_kv", [True, False])
+def test_an_odd_latent_beside_rotary_channels_gets_a_channel_of_zeros(shared_kv, latent_norm):
+    options = dict(rope_dim=4, rotary=Rotary.heads(4), shared_kv=shared_kv, latent_norm=latent_norm)
+    layer = mla(24, 3, 10, 9, **options)
+    assert as_tucker(layer).ranks == (3, 10, 14)
     assert worst_error(as_tucker(layer), layer, tokens(2, 7, 24)) < EXACT
 
 

@@ -96,8 +96,26 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         (x,) = batch_at(step)
         return (x * (float("nan") if step == 17 else 1.0),)
 
-    with pytest.raises(FloatingPointError, match="loss is nan at step 20"):
+    with pytest.raises(FloatingPointError, match="loss is nan .* at step 20"):
         train(fresh_model(), batch, loss_of, CONFIG, tmp_path / "c.pt", "nan")
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
+
+
+def test_a_nan_gradient_stops_the_run_before_it_is_saved(tmp_path):
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss, bad):
+            ctx.bad = bad
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (float("nan") if ctx.bad else 1.0), None
+
+    steps = []
+    poisoned = lambda model, x: Poison.apply(loss_of(model, x), len(steps) == 20)  # noqa: E731
+    with pytest.raises(FloatingPointError, match="gradient norm nan at step 20"):
+        train(fresh_model(), lambda step: steps.append(step) or batch_at(step), poisoned, CONFIG, tmp_path / "c.pt", "nan")
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
 
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .checks import check_scale
+from .checks import check_scale, check_tokens
 
 BACKENDS = ("reference", "sdpa")
 
@@ -39,6 +39,8 @@ def attend(
     # SDPA's own causal flag aligns the first query with the first source, and refuses a mask beside it.
     square = q.shape[2] == k.shape[2] and mask is None
     allowed = None if square else _allowed(q, k, causal, mask)
+    if allowed is not None:
+        allowed = torch.atleast_2d(allowed)
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=allowed, is_causal=causal and square, scale=scale, enable_gqa=grouped
@@ -68,9 +70,16 @@ def _allowed(q, k, causal, mask):
     return triangle if mask is None else triangle & mask
 
 
+def check_call(layer, x: torch.Tensor, mask: torch.Tensor | None, backend: str, cache) -> None:
+    """What a layer checks before it touches its cache, so that a refused call leaves the cache as it was."""
+    check_tokens(x, layer.d_model)
+    _check_backend(backend)
+    batch, n = x.shape[:2]
+    _check_mask(mask, (batch, layer.n_heads, n, n if cache is None else cache.length + n))
+
+
 def _check(q, k, v, scale, causal, mask, backend):
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    _check_backend(backend)
     check_scale(scale)
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4:
@@ -81,13 +90,19 @@ def _check(q, k, v, scale, causal, mask, backend):
         raise ValueError(f"{shapes}: {q.shape[1]} query heads cannot be shared out evenly to {k.shape[1]} key/value heads")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"{shapes}: causal attention needs at least as many source tokens as queries")
-    if mask is not None:
-        full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        try:
-            fits = torch.broadcast_shapes(mask.shape, full) == full
-        except RuntimeError:
-            fits = False
-        if mask.dtype != torch.bool or not fits:
-            raise ValueError(
-                f"mask is {mask.dtype} {tuple(mask.shape)}; it must be boolean (True: may look), broadcastable to {full}"
-            )
+    _check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+
+
+def _check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int]) -> None:
+    if mask is None:
+        return
+    fits = mask.ndim <= 4 and all(a == 1 or a == b for a, b in zip(mask.shape[::-1], full[::-1]))
+    if mask.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"mask is {mask.dtype} {tuple(mask.shape)}; it must be boolean (True: may look), broadcastable to {full}"
+        )

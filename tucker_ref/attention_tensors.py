@@ -9,7 +9,7 @@ Only these products matter. Stacked over the heads they are the tensors of the p
     pre-softmax   W  (n_H, d, d), modes (head, query, key),     slice i is W_i
     post-softmax  W~ (n_H, d, d), modes (head, output, value),  slice i is W~_i^T   (mind the transpose)
 
-`tensor_attention` is the paper's Eqs. 2-6, word for word. Every other rung, in any framework, must agree with it.
+`tensor_attention` is the paper's Eqs. 2-6. Every other rung, in any framework, must agree with it.
 """
 
 import numpy as np

@@ -68,10 +68,11 @@ class Cache:
             raise ValueError(f"{n} more tokens after {self.length} overflow a cache of max_tokens = {self.max_tokens}")
         for name, tensor in new.items():
             self.streams[name][:, :, self.length : end] = tensor.detach()
-        if self.keep_positions and positions is not None:
-            if self._positions is None:
-                self._positions = torch.arange(self.max_tokens, device=positions.device).repeat(self.batch, 1)
-            self._positions[:, self.length : end] = positions
+        if self.keep_positions and positions is not None and self._positions is None:
+            self._positions = torch.arange(self.max_tokens, device=positions.device).repeat(self.batch, 1)
+        if self._positions is not None:
+            default = torch.arange(self.length, end, device=self._positions.device)
+            self._positions[:, self.length : end] = default if positions is None else positions
         self.length = end
         return tuple(self.streams[name][:, :, :end] for name in new)
 
@@ -113,7 +114,9 @@ def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cach
     if positions is None:
         start = 0 if cache is None else cache.length
         return torch.arange(start, start + n, device=x.device)
-    if positions.dtype.is_floating_point or positions.dtype == torch.bool or tuple(positions.shape) not in ((n,), (batch, n)):
+    whole = not positions.dtype.is_floating_point and positions.dtype != torch.bool
+    fits = positions.ndim in (1, 2) and positions.shape[-1] == n and (positions.ndim == 1 or positions.shape[0] == batch)
+    if not (whole and fits):
         raise ValueError(
             f"positions is {positions.dtype} {tuple(positions.shape)}; it must be integers of shape ({n},) or ({batch}, {n})"
         )

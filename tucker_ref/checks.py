@@ -11,7 +11,7 @@ def check_positive(name: str, value: int) -> None:
 
 def check_scale(scale: float) -> None:
     """Raise ValueError unless the softmax scale is a finite, non-zero number."""
-    if not math.isfinite(scale) or scale == 0:
+    if not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
         raise ValueError(f"scale is {scale!r}; it must be finite and not zero (the paper's choice is 1/sqrt(d_H))")
 
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_ranks
@@ -168,12 +169,15 @@ def _tucker(tensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, R
     kept = subspaces(tensor, ranks, method, name)
     small = tensor.project(kept.rows, kept.columns)
     cores, factor, frequencies, blocks = [], [], [], []
+    turns = any(group.second is not None for group in tensor.classes)
     for n, (group, basis) in enumerate(zip(small.classes, small.column_bases)):
         width = basis.shape[1]
         if width == 0:
             continue
         core = _slices(small, n)  # (h, r2, width)
         if group.second is None:
+            if turns and width % 2:  # a turning latent has pairs only: fill up with a channel of zeros
+                core, basis, width = F.pad(core, (0, 1)), F.pad(basis, (0, 1)), width + 1
             cores.append(core)
             factor.append(basis)
             blocks.append(width)
@@ -186,7 +190,6 @@ def _tucker(tensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, R
     core = torch.einsum("hst,hr->rst", torch.cat(cores, dim=2), kept.head)
     factors = {"head": kept.head, names[0]: small.row_basis, names[1]: torch.cat(factor, dim=1)}
     weights = TuckerWeights(core.to(dtype), {key: value.to(dtype) for key, value in factors.items()})
-    turns = any(group.second is not None for group in tensor.classes)
     return weights, Rotary(frequencies, "half", tuple(blocks)).to(core.device) if turns else None
 
 
@@ -255,7 +258,9 @@ def _leading_columns(tensor: FactoredTensor, grams, rank: int) -> tuple[torch.Te
     else:
         candidates = []  # (energy, class), a pair of channels each
         for n, (group, eigenvalues) in enumerate(zip(tensor.classes, values)):
-            pairs = eigenvalues if group.second is not None else eigenvalues.view(-1, 2).sum(1)
+            if group.second is None:  # an odd last channel counts as a pair of its own
+                eigenvalues = F.pad(eigenvalues, (0, len(eigenvalues) % 2)).view(-1, 2).sum(1)
+            pairs = eigenvalues
             candidates += [(energy, n) for energy in pairs.tolist()]
         chosen = [n for _, n in sorted(candidates, reverse=True)[: rank // 2]]
         counts = [chosen.count(n) * (1 if group.second is not None else 2) for n, group in enumerate(tensor.classes)]

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from .attend import attend
+from .attend import attend, check_call
 from .cache import Cache, CachedAttention, token_positions
-from .checks import check_positive, check_tokens
+from .checks import check_positive
 from .rotary import Rotary
 
 
@@ -29,7 +29,7 @@ class MultiHeadAttention(CachedAttention):
     ):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
-        if bias not in (False, True, "qkv"):
+        if not (bias is False or bias is True or bias == "qkv"):
             raise ValueError(f"bias is {bias!r}; it must be False, True or 'qkv'")
         check_rotary(rotary, self.head_dim, "head_dim")
         self.bias, self.rotary, self.scale = bias, rotary, self.head_dim**-0.5
@@ -68,7 +68,7 @@ class MultiHeadAttention(CachedAttention):
         positions: (n,) or (b, n) integers for the rotary embedding, by default those that follow the cache.
         cache: from `new_cache`; x's tokens are appended, and every query may see all that is cached.
         """
-        check_tokens(x, self.d_model)
+        check_call(self, x, mask, backend, cache)
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)
         k = split_heads(self.k_proj(x), self.head_dim)  # (b, g, n, k), g = h in multi-head attention
         v = split_heads(self.v_proj(x), self.head_dim)  # (b, g, n, k)

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from .attend import attend
+from .attend import attend, check_call
 from .cache import Cache, CachedAttention, token_positions
-from .checks import check_positive, check_tokens
+from .checks import check_positive
 from .mha import check_rotary, merge_heads, resolve_head_dim, split_heads
 from .rotary import Rotary
 
@@ -107,7 +107,7 @@ class MultiHeadLatentAttention(CachedAttention):
         backend: str = "sdpa",
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
-        check_tokens(x, self.d_model)
+        check_call(self, x, mask, backend, cache)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         q, q_rope = self._queries(x, places)  # (b, h, n, k), (b, h, n, rope)
         c_k, c_v, sources = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)

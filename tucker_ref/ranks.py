@@ -209,7 +209,13 @@ def _of_latents(layer):
     left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
     right = torch.stack([torch.block_diag(up.T, torch.eye(rope).to(up)) for up in w_uk])  # (h, t + rope, k + rope)
-    rotary = layer.rotary.after_unrotated(layer.kv_rank) if rope else layer.rotary
+    rotary = layer.rotary
+    if rope:
+        t = layer.kv_rank
+        if t % 2:  # as in `as_tucker`: an odd latent gets one more channel, of zeros
+            w_dk = torch.cat([w_dk[:t], torch.zeros_like(w_dk[:1]), w_dk[t:]])
+            right = torch.cat([right[:, :t], torch.zeros_like(right[:, :1]), right[:, t:]], dim=1)
+        rotary = layer.rotary.after_unrotated(t + t % 2)
     own = torch.einsum("hg,kl->hgkl", torch.eye(h), torch.eye(v)).reshape(h, h * v, v).to(w_o)
     value = w_dk[: layer.kv_rank] if layer.shared_kv else layer.v_a_proj.weight.detach()
     return (w_dq.T, left, w_dk.T, right), rotary, (w_o, own, value.T, w_uv.mT)

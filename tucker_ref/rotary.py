@@ -78,9 +78,9 @@ class Rotary(nn.Module):
         self.register_buffer("sign", sign, persistent=False)
 
     def _apply(self, fn, recurse=True):
-        kept = {name: getattr(self, name) for name in ("frequencies", "channel_frequencies", "sign")}
+        kept = {name: getattr(self, name) for name in ("frequencies", "channel_frequencies", "partner", "sign")}
         super()._apply(fn, recurse)
-        for name, tensor in kept.items():  # follow the device, not the dtype
+        for name, tensor in kept.items():  # follow the device, but keep dtype and values
             setattr(self, name, tensor.to(getattr(self, name).device))
         return self
 

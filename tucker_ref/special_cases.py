@@ -89,10 +89,16 @@ def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
     heads = torch.eye(h).to(w_o)
     key = nn.Parameter(w_dk.T.clone())  # (d, t + rope)
     core = torch.cat([torch.einsum("hks,hkt->hst", w_uq, w_uk), w_qr.mT], dim=2)  # (h, s, t + rope)
+    t, rotary = layer.kv_rank, copy.deepcopy(layer.rotary)
+    if rope:
+        if t % 2:  # channels turn in pairs: an odd latent gets one more channel, of zeros, before the rotary ones
+            key, core = nn.Parameter(_widened(key, t)), _widened(core, t)
+        rotary = layer.rotary.after_unrotated(t + t % 2)
     # Output channel (i, v) of head h: its value up-projection where i is h, else zero.
     post_core = torch.einsum("hi,hvt->hivt", heads, w_uv).reshape(h, h * v, -1)
     if layer.shared_kv:  # values ignore the rotary channels of the shared latent
-        value, post_core = key, torch.cat([post_core, post_core.new_zeros(h, h * v, rope)], dim=2)
+        unused = key.shape[1] - layer.kv_rank
+        value, post_core = key, torch.cat([post_core, post_core.new_zeros(h, h * v, unused)], dim=2)
     else:
         value = layer.v_a_proj.weight.T
     # A shared latent must stay the same on both sides, and neither turned nor normalised coordinates may be mixed.
@@ -102,18 +108,26 @@ def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
         _within_limits(core, {"head": heads, "query": w_dq.T, "key": key}, modes),
         _within_limits(post_core, {"head": heads, "output": w_o, "value": value}, post_modes),
         scale=layer.scale,
-        rotary=layer.rotary.after_unrotated(layer.kv_rank) if rope else copy.deepcopy(layer.rotary),
+        rotary=rotary,
         norms=_norms(layer) if layer.latent_norm else None,
     )
 
 
+def _widened(x: torch.Tensor, place: int) -> torch.Tensor:
+    """x with one more channel of zeros at this place of its last axis."""
+    return torch.cat([x[..., :place], torch.zeros_like(x[..., :1]), x[..., place:]], dim=-1)
+
+
 def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The layer's RMSNorms for query, key and value latent; the rotary key stays as it is."""
-    originals = layer.q_a_layernorm, layer.kv_a_layernorm, layer.kv_a_layernorm if layer.shared_kv else layer.v_a_layernorm
-    norms = tuple(LatentNorm(len(original.weight)) for original in originals)
-    for norm, original in zip(norms, originals):
+
+    def copied(original: nn.RMSNorm) -> LatentNorm:
+        norm = LatentNorm(len(original.weight))
         norm.weight = nn.Parameter(original.weight.detach().clone())
-    return norms
+        return norm
+
+    value = nn.Identity() if layer.shared_kv else copied(layer.v_a_layernorm)
+    return copied(layer.q_a_layernorm), copied(layer.kv_a_layernorm), value
 
 
 def _within_limits(core: torch.Tensor, factors: dict[str, torch.Tensor], modes=(0, 1, 2)) -> TuckerWeights:

@@ -4,7 +4,7 @@
     post-softmax  W~ = C~ x_1 U~1 x_2 U~2 x_3 U~3    C~ (u, o, v), U~1 (n_H, u), U~2 (d, o), U~3 (d, v)
 
 Seen from the softmax it is multi-query attention: one key X U3 of width t and one value X U~3 of width v serve all heads, so
-any flash-attention kernel with grouped heads runs it (Sec. 3.3). What is new is U1: the heads themselves share a basis.
+a stock flash-attention kernel with grouped heads runs it, if t = v (Sec. 3.3). What is new is U1: the heads share a basis.
 """
 
 import math
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attend import attend
+from .attend import attend, check_call
 from .cache import Cache, CachedAttention, token_positions
-from .checks import check_positive, check_ranks, check_scale, check_tokens
+from .checks import check_positive, check_ranks, check_scale
 from .decomposition import TuckerTensor
 from .mha import check_rotary
 from .rotary import Rotary
@@ -119,11 +119,17 @@ class TuckerAttention(CachedAttention):
         self.post = TuckerWeights(
             torch.empty(u, o, v), {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o), "value": value}
         )
-        self.output_bias = nn.Parameter(torch.zeros(d_model)) if bias else None
-        self.query_norm, self.key_norm, self.value_norm = (
-            LatentNorm(width) if latent_norm else nn.Identity() for width in (s, t, v)
-        )
+        self.output_bias = nn.Parameter(torch.empty(d_model)) if bias else None
+        self.query_norm = LatentNorm(s) if latent_norm else nn.Identity()
+        self.key_norm = LatentNorm(t) if latent_norm else nn.Identity()
+        self.value_norm = LatentNorm(v) if latent_norm and not shared_kv else nn.Identity()
+        self.register_load_state_dict_post_hook(_tie)
         self.reset_parameters()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        _tie(self)
+        return self
 
     @classmethod
     def from_weights(
@@ -164,7 +170,7 @@ class TuckerAttention(CachedAttention):
 
         "orthonormal": factors with orthonormal columns, Gaussian cores. On unit-variance tokens that layer's logits have
         variance (d std^2)^2 and its output d std^2 * d (std output_gain)^2; the core variances below give the same two.
-        "xavier": the authors' choice; output_gain scales the post-softmax core.  Biases start at zero either way.
+        "xavier": said to be the authors' choice; output_gain scales the post-softmax core.  Biases start at zero, norms at one.
         """
         fill = nn.init.xavier_uniform_ if self.init == "xavier" else nn.init.orthogonal_
         d = self.d_model
@@ -173,18 +179,24 @@ class TuckerAttention(CachedAttention):
                 for name, factor in zip(weights.names, weights.factors):
                     if weights is self.post and factor is self.pre.key:
                         continue  # a shared latent is filled once
-                    if name == "head":
-                        fill(factor)
-                    else:
-                        fill(factor[:d])
-                        factor[d:] = 0.0  # the bias row, where there is one
+                    rows = len(factor) if name == "head" else d
+                    at_least_float32 = torch.promote_types(factor.dtype, torch.float32)  # QR knows no bfloat16
+                    factor[:rows] = fill(torch.empty_like(factor[:rows], dtype=at_least_float32))
+                    factor[rows:] = 0.0  # the bias row, where there is one
+            if self.output_bias is not None:
+                self.output_bias.zero_()
+            for norm in (self.query_norm, self.key_norm, self.value_norm):
+                if isinstance(norm, LatentNorm):
+                    norm.weight.fill_(1.0)
             if self.init == "xavier":
                 fill(self.pre.core)
                 fill(self.post.core).mul_(output_gain)
                 return
             logit_variance = (d * std**2) ** 2
             output_variance = d * std**2 * d * (std * output_gain) ** 2
-            core_size, post_core_size = self.pre.core.numel(), self.post.core.numel()
+            # Latents have variance 1, less where a rotated latent is wider than the model and cannot be orthonormal.
+            core_size = self.pre.core.numel() * min(1.0, d / self.ranks[2])
+            post_core_size = self.post.core.numel() * min(1.0, d / self.post_ranks[2])
             self.pre.core.normal_(std=(logit_variance * self.n_heads / self.scale**2 / core_size) ** 0.5)
             self.post.core.normal_(std=(output_variance * d / post_core_size) ** 0.5)
 
@@ -203,7 +215,7 @@ class TuckerAttention(CachedAttention):
         backend: str = "sdpa",
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
-        check_tokens(x, self.d_model)
+        check_call(self, x, mask, backend, cache)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
         p = self.query_norm(x @ self.pre.query)  # (b, n, s)  the query latent
@@ -227,6 +239,12 @@ class TuckerAttention(CachedAttention):
         if self.rotary is not None:
             k = self.rotary(k, places)
         return (k, v) if cache is None else cache.append(key=k, value=v)
+
+
+def _tie(layer: TuckerAttention, _incompatible_keys=None) -> None:
+    """U~3 is U3 again, after anything that may have replaced one of them by a copy."""
+    if layer.shared_kv:
+        layer.post.value = layer.pre.key
 
 
 class LatentNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def load_images(path: str | None) -> ImageData:
     try:
         with np.load(source, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in NAMES if name in arrays}
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None
     missing = [name for name in NAMES if name not in found]
     if missing:
@@ -66,6 +67,10 @@ def load_images(path: str | None) -> ImageData:
     for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         if len(x) != len(y) or len(x) == 0 or x.shape[1] != x.shape[2]:
             raise ValueError(f"--images {path}: x_{part} {x.shape} and y_{part} {y.shape} are not labelled square images")
+        if y.min() < 0:
+            raise ValueError(f"--images {path}: y_{part} holds {y.min()}; classes count from 0")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(f"--images {path}: x_train {x_train.shape} and x_test {x_test.shape} are images of different sizes")
     x_train, x_test = (x[..., None] if x.ndim == 3 else x for x in (x_train, x_test))
     return _hashed(source.name, x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
 

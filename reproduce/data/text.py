@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import sysconfig
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def load_text(
 def read_documents(path: str | None) -> tuple[str, list[str]]:
     """The name of the text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
 
-    A single file without such marks is cut into stretches of 64 KiB at line ends, so that some can be held out.
+    Fewer than ten documents are cut at line ends into twenty or more stretches of at most 64 KiB, so that some can be held out.
     """
     if path is None:
         root = Path(sysconfig.get_path("stdlib"))
@@ -103,8 +104,9 @@ def read_documents(path: str | None) -> tuple[str, list[str]]:
     documents = [d for p in tqdm(files, "reading text", leave=False) for d in _read(p).split(END_OF_TEXT) if d.strip()]
     if not documents:
         raise ValueError(f"--text {path}: no text found; a file or folder of {', '.join(OPENERS)} is needed")
-    if len(documents) == 1:
-        documents = _stretches(documents[0])
+    if len(documents) < VALIDATION_SHARE:
+        whole = "".join(documents)
+        documents = _stretches(whole, size=min(65536, len(whole) // (2 * VALIDATION_SHARE) + 1))
     return source.name, documents
 
 
@@ -117,11 +119,11 @@ def _read(path: Path) -> str:
             return file.read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _stretches(text: str, size: int = 65536) -> list[str]:
+def _stretches(text: str, size: int) -> list[str]:
     lines, stretches, length = [], [], 0
     for line in text.splitlines(keepends=True):
         lines.append(line)
