@@ -38,7 +38,7 @@ def run(options: Options) -> None:
         check(label, layer)
     times = {label: {} for label in layers}
     for context in tqdm(preset.contexts, "decode"):
-        for label, milliseconds in time_in_turns(layers, context, preset).items():
+        for label, milliseconds in time_in_turns(layers, context, preset, options.device).items():
             times[label][context] = milliseconds
     for row in rows:
         cache = layers[row.label].new_cache(1, 1)
@@ -79,13 +79,13 @@ def check(label: str, layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def time_in_turns(layers: dict[str, nn.Module], context: int, preset: Preset) -> dict[str, float]:
+def time_in_turns(layers: dict[str, nn.Module], context: int, preset: Preset, device: str) -> dict[str, float]:
     """Median milliseconds of one decoding step of every layer after `context` cached tokens."""
     caches = {label: layer.new_cache(preset.batch, context + 1) for label, layer in layers.items()}
     for cache in caches.values():
         for stream in cache.streams.values():
             stream.normal_()
-    x = torch.randn(preset.batch, 1, SHAPE["d_model"], device=next(next(iter(layers.values())).parameters()).device)
+    x = torch.randn(preset.batch, 1, SHAPE["d_model"], device=device)
     samples = {label: [] for label in layers}
     for repeat in range(preset.repeats + 2):
         for label, layer in layers.items():

@@ -1,8 +1,18 @@
 """Sizes of attention: what Tables 1-3 count, by formula and by counting the parameters of the real module."""
 
+from collections.abc import Iterable
+
 import torch
 
+from .options import Options
+from .records import append, new_record
 from .rows import Row
+
+
+def record_sizes(experiment: str, rows: Iterable[Row], shape: dict, options: Options) -> None:
+    """One record with the sizes of all rows at the paper's shape; nothing is trained."""
+    sizes = [measure(row, shape["d_model"], shape["n_heads"]) for row in rows]
+    append(options.records, new_record(experiment, "sizes", "all rows", shape, {"rows": sizes}), replace=True)
 
 
 def measure(row: Row, d_model: int, n_heads: int) -> dict:

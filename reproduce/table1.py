@@ -1,9 +1,8 @@
 """Table 1: parameters and cache of each mechanism, formula against the real module, at GPT-2's shape."""
 
 from .options import Options
-from .records import append, new_record
 from .rows import Row
-from .sizes import measure
+from .sizes import record_sizes
 
 SHAPE = {"d_model": 768, "n_heads": 12}
 ROWS = (
@@ -19,5 +18,4 @@ ROWS = (
 
 def run(options: Options) -> None:
     """One record with all rows; nothing is trained."""
-    sizes = [measure(row, **SHAPE) for row in ROWS]
-    append(options.records, new_record("table1", "sizes", "all rows", SHAPE, {"rows": sizes}), replace=True)
+    record_sizes("table1", ROWS, SHAPE, options)

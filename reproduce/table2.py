@@ -2,10 +2,9 @@
 
 from .language import LanguagePreset, train_rows
 from .options import Options
-from .records import append, new_record
 from .rows import TABLE2
 from .runs import selected
-from .sizes import measure
+from .sizes import record_sizes
 from .training import TrainConfig
 
 PAPER_SHAPE = {"d_model": 768, "n_heads": 12, "n_layers": 12, "context": 1024}
@@ -43,7 +42,6 @@ PRESETS = {
 
 def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
-    sizes = [measure(row, PAPER_SHAPE["d_model"], PAPER_SHAPE["n_heads"]) for row in TABLE2]
-    append(options.records, new_record("table2", "sizes", "all rows", PAPER_SHAPE, {"rows": sizes}), replace=True)
+    record_sizes("table2", TABLE2, PAPER_SHAPE, options)
     rows = selected(TABLE2, options.rows)
     train_rows("table2", rows, {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset], options)

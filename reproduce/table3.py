@@ -6,10 +6,9 @@ embedding the paper trained with is not known to us, nor its base.
 
 from .language import LanguagePreset, train_rows
 from .options import Options
-from .records import append, new_record
 from .rows import TABLE3
 from .runs import selected
-from .sizes import measure
+from .sizes import record_sizes
 from .training import TrainConfig
 
 PAPER_SHAPE = {"d_model": 2048, "n_heads": 32}
@@ -29,7 +28,6 @@ PRESETS = {
 
 def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
-    sizes = [measure(row, PAPER_SHAPE["d_model"], PAPER_SHAPE["n_heads"]) for row in TABLE3]
-    append(options.records, new_record("table3", "sizes", "all rows", PAPER_SHAPE, {"rows": sizes}), replace=True)
+    record_sizes("table3", TABLE3, PAPER_SHAPE, options)
     rows = selected(TABLE3, options.rows)
     train_rows("table3", rows, {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset], options)

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_ranks
-from .mha import MultiHeadAttention
 from .ranks import FactoredTensor, Spectra, factored_tensors, spectra_of
 from .rotary import Rotary
-from .special_cases import _output_bias
+from .special_cases import output_bias_of
 from .tucker import TuckerAttention, TuckerWeights
 
 METHODS = ("hosvd", "sthosvd", "hooi")
@@ -41,10 +40,9 @@ def choose_ranks(
         raise ValueError("choose_ranks needs exactly one of relative_error, max_parameters and max_cache")
     tensors = factored_tensors(layer, moment)
     both = [spectra_of(tensor) for tensor in tensors]
-    turns = [any(group.second is not None for group in tensor.classes) for tensor in tensors]
 
     def ranks_at(error: float):
-        return tuple(_ranks_for(spectrum, error, even) for spectrum, even in zip(both, turns))
+        return tuple(_ranks_for(spectrum, error, even) for spectrum, even in zip(both, (t.turns for t in tensors)))
 
     if relative_error is not None:
         if not relative_error >= 0:
@@ -124,17 +122,17 @@ def compress(
     post_weights, _ = _tucker(
         post, "post_ranks", ranks if post_ranks is None else post_ranks, method, ("output", "value"), dtype
     )
-    bias = _output_bias(layer) if isinstance(layer, MultiHeadAttention) else getattr(layer, "output_bias", None)
-    return TuckerAttention.from_weights(pre_weights, post_weights, scale=layer.scale, rotary=rotary, output_bias=bias)
+    return TuckerAttention.from_weights(
+        pre_weights, post_weights, scale=layer.scale, rotary=rotary, output_bias=output_bias_of(layer)
+    )
 
 
 def subspaces(tensor: FactoredTensor, ranks: tuple[int, int, int], method: str, name: str = "ranks") -> Subspaces:
     """The subspaces that `method` keeps.  Raises ValueError for ranks beyond the tensor's."""
     widths = [basis.shape[1] for basis in tensor.column_bases]
-    turns = any(group.second is not None for group in tensor.classes)
     channels = sum(c if group.second is None else 2 * c for c, group in zip(widths, tensor.classes))
-    ranks = check_ranks(name, ranks, (len(tensor.left), tensor.left.shape[1], channels), uncapped=(2,) if turns else ())
-    if turns and ranks[2] % 2:
+    ranks = check_ranks(name, ranks, (len(tensor.left), tensor.left.shape[1], channels), uncapped=(2,) if tensor.turns else ())
+    if tensor.turns and ranks[2] % 2:
         raise ValueError(f"{name}[2] is {ranks[2]}; under rotary embedding channels come in pairs, so it must be even")
     if method == "sthosvd":
         columns = _leading_columns(tensor, tensor.column_grams(), ranks[2])
@@ -169,14 +167,13 @@ def _tucker(tensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, R
     kept = subspaces(tensor, ranks, method, name)
     small = tensor.project(kept.rows, kept.columns)
     cores, factor, frequencies, blocks = [], [], [], []
-    turns = any(group.second is not None for group in tensor.classes)
     for n, (group, basis) in enumerate(zip(small.classes, small.column_bases)):
         width = basis.shape[1]
         if width == 0:
             continue
         core = _slices(small, n)  # (h, r2, width)
         if group.second is None:
-            if turns and width % 2:  # a turning latent has pairs only: fill up with a channel of zeros
+            if tensor.turns and width % 2:  # a turning latent has pairs only: fill up with a channel of zeros
                 core, basis, width = F.pad(core, (0, 1)), F.pad(basis, (0, 1)), width + 1
             cores.append(core)
             factor.append(basis)
@@ -190,7 +187,7 @@ def _tucker(tensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, R
     core = torch.einsum("hst,hr->rst", torch.cat(cores, dim=2), kept.head)
     factors = {"head": kept.head, names[0]: small.row_basis, names[1]: torch.cat(factor, dim=1)}
     weights = TuckerWeights(core.to(dtype), {key: value.to(dtype) for key, value in factors.items()})
-    return weights, Rotary(frequencies, "half", tuple(blocks)).to(core.device) if turns else None
+    return weights, Rotary(frequencies, "half", tuple(blocks)).to(core.device) if tensor.turns else None
 
 
 def _slices(tensor: FactoredTensor, n: int) -> torch.Tensor:
@@ -253,15 +250,14 @@ def _leading_columns(tensor: FactoredTensor, grams, rank: int) -> tuple[torch.Te
     """
     systems = [torch.linalg.eigh(gram) for gram in grams]
     values = [system.eigenvalues.flip(0) for system in systems]
-    if len(grams) == 1 and tensor.classes[0].second is None:
+    if not tensor.turns:
         counts = [rank]
     else:
         candidates = []  # (energy, class), a pair of channels each
         for n, (group, eigenvalues) in enumerate(zip(tensor.classes, values)):
             if group.second is None:  # an odd last channel counts as a pair of its own
                 eigenvalues = F.pad(eigenvalues, (0, len(eigenvalues) % 2)).view(-1, 2).sum(1)
-            pairs = eigenvalues
-            candidates += [(energy, n) for energy in pairs.tolist()]
+            candidates += [(energy, n) for energy in eigenvalues.tolist()]
         chosen = [n for _, n in sorted(candidates, reverse=True)[: rank // 2]]
         counts = [chosen.count(n) * (1 if group.second is not None else 2) for n, group in enumerate(tensor.classes)]
     return tuple(system.eigenvectors.flip(1)[:, :count] for system, count in zip(systems, counts))

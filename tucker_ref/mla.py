@@ -110,13 +110,13 @@ class MultiHeadLatentAttention(CachedAttention):
         check_call(self, x, mask, backend, cache)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         q, q_rope = self._queries(x, places)  # (b, h, n, k), (b, h, n, rope)
-        c_k, c_v, sources = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)
+        c_k, c_v = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)
         w_uk, w_uv = self.up_projections()  # (h, k, t), (h, v, t)
         options = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
         if self.absorb:
             q = torch.einsum("bhnk,hkt->bhnt", q, w_uk)  # q (C W)^T = (q W^T) C^T: the up-projection moves to the query
             if self.coupled:
-                q, c_k = self.rotary(q, places), c_k if sources is None else self.rotary(c_k, sources)
+                q = self.rotary(q, places)
             z = attend(torch.cat([q, q_rope], dim=-1), c_k, c_v, **options)  # (b, h, n, t), one key/value head for all
             z = torch.einsum("bhnt,hvt->bhnv", z, w_uv)
         else:
@@ -134,23 +134,22 @@ class MultiHeadLatentAttention(CachedAttention):
         return q, self.rotary(q_rope, places) if self.rope_dim else q_rope
 
     def _latents(self, x, places, positions, cache):
-        """Key latent with the turned, decoupled key behind it, value latent, and where the key latent still has to be turned.
+        """Key latent, turned or with the turned, decoupled key behind it, and value latent.
 
         Whatever can be turned is turned before it is cached. A coupled latent that values share cannot: it is turned on reading.
         """
         latent, k_rope = self.kv_a_proj_with_mqa(x).unsqueeze(1).split([self.kv_rank, self.rope_dim], dim=-1)
-        c_k, sources = self.kv_a_layernorm(latent), None  # (b, 1, n, t)
+        c_k = self.kv_a_layernorm(latent)  # (b, 1, n, t)
         if self.rope_dim:
             c_k = torch.cat([c_k, self.rotary(k_rope, places)], dim=-1)  # (b, 1, n, t + rope)
         if self.shared_kv:
             if cache is not None:
                 (c_k,) = cache.append(positions, key=c_k)
-            if self.coupled:
-                sources = places if cache is None else cache.positions(x.device)
-            return c_k, c_k[..., : self.kv_rank], sources
+                places = cache.positions(x.device)
+            return self.rotary(c_k, places) if self.coupled else c_k, c_k[..., : self.kv_rank]
         c_v = self.v_a_layernorm(self.v_a_proj(x)).unsqueeze(1)
         if self.coupled:
             c_k = self.rotary(c_k, places)
         if cache is not None:
             c_k, c_v = cache.append(key=c_k, value=c_v)
-        return c_k, c_v, sources
+        return c_k, c_v

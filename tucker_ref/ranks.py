@@ -21,7 +21,7 @@ from torch import nn
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
 from .rotary import Rotary
-from .special_cases import _with_bias_row
+from .special_cases import widened, with_bias_row
 from .tucker import TuckerAttention
 
 
@@ -72,6 +72,11 @@ class FactoredTensor:
             channels = group.gather(right.double().mT).mT  # (h, c, k)
             rights.append(r.conj() @ channels)
         return FactoredTensor(row_basis, left, classes, tuple(bases), tuple(rights))
+
+    @property
+    def turns(self) -> bool:
+        """Whether any column turns under a rotary embedding."""
+        return any(group.second is not None for group in self.classes)
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -191,7 +196,7 @@ def _of_weights(layer):
 
 
 def _of_projections(layer):
-    w_q, w_k, w_v = (_with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
+    w_q, w_k, w_v = (with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
 
@@ -213,8 +218,7 @@ def _of_latents(layer):
     if rope:
         t = layer.kv_rank
         if t % 2:  # as in `as_tucker`: an odd latent gets one more channel, of zeros
-            w_dk = torch.cat([w_dk[:t], torch.zeros_like(w_dk[:1]), w_dk[t:]])
-            right = torch.cat([right[:, :t], torch.zeros_like(right[:, :1]), right[:, t:]], dim=1)
+            w_dk, right = widened(w_dk.T, t).T, widened(right.mT, t).mT
         rotary = layer.rotary.after_unrotated(t + t % 2)
     own = torch.einsum("hg,kl->hgkl", torch.eye(h), torch.eye(v)).reshape(h, h * v, v).to(w_o)
     value = w_dk[: layer.kv_rank] if layer.shared_kv else layer.v_a_proj.weight.detach()

@@ -49,7 +49,7 @@ def as_tucker(layer: nn.Module) -> TuckerAttention:
 
 def _grouped(layer: MultiHeadAttention) -> TuckerAttention:
     """Thms B.2 and B.3: the factors are the projections themselves, and one core of zeros and ones routes head to group."""
-    w_q, w_k, w_v = (_with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (d, ...) or (d + 1, ...)
+    w_q, w_k, w_v = (with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (d, ...) or (d + 1, ...)
     w_o = layer.o_proj.weight.detach()
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
@@ -64,18 +64,21 @@ def _grouped(layer: MultiHeadAttention) -> TuckerAttention:
         _within_limits(routing, {"head": heads, "output": w_o, "value": w_v}),
         scale=layer.scale,
         rotary=None if layer.rotary is None else layer.rotary.repeated(g),
-        output_bias=_output_bias(layer),
+        output_bias=output_bias_of(layer),
     )
 
 
-def _with_bias_row(projection: nn.Linear) -> torch.Tensor:
+def with_bias_row(projection: nn.Linear) -> torch.Tensor:
     """The weight as it multiplies a token from the right, (d, out), with the bias as a last row where there is one."""
     weight = projection.weight.detach().T
     return weight if projection.bias is None else torch.cat([weight, projection.bias.detach()[None]])
 
 
-def _output_bias(layer: MultiHeadAttention) -> torch.Tensor | None:
-    if not layer.bias:
+def output_bias_of(layer: nn.Module) -> torch.Tensor | None:
+    """The output bias of the layer's Tucker form, (d,): zeros where only queries, keys and values have biases, None without any."""
+    if isinstance(layer, TuckerAttention):
+        return layer.output_bias
+    if not getattr(layer, "bias", False):
         return None
     return layer.o_proj.weight.new_zeros(layer.d_model) if layer.o_proj.bias is None else layer.o_proj.bias
 
@@ -92,7 +95,7 @@ def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
     t, rotary = layer.kv_rank, copy.deepcopy(layer.rotary)
     if rope:
         if t % 2:  # channels turn in pairs: an odd latent gets one more channel, of zeros, before the rotary ones
-            key, core = nn.Parameter(_widened(key, t)), _widened(core, t)
+            key, core = nn.Parameter(widened(key, t)), widened(core, t)
         rotary = layer.rotary.after_unrotated(t + t % 2)
     # Output channel (i, v) of head h: its value up-projection where i is h, else zero.
     post_core = torch.einsum("hi,hvt->hivt", heads, w_uv).reshape(h, h * v, -1)
@@ -113,7 +116,7 @@ def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
     )
 
 
-def _widened(x: torch.Tensor, place: int) -> torch.Tensor:
+def widened(x: torch.Tensor, place: int) -> torch.Tensor:
     """x with one more channel of zeros at this place of its last axis."""
     return torch.cat([x[..., :place], torch.zeros_like(x[..., :1]), x[..., place:]], dim=-1)
 
