@@ -34,9 +34,10 @@ from .tucker import LatentNorm, TuckerAttention, TuckerWeights
 # 11  the theorems as code: every mechanism is a Tucker Attention
 from .special_cases import as_tucker
 
-# 12  the ranks that trained layers have, and layers compressed to fewer
+# 12  the ranks that trained layers have, and trained layers compressed to Tucker, GQA and MLA
 from .ranks import Spectra, energy_rank, entropy_rank, second_moment, spectra
 from .compress import choose_ranks, compress
+from .convert import to_gqa, to_mla
 
 # 13  parameters, cache and arithmetic of each mechanism
 from .costs import Cost, gqa_cost, mha_cost, mla_cost, tucker_cost
@@ -52,6 +53,6 @@ __all__ = [
     "TuckerWeights", "LatentNorm",
     "as_tucker",
     "spectra", "Spectra", "entropy_rank", "energy_rank", "second_moment",
-    "compress", "choose_ranks",
+    "compress", "choose_ranks", "to_gqa", "to_mla",
     "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ Under rotary embedding the key mode keeps whole channel pairs, each a complex co
 (see `ranks`), so the compressed layer turns with the layer's own frequencies and is as exact as without.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_ranks
-from .ranks import FactoredTensor, Spectra, factored_tensors, spectra_of
+from .ranks import FactoredTensor, Spectra, factored_tensors, root_of, spectra_of
 from .rotary import Rotary
 from .special_cases import output_bias_of
 from .tucker import TuckerAttention, TuckerWeights
@@ -102,49 +103,105 @@ def compress(
     post_ranks: tuple[int, int, int] | None = None,
     *,
     method: str = "hosvd",
+    shared_kv: bool = False,
+    rotary: Rotary | None = None,
     moment: torch.Tensor | None = None,
 ) -> TuckerAttention:
     """The Tucker Attention of the given ranks that approximates a trained MHA, GQA, MLA or Tucker layer, biases and RoPE included.
 
     ranks: (head, query, key); post_ranks: (head, output, value), by default `ranks`.
     method: "hosvd" (modes truncated independently), "sthosvd" (one after the other: key, query, head) or "hooi" (refitted in
-    turns, never worse than the HOSVD).  Keys and values get latents of their own, also where the layer shared one.
+    turns, never worse than the HOSVD).
+    shared_kv: one latent for keys and values, from the leading vectors of both unfoldings side by side, each divided by its
+    tensor's norm; values then read what that latent holds of them. By default each gets a latent of its own.
+    rotary: a fresh embedding of width ranks[2] in place of the layer's own, the paper's way (Rotary.latent, Def. 3.1). The
+    truncation then ignores that keys turn, and the result is another function than the layer until it is fine-tuned.
     moment: second moment of the layer's inputs, from `ranks.second_moment`; the truncation then keeps what matters for logits
     and outputs on such inputs instead of what is large in the weights.
-    Raises ValueError for ranks beyond the layer's own, an odd key rank under rotary embedding, an unknown method, or a layer
-    that has no tensors (see `ranks.factored_tensors`).
+    Raises ValueError for ranks beyond the layer's own, an odd key rank under rotary embedding, an unknown method, "hooi" with
+    shared_kv, a rotary embedding of another width, or a layer that has no tensors (see `ranks.factored_tensors`).
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-    pre, post = factored_tensors(layer, moment)
-    dtype = next(layer.parameters()).dtype
-    pre_weights, rotary = _tucker(pre, "ranks", ranks, method, ("query", "key"), dtype)
-    post_weights, _ = _tucker(
-        post, "post_ranks", ranks if post_ranks is None else post_ranks, method, ("output", "value"), dtype
-    )
+    if shared_kv and method == "hooi":
+        raise ValueError("method is 'hooi', which refits one tensor alone; with shared_kv take 'hosvd' or 'sthosvd'")
+    pre, post = factored_tensors(layer, moment, turned=rotary is None, joint=shared_kv)
+    post_ranks = ranks if post_ranks is None else post_ranks
+    if shared_kv:
+        check_tensor_ranks(pre, ranks, uncapped=(2,))
+        check_ranks("post_ranks", post_ranks, (len(post.left), post.left.shape[1], ranks[2]), uncapped=(2,))
+        if post_ranks[2] != ranks[2]:
+            raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
+        kept = subspaces(pre, ranks, method, columns=joint_columns(pre, post, ranks[2]))
+        key, right, turning = pre.project(columns=kept.columns).latent()
+        post, post_right = read_from(post, key, moment)
+        whole = tuple(torch.eye(basis.shape[1]).to(basis) for basis in post.column_bases)
+        post_kept = subspaces(post, post_ranks, method, columns=whole)
+        value = key = nn.Parameter(key.to(_dtype(layer)))
+    else:
+        kept, post_kept = subspaces(pre, ranks, method), subspaces(post, post_ranks, method, "post_ranks")
+        key, right, turning = pre.project(columns=kept.columns).latent()
+        value, post_right, _ = post.project(columns=post_kept.columns).latent()
     return TuckerAttention.from_weights(
-        pre_weights, post_weights, scale=layer.scale, rotary=rotary, output_bias=output_bias_of(layer)
+        _weights(pre, kept, right, {"query": pre.row_basis @ kept.rows, "key": key}, _dtype(layer)),
+        _weights(post, post_kept, post_right, {"output": post.row_basis @ post_kept.rows, "value": value}, _dtype(layer)),
+        scale=layer.scale,
+        rotary=turning if rotary is None else copy.deepcopy(rotary),
+        output_bias=output_bias_of(layer),
     )
 
 
-def subspaces(tensor: FactoredTensor, ranks: tuple[int, int, int], method: str, name: str = "ranks") -> Subspaces:
-    """The subspaces that `method` keeps.  Raises ValueError for ranks beyond the tensor's."""
+def subspaces(
+    tensor: FactoredTensor,
+    ranks: tuple[int, int, int],
+    method: str,
+    name: str = "ranks",
+    columns: tuple[torch.Tensor, ...] | None = None,
+) -> Subspaces:
+    """The subspaces that `method` keeps.  Raises ValueError for ranks beyond the tensor's, unless the columns are given."""
+    if columns is None:
+        ranks = check_tensor_ranks(tensor, ranks, name)
+        columns = leading_columns(tensor, tensor.column_grams(), ranks[2])
+    if method == "sthosvd":
+        partial = tensor.project(columns=columns)
+        rows = leading(partial.row_gram(), ranks[1])
+        return Subspaces(leading(partial.project(rows=rows).head_gram(), ranks[0]), rows, columns)
+    found = Subspaces(leading(tensor.head_gram(), ranks[0]), leading(tensor.row_gram(), ranks[1]), columns)
+    return found if method == "hosvd" else _refit(tensor, ranks, found)
+
+
+def check_tensor_ranks(tensor: FactoredTensor, ranks, name: str = "ranks", uncapped=()) -> tuple[int, int, int]:
+    """`ranks` as a tuple.  Raises ValueError for ranks beyond the tensor's, or an odd one for channels that turn in pairs.
+
+    uncapped: modes that no product of the other ranks bounds, as in `check_ranks`; turning columns always are.
+    """
     widths = [basis.shape[1] for basis in tensor.column_bases]
     channels = sum(c if group.second is None else 2 * c for c, group in zip(widths, tensor.classes))
-    ranks = check_ranks(name, ranks, (len(tensor.left), tensor.left.shape[1], channels), uncapped=(2,) if tensor.turns else ())
+    sizes = (len(tensor.left), tensor.left.shape[1], channels)
+    ranks = check_ranks(name, ranks, sizes, uncapped=(*uncapped, 2) if tensor.turns else uncapped)
     if tensor.turns and ranks[2] % 2:
         raise ValueError(f"{name}[2] is {ranks[2]}; under rotary embedding channels come in pairs, so it must be even")
-    if method == "sthosvd":
-        columns = _leading_columns(tensor, tensor.column_grams(), ranks[2])
-        partial = tensor.project(columns=columns)
-        rows = _leading(partial.row_gram(), ranks[1])
-        return Subspaces(_leading(partial.project(rows=rows).head_gram(), ranks[0]), rows, columns)
-    found = Subspaces(
-        _leading(tensor.head_gram(), ranks[0]),
-        _leading(tensor.row_gram(), ranks[1]),
-        _leading_columns(tensor, tensor.column_grams(), ranks[2]),
-    )
-    return found if method == "hosvd" else _refit(tensor, ranks, found)
+    return ranks
+
+
+def joint_columns(pre: FactoredTensor, post: FactoredTensor, rank: int) -> tuple[torch.Tensor, ...]:
+    """Columns for keys and values at once: leading vectors of both unfoldings side by side, each over its tensor's norm.
+
+    pre, post: with the same columns, from `factored_tensors(..., joint=True)`.
+    """
+    shares = [[gram / tensor.squared_norm() for gram in tensor.column_grams()] for tensor in (pre, post)]
+    return leading_columns(pre, [a + b for a, b in zip(*shares)], rank)
+
+
+def read_from(post: FactoredTensor, latent: torch.Tensor, moment: torch.Tensor | None) -> tuple[FactoredTensor, torch.Tensor]:
+    """The nearest tensor whose values are read from this latent (D, t), and its right (h, t, k) on the latent's own channels."""
+    root = root_of(moment)
+    inverse = torch.linalg.pinv(latent if root is None else root @ latent)  # (t, D)
+    right = 0
+    for group, basis, r in zip(post.classes, post.column_bases, post.rights):
+        if group.second is None:  # values do not turn: their part of the joint columns is the unturned one
+            right = inverse @ (basis if root is None else root @ basis) @ r
+    return FactoredTensor.build(post.row_basis, post.left, latent, right, column_root=root), right
 
 
 def squared_error(tensor: FactoredTensor, kept: Subspaces) -> float:
@@ -162,32 +219,15 @@ def squared_error(tensor: FactoredTensor, kept: Subspaces) -> float:
     return total
 
 
-def _tucker(tensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, Rotary | None]:
-    """Core and factors in the layer's own coordinates, and the rotary embedding of the kept key channels."""
-    kept = subspaces(tensor, ranks, method, name)
-    small = tensor.project(kept.rows, kept.columns)
-    cores, factor, frequencies, blocks = [], [], [], []
-    for n, (group, basis) in enumerate(zip(small.classes, small.column_bases)):
-        width = basis.shape[1]
-        if width == 0:
-            continue
-        core = _slices(small, n)  # (h, r2, width)
-        if group.second is None:
-            if tensor.turns and width % 2:  # a turning latent has pairs only: fill up with a channel of zeros
-                core, basis, width = F.pad(core, (0, 1)), F.pad(basis, (0, 1)), width + 1
-            cores.append(core)
-            factor.append(basis)
-            blocks.append(width)
-            frequencies += [0.0] * (width // 2)
-        else:
-            cores += [core.real, core.imag]
-            factor += [basis.real, basis.imag]
-            blocks.append(2 * width)
-            frequencies += [group.frequency] * width
-    core = torch.einsum("hst,hr->rst", torch.cat(cores, dim=2), kept.head)
-    factors = {"head": kept.head, names[0]: small.row_basis, names[1]: torch.cat(factor, dim=1)}
-    weights = TuckerWeights(core.to(dtype), {key: value.to(dtype) for key, value in factors.items()})
-    return weights, Rotary(frequencies, "half", tuple(blocks)).to(core.device) if tensor.turns else None
+def _weights(tensor, kept: Subspaces, right: torch.Tensor, factors: dict, dtype: torch.dtype) -> TuckerWeights:
+    """With the core C = W x_1 U1^T x_2 U2^T on the columns that `right` (h, t, k) belongs to."""
+    core = torch.einsum("hsk,htk,hr->rst", kept.rows.T @ tensor.left, right, kept.head)
+    parts = {name: factor if isinstance(factor, nn.Parameter) else factor.to(dtype) for name, factor in factors.items()}
+    return TuckerWeights(core.to(dtype), {"head": kept.head.to(dtype), **parts})
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    return next(layer.parameters()).dtype
 
 
 def _slices(tensor: FactoredTensor, n: int) -> torch.Tensor:
@@ -200,10 +240,10 @@ def _refit(tensor: FactoredTensor, ranks, found: Subspaces, max_sweeps: int = 20
     """Higher-order orthogonal iteration: each mode again, for the tensor projected on the other two, until it settles."""
     energy = _energy(tensor, found)
     for _ in range(max_sweeps):
-        rows = _leading(_mixed_row_gram(tensor.project(columns=found.columns), found.head), ranks[1])
+        rows = leading(_mixed_row_gram(tensor.project(columns=found.columns), found.head), ranks[1])
         partial = tensor.project(rows=rows)
-        columns = _leading_columns(tensor, _mixed_column_grams(partial, found.head), ranks[2])
-        head = _leading(partial.project(columns=columns).head_gram(), ranks[0])
+        columns = leading_columns(tensor, _mixed_column_grams(partial, found.head), ranks[2])
+        head = leading(partial.project(columns=columns).head_gram(), ranks[0])
         candidate = Subspaces(head, rows, columns)
         gained = _energy(tensor, candidate) - energy
         if gained <= 0:
@@ -238,12 +278,12 @@ def _energy(tensor: FactoredTensor, kept: Subspaces) -> float:
     return (kept.head.T @ gram @ kept.head).diagonal().sum().item()
 
 
-def _leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
+def leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
     """The eigenvectors of the `rank` largest eigenvalues, as orthonormal columns."""
     return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
 
 
-def _leading_columns(tensor: FactoredTensor, grams, rank: int) -> tuple[torch.Tensor, ...]:
+def leading_columns(tensor: FactoredTensor, grams, rank: int) -> tuple[torch.Tensor, ...]:
     """Per class the eigenvectors to keep, `rank` real channels in all, wherever the energy is.
 
     A turning pair is one complex eigenvector; unturned channels are kept two at a time, since the latent's width stays even.

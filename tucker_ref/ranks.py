@@ -16,6 +16,7 @@ frequency; a pair counts half its energy, the average over all rotations.
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .mha import MultiHeadAttention
@@ -121,28 +122,63 @@ class FactoredTensor:
     def squared_norm(self) -> float:
         return self.head_gram().diagonal().sum().item()
 
+    def latent(self) -> tuple[torch.Tensor, torch.Tensor, Rotary | None]:
+        """As a layer holds it: U3 (D, t) and right (h, t, k), both real, with W_h = Q_1 left_h right_h^T U3^T, and U3's rotary.
+
+        A turning class lays its real parts before its imaginary ones, one block of the rotary embedding.
+        """
+        factor, right, frequencies, blocks = [], [], [], []
+        for group, basis, r in zip(self.classes, self.column_bases, self.rights):
+            width = basis.shape[1]
+            if width == 0:
+                continue
+            if group.second is not None:
+                factor += [basis.real, basis.imag]
+                right += [r.real, r.imag]
+                blocks.append(2 * width)
+                frequencies += [group.frequency] * width
+                continue
+            if self.turns and width % 2:  # a turning latent has pairs only: fill up with a channel of zeros
+                basis, r, width = F.pad(basis, (0, 1)), F.pad(r, (0, 0, 0, 1)), width + 1
+            factor.append(basis)
+            right.append(r)
+            blocks.append(width)
+            frequencies += [0.0] * (width // 2)
+        rotary = Rotary(frequencies, "half", tuple(blocks)).to(self.left.device) if self.turns else None
+        return torch.cat(factor, dim=1), torch.cat(right, dim=1), rotary
+
 
 def key_classes(width: int, rotary: Rotary | None, device) -> tuple[KeyClass, ...]:
-    """Which of `width` channels may be mixed: all of them without rotary embedding, else those of equal frequency."""
+    """Which of `width` channels may be mixed: all of them without rotary embedding, else those of equal frequency.
+
+    Channels beyond those that the rotary embedding knows do not turn.
+    """
     if rotary is None:
         return (KeyClass(0.0, torch.arange(width, device=device), None),)
     first = torch.nonzero(rotary.sign < 0).squeeze(1)
     second = rotary.partner[first]
     frequencies = rotary.channel_frequencies[first]
-    classes = []
-    for frequency in frequencies.unique().tolist():
-        chosen = frequencies == frequency
-        a, b = first[chosen], second[chosen]
-        classes.append(KeyClass(0.0, torch.cat([a, b]), None) if frequency == 0 else KeyClass(frequency, a, b))
-    return tuple(classes)
+    still = frequencies == 0
+    unturned = torch.cat([first[still], second[still], torch.arange(rotary.width, width, device=device)])
+    turning = [
+        KeyClass(frequency, first[frequencies == frequency], second[frequencies == frequency])
+        for frequency in frequencies[~still].unique().tolist()
+    ]
+    return tuple(([KeyClass(0.0, unturned, None)] if len(unturned) else []) + turning)
+
+
+def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
+    """R with R^T R = moment, upper triangular; None for none."""
+    return None if moment is None else torch.linalg.cholesky(moment).mT
 
 
 def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given."""
     if root is None:
         return torch.linalg.qr(basis)
-    r = torch.linalg.qr(root.to(basis.dtype) @ basis).R
-    return torch.linalg.solve_triangular(r, basis, upper=True, left=False), r
+    root = root.to(basis.dtype)
+    q, r = torch.linalg.qr(root @ basis)
+    return torch.linalg.solve_triangular(root, q, upper=True), r
 
 
 def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
@@ -160,28 +196,45 @@ def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> t
     return moment + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
 
 
-def factored_tensors(layer: nn.Module, moment: torch.Tensor | None = None) -> tuple[FactoredTensor, FactoredTensor]:
+def factored_tensors(
+    layer: nn.Module, moment: torch.Tensor | None = None, *, turned: bool = True, joint: bool = False
+) -> tuple[FactoredTensor, FactoredTensor]:
     """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
 
     moment: (D, D) from `second_moment`. Norms are then those of logits and outputs on such inputs instead of those of weights:
     queries, keys and values are weighed by it, the output mode is not.
+    turned: False forgets the layer's rotary embedding. joint: both tensors get the same columns, keys and values side by side.
     Raises ValueError for another module, and for normalised latents, whose bases may not be mixed.
     """
     if getattr(layer, "latent_norm", False):
         raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
     for kind, parts_of in (
         (TuckerAttention, _of_weights),
-        (MultiHeadAttention, _of_projections),
+        (MultiHeadAttention, projections_of),
         (MultiHeadLatentAttention, _of_latents),
     ):
         if isinstance(layer, kind):
-            root = None if moment is None else torch.linalg.cholesky(moment).mT
+            root = root_of(moment)
             pre, rotary, post = parts_of(layer)
+            rotary = rotary if turned else None
+            if joint:
+                pre, post = _side_by_side(pre, post)
             return (
                 FactoredTensor.build(*pre, rotary, row_root=root, column_root=root),
-                FactoredTensor.build(*post, column_root=root),
+                FactoredTensor.build(*post, rotary if joint else None, column_root=root),
             )
     raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
+
+
+def _side_by_side(pre, post):
+    """Both tensors on the columns [L, L~]: each reads its own part, and zeros of the other's."""
+    (p, left, columns, right), (post_p, post_left, post_columns, post_right) = pre, post
+    both = torch.cat([columns, post_columns], dim=1)
+    before, after = columns.shape[1], post_columns.shape[1]
+    return (
+        (p, left, both, F.pad(right, (0, 0, 0, after))),
+        (post_p, post_left, both, F.pad(post_right, (0, 0, before, 0))),
+    )
 
 
 def _of_weights(layer):
@@ -195,7 +248,7 @@ def _of_weights(layer):
     return parts(layer.pre), layer.rotary, parts(layer.post)
 
 
-def _of_projections(layer):
+def projections_of(layer):
     w_q, w_k, w_v = (with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
