@@ -23,12 +23,13 @@ from tucker_ref import (
     entropy_rank,
     hooi,
     hosvd,
+    relative_errors,
     second_moment,
     spectra,
     sthosvd,
     unfold,
 )
-from tucker_ref.compress import METHODS, squared_error, subspaces
+from tucker_ref.compress import METHODS
 from tucker_ref.ranks import factored_tensors
 
 CELLS = {cell.name: cell for cell in cells() if not cell.norm and not cell.absorb}
@@ -59,20 +60,26 @@ def test_full_rank_is_exact_in_output_and_gradient(name, method):
 @EVERY
 def test_errors_obey_the_bounds_at_every_rank_of_a_sweep(name):
     layer = CELLS[name].build()
-    for tensor, spectrum in zip(factored_tensors(layer), spectra(layer)):
+    both = spectra(layer)
+    for tensor, spectrum in zip(factored_tensors(layer), both):
         assert tensor.squared_norm() == pytest.approx((spectrum.rows**2).sum().item(), rel=1e-10)
-        n_heads, n_rows, n_columns = len(spectrum.head), len(spectrum.rows), len(spectrum.columns)
-        previous = math.inf
-        for share in (0.3, 0.5, 0.8, 1.0):
-            ranks = (math.ceil(share * n_heads), math.ceil(share * n_rows), 2 * math.ceil(share * n_columns / 2))
-            ranks = (ranks[0], min(ranks[1], ranks[0] * ranks[2]), ranks[2])
-            plain, sequential, refitted = (squared_error(tensor, subspaces(tensor, ranks, method)) for method in METHODS)
-            tails = spectrum.tails(ranks)
-            slack = 1e-12 * tensor.squared_norm()
+    previous = (math.inf, math.inf)
+    for share in (0.3, 0.5, 0.8, 1.0):
+        ranks = []
+        for spectrum in both:
+            heads, rows, columns = (
+                math.ceil(share * len(values)) for values in (spectrum.head, spectrum.rows, spectrum.columns)
+            )
+            columns += columns % 2
+            ranks.append((heads, min(rows, heads * columns), columns))
+        plain, sequential, refitted = (relative_errors(layer, compress(layer, *ranks, method=method)) for method in METHODS)
+        for side, (spectrum, kept) in enumerate(zip(both, ranks)):
+            tails = spectrum.tails(kept) / (spectrum.rows**2).sum()
+            slack = 1e-12
             for measured in (plain, sequential, refitted):
-                assert tails.max() - slack <= measured <= tails.sum() + slack
-            assert refitted <= plain + slack and plain <= previous + slack
-            previous = plain
+                assert tails.max() - slack <= measured[side] ** 2 <= tails.sum() + slack
+            assert refitted[side] ** 2 <= plain[side] ** 2 + slack and plain[side] ** 2 <= previous[side] ** 2 + slack
+        previous = plain
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -81,10 +88,11 @@ def test_it_is_the_decomposition_of_the_dense_tensor(name):
     ranks = (3, 6, 4)
     for method, reference in zip(METHODS, (hosvd, sthosvd, hooi)):
         compressed = compress(layer, ranks, method=method)
-        for weights, tensor, original in zip((compressed.pre, compressed.post), factored_tensors(layer), dense(layer)):
+        measured = relative_errors(layer, compressed)
+        for weights, relative, original in zip((compressed.pre, compressed.post), measured, dense(layer)):
             assert weights.numpy().ranks == ranks
             ours = np.linalg.norm(original - weights.numpy().to_tensor())
-            assert ours**2 == pytest.approx(squared_error(tensor, subspaces(tensor, ranks, method)), rel=1e-10)
+            assert ours == pytest.approx(relative * np.linalg.norm(original), rel=1e-10)
             if method == "hosvd":
                 assert relative_error(weights.numpy().to_tensor(), reference(original, ranks).to_tensor()) < 1e-8
             elif method == "hooi":  # a local optimum each
@@ -186,6 +194,15 @@ def test_knowing_the_inputs_lowers_the_error_on_them(name, method):
     assert sum(errors_on(layer, aware, spread)) > sum(errors_on(layer, plain, spread))
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_relative_errors_on_inputs_are_those_of_logits_and_outputs(name):
+    layer, x = PLAIN[name].build(), correlated(2, 30, seed=5)
+    compressed = compress(layer, (4, 8, 4))
+    measured = relative_errors(layer, compressed, second_moment(layer, x, damping=0.0))
+    assert measured == pytest.approx(errors_on(layer, compressed, x), rel=1e-9)
+    assert max(abs(a - b) for a, b in zip(measured, relative_errors(layer, compressed))) > DIFFERENT  # control
+
+
 @EVERY
 def test_knowing_the_inputs_changes_nothing_at_full_rank(name):
     layer = CELLS[name].build()
@@ -207,8 +224,7 @@ def test_ranks_can_be_chosen_by_error(name):
     previous = None
     for bound in (0.6, 0.3, 0.1, 0.01):
         pre, post = choose_ranks(layer, relative_error=bound)
-        for tensor, ranks in zip(factored_tensors(layer), (pre, post)):
-            assert squared_error(tensor, subspaces(tensor, ranks, "sthosvd")) <= bound**2 * tensor.squared_norm()
+        assert max(relative_errors(layer, compress(layer, pre, post, method="sthosvd"))) <= bound
         assert previous is None or all(a >= b for a, b in zip(pre + post, previous))
         previous = pre + post
     assert previous > choose_ranks(layer, relative_error=0.6)[0]  # control: a tighter bound takes larger ranks

@@ -36,7 +36,7 @@ from .special_cases import as_tucker
 
 # 12  the ranks that trained layers have, and trained layers compressed to Tucker, GQA and MLA
 from .ranks import Spectra, energy_rank, entropy_rank, second_moment, spectra
-from .compress import choose_ranks, compress
+from .compress import choose_ranks, compress, relative_errors
 from .convert import to_gqa, to_mla
 
 # 13  parameters, cache and arithmetic of each mechanism
@@ -53,6 +53,6 @@ __all__ = [
     "TuckerWeights", "LatentNorm",
     "as_tucker",
     "spectra", "Spectra", "entropy_rank", "energy_rank", "second_moment",
-    "compress", "choose_ranks", "to_gqa", "to_mla",
+    "compress", "choose_ranks", "relative_errors", "to_gqa", "to_mla",
     "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
 ]  # fmt: skip

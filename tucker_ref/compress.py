@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checks import check_ranks
-from .ranks import FactoredTensor, Spectra, factored_tensors, root_of, spectra_of
+from .ranks import FactoredTensor, Slices, Spectra, factored_tensors, root_of, slices_of, spectra_of
 from .rotary import Rotary
 from .special_cases import output_bias_of
 from .tucker import TuckerAttention, TuckerWeights
@@ -201,22 +201,19 @@ def read_from(post: FactoredTensor, latent: torch.Tensor, moment: torch.Tensor |
     for group, basis, r in zip(post.classes, post.column_bases, post.rights):
         if group.second is None:  # values do not turn: their part of the joint columns is the unturned one
             right = inverse @ (basis if root is None else root @ basis) @ r
-    return FactoredTensor.build(post.row_basis, post.left, latent, right, column_root=root), right
+    return Slices.of(post.row_basis, post.left, latent, right).whitened(None, root), right
 
 
-def squared_error(tensor: FactoredTensor, kept: Subspaces) -> float:
-    """|W - W_hat|^2, measured on the difference itself, one head's slice at a time."""
-    small = tensor.project(kept.rows, kept.columns)
-    mixed = [
-        torch.einsum("hst,hr->rst", _slices(small, n).conj(), kept.head.to(r.dtype)).conj() for n, r in enumerate(small.rights)
-    ]
-    total = 0.0
-    for head in range(len(tensor.left)):
-        for n, (w, v) in enumerate(zip(tensor.weights, kept.columns)):
-            exact = tensor.left[head].to(v.dtype) @ tensor.rights[n][head].T  # (s, c)
-            core = torch.einsum("rst,r->st", mixed[n], kept.head[head].to(v.dtype))
-            total += w * (exact - kept.rows.to(v.dtype) @ core @ v.mH).abs().square().sum().item()
-    return total
+def relative_errors(layer: nn.Module, approximation: nn.Module, moment: torch.Tensor | None = None) -> tuple[float, float]:
+    """|W - W_hat| / |W| of the pre- and of the post-softmax tensor; with a moment, of logits and of outputs on such inputs.
+
+    Measured on the difference of both layers' factors, which may be of any mechanism, down to about 1e-8.
+    """
+    root, errors = root_of(moment), []
+    for exact, ours, row_root in zip(slices_of(layer), slices_of(approximation), (root, None)):
+        difference, whole = (tensor.whitened(row_root, root).squared_norm() for tensor in (exact.minus(ours), exact))
+        errors.append(math.sqrt(max(0.0, difference) / whole))
+    return tuple(errors)
 
 
 def _weights(tensor, kept: Subspaces, right: torch.Tensor, factors: dict, dtype: torch.dtype) -> TuckerWeights:

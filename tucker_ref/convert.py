@@ -13,7 +13,7 @@ from .compress import check_tensor_ranks, joint_columns, leading, leading_column
 from .gqa import GroupedQueryAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
-from .ranks import FactoredTensor, factored_tensors, key_classes, projections_of, root_of
+from .ranks import FactoredTensor, factored_tensors, key_classes, root_of, slices_of
 
 
 def to_gqa(
@@ -42,18 +42,15 @@ def to_gqa(
         if method == "mean":
             result.load_state_dict(layer.state_dict() | _means(layer, n_kv_heads))
             return result
-        (w_q, own, w_k, select), _, (w_o, _, w_v, _) = projections_of(layer)
-        heads, sources = layer.n_heads // n_kv_heads, n_sources // n_kv_heads  # of each group
-        own, select = own[:heads, : heads * k], select[:heads, : sources * k]  # the same in every group
-        turning, root = None if layer.rotary is None else layer.rotary.repeated(sources), root_of(moment)
+        heads, root = layer.n_heads // n_kv_heads, root_of(moment)
         queries, keys, outputs, values = [], [], [], []
-        for q, o in zip(w_q.split(heads * k, dim=1), w_o.split(heads * k, dim=1)):
-            g = len(keys)
-            source = slice(g * sources * k, (g + 1) * sources * k)
-            pre = FactoredTensor.build(q, own, w_k[:, source], select, turning, root, root)
-            post = FactoredTensor.build(o, own, w_v[:, source], select, column_root=root)
-            for tensor, rotary, many, one in ((pre, layer.rotary, queries, keys), (post, None, outputs, values)):
-                by_head, shared = _one_head(tensor, key_classes(k, rotary, q.device))
+        for g in range(n_kv_heads):
+            pre, post = slices_of(_group(layer, g, heads, n_sources // n_kv_heads))
+            for tensor, rotary, many, one in (
+                (pre.whitened(root, root), layer.rotary, queries, keys),
+                (post.whitened(None, root), None, outputs, values),
+            ):
+                by_head, shared = _one_head(tensor, key_classes(k, rotary, pre.rows.device))
                 many.append(by_head)
                 one.append(shared)
         _fill(result.q_proj, torch.cat(queries, dim=1))
@@ -113,6 +110,22 @@ def _means(layer: MultiHeadAttention, n_kv_heads: int) -> dict[str, torch.Tensor
         for name, tensor in layer.state_dict().items()
         if name.startswith(("k_proj", "v_proj"))
     }
+
+
+def _group(layer: MultiHeadAttention, g: int, heads: int, sources: int) -> GroupedQueryAttention:
+    """Group g of a layer alone: `heads` query heads on `sources` key/value heads."""
+    k = layer.head_dim
+    group = GroupedQueryAttention(layer.d_model, heads, sources, head_dim=k, bias=layer.bias, rotary=layer.rotary)
+    group = group.to(layer.k_proj.weight)
+    for ours, theirs, width in (
+        (group.q_proj, layer.q_proj, heads * k), (group.k_proj, layer.k_proj, sources * k), (group.v_proj, layer.v_proj, sources * k)
+    ):  # fmt: skip
+        own = slice(g * width, (g + 1) * width)
+        ours.weight.copy_(theirs.weight[own])
+        if ours.bias is not None:
+            ours.bias.copy_(theirs.bias[own])
+    group.o_proj.weight.copy_(layer.o_proj.weight[:, g * heads * k : (g + 1) * heads * k])
+    return group
 
 
 def _one_head(tensor: FactoredTensor, head: tuple) -> tuple[torch.Tensor, torch.Tensor]:

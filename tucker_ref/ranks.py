@@ -43,8 +43,67 @@ class KeyClass:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """An attention tensor as a layer holds it, W_h = P left_h right_h^T L^T.
+
+    rows: P (D, s); left: (h, s, k); columns: L (D, t); right: (h, t, k); classes: which of the t columns may be mixed.
+    """
+
+    rows: torch.Tensor
+    left: torch.Tensor
+    columns: torch.Tensor
+    right: torch.Tensor
+    classes: tuple[KeyClass, ...]
+
+    @staticmethod
+    def of(rows, left, columns, right, rotary: Rotary | None = None) -> "Slices":
+        """rotary: turns the columns."""
+        return Slices(rows, left, columns, right, key_classes(columns.shape[1], rotary, columns.device))
+
+    def whitened(self, row_root: torch.Tensor | None = None, column_root: torch.Tensor | None = None) -> "FactoredTensor":
+        """The same tensor in orthonormal bases.
+
+        row_root, column_root: square roots (D, D) of the inputs' second moment. Errors then count as they act on such inputs,
+        and the bases are orthonormal in that sense.
+        """
+        row_basis, r = _whiten(self.rows.double(), row_root)
+        left = r @ self.left.double()
+        bases, rights = [], []
+        for group in self.classes:
+            basis, r = _whiten(group.gather(self.columns.double()), column_root)
+            bases.append(basis)
+            # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
+            channels = group.gather(self.right.double().mT).mT  # (h, c, k)
+            rights.append(r.conj() @ channels)
+        return FactoredTensor(row_basis, left, self.classes, tuple(bases), tuple(rights))
+
+    def minus(self, other: "Slices") -> "Slices":
+        """The difference, exactly: both tensors' rows and columns side by side."""
+
+        def diagonal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # (h, x, k), (h, y, l) -> (h, x + y, k + l)
+            return torch.cat([F.pad(a, (0, b.shape[2])), F.pad(b, (a.shape[2], 0))], dim=1)
+
+        return Slices(
+            torch.cat([self.rows, other.rows], dim=1),
+            diagonal(self.left, -other.left),
+            torch.cat([self.columns, other.columns], dim=1),
+            diagonal(self.right, other.right),
+            merged(self.classes, other.classes, self.columns.shape[1]),
+        )
+
+    def beside(self, other: "Slices") -> tuple["Slices", "Slices"]:
+        """Both tensors on the columns [L, L~]: each reads its own part, and zeros of the other's."""
+        before, after = self.columns.shape[1], other.columns.shape[1]
+        both, classes = torch.cat([self.columns, other.columns], dim=1), merged(self.classes, other.classes, before)
+        return (
+            Slices(self.rows, self.left, both, F.pad(self.right, (0, 0, 0, after)), classes),
+            Slices(other.rows, other.left, both, F.pad(other.right, (0, 0, before, 0)), classes),
+        )
+
+
+@dataclass(frozen=True)
 class FactoredTensor:
-    """An attention tensor in whitened coordinates: W_h = Q_1 left_h right_h^T Q_2^T, with orthonormal Q_1 and one Q_2 per class.
+    """The same in whitened coordinates: W_h = Q_1 left_h right_h^T Q_2^T, with orthonormal Q_1 and one Q_2 per class.
 
     row_basis: Q_1 (D, s); left: (h, s, k); classes: what of mode 2 may be mixed; column_bases: Q_2 (D, c) per class, complex
     where it turns; rights: (h, c, k) per class.  All float64.
@@ -55,24 +114,6 @@ class FactoredTensor:
     classes: tuple[KeyClass, ...]
     column_bases: tuple[torch.Tensor, ...]
     rights: tuple[torch.Tensor, ...]
-
-    @staticmethod
-    def build(rows, left, columns, right, rotary: Rotary | None = None, row_root=None, column_root=None) -> "FactoredTensor":
-        """rows: P (D, s), left: (h, s, k), columns: L (D, t), right: (h, t, k), rotary: turns the t columns.
-
-        row_root, column_root: square roots (D, D) of the inputs' second moment. Errors then count as they act on such inputs,
-        and the bases are orthonormal in that sense.
-        """
-        row_basis, r = _whiten(rows.double(), row_root)
-        left = r @ left.double()
-        bases, rights, classes = [], [], key_classes(columns.shape[1], rotary, columns.device)
-        for group in classes:
-            basis, r = _whiten(group.gather(columns.double()), column_root)
-            bases.append(basis)
-            # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
-            channels = group.gather(right.double().mT).mT  # (h, c, k)
-            rights.append(r.conj() @ channels)
-        return FactoredTensor(row_basis, left, classes, tuple(bases), tuple(rights))
 
     @property
     def turns(self) -> bool:
@@ -149,22 +190,36 @@ class FactoredTensor:
 
 
 def key_classes(width: int, rotary: Rotary | None, device) -> tuple[KeyClass, ...]:
-    """Which of `width` channels may be mixed: all of them without rotary embedding, else those of equal frequency.
-
-    Channels beyond those that the rotary embedding knows do not turn.
-    """
+    """Which of `width` channels may be mixed: all of them without rotary embedding, else those of equal frequency."""
     if rotary is None:
         return (KeyClass(0.0, torch.arange(width, device=device), None),)
     first = torch.nonzero(rotary.sign < 0).squeeze(1)
     second = rotary.partner[first]
     frequencies = rotary.channel_frequencies[first]
-    still = frequencies == 0
-    unturned = torch.cat([first[still], second[still], torch.arange(rotary.width, width, device=device)])
-    turning = [
-        KeyClass(frequency, first[frequencies == frequency], second[frequencies == frequency])
-        for frequency in frequencies[~still].unique().tolist()
-    ]
-    return tuple(([KeyClass(0.0, unturned, None)] if len(unturned) else []) + turning)
+    classes = []
+    for frequency in frequencies.unique().tolist():
+        chosen = frequencies == frequency
+        a, b = first[chosen], second[chosen]
+        classes.append(KeyClass(0.0, torch.cat([a, b]), None) if frequency == 0 else KeyClass(frequency, a, b))
+    return tuple(classes)
+
+
+def merged(classes: tuple[KeyClass, ...], others: tuple[KeyClass, ...], width: int) -> tuple[KeyClass, ...]:
+    """The classes of two sets of columns side by side; the first set is `width` wide."""
+    by_frequency: dict[float, list[KeyClass]] = {}
+    for group in classes:
+        by_frequency.setdefault(group.frequency, []).append(group)
+    for group in others:
+        second = None if group.second is None else group.second + width
+        by_frequency.setdefault(group.frequency, []).append(KeyClass(group.frequency, group.first + width, second))
+    return tuple(
+        KeyClass(
+            frequency,
+            torch.cat([group.first for group in found]),
+            None if found[0].second is None else torch.cat([group.second for group in found]),
+        )
+        for frequency, found in sorted(by_frequency.items())
+    )
 
 
 def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
@@ -199,42 +254,36 @@ def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> t
 def factored_tensors(
     layer: nn.Module, moment: torch.Tensor | None = None, *, turned: bool = True, joint: bool = False
 ) -> tuple[FactoredTensor, FactoredTensor]:
-    """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
+    """The pre- and the post-softmax tensor of a layer, whitened.
 
     moment: (D, D) from `second_moment`. Norms are then those of logits and outputs on such inputs instead of those of weights:
     queries, keys and values are weighed by it, the output mode is not.
     turned: False forgets the layer's rotary embedding. joint: both tensors get the same columns, keys and values side by side.
+    Raises ValueError as `slices_of` does.
+    """
+    pre, post = slices_of(layer, turned=turned)
+    if joint:
+        pre, post = pre.beside(post)
+    root = root_of(moment)
+    return pre.whitened(root, root), post.whitened(None, root)
+
+
+def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]:
+    """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
+
     Raises ValueError for another module, and for normalised latents, whose bases may not be mixed.
     """
     if getattr(layer, "latent_norm", False):
         raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
     for kind, parts_of in (
         (TuckerAttention, _of_weights),
-        (MultiHeadAttention, projections_of),
+        (MultiHeadAttention, _of_projections),
         (MultiHeadLatentAttention, _of_latents),
     ):
         if isinstance(layer, kind):
-            root = root_of(moment)
             pre, rotary, post = parts_of(layer)
-            rotary = rotary if turned else None
-            if joint:
-                pre, post = _side_by_side(pre, post)
-            return (
-                FactoredTensor.build(*pre, rotary, row_root=root, column_root=root),
-                FactoredTensor.build(*post, rotary if joint else None, column_root=root),
-            )
+            return Slices.of(*pre, rotary if turned else None), Slices.of(*post)
     raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
-
-
-def _side_by_side(pre, post):
-    """Both tensors on the columns [L, L~]: each reads its own part, and zeros of the other's."""
-    (p, left, columns, right), (post_p, post_left, post_columns, post_right) = pre, post
-    both = torch.cat([columns, post_columns], dim=1)
-    before, after = columns.shape[1], post_columns.shape[1]
-    return (
-        (p, left, both, F.pad(right, (0, 0, 0, after))),
-        (post_p, post_left, both, F.pad(post_right, (0, 0, before, 0))),
-    )
 
 
 def _of_weights(layer):
@@ -248,7 +297,7 @@ def _of_weights(layer):
     return parts(layer.pre), layer.rotary, parts(layer.post)
 
 
-def projections_of(layer):
+def _of_projections(layer):
     w_q, w_k, w_v = (with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
