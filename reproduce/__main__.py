@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import claims, decode, exactness, figure3, records, report, spectra, table1, table2, table3
+from . import claims, compress, decode, exactness, figure3, records, report, spectra, table1, table2, table3
 from .generation import generate
 from .language import load_model
 from .options import Options
@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "table2": table2,
     "spectra": spectra,
     "table3": table3,
+    "compress": compress,
     "figure3": figure3,
     "decode": decode,
 }
@@ -29,6 +30,7 @@ examples:
   python -m reproduce table2 --rows "MHA,Tucker [8,64,64]" --seeds 0,1,2
   python -m reproduce table2 --text novel.txt          on your own text (.txt, .gz, .xz or a folder of them)
   python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
+  python -m reproduce compress --model gpt2 --text novel.txt --ranks "12,256,256;8,128,128"
   python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
   python -m reproduce report                           every table, from the committed records
   python -m reproduce claims --records out/records     every claim of the paper with its verdict, from your own runs
@@ -77,6 +79,9 @@ def run(options: argparse.Namespace) -> None:
         validation=options.validation,
         bpe=options.bpe,
         images=options.images,
+        model=options.model,
+        ranks=options.ranks,
+        save=options.save,
     )
     for name in names:
         module = EXPERIMENTS[name]
@@ -134,6 +139,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
     parser.add_argument("--images", help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits)")
+    models = parser.add_argument_group("for compress and spectra")
+    models.add_argument(
+        "--model",
+        help=".safetensors from out/models, or a GPT-2, Llama-style or ViT checkpoint by folder or hub name (timm's too)",
+    )
+    models.add_argument(
+        "--ranks", type=triples, default=(), help='for compress: "8,64,64;8,32,32" (default: a range of budgets)'
+    )
+    models.add_argument("--save", type=Path, help="for compress: write the compressed model to this .safetensors file")
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +175,13 @@ def integers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2")
     return tuple(int(part) for part in text.split(","))
+
+
+def triples(text: str) -> tuple[tuple[int, int, int], ...]:
+    found = tuple(integers(part) for part in text.split(";"))
+    if any(len(ranks) != 3 for ranks in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of head,query,key ranks such as 8,64,64;8,32,32")
+    return found
 
 
 def positive(text: str) -> int:

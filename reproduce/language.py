@@ -9,21 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
 from .data.text import TextData, load_text
-from .files import write_atomically
 from .models.gpt2 import GPT2
 from .models.language_model import LanguageModel
 from .models.llama import Llama
 from .options import Options
 from .rows import Row
 from .runs import Run, override
+from .saved import fill, read_model, write_model
 from .training import TrainConfig, train
 
 
@@ -145,27 +143,14 @@ def model_path(out: Path, title: str) -> Path:
 
 
 def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str) -> None:
-    """Weights, config and tokenizer in one safetensors file. Parameters that are shared appear once."""
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-    content = safetensors.torch.save(tensors, metadata={"config": json.dumps(config), "tokenizer": tokenizer})
-    write_atomically(path, lambda file: file.write(content))
+    """Weights, config and tokenizer in one safetensors file."""
+    write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer})
 
 
 def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
     """The model, its tokenizer's JSON and its config.  Raises ValueError if the file is damaged or holds another model."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    metadata, tensors = read_model(path)
     if not {"config", "tokenizer"} <= set(metadata):
-        raise ValueError(f"{path} was not saved by this program: it names no config and tokenizer")
+        raise ValueError(f"{path} holds no language model of this program: it names no config and tokenizer")
     config = json.loads(metadata["config"])
-    model = build_model(config)
-    parameters = dict(model.named_parameters())
-    if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in tensors.items()}:
-        raise ValueError(f"{path}: its weights do not fit the model that its config describes")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    return model.eval(), metadata["tokenizer"], config
+    return fill(build_model(config), metadata, tensors, path), metadata["tokenizer"], config

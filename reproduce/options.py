@@ -9,7 +9,8 @@ class Options:
     """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
 
     rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps: in place of the
-    preset's, if given; text, validation, bpe, images: paths in place of the built-in data; device: as torch names it.
+    preset's, if given; text, validation, bpe, images: paths in place of the built-in data; device: as torch names it;
+    model: whose attention to look at; ranks: to compress it to; save: where the compressed model goes.
     """
 
     preset: str
@@ -24,3 +25,6 @@ class Options:
     validation: str | None = None
     bpe: str | None = None
     images: str | None = None
+    model: str | None = None
+    ranks: tuple[tuple[int, int, int], ...] = ()
+    save: Path | None = None

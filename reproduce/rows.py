@@ -1,8 +1,10 @@
 """The rows of the paper's tables: which attention layer each one names, and what the paper prints beside it."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from tucker_ref import (
@@ -12,9 +14,12 @@ from tucker_ref import (
     MultiHeadLatentAttention,
     Rotary,
     TuckerAttention,
+    compress,
     gqa_cost,
     mha_cost,
     mla_cost,
+    to_gqa,
+    to_mla,
     tucker_cost,
 )
 
@@ -58,6 +63,16 @@ class Row:
             width = self.latent
             return MultiHeadLatentAttention(d_model, n_heads, width, width, shared_kv=self.shared_kv, rotary=rotary)
         return TuckerAttention(d_model, n_heads, self.ranks, shared_kv=self.shared_kv, rotary=rotary)
+
+    def converted(self, layer: nn.Module, *, mean: bool = False, moment: torch.Tensor | None = None) -> nn.Module:
+        """A trained layer as this kind of attention.  mean: GQA by averaging heads; moment: of the inputs, as in `compress`."""
+        if self.mechanism == "GQA":
+            return to_gqa(layer, self.n_kv_heads, method="mean" if mean else "svd", moment=moment)
+        if self.mechanism == "MLA":
+            return to_mla(layer, self.latent, self.latent, shared_kv=self.shared_kv, moment=moment)
+        if self.mechanism == "Tucker":
+            return compress(layer, self.ranks, shared_kv=self.shared_kv, moment=moment)
+        return copy.deepcopy(layer)
 
     def cost(self, d_model: int, n_heads: int) -> Cost:
         """Its costs by Table 1's formulas."""

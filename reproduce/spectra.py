@@ -1,12 +1,19 @@
-"""Spectra: singular values of all six unfoldings of every layer of the language models that table2 trained, and before training."""
+"""Spectra: singular values of all six unfoldings of every layer of a trained model, and before its training if we trained it.
+
+Public models come by name or folder through transformers or timm; without --model, those that table2 trained.
+"""
+
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import energy_rank, entropy_rank, spectra
 from tucker_ref.ranks import Spectra, rounding_floor
 
 from .language import LanguagePreset, build_model, load_model, model_path
+from .open_models import open_model, shape_of
 from .options import Options
 from .records import append, new_record
 from .rows import TABLE2
@@ -18,7 +25,16 @@ MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 
 
 def run(options: Options) -> None:
-    """One record per model that lies in the output folder.  Raises ValueError if there is none."""
+    """One record for the model that was named, or per model in the output folder.  Raises ValueError if there is none."""
+    if options.model:
+        opened = open_model(options.model)
+        metrics = {"trained": of_layers(tqdm(opened.layers.values(), "spectra"))}
+        config = {"model": opened.name, **shape_of(opened.layers)}
+        append(options.records, new_record("spectra", "models", opened.name, config, metrics), replace=True)
+        for side, modes in MODES.items():
+            for mode in modes:
+                print(f"{side} {mode}: {', '.join(in_words(layer[side][mode]) for layer in metrics['trained'])}")
+        return
     preset: LanguagePreset = PRESETS[options.preset]
     paths = {
         (row.label, seed): model_path(options.out, f"table2 {row.label} seed {seed}")
@@ -32,17 +48,22 @@ def run(options: Options) -> None:
         model, _, config = load_model(path)
         torch.manual_seed(seed)
         fresh = build_model(config)
-        metrics = {"trained": of_model(model), "initial": of_model(fresh, values=False)}
+        trained, initial = ([block.attention for block in m.blocks] for m in (model, fresh))
+        metrics = {"trained": of_layers(trained), "initial": of_layers(initial, values=False)}
         append(options.records, new_record("spectra", options.preset, label, config, metrics, seed=seed), replace=True)
 
 
-def of_model(model, values: bool = True) -> list[dict]:
-    """Per layer and mode: effective ranks, the rounding floor, and with `values` the singular values over the largest."""
-    layers = []
-    for block in model.blocks:
-        both = dict(zip(MODES, spectra(block.attention)))
-        layers.append({side: {mode: of_mode(s, values) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
-    return layers
+def of_layers(layers: Iterable[nn.Module], values: bool = True) -> list[dict]:
+    """Per layer and mode: ranks, the rounding floor, and with `values` the singular values over the largest."""
+    found = []
+    for layer in layers:
+        both = dict(zip(MODES, spectra(layer)))
+        found.append({side: {mode: of_mode(s, values) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
+    return found
+
+
+def in_words(mode: dict) -> str:
+    return f"{mode['rank']} of {mode['size']} (entropy {mode['entropy_rank']:.1f}, 99 % energy {mode['energy_rank_99']})"
 
 
 def per_mode(spectrum: Spectra) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,6 +73,7 @@ def per_mode(spectrum: Spectra) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def of_mode(singular_values: torch.Tensor, values: bool) -> dict:
     summary = {
         "size": len(singular_values),
+        "rank": int((singular_values > rounding_floor(singular_values)).sum()),
         "entropy_rank": round(entropy_rank(singular_values), 3),
         "energy_rank_99": energy_rank(singular_values, 0.99),
         "floor": float(f"{rounding_floor(singular_values) / singular_values[0].item():.3g}"),

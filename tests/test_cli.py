@@ -93,6 +93,9 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (["table2", "--seeds", "-1"], 2, "'-1' is not a list of integers"),
         (["table2", "--steps", "0"], 2, "'0' is not a number of 1 or more"),
         (["table2", "--device", "toaster"], 1, "--device toaster cannot be used here"),
+        (["compress", "--ranks", "8,64"], 2, "'8,64' is not a list of head,query,key ranks such as 8,64,64;8,32,32"),
+        (["compress", "--model", "/nowhere/at/all"], 1, "--model /nowhere/at/all cannot be opened"),
+        (["spectra", "--model", "/nowhere.safetensors"], 1, "/nowhere.safetensors is not a readable safetensors file"),
         (["table9"], 2, "invalid choice: 'table9'"),
     ],
 )
@@ -111,5 +114,5 @@ def test_labels_may_hold_commas():
 def test_help_teaches():
     result = run("--help")
     assert result.returncode == 0
-    for word in ("table2", "figure3", "report", "claims", "examples:", "goes on from its last checkpoint"):
+    for word in ("table2", "figure3", "compress", "report", "claims", "examples:", "goes on from its last checkpoint"):
         assert word in result.stdout

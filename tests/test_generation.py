@@ -122,11 +122,16 @@ def test_a_saved_model_loads_back(tmp_path, row):
     [
         (b"", "not a readable safetensors file"),
         (b"\x80\x04pickle", "not a readable safetensors file"),
-        (safetensors.torch.save({"a": torch.ones(1)}), "names no config"),
+        (safetensors.torch.save({"a": torch.ones(1)}), "was not saved by this program"),
+        (safetensors.torch.save({"a": torch.ones(1)}, metadata={"attention": "{}"}), "names no config"),
         (
             safetensors.torch.save(
                 {"a": torch.ones(1)},
-                metadata={"tokenizer": "", "config": json.dumps(CONFIG | {"attention": TABLE3[0].narrowed(8).config()})},
+                metadata={
+                    "attention": "{}",
+                    "tokenizer": "",
+                    "config": json.dumps(CONFIG | {"attention": TABLE3[0].narrowed(8).config()}),
+                },
             ),
             "do not fit",
         ),

@@ -161,7 +161,8 @@ class FactoredTensor:
         return replace(self, left=left, row_basis=basis, rights=rights, column_bases=bases)
 
     def squared_norm(self) -> float:
-        return self.head_gram().diagonal().sum().item()
+        right = self.stacked_right()
+        return ((self.left.mT @ self.left) * (right.mT @ right)).sum().item()
 
     def latent(self) -> tuple[torch.Tensor, torch.Tensor, Rotary | None]:
         """As a layer holds it: U3 (D, t) and right (h, t, k), both real, with W_h = Q_1 left_h right_h^T U3^T, and U3's rotary.

@@ -1,0 +1,73 @@
+"""Model files: weights in safetensors, and beside them as JSON what it takes to build the model again. Nothing is ever unpickled."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from tucker_ref import Rotary, TuckerAttention
+
+from .files import write_atomically
+
+
+def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
+    """Parameters and persistent buffers in one file, those that are shared once; `attention` is added to the metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
+    replaced = {place: describe(module) for place, module in model.named_modules() if isinstance(module, TuckerAttention)}
+    content = safetensors.torch.save(tensors, metadata={**metadata, "attention": json.dumps(replaced)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_model(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors.  Raises ValueError if the file is damaged or was not written here."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if "attention" not in metadata:
+        raise ValueError(f"{path} was not saved by this program: it does not describe its model")
+    return metadata, tensors
+
+
+def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    """The model with the file's Tucker layers in their places and its weights.  Raises ValueError if they do not fit."""
+    for place, description in json.loads(metadata["attention"]).items():
+        model.set_submodule(place, layer_of(description))
+    own = _tensors(model)
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ValueError(f"{path}: its weights do not fit the model that it describes")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    return model.eval()
+
+
+def describe(layer: TuckerAttention) -> dict:
+    """The arguments that build a layer of this shape."""
+    rotary = layer.rotary
+    return {
+        "d_model": layer.d_model,
+        "n_heads": layer.n_heads,
+        "ranks": layer.ranks,
+        "post_ranks": layer.post_ranks,
+        "shared_kv": layer.shared_kv,
+        "scale": layer.scale,
+        "bias": layer.bias,
+        "latent_norm": layer.latent_norm,
+        "rotary": rotary and {"frequencies": rotary.frequencies.tolist(), "pairing": rotary.pairing, "blocks": rotary.blocks},
+    }
+
+
+def layer_of(description: dict) -> TuckerAttention:
+    rotary = description["rotary"]
+    return TuckerAttention(**{**description, "rotary": rotary and Rotary(**rotary)})
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, each once, and the buffers that belong to the state."""
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in state}

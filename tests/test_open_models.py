@@ -1,0 +1,320 @@
+"""Public checkpoints, randomly initialised and saved in their own formats: opened, compressed, saved, opened again."""
+
+import json
+import warnings
+
+import pytest
+import torch
+from helpers import relative_error
+from safetensors import safe_open
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from reproduce import compress, records, spectra
+from reproduce.open_models import open_model
+from reproduce.options import Options
+from tucker_ref import TuckerAttention
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+SHAPE = dict(hidden_size=48, num_attention_heads=6, num_hidden_layers=2, intermediate_size=64, vocab_size=300)
+
+
+def make(kind: str):
+    """A small model of this kind with random weights, large enough that attention matters."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            n_embd=48, n_head=6, n_layer=2, vocab_size=300, n_positions=64, scale_attn_by_inverse_layer_idx=True
+        )
+        model = transformers.GPT2LMHeadModel(config)
+    elif kind == "vit":
+        config = transformers.ViTConfig(
+            hidden_size=48,
+            num_attention_heads=6,
+            num_hidden_layers=2,
+            intermediate_size=64,
+            image_size=16,
+            patch_size=4,
+            num_labels=10,
+        )
+        model = transformers.ViTForImageClassification(config)
+    else:
+        config_class, model_class, more = {
+            "llama": (
+                transformers.LlamaConfig,
+                transformers.LlamaForCausalLM,
+                dict(num_key_value_heads=3, rope_parameters=LLAMA3),
+            ),
+            "mistral": (
+                transformers.MistralConfig,
+                transformers.MistralForCausalLM,
+                dict(num_key_value_heads=2, sliding_window=5),
+            ),
+            "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, dict(num_key_value_heads=6)),
+        }[kind]
+        model = model_class(config_class(**SHAPE, max_position_embeddings=64, **more))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    learned.train_from_iterator(["some words to learn from, and some more words"] * 4, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=learned, eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("public")
+    for kind in KINDS:
+        make(kind).save_pretrained(folder / kind)
+        if kind != "vit":
+            tokenizer.save_pretrained(folder / kind)
+    return folder
+
+
+KINDS = ("gpt2", "llama", "mistral", "qwen2", "vit")
+EVERY = pytest.mark.parametrize("kind", KINDS)
+
+
+def inputs_for(kind: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    if kind == "vit":
+        return torch.randn(2, 3, 16, 16, generator=generator)
+    return torch.randint(0, 300, (2, 11), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(20):
+        (folder / f"{n:02}.txt").write_text("".join(f"{n} words and {k} words make {n + k}. " for k in range(200)))
+    return folder
+
+
+@EVERY
+@torch.no_grad()
+def test_attention_put_back_changes_nothing(kind, checkpoints):
+    opened, x = open_model(str(checkpoints / kind)), inputs_for(kind)
+    expected = opened.logits(opened.model, x)
+    assert len(opened.layers) == 2 and relative_error(expected, make(kind)(x).logits) == 0
+    opened.put(opened.layers)
+    assert relative_error(opened.logits(opened.model, x), expected) < 1e-5  # float32
+    with torch.no_grad():  # control: another weight shows
+        next(iter(opened.layers.values())).q_proj.weight[0] += 1.0
+    assert relative_error(opened.logits(opened.model, x), expected) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+@torch.no_grad()
+def test_padding_masks_reach_the_layers(kind, checkpoints):
+    opened, x = open_model(str(checkpoints / kind)), inputs_for(kind)
+    mask = torch.ones_like(x)
+    mask[0, :3] = 0
+    expected = opened.model(x, attention_mask=mask).logits[0, 3:]
+    opened.put(opened.layers)
+    assert relative_error(opened.model(x, attention_mask=mask).logits[0, 3:], expected) < 1e-5
+    assert relative_error(opened.model(x).logits[0, 3:], expected) > 1e-3  # control
+
+
+def run(tmp_path, checkpoint, text, **more) -> None:
+    compress.run(Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoint), text=str(text), **more))
+
+
+@EVERY
+@torch.no_grad()
+def test_compress_measures_saves_and_opens_again(kind, checkpoints, text, tmp_path):
+    ranks = ((4, 24, 16), (6, 12, 12))
+    run(tmp_path, checkpoints / kind, text, ranks=ranks)
+    rows = records.load(tmp_path / "records", "compress", "models")
+    assert [r["method"] for r in rows] == ["Tucker [4,24,16]", "Tucker [6,12,12]"]
+    for row in rows:
+        plain, aware = (row["metrics"]["ways"][way] for way in ("plain", "aware"))
+        assert all(a < p for a, p in zip(aware["inputs"], plain["inputs"])) and all(
+            a >= p for a, p in zip(aware["weights"], plain["weights"])
+        )
+        assert 0 < plain["agreement"] <= 1 and ("loss" in plain) == (kind != "vit") and ("top1" in plain) == (kind == "vit")
+    assert rows[1]["metrics"]["attention_parameters"] < rows[0]["metrics"]["before"]["attention_parameters"]
+    assert rows[0]["config"]["model"] == kind  # and not where it lies on this machine
+    saved = tmp_path / "small.safetensors"
+    run(tmp_path, checkpoints / kind, text, ranks=ranks[:1], save=saved)
+    again, x = open_model(str(saved)), inputs_for(kind)
+    assert [type(layer) for layer in again.layers.values()] == [TuckerAttention] * 2
+    assert [layer.ranks for layer in again.layers.values()] == [(4, 24, 16)] * 2
+    original = open_model(str(checkpoints / kind))
+    assert relative_error(again.logits(again.model, x), original.logits(original.model, x)) > 1e-4  # it is compressed
+    run(tmp_path / "second", saved, text, ranks=ranks[:1])  # and can be compressed again: to its own ranks, without loss
+    (row,) = records.load(tmp_path / "second" / "records", "compress")
+    assert max(row["metrics"]["ways"]["plain"]["weights"]) < 1e-5
+    expected = next(r for r in rows if r["method"] == row["method"])["metrics"]["ways"]["aware"]
+    for score in {"loss", "top1"} & set(expected):  # what was saved is what was measured
+        assert row["metrics"]["before"][score] == pytest.approx(expected[score], rel=1e-5)
+
+
+@EVERY
+def test_spectra_of_a_checkpoint(kind, checkpoints, tmp_path, capsys):
+    spectra.run(Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoints / kind)))
+    (record,) = records.load(tmp_path / "records", "spectra", "models")
+    assert len(record["metrics"]["trained"]) == 2 and record["metrics"]["trained"][0]["pre"]["head"]["size"] == 6
+    assert "pre head: 6 of 6 (entropy" in capsys.readouterr().out
+
+
+def test_a_rank_deficient_checkpoint_is_found_out(checkpoints, tmp_path):
+    model = make("gpt2")
+    with torch.no_grad():  # two heads of layer 0 repeat two others; their queries have rank 10
+        q, k, v = model.transformer.h[0].attn.c_attn.weight.split(48, dim=1)  # views, (d, heads * k) each
+        model.transformer.h[0].attn.c_attn.bias.zero_()
+        q.copy_(torch.randn(48, 10) @ torch.randn(10, 48))
+        for part in (q, k):
+            part[:, 32:] = part[:, :16]
+    model.save_pretrained(tmp_path / "deficient")
+    with safe_open(checkpoints / "gpt2" / "model.safetensors", "pt") as file:
+        assert file.keys()  # the public format itself
+    transformers.AutoTokenizer.from_pretrained(checkpoints / "gpt2").save_pretrained(tmp_path / "deficient")
+    first, second = spectra.of_layers(open_model(str(tmp_path / "deficient")).layers.values())
+    # In float32 a repeated head is a repetition to 1e-7, and the rounding floor of a Gram matrix in float64 is about 1e-7 too.
+    assert [first["pre"][mode]["rank"] for mode in ("head", "query")] == [4, 10]
+    assert [second["pre"][mode]["rank"] for mode in ("head", "query")] == [6, 48]  # control
+
+
+def test_own_models_are_compressed_by_default_rows(tmp_path, text):
+    from reproduce.language import build_model, model_path, save_model
+
+    config = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 300}
+    config |= {"attention": {"mechanism": "MHA"}, "train": {}}
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel()
+    learned.train_from_iterator(
+        ["words and numbers"],
+        trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+    )
+    torch.manual_seed(0)
+    model = build_model(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)
+    save_model(model_path(tmp_path, "table2 MHA seed 0"), model, config, learned.to_str())
+    compress.run(Options("smoke", tmp_path, tmp_path / "records", text=str(text)))
+    rows = records.load(tmp_path / "records", "compress", "smoke")
+    assert {r["method"].split()[0] for r in rows} == {"Tucker", "MLA", "GQA"}
+    assert all(
+        set(r["metrics"]["ways"]) == ({"plain", "aware", "mean"} if r["method"].startswith("GQA") else {"plain", "aware"})
+        for r in rows
+    )
+    with pytest.raises(ValueError, match="holds no multi-head model; run table2 first"):
+        compress.run(Options("smoke", tmp_path / "empty", tmp_path / "records"))
+
+
+@pytest.mark.parametrize(
+    "prepare, message",
+    [
+        (lambda folder: None, "cannot be opened"),
+        (lambda folder: folder.mkdir(), "cannot be opened"),
+        (
+            lambda folder: transformers.BertConfig().save_pretrained(folder),
+            "its model type is bert; known here are gpt2, llama",
+        ),
+        (lambda folder: transformers.GPT2Config(n_embd=48, n_head=6, n_layer=1).save_pretrained(folder), "cannot be opened"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(prepare, message, tmp_path):
+    prepare(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"--model .*model.*{message}"):
+        open_model(str(tmp_path / "model"))
+
+
+def test_pickled_code_is_never_run(checkpoints, tmp_path):
+    """A checkpoint in the old format that holds an object with code is refused; with plain tensors it opens."""
+    import shutil
+
+    folder = tmp_path / "old"
+    shutil.copytree(checkpoints / "gpt2", folder)
+    (folder / "model.safetensors").unlink()
+    state = make("gpt2").state_dict()
+    torch.save(state, folder / "pytorch_model.bin")
+    assert len(open_model(str(folder)).layers) == 2
+
+    class Code:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save(state | {"code": Code()}, folder / "pytorch_model.bin")
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="cannot be opened"):
+        warnings.simplefilter("ignore")
+        open_model(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):
+    config = transformers.LlamaConfig(
+        **SHAPE, max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match="of type dynamic; known are default, linear and llama3"):
+        open_model(str(tmp_path / "m"))
+
+
+def test_a_cache_of_transformers_is_refused_with_advice(checkpoints):
+    opened = open_model(str(checkpoints / "llama"))
+    opened.put(opened.layers)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        opened.model(inputs_for("llama"), use_cache=True)
+
+
+def test_saving_needs_one_triple_of_ranks(tmp_path):
+    with pytest.raises(ValueError, match="--save keeps one compressed model"):
+        compress.run(Options("smoke", tmp_path, tmp_path, model="x", save=tmp_path / "m.safetensors"))
+
+
+def test_a_damaged_file_is_named(checkpoints, text, tmp_path):
+    run(tmp_path, checkpoints / "gpt2", text, ranks=((4, 24, 16),), save=tmp_path / "m.safetensors")
+    whole = (tmp_path / "m.safetensors").read_bytes()
+    (tmp_path / "m.safetensors").write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match="m.safetensors is not a readable safetensors file"):
+        open_model(str(tmp_path / "m.safetensors"))
+    with safe_open_written(tmp_path, whole) as file:
+        assert {"public", "attention", "tokenizer", "name"} <= set(file.metadata()) and json.loads(file.metadata()["attention"])
+
+
+def safe_open_written(folder, content):
+    (folder / "whole.safetensors").write_bytes(content)
+    return safe_open(folder / "whole.safetensors", "pt")
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@torch.no_grad()
+def test_timm(monkeypatch, tmp_path, qkv_bias):
+    timm = pytest.importorskip("timm", reason="timm is not installed; it needs torchvision", exc_type=ImportError)
+    create = timm.create_model
+    torch.manual_seed(0)
+    small = dict(img_size=16, patch_size=4, embed_dim=48, num_heads=6, depth=2, qkv_bias=qkv_bias, num_classes=10)
+    source = create("vit_tiny_patch16_224", **small).eval()
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained=False, **_: source if pretrained else create(name, **small).eval()
+    )
+    opened, x = open_model("vit_tiny_patch16_224"), inputs_for("vit")
+    expected = source(x).clone()
+    opened.put(opened.layers)
+    assert relative_error(opened.model(x), expected) < 1e-5
