@@ -44,6 +44,8 @@ def draw_all(folder: Path, out: Path) -> None:
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
     if runs := found("spectra", "smoke"):
         figures.singular_values(runs, out / "spectra_smoke.png")
+    if runs := found("compress", "smoke"):
+        figures.compression(runs, out / "compression_smoke.png")
     if runs := found("decode", "smoke"):
         figures.decoding(runs, out / "decoding_smoke.png")
     if runs := found("figure3", "smoke"):

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from reproduce.report import by_row, sizes_of
+from reproduce.report import by_model, by_row, sizes_of
 
 from .style import COLOURS, MARKERS, lines_of, mechanism
 
@@ -119,6 +119,64 @@ def singular_values(records: list[dict], path: Path) -> None:
     save(figure, path)
 
 
+def compression(records: list[dict], path: Path) -> None:
+    """Error of logits and of outputs, and loss, against attention parameters, for trained layers that were only compressed."""
+    groups = by_model(records)
+    figure, axes = plt.subplots(len(groups), 3, figsize=(12.6, 3.9 * len(groups)), squeeze=False)
+    panels = (
+        ("relative error of logits", lambda found: found["inputs"][0]),
+        ("relative error of outputs", lambda found: found["inputs"][1]),
+        ("loss (nats per token)", lambda found: found["loss"]),
+    )
+    drawn = {"aware": ("-", "knowing the inputs"), "plain": ("--", "for the weights alone"), "mean": (":", "mean-pooled")}
+    for line, group in zip(axes, groups):
+        for ax, (title, value) in zip(line, panels):
+            for kind in dict.fromkeys(family(r["method"]) for r in group):
+                for way, (dashes, _) in drawn.items():
+                    points = sorted(
+                        (r["metrics"]["attention_parameters"], value(r["metrics"]["ways"][way]))
+                        for r in group
+                        if family(r["method"]) == kind and way in r["metrics"]["ways"]
+                    )
+                    if points:
+                        colour, marker = COLOURS[mechanism(kind)], MARKERS[mechanism(kind)]
+                        fill = "white" if "shared" in kind else colour
+                        label = kind if way == "aware" else None
+                        ax.plot(
+                            *zip(*points),
+                            color=colour,
+                            linestyle=dashes,
+                            marker=marker,
+                            markerfacecolor=fill,
+                            markersize=5,
+                            label=label,
+                        )
+            before = group[0]["metrics"]["before"]
+            ax.axvline(before["attention_parameters"], color=COLOURS["MHA"], linewidth=0.8, linestyle=":")
+            if "loss" in title:
+                ax.axhline(before["loss"], color=COLOURS["MHA"], linewidth=0.8, linestyle=":")
+            ax.set(xscale="log", xlabel="attention parameters", ylabel=title)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k"))
+            ax.minorticks_off()
+        c = group[0]["config"]
+        line[0].set_title(f"{c['model']}: d {c['d_model']}, {c['n_heads']} heads" + (", rotary" if c["rotary"] else ""))
+    handles = [plt.Line2D([], [], color="#555555", linestyle=dashes) for dashes, _ in drawn.values()]
+    axes[0, 0].legend()
+    axes[0, 1].legend(handles, [name for _, name in drawn.values()])
+    figure.suptitle(
+        "Trained layers at REDUCED SCALE, compressed and not trained further; dotted: the layers before",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
+    )  # fmt: skip
+    figure.tight_layout()
+    save(figure, path)
+
+
+def family(label: str) -> str:
+    """The rows that make one line: "MLA shared" for "MLA shared d_c=128"."""
+    return " ".join(word for word in label.split() if word in ("MLA", "shared", "separated")) or mechanism(label)
+
+
 def decoding(records: list[dict], path: Path) -> None:
     """Cache bytes per token, and time of one decoding step against the context."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.0), width_ratios=(1, 1.25))
@@ -150,13 +208,19 @@ def decoding(records: list[dict], path: Path) -> None:
 
 
 def accuracy_against_parameters(records: list[dict], path: Path) -> None:
-    """Figure 3: top-1 and top-5 accuracy against attention parameters, a line per mechanism, bars over seeds."""
-    example = records[0]
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.9))
-    for ax, metric, title in ((axes[0], "top1", "top-1"), (axes[1], "top5", "top-5")):
+    """Figure 3: accuracy against attention parameters, converted only and fine-tuned; a line per mechanism, bars over seeds."""
+    start = [r for r in records if "train" not in r["config"]]
+    tuned = by_row([r for r in records if "train" in r["config"]])
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.0))
+    panels = (
+        ("top-1, converted only", lambda m: m["converted"]["top1"]),
+        ("top-1, fine-tuned", lambda m: m["top1"]),
+        ("top-5, fine-tuned", lambda m: m["top5"]),
+    )
+    for ax, (title, value) in zip(axes, panels):
         points: dict[str, list] = {}
-        for label, group in by_row(records).items():
-            values = [100 * r["metrics"][metric] for r in group]
+        for label, group in tuned.items():
+            values = [100 * value(r["metrics"]) for r in group]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             points.setdefault(mechanism(label), []).append(
                 (group[0]["metrics"]["attention_parameters"], statistics.mean(values), spread)
@@ -164,16 +228,21 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
         for kind, triples in points.items():
             x, y, spread = zip(*sorted(triples))
             ax.errorbar(x, y, yerr=spread, label=kind, color=COLOURS[kind], marker=MARKERS[kind], markersize=5, capsize=2.5)
-        ax.set(xscale="log", xlabel="attention parameters", ylabel=f"{title} accuracy in %")
+        if start:
+            metric = "top5" if "top-5" in title else "top1"
+            before = statistics.mean(100 * r["metrics"][metric] for r in start)
+            ax.axhline(before, color=COLOURS["MHA"], linewidth=1, linestyle=":", label="MHA as pretrained")
+        ax.set(xscale="log", xlabel="attention parameters")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k"))
         ax.minorticks_off()
         ax.set_title(title)
-    axes[0].legend()
-    n_seeds = max(len(group) for group in by_row(records).values())
+    axes[0].set_ylabel("accuracy in %")
+    axes[0].legend(loc="lower right")
+    c, n_seeds = next(iter(tuned.values()))[0]["config"], max(map(len, tuned.values()))
     figure.suptitle(
-        f"Figure 3 at REDUCED SCALE: ViT d {example['config']['d_model']} from scratch on {example['data']['name']}, "
-        f"{n_seeds} seed{'s' if n_seeds > 1 else ''}",
+        f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted, "
+        f"fine-tuned for {c['epochs']} epochs; {n_seeds} seed{'s' if n_seeds > 1 else ''}",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from tucker_ref import relative_errors, second_moment
+from tucker_ref import gqa_cost, relative_errors, second_moment
 
 from .data.images import load_images
 from .data.text import VALIDATION_SHARE, read_documents
@@ -112,21 +112,23 @@ def compress_model(opened: OpenModel, options: Options) -> None:
 
 
 def default_rows(shape: dict) -> list[Row]:
-    """Four Tucker budgets, the smaller ones in the proportions of Table 2, then MLA and GQA."""
-    h, d, t = shape["n_heads"], shape["d_model"], shape["n_kv_heads"] * shape["head_dim"]
+    """Tucker, MLA and GQA at several budgets below the layer's own, the smaller ones in the proportions of Table 2."""
+    h, d, g = shape["n_heads"], shape["d_model"], shape["n_kv_heads"]
+    t = g * shape["head_dim"]  # width of all keys
 
     def even(width: float) -> int:
         return max(2, 2 * int(width / 2))
 
-    tucker = [
+    rows = [
         Row("Tucker", ranks=(heads, even(d / share), even(t / share)))
-        for heads, share in ((h, 2), (h, 4), (max(1, 2 * h // 3), 6), (max(1, 2 * h // 3), 12))
+        for heads, share in ((h, 4), (max(1, 2 * h // 3), 6), (max(1, 2 * h // 3), 8), (max(1, 2 * h // 3), 12))
     ]
-    latent = (
-        [] if shape["bias"] else [Row("MLA", latent=even(t / share), shared_kv=s) for s in (False, True) for share in (2, 6)]
-    )
-    grouped = [Row("GQA", n_kv_heads=n) for n in range(shape["n_kv_heads"] // 2, 0, -1) if shape["n_kv_heads"] % n == 0]
-    return tucker + latent + grouped[:2]
+    if not shape["bias"]:  # MLA has none
+        rows += [Row("MLA", latent=even(t / share), shared_kv=shared) for shared in (False, True) for share in (2, 4, 6)]
+    divisors = [n for n in range(g // 2, 0, -1) if g % n == 0]
+    rows += [Row("GQA", n_kv_heads=n) for n in divisors[:3]]
+    own = gqa_cost(d, h, g, shape["head_dim"]).parameters
+    return [row for row in rows if row.cost(d, h).parameters < own]
 
 
 def text_samples(opened: OpenModel, options: Options) -> Samples:

@@ -1,8 +1,12 @@
-"""Figure 3, ViT: accuracy against attention parameters. So far every layer is trained from scratch; the paper converts
-pretrained layers and fine-tunes them."""
+"""Figure 3, ViT: accuracy against attention parameters. A vision transformer is pretrained with multi-head attention; its layers
+are converted to GQA, MLA and Tucker at several budgets, and each conversion is fine-tuned for the same few epochs."""
 
+import copy
 import dataclasses
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,21 +14,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data.images import ImageData, load_images
+from .language import model_path
 from .models.vit import ViT
 from .options import Options
 from .rows import Row
 from .runs import Run, override, selected
+from .saved import fill, read_model, write_model
 from .training import TrainConfig, train
 
 
 @dataclass(frozen=True)
 class Preset:
+    """pretrain: multi-head attention from scratch; finetune: every conversion, whose steps are set by `epochs`."""
+
     patch_size: int
     d_model: int
     n_heads: int
     n_layers: int
     rows: tuple[Row, ...]
-    train: TrainConfig
+    pretrain: TrainConfig
+    finetune: TrainConfig
+    epochs: int
     seeds: tuple[int, ...] = (0,)
 
 
@@ -39,59 +49,118 @@ PRESETS = {
             Row("GQA", n_kv_heads=4),
             Row("GQA", n_kv_heads=2),
             Row("GQA", n_kv_heads=1),
+            Row("MLA", latent=32, shared_kv=True),
             Row("MLA", latent=16, shared_kv=True),
             Row("MLA", latent=8, shared_kv=True),
             Row("MLA", latent=4, shared_kv=True),
+            Row("Tucker", ranks=(6, 24, 24)),
             Row("Tucker", ranks=(4, 16, 16)),
             Row("Tucker", ranks=(4, 8, 8)),
             Row("Tucker", ranks=(4, 4, 4)),
         ),
-        train=TrainConfig(steps=250, batch_size=64, learning_rate=2e-3, warmup_steps=25, weight_decay=0.05, beta2=0.99),
-        seeds=(0, 1),
+        pretrain=TrainConfig(steps=500, batch_size=64, learning_rate=2e-3, warmup_steps=25, weight_decay=0.05, beta2=0.99),
+        finetune=TrainConfig(steps=0, batch_size=64, learning_rate=1e-3, warmup_steps=10, weight_decay=0.05, beta2=0.99),
+        epochs=3,
+        seeds=(0, 1, 2),
     ),
 }
 
 
 def run(options: Options) -> None:
-    """One record per row and seed."""
+    """Per seed one record of the pretrained model and one per row.  --steps and --learning-rate are those of the fine-tuning."""
     preset = PRESETS[options.preset]
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)
-    for row in rows:
-        for seed in options.seeds or preset.seeds:
-            train_row(row, seed, preset, data, options)
+    steps = preset.epochs * len(data.x_train) // preset.finetune.batch_size
+    settings = override(dataclasses.replace(preset.finetune, steps=steps), options)
+    shape = {"image_size": data.x_train.shape[1], "channels": data.x_train.shape[3], "n_classes": data.n_classes}
+    shape |= {name: getattr(preset, name) for name in ("patch_size", "d_model", "n_heads", "n_layers")}
+    for seed in options.seeds or preset.seeds:
+        config = {**shape, "pretrain": dataclasses.asdict(preset.pretrain)}
+        start = Run("figure3", options, "MHA pretrained", config, seed, data.describe())
+        config = {**config, "train": dataclasses.asdict(settings), "epochs": preset.epochs}
+        runs = {row: Run("figure3", options, row.label, {**config, "row": row.config()}, seed, data.describe()) for row in rows}
+        left = {row: this for row, this in runs.items() if not this.is_done()}
+        if left:
+            model = pretrained(start, shape, preset.pretrain, data)
+            for row, this in left.items():
+                fine_tune(copy.deepcopy(model), row, this, settings, preset.pretrain.steps, data)
 
 
-def train_row(row: Row, seed: int, preset: Preset, data: ImageData, options: Options) -> None:
-    """Train a ViT with this row's attention and record its top-1 and top-5 accuracy on the test images."""
-    settings = override(preset.train, options)
-    shape = {name: getattr(preset, name) for name in ("patch_size", "d_model", "n_heads", "n_layers")}
-    config = {"row": row.config(), **shape, "train": dataclasses.asdict(settings)}
-    this = Run("figure3", options, row.label, config, seed, data.describe())
-    if this.is_done():
-        return
-    torch.manual_seed(seed)
-    side, channels = data.x_train.shape[1], data.x_train.shape[3]
-    model = ViT(side, preset.patch_size, channels, data.n_classes, preset.d_model, preset.n_heads, preset.n_layers, row.build)
-    model = model.to(options.device)
-
-    def batch_at(step):
-        chosen = np.random.default_rng((seed, step)).integers(0, len(data.x_train), size=settings.batch_size)
-        return torch.from_numpy(data.x_train[chosen]), torch.from_numpy(data.y_train[chosen])
-
-    def loss_of(model, images, labels):
-        return F.cross_entropy(model(as_input(images, data.pixel_range)).float(), labels)
-
-    result = train(model, batch_at, loss_of, settings, this.checkpoint, this.title)
+def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -> ViT:
+    """The multi-head model of this seed: from the output folder, or trained, recorded and kept there."""
+    path = model_path(this.options.out, f"figure3 {this.method} seed {this.seed}")
+    if path.exists():
+        model, metadata = load_vit(path)
+        if metadata["run"] == this.identity:
+            return model.to(this.options.device)
+    torch.manual_seed(this.seed)
+    model = build_vit(shape).to(this.options.device)
+    result = train(model, batches(data, settings, this.seed), loss_on(data), settings, this.checkpoint, this.title)
+    write_model(path, model, {"vit": json.dumps(shape), "run": this.identity})
     this.finish(
         {
-            **accuracy(model, data, options.device),
+            **accuracy(model, data, this.options.device),
             "images_seen": settings.steps * settings.batch_size,
-            "attention_parameters": sum(p.numel() for block in model.blocks for p in block.attention.parameters()),
+            "attention_parameters": attention_parameters(model),
             "curve": result.curve,
         },
         result.seconds,
     )
+    return model
+
+
+def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, first_step: int, data: ImageData) -> None:
+    """Convert every layer, measure, fine-tune, measure again, record."""
+    for block in model.blocks:
+        block.attention = row.converted(block.attention)
+    at_once = accuracy(model, data, this.options.device)
+    batch_at = batches(data, settings, this.seed, first_step)
+    result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
+    this.finish(
+        {
+            **accuracy(model, data, this.options.device),
+            "converted": at_once,
+            "images_seen": settings.steps * settings.batch_size,
+            "attention_parameters": attention_parameters(model),
+            "curve": result.curve,
+        },
+        result.seconds,
+    )
+
+
+def build_vit(shape: dict) -> ViT:
+    """Multi-head attention, freshly initialised.  shape: the arguments of ViT but `attention`."""
+    return ViT(**shape, attention=Row("MHA").build)
+
+
+def load_vit(path: Path) -> tuple[ViT, dict]:
+    """A model that `pretrained` kept, and its file's metadata.  Raises ValueError if the file holds something else."""
+    metadata, tensors = read_model(path)
+    if "vit" not in metadata:
+        raise ValueError(f"{path} holds no vision transformer of this program")
+    return fill(build_vit(json.loads(metadata["vit"])), metadata, tensors, path), metadata
+
+
+def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int = 0) -> Callable:
+    """step -> random images and their labels, a function of seed and step alone; first_step: where this phase begins."""
+
+    def batch_at(step):
+        chosen = np.random.default_rng((seed, first_step + step)).integers(0, len(data.x_train), size=settings.batch_size)
+        return torch.from_numpy(data.x_train[chosen]), torch.from_numpy(data.y_train[chosen])
+
+    return batch_at
+
+
+def loss_on(data: ImageData) -> Callable:
+    def loss_of(model, images, labels):
+        return F.cross_entropy(model(as_input(images, data.pixel_range)).float(), labels)
+
+    return loss_of
+
+
+def attention_parameters(model: ViT) -> int:
+    return sum(p.numel() for block in model.blocks for p in block.attention.parameters())
 
 
 def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:

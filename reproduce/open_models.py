@@ -14,6 +14,7 @@ from torch import nn
 
 from tucker_ref import GroupedQueryAttention, MultiHeadAttention, Rotary
 
+from .figure3 import load_vit
 from .language import load_model
 from .saved import fill, read_model, write_model
 
@@ -84,9 +85,12 @@ def open_model(name: str) -> OpenModel:
     path = Path(name)
     if path.suffix == ".safetensors":
         metadata, _ = read_model(path)
-        return _open_public_file(path) if "public" in metadata else _open_own(path)
-    if not path.exists() and (found := _open_timm(name)):
-        return found
+        return _open_public_file(path) if "public" in metadata else _open_vit(path) if "vit" in metadata else _open_own(path)
+    if not path.exists():
+        if path.is_absolute() or len(path.parts) > 2:  # hub names are NAME or OWNER/NAME
+            raise ValueError(f"--model {name}: no such file or folder")
+        if found := _open_timm(name):
+            return found
     return _open_transformers(name)
 
 
@@ -113,6 +117,13 @@ def _open_own(path: Path) -> OpenModel:
     return OpenModel(
         path.stem, model, layers, _call, lambda layer: layer, metadata, context=config["context"], tokenizer=tokenizer
     )
+
+
+def _open_vit(path: Path) -> OpenModel:
+    model, metadata = load_vit(path)
+    layers = {f"blocks.{n}.attention": block.attention for n, block in enumerate(model.blocks)}
+    side = json.loads(metadata["vit"])["image_size"]
+    return OpenModel(path.stem, model, layers, _call, lambda layer: layer, {"vit": metadata["vit"]}, image_size=side)
 
 
 def _call(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -145,24 +145,32 @@ def table3_sizes(records: list[dict]) -> list[str]:
 
 
 def figure3_runs(records: list[dict]) -> list[str]:
-    runs = by_row(records)
-    rows = [
-        [
-            label,
-            f"{group[0]['metrics']['attention_parameters']:,}",
-            mean_and_spread([100 * r["metrics"]["top1"] for r in group], 1),
-            mean_and_spread([100 * r["metrics"]["top5"] for r in group], 1),
-        ]
-        for label, group in runs.items()
-    ]
-    example = next(iter(runs.values()))[0]
+    rows = []
+    for label, group in by_row(records).items():
+        metrics = [r["metrics"] for r in group]
+
+        def percent(name: str, where: list[dict]) -> str:
+            return mean_and_spread([100 * m[name] for m in where], 1)
+
+        at_once = [m["converted"] for m in metrics if "converted" in m]
+        rows.append(
+            [
+                label,
+                f"{metrics[0]['attention_parameters']:,}",
+                percent("top1", at_once) if at_once else "",
+                percent("top1", metrics),
+                percent("top5", metrics),
+            ]
+        )
+    example = next(r for r in records if "train" in r["config"])
     c, data = example["config"], example["data"]
     title = (
         f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a ViT of d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} "
-        f"layers, trained from scratch on {data['train_images']:,} images of {data['name']}, {data['test_images']:,} test images.** "
-        "The paper fine-tunes pretrained ViTs on ImageNet-1k; its accuracies are not available to us."
+        f"layers, pretrained with MHA for {c['pretrain']['steps']:,} steps on {data['train_images']:,} images of {data['name']}, "
+        f"converted, and fine-tuned for {c['epochs']} epochs; {data['test_images']:,} test images.** "
+        "The paper fine-tunes ViTs that were pretrained on far more images; its accuracies are not available to us."
     )
-    header = ["row", "attention parameters", "top-1 %", "top-5 %"]
+    header = ["row", "attention parameters", "top-1 %, converted only", "top-1 %, fine-tuned", "top-5 %, fine-tuned"]
     return [title, markdown(header, rows), provenance(example, f"learning rate {c['train']['learning_rate']:g} for every row")]
 
 
@@ -188,27 +196,94 @@ def decode_runs(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows), note]
 
 
+def compress_runs(records: list[dict]) -> list[str]:
+    sections = []
+    for group in by_model(records):
+        sections += [compress_table(group), compress_note(group)]
+    return sections
+
+
+def by_model(records: list[dict]) -> list[list[dict]]:
+    """Records of one model on one set of samples together."""
+    groups = defaultdict(list)
+    for r in records:
+        groups[r["config"]["model"], r["data"]["sha256"]].append(r)
+    return list(groups.values())
+
+
+def compress_table(records: list[dict]) -> str:
+    model = records[0]["config"]["model"]
+    c, data, before = records[0]["config"], records[0]["data"], records[0]["metrics"]["before"]
+    score = next((name for name in ("loss", "top1") if name in before), "agreement")
+    rows = []
+    for r in records:
+        m = r["metrics"]
+        sizes = [f"{m['attention_parameters']:,}", f"{m['cache_per_token']:,}"]
+        pooled = {"mean-pooled": ("mean",)} if "mean" in m["ways"] else {}
+        for name, ways in ({"": ("plain", "aware")} | pooled).items():
+            found = [m["ways"][way] for way in ways]
+            columns = [[f["weights"][0] for f in found], [f["weights"][1] for f in found]]
+            columns += [[f["inputs"][0] for f in found], [f["inputs"][1] for f in found], [f[score] for f in found]]
+            rows.append(
+                [" ".join([r["method"], name]).strip(), *sizes, *(" / ".join(f"{v:.3f}" for v in column) for column in columns)]
+            )
+    scale = "" if records[0]["preset"] == "models" else ", REDUCED SCALE"
+    names = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess"}
+    title = (
+        f"**{model}{scale}: trained layers (d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers) compressed, not trained "
+        f"further.** In each cell: truncated for the weights alone / knowing the inputs ({data['calibration']:,} {data['unit']} of "
+        f"{data['name']}; measured on {data['test']:,} others). Errors are relative, means over layers."
+        + (f" The {names[score]} was {before[score]:.3f} before." if score in before else "")
+    )
+    header = ["row", "attention parameters", "cached per token", "error of W", "of W~", "of logits", "of outputs", names[score]]
+    return "\n\n".join([title, markdown(header, rows)])
+
+
+def compress_note(records: list[dict]) -> str:
+    """In how many cases it paid to know the inputs, and in which it did not."""
+    counts, missed = [], []
+    for name, value in (
+        ("error of logits", lambda found: found["inputs"][0]),
+        ("error of outputs", lambda found: found["inputs"][1]),
+        ("loss", lambda found: found.get("loss")),
+    ):
+        pairs = {r["method"]: [value(r["metrics"]["ways"][way]) for way in ("aware", "plain")] for r in records}
+        if None in (v for pair in pairs.values() for v in pair):
+            continue
+        counts.append(f"the {name} in {sum(aware < plain for aware, plain in pairs.values())} of {len(pairs)} rows")
+        if name != "loss":
+            missed += [f"{name} of {label}" for label, (aware, plain) in pairs.items() if aware >= plain]
+    text = f"Knowing the inputs lowered {', '.join(counts)}" + (f"; not {', '.join(missed)}" if missed else "")
+    return f"<sub>{text}. {records[0]['device']}; `{records[0]['command']}`</sub>"
+
+
 def spectra_runs(records: list[dict]) -> list[str]:
     modes = [(side, mode) for side, layer in records[0]["metrics"]["trained"][0].items() for mode in layer]
 
-    def mean(r: dict, state: str, side: str, mode: str) -> float:
-        return statistics.mean(layer[side][mode]["entropy_rank"] for layer in r["metrics"][state])
+    def cell(r: dict, side: str, mode: str) -> str:
+        means = {
+            state: statistics.mean(layer[side][mode]["entropy_rank"] for layer in layers)
+            for state, layers in r["metrics"].items()
+        }
+        before = f" ({means['initial']:.1f})" if "initial" in means else ""
+        return f"{means['trained']:.1f}{before} of {r['metrics']['trained'][0][side][mode]['size']}"
 
-    rows = []
-    for r in records:
-        layers = r["metrics"]["trained"]
-        cells = [
-            f"{mean(r, 'trained', *m):.1f} ({mean(r, 'initial', *m):.1f}) of {layers[0][m[0]][m[1]]['size']}" for m in modes
-        ]
-        rows.append([r["method"], *cells])
+    rows = [[r["method"], *(cell(r, *m) for m in modes)] for r in records]
+    if records[0]["preset"] == "models":
+        title = "**Effective ranks of the models that were named.** exp(entropy) of the singular values of each unfolding, mean over layers."
+        return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
     c = records[0]["config"]
     title = (
         f"**Effective ranks of trained layers at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_heads']} heads, "
         f"{c['n_layers']} layers, {c['train']['steps']} steps.** exp(entropy) of the singular values of each unfolding, mean over "
         "layers; in brackets before training; then how many there are."
     )
-    header = ["GPT-2 row", *(f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes)]
+    header = ["GPT-2 row", *mode_titles(modes)]
     return [title, markdown(header, rows), f"<sub>{records[0]['device']}; `{records[0]['command']}`</sub>"]
+
+
+def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
+    return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]
 
 
 def exactness_cells(records: list[dict]) -> list[str]:
@@ -305,6 +380,7 @@ DRAW = {
     "table2": {"sizes": table2_sizes, "runs": table2_runs},
     "spectra": {"runs": spectra_runs},
     "table3": {"sizes": table3_sizes, "runs": table3_runs},
+    "compress": {"runs": compress_runs},
     "figure3": {"runs": figure3_runs},
     "decode": {"runs": decode_runs},
 }

@@ -229,7 +229,7 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
 @pytest.mark.parametrize(
     "prepare, message",
     [
-        (lambda folder: None, "cannot be opened"),
+        (lambda folder: None, "no such file or folder"),
         (lambda folder: folder.mkdir(), "cannot be opened"),
         (
             lambda folder: transformers.BertConfig().save_pretrained(folder),

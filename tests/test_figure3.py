@@ -1,0 +1,93 @@
+"""Figure 3: pretrained once per seed, converted, fine-tuned, resumed; and its model opens for compress and spectra."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from reproduce import figure3, records, spectra
+from reproduce.options import Options
+from reproduce.rows import Row
+
+FULL = Row("Tucker", ranks=(4, 16, 16))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    preset = figure3.PRESETS["smoke"]
+    short = dict(log_every=1, checkpoint_every=1)
+    preset = dataclasses.replace(
+        preset,
+        patch_size=4,
+        d_model=16,
+        n_heads=4,
+        n_layers=2,
+        rows=(Row("MHA"), Row("GQA", n_kv_heads=2), Row("MLA", latent=4, shared_kv=True), Row("Tucker", ranks=(3, 4, 4)), FULL),
+        pretrain=dataclasses.replace(preset.pretrain, steps=6, **short),
+        finetune=dataclasses.replace(preset.finetune, **short),
+        epochs=1,
+        seeds=(0, 1),
+    )
+    monkeypatch.setitem(figure3.PRESETS, "smoke", preset)
+    return preset
+
+
+def run(folder, **more) -> list[dict]:
+    figure3.run(Options("smoke", folder, folder / "records", steps=2, **more))
+    return records.load(folder / "records", "figure3")
+
+
+def test_every_conversion_starts_from_the_pretrained_model_of_its_seed(tiny, tmp_path):
+    found = run(tmp_path)
+    assert len(found) == 2 * (1 + len(tiny.rows))
+    for seed in (0, 1):
+        by_method = {r["method"]: r["metrics"] for r in found if r["seed"] == seed}
+        start = by_method["MHA pretrained"]
+        for exact in ("MHA", FULL.label):  # nothing is lost without compression
+            assert by_method[exact]["converted"]["top1"] == start["top1"]
+        assert by_method["Tucker [3,4,4]"]["attention_parameters"] < start["attention_parameters"]
+        assert all(len(by_method[row.label]["curve"]) == 2 for row in tiny.rows)
+    config = found[-1]["config"]
+    assert config["pretrain"]["steps"] == 6 and config["train"]["steps"] == 2  # --steps are those of the fine-tuning
+
+
+def test_without_steps_given_fine_tuning_lasts_the_epochs_of_the_preset(tiny, tmp_path):
+    figure3.run(Options("smoke", tmp_path, tmp_path / "records", rows=("MHA",), seeds=(0,)))
+    assert records.load(tmp_path / "records")[-1]["config"]["train"]["steps"] == 1437 // 64
+
+
+def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
+    run(tmp_path, rows=("MHA",), seeds=(0,))
+    titles, train = [], figure3.train
+    monkeypatch.setattr(figure3, "train", lambda *a: titles.append(a[-1]) or train(*a))
+    run(tmp_path, rows=("MHA", "GQA n_KV=2"), seeds=(0,))
+    assert titles == ["figure3 GQA n_KV=2 seed 0"]  # the finished row is skipped, the pretrained model read
+    monkeypatch.setitem(
+        figure3.PRESETS, "smoke", dataclasses.replace(tiny, pretrain=dataclasses.replace(tiny.pretrain, steps=7))
+    )
+    run(tmp_path, rows=("MHA",), seeds=(0,))
+    assert titles[1:] == ["figure3 MHA pretrained seed 0", "figure3 MHA seed 0"]  # control: another model is another start
+
+
+def test_fine_tuning_sees_other_batches_than_pretraining(tiny):
+    data = figure3.load_images(None)
+    settings = dataclasses.replace(tiny.finetune, steps=3)
+    first, second = (figure3.batches(data, settings, 0, start) for start in (0, 6))
+    assert torch.equal(first(6)[0], second(0)[0]) and not torch.equal(first(0)[0], second(0)[0])
+
+
+def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
+    run(tmp_path, rows=("MHA",), seeds=(0,))
+    (path,) = (tmp_path / "models").glob("*.safetensors")
+    spectra.run(Options("smoke", tmp_path, tmp_path / "records", model=str(path)))
+    (record,) = records.load(tmp_path / "records", "spectra")
+    assert len(record["metrics"]["trained"]) == 2
+
+
+def test_another_file_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors", {"attention": json.dumps({})})
+    with pytest.raises(ValueError, match="m.safetensors holds no vision transformer"):
+        figure3.load_vit(tmp_path / "m.safetensors")
