@@ -270,7 +270,7 @@ def spectra_runs(records: list[dict]) -> list[str]:
 
     rows = [[r["method"], *(cell(r, *m) for m in modes)] for r in records]
     if records[0]["preset"] == "models":
-        title = "**Effective ranks of the models that were named.** exp(entropy) of the singular values of each unfolding, mean over layers."
+        title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
         return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
     c = records[0]["config"]
     title = (
