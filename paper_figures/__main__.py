@@ -46,6 +46,8 @@ def draw_all(folder: Path, out: Path) -> None:
         figures.singular_values(runs, out / "spectra_smoke.png")
     if runs := found("compress", "smoke"):
         figures.compression(runs, out / "compression_smoke.png")
+    if runs := found("compress_speed", "paper") or found("compress_speed", "smoke"):
+        figures.compression_cost(runs, out / "compression_cost.png")
     if runs := found("decode", "smoke"):
         figures.decoding(runs, out / "decoding_smoke.png")
     if runs := found("figure3", "smoke"):

@@ -172,6 +172,29 @@ def compression(records: list[dict], path: Path) -> None:
     save(figure, path)
 
 
+def compression_cost(records: list[dict], path: Path) -> None:
+    """Seconds and peak memory of the HOSVD of one layer, from its factors and from its tensors, against the width."""
+    sizes = records[0]["metrics"]["sizes"]
+    widths = [size["d_model"] for size in sizes]
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.8))
+    for ax, (what, title) in zip(axes, (("seconds", "seconds"), ("megabytes", "peak memory in MB"))):
+        for way, label, colour, marker in (
+            ("tensors", "tensors formed, TensorLy", COLOURS["MHA"], "s"),
+            ("factors", "from the factors, compress()", COLOURS["Tucker"], "D"),
+        ):
+            ax.plot(widths, [size[way][what] for size in sizes], color=colour, marker=marker, markersize=5, label=label)
+        ax.set(xscale="log", yscale="log", xlabel="model width d, with d / 64 heads", ylabel=title)
+        ax.set_xticks(widths, [f"{w:,}" for w in widths])
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        ax.minorticks_off()
+    axes[0].legend()
+    figure.suptitle(
+        f"Truncated HOSVD of one multi-head layer: {records[0]['device']}", x=0.01, ha="left", fontsize=11, fontweight="bold"
+    )
+    figure.tight_layout()
+    save(figure, path)
+
+
 def family(label: str) -> str:
     """The rows that make one line: "MLA shared" for "MLA shared d_c=128"."""
     return " ".join(word for word in label.split() if word in ("MLA", "shared", "separated")) or mechanism(label)

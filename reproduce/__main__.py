@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import claims, compress, decode, exactness, figure3, records, report, spectra, table1, table2, table3
+from . import claims, compress, compress_speed, decode, exactness, figure3, records, report, spectra, table1, table2, table3
 from .generation import generate
 from .language import load_model
 from .options import Options
@@ -20,10 +20,11 @@ EXPERIMENTS = {
     "spectra": spectra,
     "table3": table3,
     "compress": compress,
+    "compress_speed": compress_speed,
     "figure3": figure3,
     "decode": decode,
 }
-PRESETS = sorted({"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS})
+PRESETS = sorted({"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS, *compress_speed.PRESETS})
 EPILOG = """
 examples:
   python -m reproduce all                              everything at smoke scale: some minutes on two cores

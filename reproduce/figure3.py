@@ -17,6 +17,7 @@ from .data.images import ImageData, load_images
 from .language import model_path
 from .models.vit import ViT
 from .options import Options
+from .records import done
 from .rows import Row
 from .runs import Run, override, selected
 from .saved import fill, read_model, write_model
@@ -90,7 +91,7 @@ def run(options: Options) -> None:
 def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -> ViT:
     """The multi-head model of this seed: from the output folder, or trained, recorded and kept there."""
     path = model_path(this.options.out, f"figure3 {this.method} seed {this.seed}")
-    if path.exists():
+    if path.exists() and done(this.options.records, this.identity):
         model, metadata = load_vit(path)
         if metadata["run"] == this.identity:
             return model.to(this.options.device)

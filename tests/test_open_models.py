@@ -13,6 +13,7 @@ from reproduce import compress, records, spectra
 from reproduce.open_models import open_model
 from reproduce.options import Options
 from tucker_ref import TuckerAttention
+from tucker_ref import compress as reduce
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
 
@@ -318,3 +319,9 @@ def test_timm(monkeypatch, tmp_path, qkv_bias):
     expected = source(x).clone()
     opened.put(opened.layers)
     assert relative_error(opened.model(x), expected) < 1e-5
+    smaller = {place: reduce(layer, (4, 24, 16)) for place, layer in opened.layers.items()}
+    opened.put(smaller)
+    opened.save(tmp_path / "small.safetensors")
+    again = open_model(str(tmp_path / "small.safetensors"))
+    assert [layer.ranks for layer in again.layers.values()] == [(4, 24, 16)] * 2
+    assert torch.equal(again.model(x), opened.model(x)) and relative_error(again.model(x), expected) > 1e-4

@@ -1,0 +1,43 @@
+"""The benchmark of the compression: it measures, and shows no ratio where the two results differ."""
+
+import pytest
+import torch
+
+from reproduce import compress_speed, records, report
+from reproduce.options import Options
+from tucker_ref import MultiHeadAttention
+
+pytest.importorskip("tensorly", reason="tensorly is not installed; it is in the dev extra")
+
+
+def test_both_ways_find_the_same_truncated_hosvd():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(64, 4).double()
+    ours, dense = (way(layer, (3, 10, 12)) for way in (compress_speed.from_factors, compress_speed.from_tensors))
+    assert ours == pytest.approx(dense, rel=1e-10)
+    assert ours != pytest.approx(compress_speed.from_factors(layer, (3, 10, 11)), rel=1e-3)  # control
+
+
+def test_a_run_is_recorded_and_reported(monkeypatch, tmp_path):
+    monkeypatch.setitem(compress_speed.PRESETS, "smoke", (64, 128))
+    compress_speed.run(Options("smoke", tmp_path, tmp_path / "records"))
+    (record,) = records.load(tmp_path / "records", "compress_speed", "smoke")
+    for size in record["metrics"]["sizes"]:
+        assert all(size[way]["seconds"] > 0 and size[way]["megabytes"] > 0 for way in ("factors", "tensors"))
+    text = report.render([record])
+    assert (
+        "| 64, 1 " in text
+        and "| 128, 2 " in text
+        and "Growth between the two largest sizes: seconds of the factors as d to the" in text
+    )
+
+
+def test_no_ratio_is_shown_where_the_results_differ(monkeypatch, tmp_path):
+    def measured(way, d_model):
+        norm = 1.0 if way is compress_speed.from_factors else 1.0 + 1e-4
+        return {"seconds": 1.0, "megabytes": 1.0, "norms": [norm, 1.0]}
+
+    monkeypatch.setattr(compress_speed, "measured", measured)
+    with pytest.raises(ValueError, match="d = 256: the norms .* differ; no ratio is shown"):
+        compress_speed.run(Options("smoke", tmp_path, tmp_path / "records"))
+    assert not records.load(tmp_path / "records")
