@@ -125,29 +125,48 @@ def compress(
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     if shared_kv and method == "hooi":
         raise ValueError("method is 'hooi', which refits one tensor alone; with shared_kv take 'hosvd' or 'sthosvd'")
-    pre, post = factored_tensors(layer, moment, turned=rotary is None, joint=shared_kv)
     post_ranks = ranks if post_ranks is None else post_ranks
     if shared_kv:
-        check_tensor_ranks(pre, ranks, uncapped=(2,))
-        check_ranks("post_ranks", post_ranks, (len(post.left), post.left.shape[1], ranks[2]), uncapped=(2,))
-        if post_ranks[2] != ranks[2]:
-            raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
-        kept = subspaces(pre, ranks, method, columns=joint_columns(pre, post, ranks[2]))
-        key, right, turning = pre.project(columns=kept.columns).latent()
-        post, post_right = read_from(post, key, moment)
-        whole = tuple(torch.eye(basis.shape[1]).to(basis) for basis in post.column_bases)
-        post_kept = subspaces(post, post_ranks, method, columns=whole)
-        value = key = nn.Parameter(key.to(_dtype(layer)))
+        pre, post, turning = _shared(layer, ranks, post_ranks, method, rotary is None, moment)
     else:
-        kept, post_kept = subspaces(pre, ranks, method), subspaces(post, post_ranks, method, "post_ranks")
-        key, right, turning = pre.project(columns=kept.columns).latent()
-        value, post_right, _ = post.project(columns=post_kept.columns).latent()
+        pre, post = slices_of(layer, turned=rotary is None)
+        root, dtype = root_of(moment), next(layer.parameters()).dtype
+        pre, turning = _truncated(pre.whitened(root, root), "ranks", ranks, method, ("query", "key"), dtype)
+        post, _ = _truncated(post.whitened(None, root), "post_ranks", post_ranks, method, ("output", "value"), dtype)
     return TuckerAttention.from_weights(
-        _weights(pre, kept, right, {"query": pre.row_basis @ kept.rows, "key": key}, _dtype(layer)),
-        _weights(post, post_kept, post_right, {"output": post.row_basis @ post_kept.rows, "value": value}, _dtype(layer)),
+        pre,
+        post,
         scale=layer.scale,
         rotary=turning if rotary is None else copy.deepcopy(rotary),
         output_bias=output_bias_of(layer),
+    )
+
+
+def _truncated(tensor: FactoredTensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, Rotary | None]:
+    """One tensor as core and factors, and the rotary embedding of the columns that were kept."""
+    kept = subspaces(tensor, ranks, method, name)
+    columns, right, turning = tensor.project(columns=kept.columns).latent()
+    return _weights(tensor, kept, right, {names[0]: tensor.row_basis @ kept.rows, names[1]: columns}, dtype), turning
+
+
+def _shared(layer, ranks, post_ranks, method, turned, moment) -> tuple[TuckerWeights, TuckerWeights, Rotary | None]:
+    """Both tensors on one latent: `post.value` is `pre.key`."""
+    pre, post = factored_tensors(layer, moment, turned=turned, joint=True)
+    check_tensor_ranks(pre, ranks, uncapped=(2,))
+    check_ranks("post_ranks", post_ranks, (len(post.left), post.left.shape[1], ranks[2]), uncapped=(2,))
+    if post_ranks[2] != ranks[2]:
+        raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
+    kept = subspaces(pre, ranks, method, columns=joint_columns(pre, post, ranks[2]))
+    latent, right, turning = pre.project(columns=kept.columns).latent()
+    post, post_right = read_from(post, latent, moment)
+    whole = tuple(torch.eye(basis.shape[1]).to(basis) for basis in post.column_bases)
+    post_kept = subspaces(post, post_ranks, method, columns=whole)
+    dtype = next(layer.parameters()).dtype
+    latent = nn.Parameter(latent.to(dtype))
+    return (
+        _weights(pre, kept, right, {"query": pre.row_basis @ kept.rows, "key": latent}, dtype),
+        _weights(post, post_kept, post_right, {"output": post.row_basis @ post_kept.rows, "value": latent}, dtype),
+        turning,
     )
 
 
@@ -221,10 +240,6 @@ def _weights(tensor, kept: Subspaces, right: torch.Tensor, factors: dict, dtype:
     core = torch.einsum("hsk,htk,hr->rst", kept.rows.T @ tensor.left, right, kept.head)
     parts = {name: factor if isinstance(factor, nn.Parameter) else factor.to(dtype) for name, factor in factors.items()}
     return TuckerWeights(core.to(dtype), {"head": kept.head.to(dtype), **parts})
-
-
-def _dtype(layer: nn.Module) -> torch.dtype:
-    return next(layer.parameters()).dtype
 
 
 def _slices(tensor: FactoredTensor, n: int) -> torch.Tensor:

@@ -47,6 +47,7 @@ class Slices:
     """An attention tensor as a layer holds it, W_h = P left_h right_h^T L^T.
 
     rows: P (D, s); left: (h, s, k); columns: L (D, t); right: (h, t, k); classes: which of the t columns may be mixed.
+    Where head h just takes a block of k columns of its own or its group's, left or right may be the (h,) block numbers.
     """
 
     rows: torch.Tensor
@@ -67,14 +68,17 @@ class Slices:
         and the bases are orthonormal in that sense.
         """
         row_basis, r = _whiten(self.rows.double(), row_root)
-        left = r @ self.left.double()
+        left = _times(r, self.left)
         bases, rights = [], []
         for group in self.classes:
             basis, r = _whiten(group.gather(self.columns.double()), column_root)
             bases.append(basis)
             # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
-            channels = group.gather(self.right.double().mT).mT  # (h, c, k)
-            rights.append(r.conj() @ channels)
+            if len(self.classes) == 1 and group.second is None:
+                rights.append(_times(r, self.right))
+            else:
+                channels = group.gather(_dense(self.right, self.columns).double().mT).mT  # (h, c, k)
+                rights.append(r.conj() @ channels)
         return FactoredTensor(row_basis, left, self.classes, tuple(bases), tuple(rights))
 
     def minus(self, other: "Slices") -> "Slices":
@@ -85,9 +89,9 @@ class Slices:
 
         return Slices(
             torch.cat([self.rows, other.rows], dim=1),
-            diagonal(self.left, -other.left),
+            diagonal(_dense(self.left, self.rows), -_dense(other.left, other.rows)),
             torch.cat([self.columns, other.columns], dim=1),
-            diagonal(self.right, other.right),
+            diagonal(_dense(self.right, self.columns), _dense(other.right, other.columns)),
             merged(self.classes, other.classes, self.columns.shape[1]),
         )
 
@@ -95,10 +99,23 @@ class Slices:
         """Both tensors on the columns [L, L~]: each reads its own part, and zeros of the other's."""
         before, after = self.columns.shape[1], other.columns.shape[1]
         both, classes = torch.cat([self.columns, other.columns], dim=1), merged(self.classes, other.classes, before)
+        right, other_right = _dense(self.right, self.columns), _dense(other.right, other.columns)
         return (
-            Slices(self.rows, self.left, both, F.pad(self.right, (0, 0, 0, after)), classes),
-            Slices(other.rows, other.left, both, F.pad(other.right, (0, 0, before, 0)), classes),
+            Slices(self.rows, self.left, both, F.pad(right, (0, 0, 0, after)), classes),
+            Slices(other.rows, other.left, both, F.pad(other_right, (0, 0, before, 0)), classes),
         )
+
+
+def _times(r: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """r (c, s) times every head's (s, k), or the block of r's columns that it owns.  Returns: (h, c, k)."""
+    if blocks.ndim == 3:
+        return r @ blocks.double()
+    return r.unflatten(1, (int(blocks.max()) + 1, -1)).transpose(0, 1)[blocks]
+
+
+def _dense(blocks: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(h, s, k), zeros and ones where block numbers are given."""
+    return blocks if blocks.ndim == 3 else _times(torch.eye(columns.shape[1]).to(columns), blocks)
 
 
 @dataclass(frozen=True)
@@ -229,12 +246,16 @@ def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given."""
-    if root is None:
-        return torch.linalg.qr(basis)
-    root = root.to(basis.dtype)
-    q, r = torch.linalg.qr(root @ basis)
-    return torch.linalg.solve_triangular(root, q, upper=True), r
+    """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given.
+
+    A basis as wide as tall is left as it is, with Q = I: a QR decomposition would not make it smaller.
+    """
+    r = basis if root is None else root.to(basis.dtype) @ basis
+    if r.shape[1] >= r.shape[0]:
+        q = torch.eye(len(r)).to(r)
+    else:
+        q, r = torch.linalg.qr(r)
+    return (q if root is None else torch.linalg.solve_triangular(root.to(q.dtype), q, upper=True)), r
 
 
 def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
@@ -303,16 +324,14 @@ def _of_projections(layer):
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
 
-    def select(n_blocks, owners):  # (h, n_blocks * k, k): head h picks its own block of columns
-        return torch.einsum("hg,kl->hgkl", owners, torch.eye(k)).reshape(h, n_blocks * k, k).to(w_q)
-
-    own, group = select(h, torch.eye(h)), select(g, torch.eye(g).repeat_interleave(h // g, dim=0))
+    own = torch.arange(h, device=w_q.device)
+    group = own // (h // g)
     rotary = None if layer.rotary is None else layer.rotary.repeated(g)
     return (w_q, own, w_k, group), rotary, (layer.o_proj.weight.detach(), own, w_v, group)
 
 
 def _of_latents(layer):
-    h, v, rope = layer.n_heads, layer.v_head_dim, layer.rope_dim
+    h, rope = layer.n_heads, layer.rope_dim
     w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
     left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
@@ -323,7 +342,7 @@ def _of_latents(layer):
         if t % 2:  # as in `as_tucker`: an odd latent gets one more channel, of zeros
             w_dk, right = widened(w_dk.T, t).T, widened(right.mT, t).mT
         rotary = layer.rotary.after_unrotated(t + t % 2)
-    own = torch.einsum("hg,kl->hgkl", torch.eye(h), torch.eye(v)).reshape(h, h * v, v).to(w_o)
+    own = torch.arange(h, device=w_o.device)
     value = w_dk[: layer.kv_rank] if layer.shared_kv else layer.v_a_proj.weight.detach()
     return (w_dq.T, left, w_dk.T, right), rotary, (w_o, own, value.T, w_uv.mT)
 
