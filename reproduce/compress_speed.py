@@ -18,7 +18,7 @@ from .options import Options
 from .records import append, new_record
 
 HEAD_DIM, REPEATS = 64, 3
-PRESETS = {"smoke": (256, 512), "paper": (256, 512, 1024, 2048)}  # d_model; the last one is LLaMA3-1B's layer
+PRESETS = {"smoke": (128, 256), "paper": (256, 512, 1024, 2048)}  # d_model; the last one is LLaMA3-1B's layer
 AGREEMENT = 1e-6  # relative, of the two approximations' norms
 
 

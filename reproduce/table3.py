@@ -21,7 +21,7 @@ PRESETS = {
         context=128,
         vocab_size=1024,
         validation_tokens=65_536,
-        train=TrainConfig(steps=120, batch_size=8, learning_rate=2e-3, warmup_steps=12),
+        train=TrainConfig(steps=100, batch_size=8, learning_rate=2e-3, warmup_steps=12),
     ),
 }
 

@@ -7,7 +7,9 @@ import torch
 from helpers import DIFFERENT, TOLERANCE, relative_error
 
 from tucker_ref import TuckerAttention
-from tucker_ref.attend import BACKENDS, attend
+from tucker_ref.attend import FORCED, attend
+
+BACKENDS = ("reference", "sdpa", "math")  # those that take every shape, mask and dtype on every device, with gradients
 
 SHAPES = [  # b, h, g, n, m, k, v
     (1, 1, 1, 1, 1, 4, 4),
@@ -102,18 +104,55 @@ def test_masks_broadcast(backend, shape):
     assert torch.allclose(attend(q, k, v, scale=0.3, mask=mask, backend=backend), full, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("groups", [12, 4, 1])
+def test_the_flash_kernel_matches_reference_where_it_runs(groups, causal, dtype):
+    qkv = inputs(2, 12, groups, 63, 63, 8, 8, dtype)
+    expected = run([t.detach().double().requires_grad_() for t in qkv], backend="reference", scale=0.3, causal=causal)
+    for actual, wanted in zip(run(qkv, backend="flash", scale=0.3, causal=causal), expected):
+        assert relative_error(actual, wanted) < TOLERANCE[dtype]
+
+
 def test_the_flash_kernel_takes_tucker_attention_with_equal_widths_only():
     """Sec. 3.3, with the kernel forced: one key/value head for all heads; key and value latents must be equally wide."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def forced(ranks, post_ranks):
         layer, x = TuckerAttention(24, 6, ranks, post_ranks).double(), torch.randn(1, 9, 24, dtype=torch.float64)
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.no_grad():
-            return relative_error(layer(x), layer(x, backend="reference"))
+        with torch.no_grad():
+            return relative_error(layer(x, backend="flash"), layer(x, backend="reference"))
 
     assert forced((4, 9, 8), (3, 7, 8)) < TOLERANCE[torch.float64]
-    with pytest.raises(RuntimeError, match="No available kernel"), pytest.warns(UserWarning):
+    with pytest.raises(ValueError, match="backend 'flash' refuses q .*: \\w+"):
         forced((4, 9, 8), (3, 7, 5))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flex_matches_reference_in_output(shape, causal, masked):
+    """Its gradient is tested on a GPU; elsewhere it has none, and says so."""
+    n, m = shape[3:5]
+    mask = torch.rand(n, m, generator=torch.Generator().manual_seed(3)) < 0.7 if masked else None
+    q, k, v = (t.detach() for t in inputs(*shape))
+    options = dict(scale=0.3, causal=causal, mask=mask)
+    expected = attend(q, k, v, backend="reference", **options)
+    assert torch.allclose(attend(q, k, v, backend="flex", **options), expected, rtol=1e-10, atol=1e-12)
+    if n > 1 and m > 1:
+        assert not torch.allclose(attend(q, k, v, backend="flex", scale=0.3, causal=not causal), expected, rtol=1e-3)  # control
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU flex_attention has a gradient")
+def test_flex_refuses_gradients_on_the_cpu():
+    with pytest.raises(ValueError, match="backend 'flex' refuses torch.float64 on cpu: .*backward"):
+        attend(*inputs(2, 4, 1, 5, 5, 8, 8), scale=1.0, backend="flex")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU these kernels run")
+@pytest.mark.parametrize("backend", sorted(set(FORCED) - {"math", "flash"}))
+def test_a_kernel_that_refuses_says_why(backend):
+    with pytest.raises(ValueError, match=rf"backend '{backend}' refuses q \(2, 4, 5, 8\), .* torch.float64 on cpu: \w+"):
+        attend(*inputs(2, 4, 1, 5, 5, 8, 8), scale=1.0, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,7 +178,8 @@ def test_causal_aligns_the_last_query_with_the_last_source(backend):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(backend="flashy"), "backend is 'flashy'.*reference, sdpa"),
+        (dict(backend="flashy"), "backend is 'flashy'.*reference, sdpa, flash, cudnn, efficient, math, flex, triton"),
+        (dict(backend="triton", mask=torch.ones(5, 5, dtype=torch.bool)), "'triton' takes no mask"),
         (dict(scale=math.nan), "scale is nan"),
         (dict(scale=math.inf), "scale is inf"),
         (dict(scale=0.0), "scale is 0.0"),

@@ -38,6 +38,6 @@ def test_no_ratio_is_shown_where_the_results_differ(monkeypatch, tmp_path):
         return {"seconds": 1.0, "megabytes": 1.0, "norms": [norm, 1.0]}
 
     monkeypatch.setattr(compress_speed, "measured", measured)
-    with pytest.raises(ValueError, match="d = 256: the norms .* differ; no ratio is shown"):
+    with pytest.raises(ValueError, match="d = 128: the norms .* differ; no ratio is shown"):
         compress_speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     assert not records.load(tmp_path / "records")

@@ -1,11 +1,21 @@
 """Rung 4. softmax(Q K^T * scale + mask) V: one function, several backends, all with the meaning of "reference" (PyTorch)."""
 
+import functools
+import warnings
+
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import check_scale, check_tokens
 
-BACKENDS = ("reference", "sdpa")
+FORCED = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+BACKENDS = ("reference", "sdpa", *FORCED, "flex", "triton")
 
 
 def attend(
@@ -24,12 +34,26 @@ def attend(
     scale: multiplies the logits; always explicit, because a latent width is not the head width that the paper divides by.
     causal: the last query is the last source token; query j sees the sources up to its own place, j + m - n.
     mask: boolean, True where a query may look, broadcastable to (b, h, n, m). A query that may look nowhere yields zeros.
-    backend: "reference" (plain einsum, the specification) or "sdpa" (PyTorch chooses the kernel).
-    Raises ValueError on a shape, scale, mask or backend that does not fit.
+    backend: "reference" (plain einsum, the specification); "sdpa" (PyTorch chooses the kernel); "flash", "cudnn", "efficient",
+    "math" (that kernel of PyTorch or an error); "flex" (PyTorch's flex_attention); "triton" (our kernel, without a mask).
+    Raises ValueError on a shape, scale, mask or backend that does not fit, or a kernel that refuses, with its reason.
     """
     _check(q, k, v, scale, causal, mask, backend)
     if backend == "reference":
         return _reference(q, k, v, scale, _allowed(q, k, causal, mask))
+    if backend == "triton":
+        from .kernels.latent_attention import flash_attention
+
+        return flash_attention(q, k, v, scale=scale, causal=causal)
+    if backend == "flex":
+        return _flex(q, k, v, scale, causal, mask)
+    if backend in FORCED:
+        return _forced(q, k, v, scale, causal, mask, backend)
+    return _sdpa(q, k, v, scale, causal, mask)
+
+
+def _sdpa(q, k, v, scale, causal, mask, grouped: bool = True):
+    """grouped: whether the kernel may be told that heads share keys; else it sees each key as often as it is used."""
     b, h, n, _ = q.shape
     if n == 1 and mask is None:
         # Decoding: one token sees all sources, so the heads of a group can stand where queries stand, and K and V stay as
@@ -41,10 +65,58 @@ def attend(
     allowed = None if square else _allowed(q, k, causal, mask)
     if allowed is not None:
         allowed = torch.atleast_2d(allowed)
-    grouped = q.shape[1] != k.shape[1]
+    sharing = q.shape[1] != k.shape[1]
+    if sharing and not grouped:  # a view without copies where all heads share one key, as in Tucker Attention
+        k, v = (x.unsqueeze(2).expand(-1, -1, h // x.shape[1], -1, -1).flatten(1, 2) for x in (k, v))
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=allowed, is_causal=causal and square, scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=allowed, is_causal=causal and square, scale=scale, enable_gqa=sharing and grouped
     )
+
+
+def _forced(q, k, v, scale, causal, mask, backend):
+    """One kernel of PyTorch's and no other; its own warnings say why it refuses."""
+    grouped = backend != "efficient"  # which knows no groups
+    if torch.compiler.is_compiling():
+        with sdpa_kernel(FORCED[backend]):
+            return _sdpa(q, k, v, scale, causal, mask, grouped)
+    with sdpa_kernel(FORCED[backend]), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            return _sdpa(q, k, v, scale, causal, mask, grouped)
+        except RuntimeError as error:
+            reasons = "; ".join(dict.fromkeys(str(w.message).split(" (Triggered")[0] for w in said)) or str(error)
+            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype} on {q.device}"
+            raise ValueError(f"backend {backend!r} refuses {shapes}: {reasons}") from error
+
+
+def _flex(q, k, v, scale, causal, mask):
+    """PyTorch's flex_attention: compiled to one kernel on a GPU; elsewhere plain, and without a gradient."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    n, m = q.shape[2], k.shape[2]
+    full = None if mask is None else mask.expand(q.shape[0], q.shape[1], n, m)
+
+    def keep_allowed(logit, b, h, i, j):
+        if causal:
+            logit = torch.where(j <= i + m - n, logit, -torch.inf)
+        return logit if full is None else torch.where(full[b, h, i, j], logit, -torch.inf)
+
+    options = dict(
+        score_mod=keep_allowed if causal or full is not None else None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    if q.is_cuda:
+        return _compiled(flex_attention)(q, k, v, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not compiled
+        try:
+            return flex_attention(q, k, v, **options)
+        except NotImplementedError as error:
+            raise ValueError(f"backend 'flex' refuses {q.dtype} on {q.device}: {error}") from error
+
+
+@functools.cache
+def _compiled(function):
+    return torch.compile(function, dynamic=False)
 
 
 def _reference(q, k, v, scale, allowed):
@@ -73,13 +145,13 @@ def _allowed(q, k, causal, mask):
 def check_call(layer, x: torch.Tensor, mask: torch.Tensor | None, backend: str, cache) -> None:
     """What a layer checks before it touches its cache, so that a refused call leaves the cache as it was."""
     check_tokens(x, layer.d_model)
-    _check_backend(backend)
+    _check_backend(backend, mask)
     batch, n = x.shape[:2]
     _check_mask(mask, (batch, layer.n_heads, n, n if cache is None else cache.length + n))
 
 
 def _check(q, k, v, scale, causal, mask, backend):
-    _check_backend(backend)
+    _check_backend(backend, mask)
     check_scale(scale)
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4:
@@ -93,9 +165,11 @@ def _check(q, k, v, scale, causal, mask, backend):
     _check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
 
 
-def _check_backend(backend: str) -> None:
+def _check_backend(backend: str, mask: torch.Tensor | None) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if backend == "triton" and mask is not None:
+        raise ValueError("backend 'triton' takes no mask beside the causal rule; 'sdpa', 'efficient' and 'flex' do")
 
 
 def _check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int]) -> None:

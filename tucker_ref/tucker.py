@@ -219,11 +219,19 @@ class TuckerAttention(CachedAttention):
         places = None if self.rotary is None else token_positions(x, positions, cache)
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
         p = self.query_norm(x @ self.pre.query)  # (b, n, s)  the query latent
-        q = torch.einsum("bns,hst->bhnt", p, self.pre.head_cores())  # per head, in key coordinates
-        if self.rotary is not None:
-            q = self.rotary(q, places)
+        cores = self.pre.head_cores()  # (h, s, t)
         k, v = self._latents(x, places, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
-        z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, v)
+        if backend == "triton":  # the next lines as one kernel: no q in memory
+            from .kernels.latent_attention import latent_attention
+
+            z = latent_attention(
+                p, cores, k, v, scale=self.scale, causal=causal, rotary=self.rotary, positions=places
+            )  # (b, h, n, v)
+        else:
+            q = torch.einsum("bns,hst->bhnt", p, cores)  # per head, in key coordinates
+            if self.rotary is not None:
+                q = self.rotary(q, places)
+            z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, v)
         y = torch.einsum("bhnv,hov->bno", z, self.post.head_cores())  # (b, n, o)
         return F.linear(y, self.post.output, self.output_bias)  # (b, n, d)
 

@@ -1,0 +1,215 @@
+"""Rung 14: the Triton kernels against the specification, in the interpreter on a CPU and compiled on a GPU."""
+
+import pytest
+import torch
+from helpers import DIFFERENT, TOLERANCE, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tucker_ref import GroupedQueryAttention, MultiHeadAttention, MultiHeadLatentAttention, Rotary, TuckerAttention
+from tucker_ref.attend import attend
+
+pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
+
+from tucker_ref.kernels import latent_attention  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BOUNDS = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: TOLERANCE[torch.bfloat16]}  # as in helpers; fp16: eps 1e-3
+HALF = [
+    torch.float16,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 matrices as integers"),
+    ),
+]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=["float32", "float16", "bfloat16"])
+SHAPES = [  # b, h, g, n, m, k, v
+    (2, 1, 1, 2, 2, 4, 4),
+    (2, 3, 3, 7, 7, 5, 5),
+    (1, 4, 2, 37, 37, 8, 24),
+    (2, 4, 1, 16, 33, 18, 10),
+    (1, 4, 1, 63, 63, 32, 16),
+]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Every buffer that is allocated without contents holds NaN: what a kernel forgets to write shows."""
+    for place, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        original = getattr(place, name)
+
+        def filled(*arguments, original=original, **options):
+            result = original(*arguments, **options)
+            return result.fill_(float("nan")) if result.is_floating_point() else result
+
+        monkeypatch.setattr(place, name, filled)
+
+
+def inputs(b, h, g, n, m, k, v, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(b, h, n, k), (b, g, m, k), (b, g, m, v)]
+    return [torch.randn(s, generator=generator).to(DEVICE, dtype).requires_grad_() for s in shapes]
+
+
+def direction_of(y: torch.Tensor) -> torch.Tensor:
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
+
+
+def with_gradients(y: torch.Tensor, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [y.detach(), *torch.autograd.grad((y * direction_of(y)).sum(), leaves)]
+
+
+@DTYPES
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flash_attention_matches_reference_in_output_and_gradient(shape, causal, dtype):
+    qkv = inputs(*shape, dtype)
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    expected = with_gradients(attend(*exact, scale=0.3, causal=causal, backend="reference"), exact)
+    actual = with_gradients(attend(*qkv, scale=0.3, causal=causal, backend="triton"), qkv)
+    assert max(relative_error(a, e) for a, e in zip(actual, expected)) < BOUNDS[dtype]
+    wrong = attend(*qkv, scale=0.3, causal=not causal, backend="triton")  # controls
+    assert relative_error(wrong, expected[0]) > DIFFERENT
+    assert relative_error(attend(*qkv, scale=0.4, causal=causal, backend="triton"), expected[0]) > DIFFERENT
+
+
+def test_one_token_sees_itself():
+    q, k, v = inputs(1, 2, 1, 1, 1, 4, 4, torch.float32)
+    z = attend(q, k, v, scale=0.3, causal=True, backend="triton")
+    assert torch.equal(z, v.expand_as(z))
+    dq, dk, dv = torch.autograd.grad(z.sum(), (q, k, v))
+    assert dq.abs().max() < 1e-6 and dk.abs().max() < 1e-6 and torch.equal(dv, torch.full_like(dv, 2.0))
+
+
+TUCKER = {
+    "plain": dict(ranks=(4, 9, 10), post_ranks=(3, 7, 5)),
+    "wide": dict(ranks=(6, 20, 23), post_ranks=(5, 24, 17)),
+    "bias": dict(ranks=(4, 9, 10), post_ranks=(3, 7, 5), bias=True),
+    "norm": dict(ranks=(4, 9, 10), post_ranks=(3, 7, 5), latent_norm=True),
+    "latent RoPE": dict(ranks=(4, 9, 10), post_ranks=(3, 7, 5), rotary=Rotary.latent(10, base=50.0)),
+    "interleaved": dict(ranks=(4, 9, 10), post_ranks=(3, 7, 5), rotary=Rotary.latent(10, base=50.0, pairing="interleaved")),
+    "groups": dict(ranks=(4, 9, 12), rotary=Rotary.groups(4, 3, base=50.0)),
+    "decoupled, shared": dict(ranks=(4, 9, 14), shared_kv=True, rotary=Rotary.decoupled(8, 6, base=50.0)),
+}
+EVERY = pytest.mark.parametrize("name", TUCKER)
+
+
+def layer_of(name: str, dtype: torch.dtype) -> TuckerAttention:
+    torch.manual_seed(0)
+    layer = TuckerAttention(24, 6, **TUCKER[name])
+    with torch.no_grad():
+        for parameter in layer.parameters():  # attention far from uniform, and biases that matter
+            parameter.copy_(torch.randn(parameter.shape) * 1.5 / parameter.shape[-1] ** 0.5)
+    return layer.to(DEVICE, dtype)
+
+
+def tokens(n: int, dtype: torch.dtype) -> torch.Tensor:
+    x = torch.randn(2, n, 24, generator=torch.Generator().manual_seed(3))
+    return x.to(DEVICE, dtype).requires_grad_()
+
+
+CASES = [(name, True, "default") for name in TUCKER] + [
+    (name, *case)
+    for name in ("latent RoPE", "decoupled, shared")
+    for case in ((False, "default"), (True, "per token"), (False, "per sequence"))
+]
+
+
+@pytest.mark.parametrize("name, causal, positions", CASES)
+def test_tucker_attention_matches_its_reference_in_output_and_every_gradient(name, causal, positions):
+    layer, exact = layer_of(name, torch.float32), layer_of(name, torch.float64)
+    x, x_exact = tokens(19, torch.float32), tokens(19, torch.float64)
+    places = {"default": None, "per token": torch.arange(19) * 3 + 5, "per sequence": torch.arange(38).view(2, 19) * 2}[
+        positions
+    ]
+    options = dict(causal=causal, positions=None if places is None else places.to(DEVICE))
+    expected = with_gradients(exact(x_exact, backend="reference", **options), [x_exact, *exact.parameters()])
+    actual = with_gradients(layer(x, backend="triton", **options), [x, *layer.parameters()])
+    assert max(relative_error(a, e) for a, e in zip(actual, expected)) < BOUNDS[torch.float32]
+    if "RoPE" in name and positions == "per token":  # control: other places
+        assert (
+            relative_error(layer(x, backend="triton", causal=causal, positions=places.to(DEVICE) ** 2), expected[0]) > DIFFERENT
+        )
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["float16", "bfloat16"])
+@EVERY
+def test_in_half_precision_it_is_as_exact_as_the_stock_path(name, dtype):
+    """Both round queries to the same precision; ours may err by twice as much as PyTorch's own kernel, plus one rounding."""
+    layer, exact, x = layer_of(name, dtype), layer_of(name, torch.float64), tokens(19, dtype)
+    x_exact = x.detach().double().requires_grad_()
+    with torch.no_grad():
+        for a, b in zip(exact.parameters(), layer.parameters()):
+            a.copy_(b.double())
+    expected = with_gradients(exact(x_exact, backend="reference"), [x_exact, *exact.parameters()])
+    stock, ours = (with_gradients(layer(x, backend=backend), [x, *layer.parameters()]) for backend in ("sdpa", "triton"))
+    for a, b, e in zip(ours, stock, expected):
+        assert relative_error(a, e) < 2 * relative_error(b, e) + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", ["wide", "latent RoPE", "decoupled, shared"])
+@torch.no_grad()
+def test_prefill_and_decode_through_the_cache(name):
+    layer, x = layer_of(name, torch.float32), tokens(12, torch.float32)
+    cache = layer.new_cache(2, 12)
+    pieces = [layer(part, cache=cache, backend="triton") for part in x.split([5, 1, 4, 1, 1], dim=1)]
+    assert relative_error(torch.cat(pieces, dim=1), layer(x, backend="reference")) < BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MultiHeadAttention(24, 6, rotary=Rotary.heads(4)),
+        lambda: GroupedQueryAttention(24, 6, 2, bias=True),
+        lambda: MultiHeadLatentAttention(24, 6, 10, 8, rope_dim=4, rotary=Rotary.heads(4)),
+        lambda: MultiHeadLatentAttention(24, 6, 10, 8, rope_dim=4, rotary=Rotary.heads(4), absorb=True),
+    ],
+    ids=["MHA", "GQA", "MLA", "MLA absorbed"],
+)
+@torch.no_grad()
+def test_the_other_mechanisms_run_on_the_kernel_without_mixing(make):
+    torch.manual_seed(0)
+    layer, x = make().to(DEVICE), tokens(21, torch.float32)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn(parameter.shape) * 1.5 / parameter.shape[-1] ** 0.5)
+    assert relative_error(layer(x, backend="triton"), layer(x, backend="reference")) < BOUNDS[torch.float32]
+
+
+def test_no_tensor_of_all_heads_queries_is_made():
+    class Seen(TorchDispatchMode):
+        sizes: set = set()
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    Seen.sizes.add(tensor.numel())
+            return result
+
+    layer, x = layer_of("latent RoPE", torch.float32), tokens(21, torch.float32)
+    all_queries = 2 * 6 * 21 * 10  # b h n t
+    with Seen():
+        with_gradients(layer(x, backend="triton"), [x, *layer.parameters()])
+    assert all_queries not in Seen.sizes and 2 * 6 * 21 * 5 in Seen.sizes  # z, (b, h, n, v), is there
+    with Seen():  # control
+        layer(x, backend="sdpa")
+    assert all_queries in Seen.sizes
+
+
+def test_a_mask_is_refused_before_the_cache_is_touched():
+    layer, x = layer_of("plain", torch.float32), tokens(5, torch.float32)
+    cache = layer.new_cache(2, 5)
+    with pytest.raises(ValueError, match="'triton' takes no mask"):
+        layer(x, backend="triton", mask=torch.ones(5, 5, dtype=torch.bool, device=DEVICE), cache=cache)
+    assert cache.length == 0
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="compiled kernels take bfloat16")
+def test_bfloat16_is_refused_where_the_interpreter_would_be_wrong():
+    with pytest.raises(ValueError, match="interpreter multiplies bfloat16 matrices as integers"):
+        layer_of("plain", torch.bfloat16)(tokens(5, torch.bfloat16), backend="triton")
+
+
+def test_the_wrong_device_is_named(monkeypatch):
+    monkeypatch.setattr(latent_attention, "interpreted", lambda: DEVICE == "cuda")
+    with pytest.raises(ValueError, match=f"backend 'triton' got tensors on {DEVICE}.*TRITON_INTERPRET=1"):
+        layer_of("plain", torch.float32)(tokens(5, torch.float32), backend="triton")

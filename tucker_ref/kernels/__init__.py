@@ -1,0 +1,1 @@
+"""Rung 14. Triton kernels, proved against rung 4. Importing this needs triton; nothing else in tucker_ref does."""
