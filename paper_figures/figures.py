@@ -261,7 +261,7 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
         ax.minorticks_off()
         ax.set_title(title)
     axes[0].set_ylabel("accuracy in %")
-    axes[0].legend(loc="lower right")
+    axes[1].legend(loc="lower right")
     c, n_seeds = next(iter(tuned.values()))[0]["config"], max(map(len, tuned.values()))
     figure.suptitle(
         f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted, "

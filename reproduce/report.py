@@ -108,13 +108,15 @@ def sweep_table(records: list[dict]) -> str:
     for r in records:
         losses[r["method"], r["config"]["train"]["learning_rate"]].append(r["metrics"]["validation_loss"])
     labels = dict.fromkeys(r["method"] for r in records)
-    rows = [
-        [label, *(mean_and_spread(losses[label, rate], 3) if (label, rate) in losses else "not run" for rate in rates)]
-        for label in labels
-    ]
+    rows = []
+    for label in labels:
+        best = min(statistics.mean(found) for (row, _), found in losses.items() if row == label)
+        cells = [mean_and_spread(losses[label, rate], 3) if (label, rate) in losses else "not run" for rate in rates]
+        at_best = [(label, rate) in losses and statistics.mean(losses[label, rate]) == best for rate in rates]
+        rows.append([label, *(f"**{cell}**" if chosen else cell for cell, chosen in zip(cells, at_best))])
     title = (
         "**Learning-rate sweep for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: "
-        f"{records[0]['metrics']['tokens_seen'] / 1e6:.1f}M training tokens; validation loss in nats/token.**"
+        f"{records[0]['metrics']['tokens_seen'] / 1e6:.1f}M training tokens; validation loss in nats/token, each row's best in bold.**"
     )
     table = markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], rows)
     commands = ", ".join(f"`{c}`" for c in dict.fromkeys(r["command"] for r in records))

@@ -195,6 +195,39 @@ def test_no_tensor_of_all_heads_queries_is_made():
     assert all_queries in Seen.sizes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape", [(2, 6, 1, 1, 37, 10, 7), (1, 4, 4, 1, 50, 8, 8), (2, 4, 2, 1, 1, 16, 16), (1, 20, 1, 1, 130, 4, 4)]
+)
+@torch.no_grad()
+def test_decoding_in_parts_matches_reference_on_views_of_a_cache(shape, dtype):
+    q, k, v = (t.detach() for t in inputs(*shape, dtype))
+    longer = [torch.cat([x, torch.full_like(x, float("nan"))], dim=2)[:, :, : x.shape[2]] for x in (k, v)]  # room behind them
+    expected = attend(q.double(), k.double(), v.double(), scale=0.3, backend="reference")
+    assert relative_error(attend(q, *longer, scale=0.3, backend="triton"), expected) < BOUNDS[dtype]
+    if shape[4] > 1:  # controls
+        assert relative_error(attend(q, *longer, scale=0.5, backend="triton"), expected) > DIFFERENT
+        assert relative_error(attend(q, k[:, :, 1:], v[:, :, 1:], scale=0.3, backend="triton"), expected) > DIFFERENT
+
+
+@torch.no_grad()
+def test_decoding_reads_the_cache_where_it_lies(monkeypatch):
+    """Neither K nor V is copied: contiguous() is called on the query alone."""
+    copied, contiguous = [], torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: copied.append(tuple(x.shape)) or contiguous(x))
+    q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 64, 8, 8, torch.float32))
+    attend(q, k[:, :, :33], v[:, :, :33], scale=0.3, backend="triton")
+    assert (2, 1, 33, 8) not in copied
+    attend(
+        q,
+        k[..., ::2].repeat_interleave(2, -1)[:, :, :33].transpose(2, 3).contiguous().transpose(2, 3),
+        v[:, :, :33],
+        scale=0.3,
+        backend="triton",
+    )
+    assert (2, 1, 33, 8) in copied  # control: rows with gaps must be
+
+
 def test_a_mask_is_refused_before_the_cache_is_touched():
     layer, x = layer_of("plain", torch.float32), tokens(5, torch.float32)
     cache = layer.new_cache(2, 5)

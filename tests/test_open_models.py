@@ -200,7 +200,7 @@ def test_a_rank_deficient_checkpoint_is_found_out(checkpoints, tmp_path):
 
 
 def test_own_models_are_compressed_by_default_rows(tmp_path, text):
-    from reproduce.language import build_model, model_path, save_model
+    from reproduce.language import build_model, load_model, model_path, save_model
 
     config = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 300}
     config |= {"attention": {"mechanism": "MHA"}, "train": {}}
@@ -223,6 +223,10 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
         set(r["metrics"]["ways"]) == ({"plain", "aware", "mean"} if r["method"].startswith("GQA") else {"plain", "aware"})
         for r in rows
     )
+    path = model_path(tmp_path, "table2 MHA seed 0")
+    run(tmp_path, path, text, ranks=((6, 8, 8),), save=tmp_path / "small.safetensors")
+    small, _, _ = load_model(tmp_path / "small.safetensors")  # as `generate` opens it
+    assert all(block.attention.ranks == (6, 8, 8) for block in small.blocks)
     with pytest.raises(ValueError, match="holds no multi-head model; run table2 first"):
         compress.run(Options("smoke", tmp_path / "empty", tmp_path / "records"))
 

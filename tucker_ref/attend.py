@@ -42,9 +42,7 @@ def attend(
     if backend == "reference":
         return _reference(q, k, v, scale, _allowed(q, k, causal, mask))
     if backend == "triton":
-        from .kernels.latent_attention import flash_attention
-
-        return flash_attention(q, k, v, scale=scale, causal=causal)
+        return _triton(q, k, v, scale, causal)
     if backend == "flex":
         return _flex(q, k, v, scale, causal, mask)
     if backend in FORCED:
@@ -87,6 +85,16 @@ def _forced(q, k, v, scale, causal, mask, backend):
             reasons = "; ".join(dict.fromkeys(str(w.message).split(" (Triggered")[0] for w in said)) or str(error)
             shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype} on {q.device}"
             raise ValueError(f"backend {backend!r} refuses {shapes}: {reasons}") from error
+
+
+def _triton(q, k, v, scale, causal):
+    from .kernels.decode import decode_attention
+    from .kernels.latent_attention import flash_attention
+
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if q.shape[2] == 1 and not trained:
+        return decode_attention(q, k, v, scale=scale)
+    return flash_attention(q, k, v, scale=scale, causal=causal)
 
 
 def _flex(q, k, v, scale, causal, mask):

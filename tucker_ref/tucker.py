@@ -221,7 +221,7 @@ class TuckerAttention(CachedAttention):
         p = self.query_norm(x @ self.pre.query)  # (b, n, s)  the query latent
         cores = self.pre.head_cores()  # (h, s, t)
         k, v = self._latents(x, places, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
-        if backend == "triton":  # the next lines as one kernel: no q in memory
+        if backend == "triton" and x.shape[1] > 1:  # the next lines as one kernel: no q in memory
             from .kernels.latent_attention import latent_attention
 
             z = latent_attention(

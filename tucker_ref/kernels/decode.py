@@ -1,0 +1,95 @@
+"""Rung 14. One new token against the cache: the sources are split over many programs, and their parts put together (Triton).
+
+While a model writes, attention has one query per head and reads the whole cache for it: memory bandwidth is all that counts. With
+one program per sequence most of a GPU would idle, so each sequence's sources are cut into parts (Dao et al. 2023, "Flash-Decoding").
+All heads that share a key sit in one tile of queries: in Tucker Attention these are all heads, and the cache is read once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .latent_attention import check_device, interpreted, load_tile
+
+
+@triton.jit
+def part_kernel(
+    q_ptr, k_ptr, v_ptr, z_ptr, lse_ptr, m, scale, part, k_step, v_step,
+    HEADS: tl.constexpr, T: tl.constexpr, V: tl.constexpr,
+    HEADS_PAD: tl.constexpr, T_PAD: tl.constexpr, V_PAD: tl.constexpr, SOURCES: tl.constexpr,
+):  # fmt: skip
+    """The softmax over one part of the sources: z and the logarithm (base 2) of its sum, for all heads of a group."""
+    group, number = tl.program_id(1).to(tl.int64), tl.program_id(0)  # caches may hold more than 2^31 numbers
+    heads, t, v = tl.arange(0, HEADS_PAD), tl.arange(0, T_PAD), tl.arange(0, V_PAD)
+    q = load_tile(q_ptr + group * HEADS * T, heads, HEADS, t, T)
+    largest = tl.full((HEADS_PAD,), float("-inf"), tl.float32)
+    total = tl.zeros((HEADS_PAD,), tl.float32)
+    z = tl.zeros((HEADS_PAD, V_PAD), tl.float32)
+    end = tl.minimum(m, (number + 1) * part)
+    for start in range(number * part, end, SOURCES):
+        columns = start + tl.arange(0, SOURCES)
+        k = load_tile(k_ptr + group * k_step, columns, end, t, T)
+        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
+        logits = tl.where(columns[None, :] < end, logits, float("-inf"))
+        new = tl.maximum(largest, tl.max(logits, 1))
+        weights, shrink = tl.exp2(logits - new[:, None]), tl.exp2(largest - new)
+        values = load_tile(v_ptr + group * v_step, columns, end, v, V)
+        total = total * shrink + tl.sum(weights, 1)
+        z = z * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        largest = new
+    at = (group * tl.num_programs(0) + number) * HEADS + heads
+    inside = heads < HEADS
+    tl.store(lse_ptr + at, largest + tl.log2(total), mask=inside)
+    tl.store(z_ptr + at[:, None] * V + v[None, :], z / total[:, None], mask=inside[:, None] & (v[None, :] < V))
+
+
+@triton.jit
+def join_kernel(
+    z_ptr, lse_ptr, out_ptr, parts,
+    HEADS: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr, PARTS_PAD: tl.constexpr,
+):  # fmt: skip
+    """One head's parts, weighed by their sums."""
+    group, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    number, v = tl.arange(0, PARTS_PAD), tl.arange(0, V_PAD)
+    at = (group * parts + number) * HEADS + head
+    lse = tl.load(lse_ptr + at, mask=number < parts, other=float("-inf"))
+    weights = tl.exp2(lse - tl.max(lse, 0))
+    inside = (number[:, None] < parts) & (v[None, :] < V)
+    z = tl.load(z_ptr + at[:, None] * V + v[None, :], mask=inside, other=0.0)
+    joined = tl.sum(z * weights[:, None], 0) / tl.sum(weights, 0)
+    tl.store(out_ptr + tl.program_id(0) * V + v, joined.to(out_ptr.dtype.element_ty), mask=v < V)
+
+
+def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """softmax(Q K^T scale) V for one query per head: q (b, h, 1, k), k (b, g, m, k), v (b, g, m, v).  Returns: (b, h, 1, v).
+
+    k and v may be views of longer caches: neither is copied. For inference: there is no gradient.
+    """
+    check_device(q)
+    (b, h, _, t), (_, g, m, width) = q.shape, v.shape
+    k, v = (x if _is_rows(x) else x.contiguous() for x in (k, v))
+    q, heads = q.contiguous(), h // g
+    sources = 16 if interpreted() else 64
+    programs = 6 if interpreted() else 4 * torch.cuda.get_device_properties(q.device).multi_processor_count
+    parts = max(1, min(triton.cdiv(m, sources), programs // (b * g), 256))
+    part = triton.cdiv(triton.cdiv(m, parts), sources) * sources
+    parts = triton.cdiv(m, part)  # none is empty
+    z = torch.empty(b * g, parts, heads, width, dtype=torch.float32, device=q.device)
+    lse = torch.empty(b * g, parts, heads, dtype=torch.float32, device=q.device)
+    out = q.new_empty(b, h, 1, width)
+
+    def pad(size: int) -> int:
+        return max(16, triton.next_power_of_2(size))
+
+    part_kernel[(parts, b * g)](
+        q, k, v, z, lse, m, scale, part, k.stride(1), v.stride(1), HEADS=heads, T=t, V=width,
+        HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width), SOURCES=sources,
+    )  # fmt: skip
+    join_kernel[(b * h,)](z, lse, out, parts, HEADS=heads, V=width, V_PAD=pad(width), PARTS_PAD=triton.next_power_of_2(parts))
+    return out
+
+
+def _is_rows(x: torch.Tensor) -> bool:
+    """Whether a (b, g, m, width) view holds rows without gaps, at equal distances from group to group."""
+    b, g, _, width = x.shape
+    return x.stride(3) == 1 and x.stride(2) == width and (b == 1 or x.stride(0) == g * x.stride(1))
