@@ -85,13 +85,10 @@ def test_heads_that_agree_up_to_a_change_of_basis_need_the_svd(rotary):
     assert same(layer, to_gqa(mha, 2, method="mean")) > DIFFERENT  # control
 
 
-@GROUPED
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if cell.mechanism in ("MHA", "GQA")])
 def test_the_svd_is_never_worse_than_the_mean(name):
     layer = CELLS[name].build()
-    if layer.k_proj.out_features == HEAD_DIM:
-        pytest.skip("MQA has one key/value head already")
-    groups = 1
-    for tensor, best, mean in zip(tensors(layer), *(tensors(to_gqa(layer, groups, method=m)) for m in ("svd", "mean"))):
+    for tensor, best, mean in zip(tensors(layer), *(tensors(to_gqa(layer, 1, method=m)) for m in ("svd", "mean"))):
         if layer.rotary is None:
             assert np.linalg.norm(tensor - best) < np.linalg.norm(tensor - mean)
         else:  # per frequency in the average over rotations: see the test of its optimality below

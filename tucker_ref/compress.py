@@ -34,7 +34,8 @@ def choose_ranks(
     """Ranks before and after the softmax for a bound on exactly one thing.
 
     relative_error: of each tensor, by the HOSVD's bound, shared evenly by its modes; max_parameters: of the compressed layer,
-    output bias included; max_cache: cached numbers a token, r3 + r~3. The two budgets take the smallest error that fits.
+    output bias included; max_cache: cached numbers a token, r3 + r~3 (bytes over the bytes of a number). The two budgets take the
+    smallest error that fits.
     Raises ValueError unless exactly one bound is given, or if even the smallest layer exceeds a budget.
     """
     if sum(bound is not None for bound in (relative_error, max_parameters, max_cache)) != 1:
