@@ -26,6 +26,7 @@ from .options import Options
 from .records import append, new_record
 from .rows import Row
 from .runs import selected
+from .sizes import count_cached, count_parameters
 
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
 WINDOWS, WINDOW = 8, 128  # a batch of text: windows, and tokens in each
@@ -94,12 +95,11 @@ def compress_model(opened: OpenModel, options: Options) -> None:
             }
             if options.save and way == "aware":
                 opened.save(options.save)
-        example = next(iter(converted.values()))
         metrics = {
-            "attention_parameters": sum(map(size, converted.values())),
-            "cache_per_token": sum(stream.numel() for stream in example.new_cache(1, 1).streams.values()),
+            "attention_parameters": count_parameters(converted.values()),
+            "cache_per_token": count_cached([next(iter(converted.values()))]),
             "ways": ways,
-            "before": {"attention_parameters": sum(map(size, layers.values())), **score(before, data)},
+            "before": {"attention_parameters": count_parameters(layers.values()), **score(before, data)},
         }
         append(
             options.records,
@@ -114,6 +114,8 @@ def compress_model(opened: OpenModel, options: Options) -> None:
 def default_rows(shape: dict) -> list[Row]:
     """Tucker, MLA and GQA at several budgets below the layer's own, the smaller ones in the proportions of Table 2."""
     h, d, g = shape["n_heads"], shape["d_model"], shape["n_kv_heads"]
+    if g == 0:
+        raise ValueError("only multi-head and grouped-query layers have rows by default; give --ranks for this model")
     t = g * shape["head_dim"]  # width of all keys
 
     def even(width: float) -> int:
@@ -219,10 +221,6 @@ def quality(opened: OpenModel, data: Samples, before: torch.Tensor) -> dict:
     """Score after the conversion, and how often the likeliest class is still the one from before."""
     found = predictions(opened, data)
     return {"agreement": (found.argmax(1) == before.argmax(1)).float().mean().item(), **score(found, data)}
-
-
-def size(layer: nn.Module) -> int:
-    return sum(p.numel() for p in layer.parameters())
 
 
 def in_words(found: dict) -> str:

@@ -21,6 +21,7 @@ from .records import done
 from .rows import Row
 from .runs import Run, override, selected
 from .saved import fill, read_model, write_model
+from .sizes import count_parameters
 from .training import TrainConfig, train
 
 
@@ -103,7 +104,7 @@ def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -
         {
             **accuracy(model, data, this.options.device),
             "images_seen": settings.steps * settings.batch_size,
-            "attention_parameters": attention_parameters(model),
+            "attention_parameters": count_parameters(block.attention for block in model.blocks),
             "curve": result.curve,
         },
         result.seconds,
@@ -123,7 +124,7 @@ def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, first_step
             **accuracy(model, data, this.options.device),
             "converted": at_once,
             "images_seen": settings.steps * settings.batch_size,
-            "attention_parameters": attention_parameters(model),
+            "attention_parameters": count_parameters(block.attention for block in model.blocks),
             "curve": result.curve,
         },
         result.seconds,
@@ -158,10 +159,6 @@ def loss_on(data: ImageData) -> Callable:
         return F.cross_entropy(model(as_input(images, data.pixel_range)).float(), labels)
 
     return loss_of
-
-
-def attention_parameters(model: ViT) -> int:
-    return sum(p.numel() for block in model.blocks for p in block.attention.parameters())
 
 
 def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:

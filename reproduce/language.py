@@ -22,6 +22,7 @@ from .options import Options
 from .rows import Row
 from .runs import Run, override
 from .saved import fill, read_model, write_model
+from .sizes import count_cached, count_parameters
 from .training import TrainConfig, train
 
 
@@ -83,13 +84,14 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         save_model(model_path(run.options.out, run.title), model, config, data.tokenizer)
+    layers = [block.attention for block in model.blocks]
     run.finish(
         {
             **metrics,
             "tokens_seen": tokens_seen,
             "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds else None,
-            "attention_parameters": sum(p.numel() for block in model.blocks for p in block.attention.parameters()),
-            "cache_per_token": sum(stream.numel() for cache in model.new_caches(1, 1) for stream in cache.streams.values()),
+            "attention_parameters": count_parameters(layers),
+            "cache_per_token": count_cached(layers),
             "curve": result.curve,
         },
         result.seconds,

@@ -16,7 +16,7 @@ from tucker_ref import GroupedQueryAttention, MultiHeadAttention, Rotary
 
 from .figure3 import load_vit
 from .language import load_model
-from .saved import fill, read_model, write_model
+from .saved import fill, read_metadata, read_model, write_model
 
 TEXT, IMAGES = ("gpt2", "llama", "mistral", "qwen2"), ("vit",)  # what transformers calls the model types known here
 ATTENTION = ("GPT2Attention", "LlamaAttention", "MistralAttention", "Qwen2Attention", "ViTAttention")
@@ -84,7 +84,7 @@ def open_model(name: str) -> OpenModel:
     """
     path = Path(name)
     if path.suffix == ".safetensors":
-        metadata, _ = read_model(path)
+        metadata = read_metadata(path)
         return _open_public_file(path) if "public" in metadata else _open_vit(path) if "vit" in metadata else _open_own(path)
     if not path.exists():
         if path.is_absolute() or len(path.parts) > 2:  # hub names are NAME or OWNER/NAME

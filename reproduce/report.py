@@ -238,7 +238,16 @@ def compress_table(records: list[dict]) -> str:
         f"{data['name']}; measured on {data['test']:,} others). Errors are relative, means over layers."
         + (f" The {names[score]} was {before[score]:.3f} before." if score in before else "")
     )
-    header = ["row", "attention parameters", "cached per token", "error of W", "of W~", "of logits", "of outputs", names[score]]
+    header = [
+        "row",
+        "attention parameters",
+        "cached per token and layer",
+        "error of W",
+        "of W~",
+        "of logits",
+        "of outputs",
+        names[score],
+    ]
     return "\n\n".join([title, markdown(header, rows)])
 
 

@@ -21,11 +21,17 @@ def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
-def read_model(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says of its model.  Raises ValueError as `read_model` does."""
+    return read_model(path, with_tensors=False)[0]
+
+
+def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Metadata and tensors.  Raises ValueError if the file is damaged or was not written here."""
     try:
         with safe_open(path, "pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_tensors else []
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
     if "attention" not in metadata:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from .options import Options
 from .records import append, new_record
@@ -15,12 +16,21 @@ def record_sizes(experiment: str, rows: Iterable[Row], shape: dict, options: Opt
     append(options.records, new_record(experiment, "sizes", "all rows", shape, {"rows": sizes}), replace=True)
 
 
+def count_parameters(layers: Iterable[nn.Module]) -> int:
+    """Parameters of these attention layers together."""
+    return sum(p.numel() for layer in layers for p in layer.parameters())
+
+
+def count_cached(layers: Iterable[nn.Module]) -> int:
+    """Numbers that they cache for one token."""
+    return sum(stream.numel() for layer in layers for stream in layer.new_cache(1, 1).streams.values())
+
+
 def measure(row: Row, d_model: int, n_heads: int) -> dict:
     """Per layer: parameters and cached numbers a token, by Table 1's formula and as module and cache hold them."""
     with torch.device("meta"):  # counts without memory
         layer = row.build(d_model, n_heads)
-        counted = sum(p.numel() for p in layer.parameters())
-        cached = sum(stream.numel() for stream in layer.new_cache(batch=1, max_tokens=1).streams.values())
+        counted, cached = count_parameters([layer]), count_cached([layer])
     cost = row.cost(d_model, n_heads)
     return {
         "label": row.label,

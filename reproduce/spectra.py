@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import energy_rank, entropy_rank, spectra
-from tucker_ref.ranks import Spectra, rounding_floor
+from tucker_ref.ranks import Spectra, numerical_rank, rounding_floor
 
 from .language import LanguagePreset, build_model, load_model, model_path
 from .open_models import open_model, shape_of
@@ -73,7 +73,7 @@ def per_mode(spectrum: Spectra) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def of_mode(singular_values: torch.Tensor, values: bool) -> dict:
     summary = {
         "size": len(singular_values),
-        "rank": int((singular_values > rounding_floor(singular_values)).sum()),
+        "rank": numerical_rank(singular_values),
         "entropy_rank": round(entropy_rank(singular_values), 3),
         "energy_rank_99": energy_rank(singular_values, 0.99),
         "floor": float(f"{rounding_floor(singular_values) / singular_values[0].item():.3g}"),

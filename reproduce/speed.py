@@ -92,8 +92,9 @@ PRESETS = {
 def run(options: Options) -> None:
     """One record per section, written as soon as it is measured."""
     preset, started = PRESETS[options.preset], time.perf_counter()
+    rates = limits(preset, options.device)
     for name, section in (
-        ("limits", limits),
+        ("limits", limit_rows),
         ("layers", layers),
         ("contexts", contexts),
         ("decode", decode),
@@ -102,7 +103,7 @@ def run(options: Options) -> None:
         if options.rows and name not in options.rows:
             continue
         rows = []
-        for row in tqdm(section(preset, options.device), f"speed {name}"):
+        for row in tqdm(section(preset, options.device, rates), f"speed {name}"):
             tqdm.write(f"{name}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
             rows.append(row)
         config = {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats}
@@ -111,18 +112,29 @@ def run(options: Options) -> None:
         append(options.records, record, replace=True)
 
 
-def limits(preset: Preset, device: str) -> Iterator[dict]:
-    """What the device can do at most: bytes a second in a copy (read and written), operations a second in a matrix product."""
+@dataclass(frozen=True)
+class Limits:
+    """What the device can do at most: gigabytes a second in a copy (read and written), teraflops in a matrix product."""
+
+    copy: float
+    matmul: float
+
+
+def limits(preset: Preset, device: str) -> Limits:
     n = preset.matmul
     source = torch.empty(16 * n * n, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    milliseconds = median_ms(lambda: target.copy_(source), preset, device)
-    yield {"what": "copy", "gigabytes_per_second": 2 * source.nbytes / milliseconds / 1e6}
+    copy = 2 * source.nbytes / median_ms(lambda: target.copy_(source), preset, device) / 1e6
     a, b = (torch.randn(n, n, device=device, dtype=preset.dtype) for _ in range(2))
-    yield {"what": "matmul", "teraflops": 2 * n**3 / median_ms(lambda: a @ b, preset, device) / 1e9}
+    return Limits(copy, 2 * n**3 / median_ms(lambda: a @ b, preset, device) / 1e9)
 
 
-def layers(preset: Preset, device: str) -> Iterator[dict]:
+def limit_rows(_preset: Preset, _device: str, rates: Limits) -> Iterator[dict]:
+    yield {"what": "copy", "gigabytes_per_second": rates.copy}
+    yield {"what": "matmul", "teraflops": rates.matmul}
+
+
+def layers(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
     """Forward and backward of one layer, every row with every backend: milliseconds and peak megabytes above the inputs."""
     for shape in preset.shapes:
         for row in shape.rows:
@@ -135,7 +147,7 @@ def layers(preset: Preset, device: str) -> Iterator[dict]:
                 }
 
 
-def contexts(preset: Preset, device: str) -> Iterator[dict]:
+def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
     """The last shape's MHA and Tucker layers against the length of the context, as many tokens a batch as before."""
     shape = preset.shapes[-1]
     for n in preset.contexts:
@@ -185,10 +197,9 @@ def gate(layer: nn.Module, d_model: int, backend: str, preset: Preset, device: s
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(*results))
 
 
-def decode(preset: Preset, device: str) -> Iterator[dict]:
+def decode(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
     """One new token's attention against a cache: multi-head, and one latent for all heads; share of the copy's bandwidth."""
     heads, width = preset.decode_heads
-    (copy,) = (row["gigabytes_per_second"] for row in limits(preset, device) if row["what"] == "copy")
     sides = [("MHA", heads, width)] + [(f"latents {t}/{t}", 1, t) for t in preset.decode_latents]
     for context, batch in preset.decode:
         for name, groups, t in sides:
@@ -200,7 +211,7 @@ def decode(preset: Preset, device: str) -> Iterator[dict]:
                     "batch": batch,
                     "side": name,
                     "backend": backend,
-                    **timed_decode(q, k, v, backend, copy, preset, device),
+                    **timed_decode(q, k, v, backend, rates.copy, preset, device),
                 }
             del k, v
 
@@ -229,14 +240,13 @@ def timed_decode(q, k, v, backend: str, copy: float, preset: Preset, device: str
     }
 
 
-def models(preset: Preset, device: str) -> Iterator[dict]:
+def models(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
     """A whole training step with AdamW under autocast: tokens a second, share of the matrix product's rate, peak memory."""
-    (rate,) = (row["teraflops"] for row in limits(preset, device) if row["what"] == "matmul")
     for shape in preset.shapes:
         if shape.name not in preset.n_layers:
             continue
         for row in shape.rows:
-            yield {"model": shape.name, "row": row.label, **timed_model(shape, row, rate, preset, device)}
+            yield {"model": shape.name, "row": row.label, **timed_model(shape, row, rates.matmul, preset, device)}
 
 
 def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str) -> dict:

@@ -41,3 +41,10 @@ def worst_error(layer, other, x, **options) -> float:
     """The larger of the relative errors in output and in gradient between two layers."""
     pairs = zip(output_and_gradient(layer, x, **options), output_and_gradient(other, x, **options))
     return max(relative_error(a, b) for a, b in pairs)
+
+
+def attention_inputs(b, h, g, n, m, k, v, dtype=torch.float64, device="cpu") -> list[torch.Tensor]:
+    """q (b, h, n, k), k (b, g, m, k) and v (b, g, m, v), random, as leaves that want gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(b, h, n, k), (b, g, m, k), (b, g, m, v)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes]

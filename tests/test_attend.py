@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import DIFFERENT, TOLERANCE, relative_error
+from helpers import attention_inputs as inputs
 
 from tucker_ref import TuckerAttention
 from tucker_ref.attend import FORCED, attend
@@ -19,12 +20,6 @@ SHAPES = [  # b, h, g, n, m, k, v
     (2, 4, 2, 3, 9, 8, 4),
     (1, 6, 2, 1, 33, 8, 8),
 ]
-
-
-def inputs(b, h, g, n, m, k, v, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(b, h, n, k), (b, g, m, k), (b, g, m, v)]
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
 
 
 def run(qkv, **options):

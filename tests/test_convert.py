@@ -230,6 +230,16 @@ def test_knowing_the_inputs_helps_here_too(name):
             assert ours < theirs
 
 
+def test_a_scale_of_its_own_is_kept():
+    """GPT-2 may divide logits by the layer's number."""
+    layer = wide_awake(MultiHeadAttention(D_MODEL, N_HEADS))
+    layer.scale = 0.17
+    exact = (compress(layer, *full_ranks(layer)), to_gqa(layer, 6), to_gqa(layer, 6, method="mean"), to_mla(layer, 24, 24))
+    assert all(same(layer, converted) < EXACT for converted in exact)
+    layer.scale = 0.34  # control
+    assert all(same(layer, converted) > DIFFERENT for converted in exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_and_layer_are_left_as_they_are(dtype):
     layer = MultiHeadAttention(D_MODEL, N_HEADS, rotary=Rotary.heads(4)).to(dtype)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DIFFERENT, TOLERANCE, relative_error
+from helpers import DIFFERENT, TOLERANCE, attention_inputs, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tucker_ref import GroupedQueryAttention, MultiHeadAttention, MultiHeadLatentAttention, Rotary, TuckerAttention
@@ -44,10 +44,8 @@ def poisoned(monkeypatch):
         monkeypatch.setattr(place, name, filled)
 
 
-def inputs(b, h, g, n, m, k, v, dtype):
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(b, h, n, k), (b, g, m, k), (b, g, m, v)]
-    return [torch.randn(s, generator=generator).to(DEVICE, dtype).requires_grad_() for s in shapes]
+def inputs(*shape_and_dtype) -> list[torch.Tensor]:
+    return attention_inputs(*shape_and_dtype, device=DEVICE)
 
 
 def direction_of(y: torch.Tensor) -> torch.Tensor:

@@ -227,6 +227,8 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
     run(tmp_path, path, text, ranks=((6, 8, 8),), save=tmp_path / "small.safetensors")
     small, _, _ = load_model(tmp_path / "small.safetensors")  # as `generate` opens it
     assert all(block.attention.ranks == (6, 8, 8) for block in small.blocks)
+    with pytest.raises(ValueError, match="only multi-head and grouped-query layers have rows by default; give --ranks"):
+        run(tmp_path, tmp_path / "small.safetensors", text)
     with pytest.raises(ValueError, match="holds no multi-head model; run table2 first"):
         compress.run(Options("smoke", tmp_path / "empty", tmp_path / "records"))
 

@@ -38,6 +38,7 @@ def to_gqa(
     ).to(layer.k_proj.weight)
     if n_sources % n_kv_heads:
         raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide the layer's {n_sources} key/value heads")
+    result.scale = layer.scale
     with torch.no_grad():
         if method == "mean":
             result.load_state_dict(layer.state_dict() | _means(layer, n_kv_heads))
@@ -87,6 +88,7 @@ def to_mla(
     result = MultiHeadLatentAttention(
         layer.d_model, layer.n_heads, q_rank, kv_rank, head_dim=layer.head_dim, shared_kv=shared_kv, rotary=rotary
     ).to(layer.k_proj.weight)
+    result.scale = layer.scale
     with torch.no_grad():
         result.q_a_proj.weight.copy_(small.row_basis.T)
         result.q_b_proj.weight.copy_(small.left.mT.flatten(0, 1))  # (h k, s)

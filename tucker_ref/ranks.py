@@ -364,7 +364,7 @@ class Spectra:
 
     def ranks(self) -> tuple[int, int, int]:
         """How many singular values stand above the rounding floor, per mode."""
-        return tuple(int((s > rounding_floor(s)).sum()) for s in (self.head, self.rows, self.columns))
+        return tuple(numerical_rank(s) for s in (self.head, self.rows, self.columns))
 
 
 def spectra(layer: nn.Module) -> tuple[Spectra, Spectra]:
@@ -384,6 +384,11 @@ def spectra_of(tensor: FactoredTensor) -> Spectra:
 def rounding_floor(singular_values: torch.Tensor) -> float:
     """Below this a singular value that was computed from a Gram matrix is noise: sqrt(n eps) times the largest."""
     return (len(singular_values) * torch.finfo(torch.float64).eps) ** 0.5 * singular_values.max().item()
+
+
+def numerical_rank(singular_values: torch.Tensor) -> int:
+    """How many stand above the rounding floor."""
+    return int((singular_values > rounding_floor(singular_values)).sum())
 
 
 def entropy_rank(singular_values: torch.Tensor) -> float:
