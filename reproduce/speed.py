@@ -1,9 +1,13 @@
 """Speed: layers forward and backward, decoding and whole training steps by backend, beside the device's own limits.
 
 Every configuration is compared with the reference before it is timed, and one that differs or is refused has no time. Ratios are
-taken within one run. Times are medians; the L2 cache is flushed before each.
+taken within one run. Times are medians over calls that find the L2 cache full of other, clean lines, as the layers before would
+leave it. Layers and decoding run as CUDA graphs, so that a small layer's time is not that of launching its kernels; whole models
+run as people run them, compiled block by block.
 """
 
+import contextlib
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from tucker_ref.attend import attend
@@ -41,11 +46,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Preset:
-    """decode: (context, batch, heads, head width, latent widths); models: vocabulary, layers and batch of a whole training step."""
+    """backends: of every layer; latent_backends: more of them, for Tucker Attention; contexts: lengths for context_rows;
+    decode: (context, batch), with decode_heads = (heads, head width) and decode_latents; vocab_size, n_layers: of whole models.
+    """
 
     shapes: tuple[Shape, ...]
     backends: tuple[str, ...]
+    latent_backends: tuple[str, ...]
     contexts: tuple[int, ...]
+    context_rows: tuple[Row, ...]
     decode: tuple[tuple[int, int], ...]
     decode_heads: tuple[int, int]
     decode_latents: tuple[int, ...]
@@ -60,7 +69,9 @@ PRESETS = {
     "smoke": Preset(
         shapes=(Shape("GPT-2", 1, 64, 96, 12, tuple(row.narrowed(8) for row in TABLE2[::3])),),
         backends=("sdpa", "math"),
+        latent_backends=(),
         contexts=(32, 64),
+        context_rows=(TABLE2[0], TABLE2[6].narrowed(8)),
         decode=((64, 2),),
         decode_heads=(4, 16),
         decode_latents=(32,),
@@ -75,8 +86,10 @@ PRESETS = {
             Shape("GPT-2", 32, 1024, 768, 12, TABLE2),
             Shape("LLaMA", 4, 4096, 2048, 32, TABLE3, ROPE_BASE),
         ),
-        backends=("cudnn", "flash", "efficient", "triton"),
-        contexts=(512, 1024, 2048, 4096, 8192, 16384),
+        backends=("cudnn", "flash"),
+        latent_backends=("triton",),
+        contexts=(1024, 2048, 4096, 8192, 16384),
+        context_rows=(TABLE3[0], TABLE3[5], TABLE3[7]),
         decode=((8192, 16), (131072, 1), (16384, 64)),
         decode_heads=(32, 64),
         decode_latents=(128, 64),
@@ -138,25 +151,33 @@ def layers(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
     """Forward and backward of one layer, every row with every backend: milliseconds and peak megabytes above the inputs."""
     for shape in preset.shapes:
         for row in shape.rows:
-            for backend in preset.backends:
+            for backend in preset.backends + (preset.latent_backends if row.mechanism == "Tucker" else ()):
                 yield {
                     "shape": shape.name,
                     "row": row.label,
                     "backend": backend,
                     **timed_layer(shape, row, backend, preset, device),
+                    **work(shape, row),
                 }
 
 
 def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
-    """The last shape's MHA and Tucker layers against the length of the context, as many tokens a batch as before."""
+    """Some of the last shape's layers against the length of the context, as many tokens a batch as before."""
     shape = preset.shapes[-1]
     for n in preset.contexts:
-        longer = Shape(
-            shape.name, max(1, shape.batch * shape.tokens // n), n, shape.d_model, shape.n_heads, shape.rows, shape.rope_base
-        )
-        for row in (shape.rows[0], *(row for row in shape.rows if row.mechanism == "Tucker")):
-            for backend in preset.backends:
+        longer = dataclasses.replace(shape, batch=max(1, shape.batch * shape.tokens // n), tokens=n)
+        for row in preset.context_rows:
+            for backend in preset.backends[:1] + (preset.latent_backends if row.mechanism == "Tucker" else ()):
                 yield {"tokens": n, "row": row.label, "backend": backend, **timed_layer(longer, row, backend, preset, device)}
+
+
+def work(shape: Shape, row: Row) -> dict:
+    """Floating-point operations of a layer forward and backward, causal, and the bytes that it cannot avoid moving in 16 bits:
+    x, y and their gradients once, parameters twice and their gradients once.
+    """
+    cost, tokens = row.cost(shape.d_model, shape.n_heads), shape.batch * shape.tokens
+    flops = 3 * 2 * (cost.projections * tokens + cost.attention * tokens * shape.tokens // 2)
+    return {"flops": flops, "bytes": 2 * (4 * tokens * shape.d_model + 3 * cost.parameters)}
 
 
 def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: str) -> dict:
@@ -175,13 +196,11 @@ def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: st
     x = torch.randn(shape.batch, shape.tokens, shape.d_model, device=device, dtype=preset.dtype, requires_grad=True)
     dy = torch.randn_like(x)
 
-    def step() -> None:
-        called(x, backend=backend).backward(dy)
-        x.grad = None
-        layer.zero_grad()
+    def step() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(called(x, backend=backend), [x, *layer.parameters()], dy)
 
-    step()
-    return {"milliseconds": median_ms(step, preset, device), "megabytes": peak_megabytes(step, device), "error": error}
+    megabytes = peak_megabytes(step, device)
+    return {"milliseconds": median_ms(captured(step, device), preset, device), "megabytes": megabytes, "error": error}
 
 
 def gate(layer: nn.Module, d_model: int, backend: str, preset: Preset, device: str) -> float:
@@ -205,7 +224,7 @@ def decode(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
         for name, groups, t in sides:
             k, v = (torch.randn(batch, groups, context, t, device=device, dtype=preset.dtype) for _ in range(2))
             q = torch.randn(batch, heads, 1, t, device=device, dtype=preset.dtype)
-            for backend in ("sdpa", *preset.backends):
+            for backend in ("sdpa", *preset.backends, *preset.latent_backends):
                 yield {
                     "context": context,
                     "batch": batch,
@@ -236,6 +255,8 @@ def timed_decode(q, k, v, backend: str, copy: float, preset: Preset, device: str
         "microseconds": 1e3 * milliseconds,
         "cache_megabytes": cache / 1e6,
         "share_of_copy": cache / milliseconds / 1e6 / copy,
+        "flops": 2 * q.shape[0] * q.shape[1] * k.shape[2] * (k.shape[3] + v.shape[3]),
+        "bytes": cache,
         "error": error,
     }
 
@@ -267,13 +288,15 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
     windows = torch.randint(0, preset.vocab_size, (shape.batch, shape.tokens + 1), device=device)
 
     def step() -> None:
-        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=preset.dtype == torch.bfloat16):
+        # cuDNN's kernel is the fastest for every row here, and PyTorch takes it first on some GPUs only.
+        fused = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if on_gpu else contextlib.nullcontext()
+        with fused, torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=preset.dtype == torch.bfloat16):
             loss = next_token_loss(model, windows)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
+    megabytes = peak_megabytes(step, device, above=False)
     milliseconds = median_ms(step, preset, device, few=True)
     tokens = shape.batch * shape.tokens
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
@@ -285,18 +308,18 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
         "milliseconds": milliseconds,
         "tokens_per_second": 1e3 * tokens / milliseconds,
         "share_of_matmul": flops / milliseconds / 1e9 / rate,
-        "megabytes": peak_megabytes(step, device, above=False),
+        "megabytes": megabytes,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
 def median_ms(step: Callable, preset: Preset, device: str, few: bool = False) -> float:
-    """Median milliseconds of a call, the L2 cache flushed before each."""
+    """Median milliseconds of a call."""
     repeats = max(3, preset.repeats // 4) if few else preset.repeats
-    flush = torch.empty(256 * 2**20 if device.startswith("cuda") else 1, dtype=torch.uint8, device=device)
+    others = torch.zeros(64 * 2**20 if device.startswith("cuda") else 1, device=device)  # 256 MB
     times = []
     for repeat in range(repeats + 2):
-        flush.zero_()
+        others.sum()  # reads them: had it written, the call would pay for bringing them to memory
         if device.startswith("cuda"):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -317,6 +340,11 @@ def captured(step: Callable, device: str) -> Callable:
     """The step as a CUDA graph, so that launches cost nothing; the step itself on a CPU."""
     if not device.startswith("cuda"):
         return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # once outside, where capture wants it: workspaces and compilations
+        step()
+    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -327,6 +355,7 @@ def peak_megabytes(step: Callable, device: str, above: bool = True) -> float | N
     """Peak memory of a call, by default above what was held before; None on a CPU, which does not count it."""
     if not device.startswith("cuda"):
         return None
+    step()  # compiles, and takes what it keeps
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated() if above else 0

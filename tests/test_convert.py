@@ -70,11 +70,10 @@ def test_heads_that_agree_up_to_a_change_of_basis_need_the_svd(rotary):
     with torch.no_grad():  # the second head's key and query turn against each other; values and outputs too
         turn = torch.linalg.qr(tokens(1, HEAD_DIM, HEAD_DIM)[0]).Q
         if rotary is not None:  # only turns of the pairs themselves commute with the embedding
-            angles = torch.tensor([0.7, 1.9], dtype=torch.float64).repeat(2)
-            if rotary.pairing == "interleaved":
-                angles = torch.tensor([0.7, 0.7, 1.9, 1.9], dtype=torch.float64)
-            turn = torch.diag(angles.cos())
-            turn[torch.arange(HEAD_DIM), rotary.partner] = angles.sin() * rotary.sign
+            angles = torch.tensor([0.7, 1.9], dtype=torch.float64)
+            first, second = rotary.pairs(torch.arange(HEAD_DIM))
+            turn = torch.diag(rotary.unpaired(angles, angles).cos())
+            turn[first, second], turn[second, first] = -angles.sin(), angles.sin()
         head = slice(HEAD_DIM, 2 * HEAD_DIM)
         for projection in (mha.q_proj, mha.k_proj, mha.v_proj):
             projection.weight[head] = turn @ projection.weight[head]

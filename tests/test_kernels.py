@@ -172,6 +172,15 @@ def test_the_other_mechanisms_run_on_the_kernel_without_mixing(make):
     assert relative_error(layer(x, backend="triton"), layer(x, backend="reference")) < BOUNDS[torch.float32]
 
 
+@pytest.mark.parametrize("name", ["plain", "latent RoPE", "decoupled, shared"])
+def test_the_layer_compiles_into_one_graph_with_the_kernel(name):
+    torch.compiler.reset()
+    layer, x = layer_of(name, torch.float32), tokens(19, torch.float32)
+    compiled = torch.compile(layer, fullgraph=True, backend="inductor" if DEVICE == "cuda" else "aot_eager")
+    expected, actual = (with_gradients(f(x, backend="triton"), [x, *layer.parameters()]) for f in (layer, compiled))
+    assert max(relative_error(a, e) for a, e in zip(actual, expected)) < BOUNDS[torch.float32]
+
+
 def test_no_tensor_of_all_heads_queries_is_made():
     class Seen(TorchDispatchMode):
         sizes: set = set()

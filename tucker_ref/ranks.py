@@ -211,12 +211,10 @@ def key_classes(width: int, rotary: Rotary | None, device) -> tuple[KeyClass, ..
     """Which of `width` channels may be mixed: all of them without rotary embedding, else those of equal frequency."""
     if rotary is None:
         return (KeyClass(0.0, torch.arange(width, device=device), None),)
-    first = torch.nonzero(rotary.sign < 0).squeeze(1)
-    second = rotary.partner[first]
-    frequencies = rotary.channel_frequencies[first]
+    first, second = rotary.pairs(torch.arange(width, device=device))
     classes = []
-    for frequency in frequencies.unique().tolist():
-        chosen = frequencies == frequency
+    for frequency in rotary.frequencies.unique().tolist():
+        chosen = rotary.frequencies == frequency
         a, b = first[chosen], second[chosen]
         classes.append(KeyClass(0.0, torch.cat([a, b]), None) if frequency == 0 else KeyClass(frequency, a, b))
     return tuple(classes)

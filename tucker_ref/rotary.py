@@ -69,33 +69,44 @@ class Rotary(nn.Module):
             raise ValueError(
                 f"blocks {self.blocks} add up to {sum(self.blocks)}; {len(frequencies)} frequencies need {self.width}"
             )
-        first, second = (channels.to(frequencies.device) for channels in _pairs(self.blocks, pairing))
-        back = torch.cat([first, second]).argsort()  # from pair order to channel order
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.register_buffer("channel_frequencies", frequencies.repeat(2)[back], persistent=False)
-        self.register_buffer("partner", torch.cat([second, first])[back], persistent=False)
-        sign = torch.cat([-torch.ones_like(frequencies), torch.ones_like(frequencies)])[back]
-        self.register_buffer("sign", sign, persistent=False)
 
     def _apply(self, fn, recurse=True):
-        kept = {name: getattr(self, name) for name in ("frequencies", "channel_frequencies", "partner", "sign")}
+        kept = self.frequencies
         super()._apply(fn, recurse)
-        for name, tensor in kept.items():  # follow the device, but keep dtype and values
-            setattr(self, name, tensor.to(getattr(self, name).device))
+        self.frequencies = kept.to(self.frequencies.device)  # follow the device, but keep dtype and values
         return self
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """R(positions) applied to the last axis.
+        """R(positions) applied to the last axis: each pair, as a complex number, times exp(i position frequency).
 
         x: (b, n, width) or (b, h, n, width); positions: (n,), or (b, n) where sequences differ.  Returns: like x.
         """
         if x.shape[-1] != self.width:
             raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {self.width} channels")
-        angles = positions.unsqueeze(-1).to(torch.float64) * self.channel_frequencies  # ([b,] n, width)
+        cos, sin = self.cos_sin(positions, x.dtype)  # ([b,] n, width / 2)
         if positions.ndim == 2 and x.ndim == 4:
-            angles = angles.unsqueeze(1)  # (b, 1, n, width)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        return x * cos + x[..., self.partner] * (sin * self.sign.to(x.dtype))
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (b, 1, n, width / 2)
+        first, second = self.pairs(x)
+        return self.unpaired(first * cos - second * sin, second * cos + first * sin)
+
+    def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of every pair's angle, ([b,] n, width / 2) each; angles in float64, rounded once."""
+        angles = positions.unsqueeze(-1).to(torch.float64) * self.frequencies
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first and the second channel of every pair.  x: (..., width).  Returns: (..., width / 2) each."""
+        # By slices and not by a list of channels, whose gradient would be a slow scatter.
+        apart = (lambda y: y.chunk(2, -1)) if self.pairing == "half" else (lambda y: y.unflatten(-1, (-1, 2)).unbind(-1))
+        first, second = zip(*(apart(block) for block in x.split(self.blocks, dim=-1)))
+        return torch.cat(first, dim=-1), torch.cat(second, dim=-1)
+
+    def unpaired(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """The inverse of `pairs`: every channel back in its place."""
+        together = torch.cat if self.pairing == "half" else (lambda pair, dim: torch.stack(pair, dim).flatten(-2))
+        halves = [block // 2 for block in self.blocks]
+        return torch.cat([together(pair, -1) for pair in zip(first.split(halves, -1), second.split(halves, -1))], dim=-1)
 
     @classmethod
     def heads(
@@ -131,18 +142,6 @@ class Rotary(nn.Module):
         _check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))
-
-
-def _pairs(blocks: tuple[int, ...], pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first and the second channel of every pair, (width / 2,) each."""
-    first, second, start = [], [], 0
-    for block in blocks:
-        channels = torch.arange(start, start + block, device="cpu")
-        a, b = channels.chunk(2) if pairing == "half" else (channels[0::2], channels[1::2])
-        first.append(a)
-        second.append(b)
-        start += block
-    return torch.cat(first), torch.cat(second)
 
 
 def _schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .latent_attention import check_device, interpreted, load_tile
+from .latent_attention import check_device, interpreted, load_tile, pad
 
 
 @triton.jit
@@ -21,19 +21,19 @@ def part_kernel(
     """The softmax over one part of the sources: z and the logarithm (base 2) of its sum, for all heads of a group."""
     group, number = tl.program_id(1).to(tl.int64), tl.program_id(0)  # caches may hold more than 2^31 numbers
     heads, t, v = tl.arange(0, HEADS_PAD), tl.arange(0, T_PAD), tl.arange(0, V_PAD)
-    q = load_tile(q_ptr + group * HEADS * T, heads, HEADS, t, T)
+    q = load_tile(q_ptr + group * HEADS * T, heads, HEADS, T, t, T)
     largest = tl.full((HEADS_PAD,), float("-inf"), tl.float32)
     total = tl.zeros((HEADS_PAD,), tl.float32)
     z = tl.zeros((HEADS_PAD, V_PAD), tl.float32)
     end = tl.minimum(m, (number + 1) * part)
     for start in range(number * part, end, SOURCES):
         columns = start + tl.arange(0, SOURCES)
-        k = load_tile(k_ptr + group * k_step, columns, end, t, T)
+        k = load_tile(k_ptr + group * k_step, columns, end, T, t, T)
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
         logits = tl.where(columns[None, :] < end, logits, float("-inf"))
         new = tl.maximum(largest, tl.max(logits, 1))
         weights, shrink = tl.exp2(logits - new[:, None]), tl.exp2(largest - new)
-        values = load_tile(v_ptr + group * v_step, columns, end, v, V)
+        values = load_tile(v_ptr + group * v_step, columns, end, V, v, V)
         total = total * shrink + tl.sum(weights, 1)
         z = z * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         largest = new
@@ -46,11 +46,11 @@ def part_kernel(
 @triton.jit
 def join_kernel(
     z_ptr, lse_ptr, out_ptr, parts,
-    HEADS: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr, PARTS_PAD: tl.constexpr,
+    HEADS: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, PARTS_PAD: tl.constexpr,
 ):  # fmt: skip
-    """One head's parts, weighed by their sums."""
+    """WIDTH channels of one head's parts, weighed by their sums."""
     group, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    number, v = tl.arange(0, PARTS_PAD), tl.arange(0, V_PAD)
+    number, v = tl.arange(0, PARTS_PAD), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     at = (group * parts + number) * HEADS + head
     lse = tl.load(lse_ptr + at, mask=number < parts, other=float("-inf"))
     weights = tl.exp2(lse - tl.max(lse, 0))
@@ -65,28 +65,52 @@ def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale
 
     k and v may be views of longer caches: neither is copied. For inference: there is no gradient.
     """
+    return decode(q, k, v, scale)
+
+
+@torch.library.custom_op("tucker_ref::decode", mutates_args=())
+def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     check_device(q)
     (b, h, _, t), (_, g, m, width) = q.shape, v.shape
     k, v = (x if _is_rows(x) else x.contiguous() for x in (k, v))
     q, heads = q.contiguous(), h // g
-    sources = 16 if interpreted() else 64
-    programs = 6 if interpreted() else 4 * torch.cuda.get_device_properties(q.device).multi_processor_count
-    parts = max(1, min(triton.cdiv(m, sources), programs // (b * g), 256))
-    part = triton.cdiv(triton.cdiv(m, parts), sources) * sources
+    tiles = tiling(max(t, width), q.element_size())
+    tile_bytes = tiles["SOURCES"] * (t + width) * q.element_size() * tiles.get("num_stages", 1)
+    parts = max(1, min(triton.cdiv(m, tiles["SOURCES"]), programs_at_once(tile_bytes, q.device) // (b * g), 256))
+    part = triton.cdiv(triton.cdiv(m, parts), tiles["SOURCES"]) * tiles["SOURCES"]
     parts = triton.cdiv(m, part)  # none is empty
     z = torch.empty(b * g, parts, heads, width, dtype=torch.float32, device=q.device)
     lse = torch.empty(b * g, parts, heads, dtype=torch.float32, device=q.device)
     out = q.new_empty(b, h, 1, width)
-
-    def pad(size: int) -> int:
-        return max(16, triton.next_power_of_2(size))
-
     part_kernel[(parts, b * g)](
         q, k, v, z, lse, m, scale, part, k.stride(1), v.stride(1), HEADS=heads, T=t, V=width,
-        HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width), SOURCES=sources,
+        HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width), **tiles,
     )  # fmt: skip
-    join_kernel[(b * h,)](z, lse, out, parts, HEADS=heads, V=width, V_PAD=pad(width), PARTS_PAD=triton.next_power_of_2(parts))
+    columns = min(32, pad(width))  # narrow, so that few heads too occupy the GPU
+    join_kernel[(b * h, triton.cdiv(width, columns))](
+        z, lse, out, parts, HEADS=heads, V=width, WIDTH=columns, PARTS_PAD=triton.next_power_of_2(parts)
+    )
     return out
+
+
+@decode.register_fake
+def _(q, k, v, scale):
+    return q.new_empty(*q.shape[:3], v.shape[3])
+
+
+def tiling(width: int, itemsize: int) -> dict:
+    """Sources of a tile, warps and pipeline stages, as measured on an H200: three tiles of keys and values under way."""
+    if interpreted():
+        return dict(SOURCES=16)
+    return dict(SOURCES=128 if width * itemsize <= 256 else 32, num_warps=4, num_stages=3 if width * itemsize <= 512 else 1)
+
+
+def programs_at_once(tile_bytes: int, device: torch.device) -> int:
+    """How many programs run side by side, as far as their tiles of keys and values fit on chip."""
+    if interpreted():
+        return 6
+    chip = torch.cuda.get_device_properties(device)
+    return chip.multi_processor_count * max(1, chip.shared_memory_per_multiprocessor // tile_bytes)
 
 
 def _is_rows(x: torch.Tensor) -> bool:

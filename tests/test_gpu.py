@@ -1,0 +1,119 @@
+"""Rung 4 on a GPU: every backend, forced, in half precision; and that a fast path is a fast path."""
+
+import pytest
+import torch
+from helpers import DIFFERENT, attention_inputs, relative_error
+
+from tucker_ref import Rotary, TuckerAttention
+from tucker_ref.attend import BACKENDS, FORCED, attend
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+# Half of the operands' rounding, once in the weights and once in the output: eps is 8e-3 and 1e-3.
+BOUNDS = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+EQUAL = [(2, 4, 1, 63, 63, 64, 64), (1, 4, 4, 257, 257, 64, 64), (2, 4, 2, 130, 130, 128, 128)]  # b, h, g, n, m, k, v
+UNEQUAL = [(2, 4, 1, 63, 63, 128, 64), (1, 6, 1, 257, 257, 64, 128)]
+NAMES = {  # what PyTorch calls the node of the gradient that each kernel leaves behind
+    "flash": "ScaledDotProductFlashAttentionBackward0",
+    "cudnn": "ScaledDotProductCudnnAttentionBackward0",
+    "efficient": "ScaledDotProductEfficientAttentionBackward0",
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """The allocator's free memory holds NaN: whatever a kernel forgets to write shows."""
+    torch.cuda.empty_cache()
+    large = torch.full((2**28,), float("nan"), device="cuda")
+    small = [torch.full((2**16,), float("nan"), device="cuda") for _ in range(64)]
+    del large, small
+
+
+def results(qkv, **options) -> list[torch.Tensor]:
+    y = attend(*qkv, **options)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
+    return [y.detach(), *torch.autograd.grad((y * direction).sum(), qkv)]
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("shape", EQUAL + UNEQUAL, ids=lambda s: "-".join(map(str, s)))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_matches_float64_in_output_and_gradient(backend, shape, causal, dtype):
+    qkv = attention_inputs(*shape, dtype, device="cuda")
+    options = dict(scale=0.1, causal=causal)
+    if backend == "flash" and shape in UNEQUAL:
+        with pytest.raises(ValueError, match="backend 'flash' refuses q .*: \\w+"):
+            attend(*qkv, backend=backend, **options)
+        return
+    expected = results([x.detach().double().requires_grad_() for x in qkv], backend="reference", **options)
+    actual = results(qkv, backend=backend, **options)
+    assert max(relative_error(a, e) for a, e in zip(actual, expected)) < BOUNDS[dtype]
+    assert relative_error(attend(*qkv, scale=0.1, causal=not causal, backend=backend), expected[0]) > DIFFERENT  # control
+
+
+def test_the_poison_is_seen():
+    """Control: memory that nobody wrote is NaN, large and small."""
+    assert torch.empty(2**22, device="cuda").isnan().all() and torch.empty(64, device="cuda").isnan().all()
+
+
+def nodes(y: torch.Tensor) -> set[str]:
+    """The names of all nodes of the gradient's graph that are attention kernels of PyTorch's."""
+    found, waiting = set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return {node.name() for node in found if "ScaledDotProduct" in node.name()}
+
+
+@pytest.mark.parametrize("backend", sorted(FORCED))
+@pytest.mark.parametrize("post_width", [64, 128])
+def test_a_forced_kernel_is_the_one_that_ran(backend, post_width):
+    layer = TuckerAttention(128, 4, (4, 64, 64), (4, 64, post_width), rotary=Rotary.latent(64)).to("cuda", torch.bfloat16)
+    x = torch.randn(2, 65, 128, device="cuda", dtype=torch.bfloat16)
+    if backend == "flash" and post_width != 64:
+        with pytest.raises(ValueError, match="backend 'flash' refuses"):
+            layer(x, backend=backend)
+        return
+    assert nodes(layer(x, backend=backend)) == ({NAMES[backend]} if backend in NAMES else set())
+
+
+@pytest.mark.parametrize("post_width", [64, 128])
+def test_pytorchs_own_choice_does_not_fall_back_to_math(post_width):
+    """Tucker Attention in half precision, equal and unequal widths: one fused kernel. In float32 grouped heads have none."""
+    for dtype in (torch.bfloat16, torch.float16):
+        layer = TuckerAttention(128, 4, (4, 64, 64), (4, 64, post_width)).to("cuda", dtype)
+        assert nodes(layer(torch.randn(2, 65, 128, device="cuda", dtype=dtype))) & set(NAMES.values())
+    layer = TuckerAttention(128, 4, (4, 64, 64), (4, 64, post_width)).to("cuda")  # control: what falling back looks like
+    assert not nodes(layer(torch.randn(2, 65, 128, device="cuda")))
+
+
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference", "math"}))
+def test_one_shared_key_is_never_repeated_in_memory(backend):
+    b, h, n, m, t = 2, 32, 16, 4096, 64
+    q, k, v = (x.detach() for x in attention_inputs(b, h, 1, n, m, t, t, torch.bfloat16, device="cuda"))
+    attend(q, k, v, scale=0.1, backend=backend)  # compiles, and takes its workspace
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    attend(q, k, v, scale=0.1, backend=backend)
+    assert torch.cuda.max_memory_allocated() - held < h * k.nbytes / 2
+    torch.cuda.reset_peak_memory_stats()
+    attend(q, k.repeat(1, h, 1, 1), v.repeat(1, h, 1, 1), scale=0.1, backend=backend)  # control
+    assert torch.cuda.max_memory_allocated() - held > h * k.nbytes
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "triton"])
+@torch.no_grad()
+def test_decoding_can_be_captured_in_a_graph_and_replayed(backend):
+    q, k, v = (x.detach() for x in attention_inputs(2, 8, 1, 1, 513, 64, 64, torch.bfloat16, device="cuda"))
+    attend(q, k, v, scale=0.1, backend=backend)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z = attend(q, k, v, scale=0.1, backend=backend)
+    q.normal_()
+    k.normal_()
+    graph.replay()
+    expected = attend(q.double(), k.double(), v.double(), scale=0.1, backend="reference")
+    assert relative_error(z, expected) < BOUNDS[torch.bfloat16]
