@@ -52,6 +52,11 @@ def draw_all(folder: Path, out: Path) -> None:
         figures.decoding(runs, out / "decoding_smoke.png")
     if runs := found("figure3", "smoke"):
         figures.accuracy_against_parameters(runs, out / "accuracy_against_parameters_smoke.png")
+    speed = {r["method"]: r for r in found("speed", "gpu") or found("speed", "smoke")}
+    if "contexts" in speed:
+        figures.time_against_context([speed["contexts"]], out / "time_against_context.png")
+    if {"limits", "layers", "decode"} <= speed.keys():
+        figures.roofline(list(speed.values()), out / "roofline.png")
 
 
 if __name__ == "__main__":

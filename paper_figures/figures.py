@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from reproduce.report import by_model, by_row, sizes_of
+from reproduce.targets import KERNEL
 
 from .style import COLOURS, MARKERS, lines_of, mechanism
 
@@ -269,6 +270,69 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
+    save(figure, path)
+
+
+def time_against_context(records: list[dict], path: Path) -> None:
+    """A layer's forward and backward time per million tokens against the length of the context, by row and backend."""
+    (record,) = [r for r in records if r["method"] == "contexts"]
+    rows = [r for r in record["metrics"]["rows"] if "milliseconds" in r]
+    styles = lines_of(list(dict.fromkeys(r["row"] for r in rows)))
+    figure, ax = plt.subplots(figsize=(7.2, 4.4))
+    for label, backend in dict.fromkeys((r["row"], r["backend"]) for r in rows):
+        found = [r for r in rows if (r["row"], r["backend"]) == (label, backend)]
+        ours = backend == KERNEL
+        ax.plot(
+            [r["tokens"] for r in found],
+            [1e6 * r["milliseconds"] / r["batch"] / r["tokens"] for r in found],
+            label=f"{label}, {'our kernel' if ours else backend}",
+            marker="o" if ours else MARKERS[mechanism(label)],
+            markerfacecolor="white" if ours else None,
+            markersize=5,
+            **styles[label],
+        )
+    contexts = sorted({r["tokens"] for r in rows})
+    ax.set(xscale="log", yscale="log", xlabel="context length in tokens", ylabel="ms per million tokens, forward and backward")
+    ax.set_xticks(contexts, [f"{n / 1024:g}k" for n in contexts])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.minorticks_off()
+    ax.legend()
+    ax.set_title(f"One attention layer of LLaMA3-1B's shape: {record['device']}, {record['config']['dtype']}")
+    save(figure, path)
+
+
+def roofline(records: list[dict], path: Path) -> None:
+    """Operations per second against operations per byte, under the measured limits: layers in training, and decoding."""
+    sections = {r["method"]: r["metrics"]["rows"] for r in records}
+    limits = {name: value for row in sections["limits"] for name, value in row.items() if name != "what"}
+    copy, matmul = limits["gigabytes_per_second"] / 1e3, limits["teraflops"]  # both in 10^12 a second
+    figure, ax = plt.subplots(figsize=(7.6, 4.8))
+    intensity = np.geomspace(0.5, 1e4, 200)
+    ax.plot(intensity, np.minimum(copy * intensity, matmul), color="#888888", linewidth=1.4)
+    note = dict(textcoords="offset points", ha="right", color="#666666", fontsize=9)
+    ax.annotate(f"copy: {copy:.2f} TB/s", (4, 4 * copy), (-4, 6), **note)
+    ax.annotate(f"matrix product: {matmul:.0f} TFLOP/s", (1e4, matmul), (0, 5), **note)
+    for section, marker, seconds in (("layers", "o", "milliseconds"), ("decode", "v", "microseconds")):
+        best: dict[tuple, dict] = {}
+        for r in sections.get(section, []):
+            key = (r["shape"], r["row"]) if section == "layers" else (r["context"], r["batch"], r["side"])
+            if seconds in r and (key not in best or r[seconds] < best[key][seconds]):
+                best[key] = r
+        for r in best.values():
+            kind = mechanism(r["row"]) if section == "layers" else ("MHA" if r["side"] == "MHA" else "Tucker")
+            rate = r["flops"] / r[seconds] / (1e9 if section == "layers" else 1e6)
+            ax.plot(r["flops"] / r["bytes"], rate, marker, color=COLOURS[kind], markersize=6, alpha=0.8)
+    for kind in ("MHA", "GQA", "MLA", "Tucker"):
+        ax.plot([], [], "s", color=COLOURS[kind], label=kind)
+    ax.plot([], [], "o", color="#888888", label="a layer, forward and backward")
+    ax.plot([], [], "v", color="#888888", label="decoding one token")
+    ax.set(xscale="log", yscale="log", xlabel="operations per byte that must move", ylabel="10¹² operations a second")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.minorticks_off()
+    ax.legend(loc="lower right")
+    ax.set_title(f"Roofline: {records[0]['device']}, {records[0]['config']['dtype']}, best backend of each")
     save(figure, path)
 
 

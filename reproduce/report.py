@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
 BEGIN, END = "<!-- results: written by `python -m reproduce report --write README.md` -->", "<!-- end of results -->"
@@ -440,6 +441,7 @@ DRAW = {
     "compress_speed": {"runs": compress_speed_runs},
     "figure3": {"runs": figure3_runs},
     "decode": {"runs": decode_runs},
+    "speed": {"runs": speed_tables},
 }
 
 

@@ -168,7 +168,8 @@ def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
         longer = dataclasses.replace(shape, batch=max(1, shape.batch * shape.tokens // n), tokens=n)
         for row in preset.context_rows:
             for backend in preset.backends[:1] + (preset.latent_backends if row.mechanism == "Tucker" else ()):
-                yield {"tokens": n, "row": row.label, "backend": backend, **timed_layer(longer, row, backend, preset, device)}
+                timed = timed_layer(longer, row, backend, preset, device)
+                yield {"tokens": n, "batch": longer.batch, "row": row.label, "backend": backend, **timed}
 
 
 def work(shape: Shape, row: Row) -> dict:

@@ -172,6 +172,7 @@ def test_the_other_mechanisms_run_on_the_kernel_without_mixing(make):
     assert relative_error(layer(x, backend="triton"), layer(x, backend="reference")) < BOUNDS[torch.float32]
 
 
+@pytest.mark.filterwarnings("ignore:.*(TensorFloat32|cuBLAS):UserWarning")  # PyTorch's advice for a GPU
 @pytest.mark.parametrize("name", ["plain", "latent RoPE", "decoupled, shared"])
 def test_the_layer_compiles_into_one_graph_with_the_kernel(name):
     torch.compiler.reset()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from reproduce import records, speed
+from reproduce import claims, records, speed, targets
 from reproduce.options import Options
 from reproduce.rows import Row
 
@@ -46,3 +46,49 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
         tucker, "attend", lambda *a, backend, **o: attend(*a, backend=backend, **o) * (1.01 if backend == "math" else 1)
     )
     assert "differs from the reference by 1" in speed.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")["refused"]
+
+
+def gpu_run() -> dict[str, list[dict]]:
+    """Invented rows in the form of a GPU run's: only for the arithmetic of targets and claims."""
+
+    def layer(row, backend, milliseconds, megabytes):
+        return {"shape": "LLaMA", "row": row, "backend": backend, "milliseconds": milliseconds, "megabytes": megabytes}
+
+    return {
+        "layers": [
+            layer("MHA", "cudnn", 10.0, 700.0),
+            layer("MHA", "flash", 12.0, 700.0),
+            layer("Tucker [32,128,128]", "cudnn", 9.0, 1000.0),
+            layer("Tucker [32,128,128]", "triton", 11.0, 400.0),
+            {"shape": "LLaMA", "row": "Tucker [32,64,64]", "backend": "cudnn", "refused": "for a reason"},
+        ],
+        "models": [{"model": "LLaMA", "row": r, "milliseconds": t} for r, t in (("MHA", 100.0), ("Tucker [32,64,64]", 85.0))],
+    }
+
+
+def verdict(sections: dict, words: str) -> tuple[str, str] | None:
+    (target,) = [t for t in targets.TARGETS if words in t.what]
+    return target.verdict(sections)
+
+
+def test_targets_are_judged_from_the_best_backend_of_each_side():
+    sections = gpu_run()
+    assert verdict(sections, "peak memory") == ("0.4", "met")
+    assert verdict(sections, "our kernel: time") == ("1.22", "met")
+    assert verdict(sections, "LLaMA layer [32,128,128], forward") == ("0.9", "met")
+    assert verdict(sections, "LLaMA layer [32,64,64], forward") is None  # refused: no time, no verdict
+    sections["layers"][2]["milliseconds"] = 5.0  # control
+    assert verdict(sections, "our kernel: time")[1].startswith("missed: ")
+    assert verdict(sections, "LLaMA layer [32,128,128], forward") == ("0.5", "met")
+    sections["layers"][1]["milliseconds"] = 2.0
+    assert verdict(sections, "LLaMA layer [32,128,128], forward")[1].startswith("missed")
+
+
+def test_the_claim_of_a_shorter_iteration_is_judged_from_whole_models():
+    rows = gpu_run()["models"]
+    record = {"experiment": "speed", "preset": "gpu", "method": "models", "metrics": {"rows": rows}}
+    (claim,) = [c for c in claims.SENTENCES if "iteration time" in c.says]
+    assert claim.judge([record]) == ("-15.0 % to -15.0 % against MHA, one GPU", claims.REPRODUCED)
+    rows[1]["milliseconds"] = 101.0
+    assert claim.judge([record])[1] == claims.FAILED
+    assert claim.judge([record | {"preset": "smoke"}])[1] == claims.UNTESTED

@@ -124,7 +124,7 @@ def _flex(q, k, v, scale, causal, mask):
 
 @functools.cache
 def _compiled(function):
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, fullgraph=True)  # or an error: never the plain version unseen
 
 
 def _reference(q, k, v, scale, allowed):

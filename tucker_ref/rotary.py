@@ -91,9 +91,8 @@ class Rotary(nn.Module):
         return self.unpaired(first * cos - second * sin, second * cos + first * sin)
 
     def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of every pair's angle, ([b,] n, width / 2) each; angles in float64, rounded once."""
-        angles = positions.unsqueeze(-1).to(torch.float64) * self.frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        """Cosine and sine of every pair's angle, ([b,] n, width / 2) each."""
+        return _cos_sin(positions, self.frequencies, dtype)
 
     def pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The first and the second channel of every pair.  x: (..., width).  Returns: (..., width / 2) each."""
@@ -142,6 +141,18 @@ class Rotary(nn.Module):
         _check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))
+
+
+@torch.library.custom_op("tucker_ref::cos_sin", mutates_args=())
+def _cos_sin(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles in float64, rounded once. An operator of its own, or torch.compile would compute them anew for every head."""
+    angles = positions.unsqueeze(-1).to(torch.float64) * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@_cos_sin.register_fake
+def _(positions, frequencies, dtype):
+    return tuple(frequencies.new_empty(*positions.shape, len(frequencies), dtype=dtype) for _ in range(2))
 
 
 def _schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:

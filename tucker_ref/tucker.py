@@ -218,9 +218,12 @@ class TuckerAttention(CachedAttention):
         check_call(self, x, mask, backend, cache)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
-        p = self.query_norm(x @ self.pre.query)  # (b, n, s)  the query latent
+        factors = [self.pre.query, self.pre.key] + ([] if self.shared_kv else [self.post.value])
+        # One product for all latents: x is read once, and so is the gradient that it gets.
+        p, *kv = (x @ torch.cat(factors, dim=1)).split([factor.shape[1] for factor in factors], dim=-1)
+        p = self.query_norm(p)  # (b, n, s)  the query latent
         cores = self.pre.head_cores()  # (h, s, t)
-        k, v = self._latents(x, places, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
+        k, v = self._keys_and_values(kv, places, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
         if backend == "triton" and x.shape[1] > 1:  # the next lines as one kernel: no q in memory
             from .kernels.latent_attention import latent_attention
 
@@ -228,6 +231,7 @@ class TuckerAttention(CachedAttention):
                 p, cores, k, v, scale=self.scale, causal=causal, rotary=self.rotary, positions=places
             )  # (b, h, n, v)
         else:
+            # Latents first and cores after them: s (d + h t) multiply-adds a token, where U2 T_h made beforehand takes d h t.
             q = torch.einsum("bns,hst->bhnt", p, cores)  # per head, in key coordinates
             if self.rotary is not None:
                 q = self.rotary(q, places)
@@ -235,15 +239,15 @@ class TuckerAttention(CachedAttention):
         y = torch.einsum("bhnv,hov->bno", z, self.post.head_cores())  # (b, n, o)
         return F.linear(y, self.post.output, self.output_bias)  # (b, n, d)
 
-    def _latents(self, x, places, positions, cache):
+    def _keys_and_values(self, kv, places, positions, cache):
         """One key and one value for all heads, turned and cached. A shared latent is cached unturned and turned on reading."""
-        k = self.key_norm(x @ self.pre.key).unsqueeze(1)  # (b, 1, n, t)
+        k = self.key_norm(kv[0]).unsqueeze(1)  # (b, 1, n, t)
         if self.shared_kv:
             if cache is not None:
                 (k,) = cache.append(positions, key=k)
-                places = cache.positions(x.device)
+                places = cache.positions(k.device)
             return k if self.rotary is None else self.rotary(k, places), k
-        v = self.value_norm(x @ self.post.value).unsqueeze(1)  # (b, 1, n, v)
+        v = self.value_norm(kv[1]).unsqueeze(1)  # (b, 1, n, v)
         if self.rotary is not None:
             k = self.rotary(k, places)
         return (k, v) if cache is None else cache.append(key=k, value=v)
