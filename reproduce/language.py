@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,9 @@ from .training import TrainConfig, train
 
 @dataclass(frozen=True)
 class LanguagePreset:
-    """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay)."""
+    """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
+    learning_rates: by row label, in place of the one in `train`: each row's own best.
+    """
 
     narrower: int
     n_layers: int
@@ -38,6 +40,7 @@ class LanguagePreset:
     train: TrainConfig
     seeds: tuple[int, ...] = (0,)
     keep_models: bool = True
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
 
 def build_model(config: dict) -> LanguageModel:
@@ -52,8 +55,9 @@ def build_model(config: dict) -> LanguageModel:
 def train_rows(experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options) -> None:
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
     data = load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
-    settings = override(preset.train, options)
     for row in rows:
+        rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
+        settings = override(dataclasses.replace(preset.train, learning_rate=rate), options)
         config = {
             **model,
             "row": row.config(),

@@ -108,6 +108,13 @@ TABLE2 = (
     Row("Tucker", ranks=(8, 64, 64), paper={"attention_mb": 6.31, "cache_mb": 3.14}),
 )
 
+# Ours, to complete Table 2: one key and value for all heads, and the other choice of sharing for MLA and Tucker Attention.
+TABLE2_BESIDE = (
+    Row("GQA", n_kv_heads=1),
+    Row("MLA", latent=128, shared_kv=False),
+    Row("Tucker", ranks=(8, 128, 64), shared_kv=True),
+)
+
 # Table 3, LLaMA3-1B: d 2048, 32 heads; millions of parameters at 16 layers, or MB in BF16 at 8 (both readings fit).
 TABLE3 = (
     Row("MHA", paper={"size": 268}),
