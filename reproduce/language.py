@@ -108,10 +108,15 @@ def batch_of(tokens: np.ndarray, step: int, seed: int, batch_size: int, context:
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
 
 
-def next_token_loss(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: LanguageModel, windows: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats of predicting each token from those before it.  windows: (b, n + 1)."""
-    logits = model(windows[:, :-1])  # (b, n, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+    return output_loss(model.hidden(windows[:, :-1]), model.token_embedding.weight, windows[:, 1:])
+
+
+def output_loss(hidden: torch.Tensor, output_matrix: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """hidden: (b, n, d); output_matrix: (vocab, d); targets: (b, n).  The part to compile as one: its logits are the largest tensor."""
+    logits = F.linear(hidden, output_matrix)  # (b, n, vocab)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 @torch.no_grad()

@@ -132,7 +132,9 @@ def command_line() -> str:
 
 
 def git_commit() -> str:
-    """The commit that ran, with "+changes" if the tree differed from it; $GIT_COMMIT where the tree is a bare copy."""
+    """The commit that ran, with "+changes" if the tree differed from it; $GIT_COMMIT says it where the tree is a bare copy."""
+    if said := os.environ.get("GIT_COMMIT"):
+        return said
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
@@ -142,7 +144,7 @@ def git_commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("GIT_COMMIT", "unknown")
+        return "unknown"
 
 
 def device_in_words(device: str) -> str:

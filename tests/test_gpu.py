@@ -120,6 +120,13 @@ def test_one_shared_key_is_never_repeated_in_memory(backend):
     assert torch.cuda.max_memory_allocated() - held > h * k.nbytes
 
 
+def test_a_layer_may_be_built_on_the_gpu():
+    with torch.device("cuda"):
+        layer = TuckerAttention(24, 6, (4, 9, 8), rotary=Rotary.latent(8))
+    x = torch.randn(2, 7, 24, device="cuda")
+    assert layer.rotary.frequencies.is_cuda and relative_error(layer(x).cpu(), layer.cpu()(x.cpu())) < 1e-5
+
+
 @pytest.mark.parametrize("backend", ["cudnn", "triton"])
 @torch.no_grad()
 def test_decoding_can_be_captured_in_a_graph_and_replayed(backend):

@@ -53,7 +53,7 @@ class Rotary(nn.Module):
     def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
         super().__init__()
         if not isinstance(frequencies, torch.Tensor):
-            frequencies = torch.tensor(frequencies, dtype=torch.float64, device="cpu")
+            frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
         frequencies = frequencies.to(torch.float64)
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
@@ -160,8 +160,14 @@ def _schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.T
     _check_even("rotary width", width)
     if not (math.isfinite(base) and base > 0):
         raise ValueError(f"base is {base!r}; it must be a positive number")
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width)
     return frequencies if scaling is None else scaling.apply(frequencies)
+
+
+def _device() -> torch.device:
+    """Where new tensors go; not "meta", since frequencies are values that no state dict brings back."""
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _check_even(name: str, width: int) -> None:

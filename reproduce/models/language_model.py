@@ -27,7 +27,7 @@ class LanguageModel(nn.Module):
         """tokens: (b, n), positions: (n,) or (b, n).  Returns: (b, n, d)."""
         return self.token_embedding(tokens)
 
-    def forward(
+    def hidden(
         self,
         tokens: torch.Tensor,
         *,
@@ -37,14 +37,18 @@ class LanguageModel(nn.Module):
     ) -> torch.Tensor:
         """tokens: (b, n) integers; mask, positions, caches: as the attention layers take them, one cache per block.
 
-        Returns: logits (b, n, vocab_size); the output matrix is the token embedding.
+        Returns: (b, n, d), normalised, ready for the output matrix.
         """
         start = caches[0].length if caches else 0
         places = torch.arange(start, start + tokens.shape[1], device=tokens.device) if positions is None else positions
         x = self.embed(tokens, places)  # (b, n, d)
         for i, block in enumerate(self.blocks):
             x = block(x, mask=mask, positions=positions, cache=caches[i] if caches else None)
-        return F.linear(self.final_norm(x), self.token_embedding.weight)
+        return self.final_norm(x)
+
+    def forward(self, tokens: torch.Tensor, **options) -> torch.Tensor:
+        """Arguments as `hidden`.  Returns: logits (b, n, vocab_size); the output matrix is the token embedding."""
+        return F.linear(self.hidden(tokens, **options), self.token_embedding.weight)
 
     def new_caches(self, batch: int, max_tokens: int, **options) -> list[Cache]:
         """One empty cache per block."""
