@@ -1,6 +1,7 @@
 """Tables, claims and figures come from records and from nothing else."""
 
 import copy
+import random
 import re
 import subprocess
 import sys
@@ -23,14 +24,17 @@ def test_the_readme_shows_exactly_what_the_records_say():
     assert shown == report.render(COMMITTED).strip()
 
 
+CHANGE = random.Random(0)
+
+
 def nudged(measured):
-    """The same metrics with every number changed."""
+    """The same metrics with every number changed, but those that name a case of `speed`."""
     if isinstance(measured, dict):
-        return {key: nudged(value) for key, value in measured.items()}
+        return {key: value if key in ("context", "batch") else nudged(value) for key, value in measured.items()}
     if isinstance(measured, list):
         return [nudged(value) for value in measured]
     if isinstance(measured, float):
-        return 1.3 * measured + 0.5
+        return CHANGE.uniform(1.2, 1.8) * measured + 0.5  # not all alike, or ratios would stay
     return measured + 1_000_000 if isinstance(measured, int) and not isinstance(measured, bool) else measured
 
 
