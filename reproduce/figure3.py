@@ -65,6 +65,43 @@ PRESETS = {
         epochs=3,
         seeds=(0, 1),
     ),
+    # For images of 32 x 32 (CIFAR-10) or 64 x 64: as wide as DeiT-S, half as deep.
+    "gpu": Preset(
+        patch_size=4,
+        d_model=384,
+        n_heads=12,
+        n_layers=6,
+        rows=(
+            Row("MHA"),
+            *(Row("GQA", n_kv_heads=groups) for groups in (6, 3, 2, 1)),
+            *(Row("MLA", latent=latent, shared_kv=True) for latent in (128, 64, 32, 16)),
+            *(Row("Tucker", ranks=ranks) for ranks in ((12, 128, 128), (8, 64, 64), (8, 32, 32), (6, 16, 16))),
+        ),
+        pretrain=TrainConfig(
+            steps=3000,
+            batch_size=512,
+            learning_rate=1e-3,
+            warmup_steps=300,
+            weight_decay=0.05,
+            beta2=0.99,
+            precision="bfloat16",
+            log_every=50,
+            checkpoint_every=500,
+        ),
+        finetune=TrainConfig(
+            steps=0,
+            batch_size=512,
+            learning_rate=3e-4,
+            warmup_steps=30,
+            weight_decay=0.05,
+            beta2=0.99,
+            precision="bfloat16",
+            log_every=50,
+            checkpoint_every=500,
+        ),
+        epochs=3,
+        seeds=(0, 1, 2, 3, 4),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from .data.text import TextData, load_text
 from .models.gpt2 import GPT2
 from .models.language_model import LanguageModel
 from .models.llama import Llama
+from .observe import observation
 from .options import Options
 from .rows import Row
 from .runs import Run, override
@@ -29,7 +30,8 @@ from .training import TrainConfig, train
 @dataclass(frozen=True)
 class LanguagePreset:
     """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
-    learning_rates: by row label, in place of the one in `train`: each row's own best.
+    learning_rates: by row label, in place of the one in `train`: each row's own best; observe_every: steps between looks at norms
+    and logits (observe.py), 0 for none.
     """
 
     narrower: int
@@ -41,6 +43,7 @@ class LanguagePreset:
     seeds: tuple[int, ...] = (0,)
     keep_models: bool = True
     learning_rates: dict[str, float] = field(default_factory=dict)
+    observe_every: int = 0
 
 
 def build_model(config: dict) -> LanguageModel:
@@ -83,7 +86,11 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     def batch_at(step):
         return (batch_of(data.train, step, run.seed, settings.batch_size, context),)
 
-    result = train(model, batch_at, next_token_loss, settings, run.checkpoint, run.title)
+    def observe(step):
+        if preset.observe_every and step % preset.observe_every == 0:
+            return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
+
+    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe)
     metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
@@ -97,6 +104,7 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
             "attention_parameters": count_parameters(layers),
             "cache_per_token": count_cached(layers),
             "curve": result.curve,
+            **({"observations": result.observations} if result.observations else {}),
         },
         result.seconds,
     )
@@ -106,17 +114,6 @@ def batch_of(tokens: np.ndarray, step: int, seed: int, batch_size: int, context:
     """The random windows of one training step, a function of (seed, step) alone.  Returns: (batch, context + 1) int64."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
-
-
-def next_token_loss(model: LanguageModel, windows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of predicting each token from those before it.  windows: (b, n + 1)."""
-    return output_loss(model.hidden(windows[:, :-1]), model.token_embedding.weight, windows[:, 1:])
-
-
-def output_loss(hidden: torch.Tensor, output_matrix: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """hidden: (b, n, d); output_matrix: (vocab, d); targets: (b, n).  The part to compile as one: its logits are the largest tensor."""
-    logits = F.linear(hidden, output_matrix)  # (b, n, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 @torch.no_grad()
@@ -137,7 +134,10 @@ def validate(
     total = 0.0
     for start in tqdm(range(0, n_windows, batch_size), f"{title}: validation", leave=False):
         x, y = (torch.from_numpy(t[start : start + batch_size]).to(device) for t in (inputs, targets))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        with (
+            torch.compiler.set_stance("force_eager"),  # the last batch is smaller: a compilation would not pay
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
             logits = model(x)
         total += F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum").item()
     n_bytes = int(data.token_bytes[targets].sum())

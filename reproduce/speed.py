@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from tucker_ref.attend import attend
 
-from .language import output_loss
 from .models.gpt2 import GPT2
 from .models.llama import Llama
 from .options import Options
@@ -283,18 +282,15 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
     on_gpu = device.startswith("cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=on_gpu)
     torch.compiler.reset()
-    head = output_loss
     if on_gpu:
-        head = torch.compile(output_loss)
-        for block in model.blocks:  # one compilation serves all blocks
-            block.compile()
+        model.compile_parts()
     windows = torch.randint(0, preset.vocab_size, (shape.batch, shape.tokens + 1), device=device)
 
     def step() -> None:
         # cuDNN's kernel is the fastest for every row here, and PyTorch takes it first on some GPUs only.
         fused = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if on_gpu else contextlib.nullcontext()
         with fused, torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=preset.dtype == torch.bfloat16):
-            loss = head(model.hidden(windows[:, :-1]), model.token_embedding.weight, windows[:, 1:])
+            loss = model.loss(windows)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -34,13 +34,14 @@ PRESETS = {
     ),
     # The paper's shape at a third of the budget of "gpu", to compare learning rates.
     "gpu-sweep": LanguagePreset(
-        **FULL_SHAPE, train=dataclasses.replace(ON_GPU, steps=1000, warmup_steps=100, learning_rate=6e-4)
+        **FULL_SHAPE, train=dataclasses.replace(ON_GPU, steps=1000, warmup_steps=100, learning_rate=6e-4), observe_every=100
     ),
     # The paper's shape and 100M tokens; every row at the rate that was best for it in the sweep.
     "gpu": LanguagePreset(
         **FULL_SHAPE,
         train=ON_GPU,
         seeds=(0, 1, 2),
+        observe_every=100,
         learning_rates={"Tucker [8,128,64]": 2.4e-3, "Tucker [8,64,64]": 2.4e-3, "Tucker [8,128,64] shared": 2.4e-3},
     ),
 }

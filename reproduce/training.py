@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,11 +50,12 @@ class TrainResult:
     """What a run leaves behind beside the model.
 
     curve: per log entry [step, mean training loss, largest gradient norm before clipping] since the entry before;
-    seconds: time in the loop, over all resumes.
+    seconds: time in the loop, over all resumes; observations: what `observe` returned, each with its step.
     """
 
     curve: list
     seconds: float
+    observations: list = field(default_factory=list)
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -82,10 +83,12 @@ def train(
     config: TrainConfig,
     checkpoint: Path,
     title: str,
+    observe: Callable[[int], dict | None] | None = None,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
-    batch_at(step): the tensors of that step's batch; loss_of(model, *batch): their mean loss, a scalar tensor.
+    batch_at(step): the tensors of that step's batch; loss_of(model, *batch): their mean loss, a scalar tensor;
+    observe(step): called after each backward pass, before clipping; what it returns is kept, None is not.
     Raises ValueError if the checkpoint belongs to another configuration or is damaged, FloatingPointError on a NaN loss.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
@@ -94,15 +97,15 @@ def train(
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
-    if config.compiled:  # model and loss in one graph: the logits are then never stored in float32
+    if config.compiled:
         torch.compiler.reset()  # each model gets a compilation of its own; without this the ninth falls back to eager
-        loss_of = torch.compile(loss_of)
+        model.compile_parts()
     losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
     started = time.perf_counter()
 
     def save(step: int) -> None:
         total = result.seconds + time.perf_counter() - started
-        _save(checkpoint, model, optimizer, config, step, TrainResult(result.curve, total))
+        _save(checkpoint, model, optimizer, config, step, dataclasses.replace(result, seconds=total))
 
     model.train()
     with tqdm(range(first_step, config.steps), title, initial=first_step, total=config.steps, mininterval=0.5) as progress:
@@ -116,6 +119,8 @@ def train(
                     loss = loss_of(model, *batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                if observe is not None and (seen := observe(step)):
+                    result.observations.append({"step": step, **seen})
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
                 optimizer.step()
                 losses += loss.detach()
@@ -147,6 +152,7 @@ def _save(path, model, optimizer, config, step, result) -> None:
         "step": step,
         "curve": result.curve,
         "seconds": result.seconds,
+        "observations": result.observations,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -164,4 +170,4 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return step, TrainResult(state["curve"], state["seconds"])
+    return step, TrainResult(state["curve"], state["seconds"], state["observations"])

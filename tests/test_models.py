@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from reproduce.models.gpt2 import GPT2
+from reproduce.models.llama import Llama
 from reproduce.models.vit import ViT
 from reproduce.rows import TABLE2
 from tucker_ref import MultiHeadAttention, as_tucker
@@ -38,6 +39,26 @@ def test_vit_sees_every_patch(row):
         changed = images.clone()
         changed[:, :, y, x] += 1
         assert not torch.allclose(model(changed), logits)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at inner tensors
+@pytest.mark.parametrize("row", TABLE2[::3], ids=lambda row: row.label)
+@pytest.mark.parametrize("llama", [False, True])
+def test_compiled_in_parts_it_is_the_same_model(row, llama):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    attention = row.narrowed(16)
+    if llama:
+        model = Llama(50, 48, 12, 3, lambda d, h: attention.build(d, h, 50.0)).double()
+    else:
+        model = GPT2(50, 16, 48, 12, 3, attention.build).double()
+    windows = torch.randint(0, 50, (3, 17))
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(model.loss(windows), parameters)
+    model.compile_parts(backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):  # the first block's compilation serves them all
+        actual = torch.autograd.grad(model.loss(windows), parameters)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_residual_branches_start_scaled_by_depth():

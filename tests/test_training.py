@@ -88,7 +88,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
 def test_checkpoints_hold_no_code(tmp_path):
     """They load with weights_only=True, which refuses pickled objects."""
     train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
-    assert set(torch.load(tmp_path / "c.pt", weights_only=True)) == {"config", "step", "curve", "seconds", "model", "optimizer"}
+    assert set(torch.load(tmp_path / "c.pt", weights_only=True)) == {
+        *("config", "step", "curve", "seconds", "observations", "model", "optimizer")
+    }
 
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):

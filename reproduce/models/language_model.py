@@ -21,7 +21,16 @@ class LanguageModel(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = final_norm
+        self.output_loss = output_loss
         nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def compile_parts(self, **options) -> None:
+        """torch.compile where it pays: one compilation that all blocks share, and one of the output, whose logits are then never
+        stored in float32. Seconds, where the model as one graph takes a minute.  options: as torch.compile takes them.
+        """
+        for block in self.blocks:
+            block.compile(fullgraph=True, **options)
+        self.output_loss = torch.compile(output_loss, **options)
 
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """tokens: (b, n), positions: (n,) or (b, n).  Returns: (b, n, d)."""
@@ -50,6 +59,16 @@ class LanguageModel(nn.Module):
         """Arguments as `hidden`.  Returns: logits (b, n, vocab_size); the output matrix is the token embedding."""
         return F.linear(self.hidden(tokens, **options), self.token_embedding.weight)
 
+    def loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy in nats of predicting each token from those before it.  windows: (b, n + 1)."""
+        return self.output_loss(self.hidden(windows[:, :-1]), self.token_embedding.weight, windows[:, 1:])
+
     def new_caches(self, batch: int, max_tokens: int, **options) -> list[Cache]:
         """One empty cache per block."""
         return [block.attention.new_cache(batch, max_tokens, **options) for block in self.blocks]
+
+
+def output_loss(hidden: torch.Tensor, output_matrix: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy.  hidden: (b, n, d); output_matrix: (vocab, d); targets: (b, n)."""
+    logits = F.linear(hidden, output_matrix)  # (b, n, vocab)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

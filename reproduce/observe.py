@@ -1,0 +1,56 @@
+"""What goes on inside a model while it trains: norms of weights and gradients by kind, sizes of activations, the largest logit."""
+
+import contextlib
+from unittest import mock
+
+import torch
+from torch import nn
+
+from tucker_ref import mha, mla, tucker
+from tucker_ref.attend import attend
+
+
+def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
+    """Norms of attention weights and of the gradients they hold now, by kind over all layers; and of one sequence's activations.
+
+    tokens: (1, n).  Returns: gradients, weights {kind: norm}; activations {q, k, v, z: largest root mean square over layers};
+    largest_logit: over layers, heads and tokens, scaled as in the softmax.
+    """
+    gradients, weights = {}, {}
+    for block in model.blocks:
+        for name, parameter in block.attention.named_parameters():
+            for total, tensor in ((weights, parameter.detach()), (gradients, parameter.grad)):
+                total[name] = total.get(name, 0.0) + tensor.float().square().sum()
+    largest: dict[str, torch.Tensor] = {}
+
+    def watching(q, k, v, *, scale, **options):
+        z = attend(q, k, v, scale=scale, **options)
+        for name, tensor in (("q", q), ("k", k), ("v", v), ("z", z)):
+            _raise(largest, name, tensor.float().square().mean().sqrt())
+        for head in range(q.shape[1]):  # one at a time: n x n numbers
+            logits = q[:, head].float() @ k[:, head * k.shape[1] // q.shape[1]].float().mT * scale
+            _raise(largest, "logit", logits.tril().abs().max())
+        return z
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autocast(tokens.device.type, dtype=torch.bfloat16))
+        for module in (mha, mla, tucker):
+            stack.enter_context(mock.patch.object(module, "attend", watching))
+        model.hidden(tokens)
+    logit = largest.pop("logit")
+    return {
+        "gradients": {name: _digits(total.sqrt()) for name, total in gradients.items()},
+        "weights": {name: _digits(total.sqrt()) for name, total in weights.items()},
+        "activations": {name: _digits(size) for name, size in largest.items()},
+        "largest_logit": _digits(logit),
+    }
+
+
+def _raise(largest: dict, name: str, value: torch.Tensor) -> None:
+    largest[name] = value if name not in largest else torch.maximum(largest[name], value)
+
+
+def _digits(value: torch.Tensor) -> float:
+    return float(f"{value.item():.4g}")
