@@ -1,6 +1,7 @@
 """The command line: `python -m reproduce --help`."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
 def check_device(name: str) -> None:
     """Raise ValueError unless tensors can be made there."""
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -145,10 +146,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")
-    parser.add_argument(
-        "--seeds", type=integers, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)"
-    )
-    parser.add_argument("--learning-rate", type=float, help="peak rate in place of the preset's")
+    parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
+    parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
     parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
@@ -174,7 +173,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=positive, default=100, help="how many tokens to add (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to choose from (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the random choices (default: 0)")
 
 
 def write_text(options: argparse.Namespace) -> None:
@@ -193,6 +192,26 @@ def integers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2")
     return tuple(int(part) for part in text.split(","))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    return tuple(seed(str(number)) for number in integers(text))
+
+
+def seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2^63 - 1")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
 
 
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:
