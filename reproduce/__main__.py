@@ -20,6 +20,7 @@ from . import (
     report,
     spectra,
     speed,
+    survival,
     table1,
     table2,
     table3,
@@ -39,10 +40,10 @@ EXPERIMENTS = {
     "figure3": figure3,
     "decode": decode,
     "speed": speed,
+    "survival": survival,
 }
-PRESETS = sorted(
-    {"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS, *compress_speed.PRESETS, *speed.PRESETS}
-)
+NOT_IN_ALL = ("speed", "survival")  # a GPU's matter, and one for those who change the code
+PRESETS = sorted({"smoke"}.union(*(getattr(module, "PRESETS", ()) for module in EXPERIMENTS.values())))
 EPILOG = """
 examples:
   python -m reproduce all                              everything at smoke scale: some minutes on two cores
@@ -84,7 +85,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> None:
     check_device(options.device)
-    names = [name for name in EXPERIMENTS if name != "speed"] if options.command == "all" else [options.command]
+    names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
         out=options.out,
@@ -130,7 +131,7 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
-    add_run_arguments(commands.add_parser("all", help="every experiment but speed, one after the other"))
+    add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(NOT_IN_ALL)}, one after the other"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
         command = commands.add_parser(name, help=text)

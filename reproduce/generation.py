@@ -10,8 +10,8 @@ from .models.language_model import LanguageModel
 def next_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
     """Choose one token per row.  logits: (b, vocab).  Returns: (b,).
 
-    temperature 0, or what float32 rounds to it, takes the likeliest; otherwise logits are divided by it. top_p < 1 keeps the fewest likeliest tokens whose
-    probabilities reach top_p together (Holtzman et al. 2020), the likeliest one always.
+    temperature 0, or what float32 rounds to it, takes the likeliest; otherwise logits are divided by it. top_p < 1 keeps the
+    fewest likeliest tokens whose probabilities reach top_p together (Holtzman et al. 2020), the likeliest one always.
     """
     if temperature < torch.finfo(torch.float32).tiny:
         return logits.argmax(dim=-1)
