@@ -112,7 +112,8 @@ def survive(work: Callable, folder: Path, kills: int, chance: random.Random, sam
     length = time.perf_counter() - begun
     attempt = folder / "0"
     while True:
-        process, moment = start(work, attempt), chance.random()
+        begun, moment = time.perf_counter(), chance.random()
+        process = start(work, attempt)
         if tally.kills < kills:
             process.join(moment * length)
             process.kill()
@@ -123,6 +124,7 @@ def survive(work: Callable, folder: Path, kills: int, chance: random.Random, sam
                 tally.files += check_files(attempt)
                 continue
         finish(process)
+        length = min(length, time.perf_counter() - begun)
         same(whole, attempt)
         tally.files += check_files(attempt)
         tally.parts += len(list(attempt.rglob("*.part")))
@@ -209,11 +211,14 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
     example = records.new_record("table2", "smoke", "MHA", {}, {})
     while tally.kills < kills:
         attempt = folder / str(tally.ends)
-        known = [CONTEXT.RawValue("i", 0) for _ in range(2)]
-        writers = [start(writer, attempt, example, n, known[n]) for n in range(2)]
+        known = [CONTEXT.RawValue("i", 0) for _ in range(2)]  # records that are surely on disk
+        turns = [CONTEXT.RawValue("i", 0) for _ in range(2)]  # appends of the process that runs now
+        writers = [start(writer, attempt, example, n, known[n], turns[n]) for n in range(2)]
         while any(known_of.value < APPENDS for known_of in known):
             victim = chance.randrange(2)
-            time.sleep(chance.random() * 0.05)
+            while turns[victim].value == 0 and writers[victim].is_alive():
+                time.sleep(0.001)
+            time.sleep(chance.random() * 0.02)
             if tally.kills < kills:
                 writers[victim].kill()
             writers[victim].join(timeout=None if tally.kills < kills else 0.01)
@@ -224,7 +229,8 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
                 kept = {r["seed"] for r in records.load(attempt) if r["method"] == f"writer {victim}"}
                 if not set(range(known[victim].value)) <= kept:
                     raise ValueError(f"{attempt}: writer {victim} lost a record when it was killed")
-                writers[victim] = start(writer, attempt, example, victim, known[victim])
+                turns[victim].value = 0
+                writers[victim] = start(writer, attempt, example, victim, known[victim], turns[victim])
             elif writers[victim].exitcode not in (None, 0):
                 raise ValueError(f"{attempt}: writer {victim} failed; the file was damaged")
         for process in writers:
@@ -238,9 +244,10 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
     return tally
 
 
-def write_records(folder: Path, example: dict, writer: int, known) -> None:
-    """Append APPENDS records, those again that are there already; `known` counts what is surely on disk."""
-    for seed in range(APPENDS):
+def write_records(folder: Path, example: dict, writer: int, known, turns) -> None:
+    """Append APPENDS records, the last one again that is there already."""
+    for seed in range(max(0, known.value - 1), APPENDS):
+        turns.value += 1
         records.append(folder, example | {"id": f"{writer}-{seed}", "method": f"writer {writer}", "seed": seed})
         known.value = max(known.value, seed + 1)
 

@@ -230,8 +230,8 @@ def test_what_is_not_finite_stays_in_its_own_sequence(name, value, backend):
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize("value", table(("not finite: a weight NaN", NAN), ("not finite: a weight infinite", INF)))
-def test_weights_that_are_not_finite_show_in_every_output(name, value):
+@pytest.mark.parametrize("value", table(("not finite: a weight NaN", NAN)))
+def test_a_weight_that_is_nan_shows_in_every_output(name, value):
     layer = layer_of(name)
     with torch.no_grad():
         next(layer.parameters()).flatten()[0] = value
