@@ -26,6 +26,7 @@ from .compress import compress_model
 from .language import LanguagePreset, model_path, train_rows
 from .open_models import open_model
 from .options import Options
+from .recipe import Recipe
 from .rows import Row
 from .saved import read_model
 from .tables import markdown
@@ -184,7 +185,7 @@ def options_of(folder: Path, **more) -> Options:
 
 def train(folder: Path) -> None:
     """Two toy models one after the other, as table2 trains its rows: tokens, checkpoints, model files and records."""
-    train_rows("table2", ROWS, SHAPE, TOY, options_of(folder))
+    train_rows("table2", [(row, Recipe()) for row in ROWS], SHAPE, TOY, options_of(folder))
 
 
 def compress(folder: Path) -> None:
