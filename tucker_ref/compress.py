@@ -209,7 +209,8 @@ def joint_columns(pre: FactoredTensor, post: FactoredTensor, rank: int) -> tuple
 
     pre, post: with the same columns, from `factored_tensors(..., joint=True)`.
     """
-    shares = [[gram / tensor.squared_norm() for gram in tensor.column_grams()] for tensor in (pre, post)]
+    # A tensor of zeros has no share.
+    shares = [[gram / (tensor.squared_norm() or 1.0) for gram in tensor.column_grams()] for tensor in (pre, post)]
     return leading_columns(pre, [a + b for a, b in zip(*shares)], rank)
 
 
@@ -228,10 +229,19 @@ def relative_errors(layer: nn.Module, approximation: nn.Module, moment: torch.Te
     """|W - W_hat| / |W| of the pre- and of the post-softmax tensor; with a moment, of logits and of outputs on such inputs.
 
     Measured on the difference of both layers' factors, which may be of any mechanism, down to about 1e-8.
+    Raises ValueError for layers of different d_model or n_heads, a layer whose tensor is zero, and as `slices_of` does.
     """
     root, errors = root_of(moment), []
-    for exact, ours, row_root in zip(slices_of(layer), slices_of(approximation), (root, None)):
+    pairs = list(zip(slices_of(layer), slices_of(approximation), (root, None)))
+    for name in ("d_model", "n_heads"):
+        if getattr(layer, name) != getattr(approximation, name):
+            raise ValueError(
+                f"{name} is {getattr(layer, name)} in layer and {getattr(approximation, name)} in its approximation"
+            )
+    for exact, ours, row_root in pairs:
         difference, whole = (tensor.whitened(row_root, root).squared_norm() for tensor in (exact.minus(ours), exact))
+        if whole == 0:
+            raise ValueError("layer has a tensor of zeros; no error can be relative to it")
         errors.append(math.sqrt(max(0.0, difference) / whole))
     return tuple(errors)
 

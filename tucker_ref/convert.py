@@ -13,7 +13,7 @@ from .compress import check_tensor_ranks, joint_columns, leading, leading_column
 from .gqa import GroupedQueryAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
-from .ranks import FactoredTensor, factored_tensors, key_classes, root_of, slices_of
+from .ranks import FactoredTensor, check_weights, factored_tensors, key_classes, root_of, slices_of
 
 
 def to_gqa(
@@ -103,6 +103,7 @@ def to_mla(
 def _check_source(layer: nn.Module, name: str) -> None:
     if not isinstance(layer, MultiHeadAttention):
         raise ValueError(f"layer is {type(layer).__name__}; {name} converts MultiHeadAttention and GroupedQueryAttention")
+    check_weights(layer)
 
 
 def _means(layer: MultiHeadAttention, n_kv_heads: int) -> dict[str, torch.Tensor]:

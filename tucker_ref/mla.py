@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from .attend import attend, check_call
-from .cache import Cache, CachedAttention, token_positions
+from .attend import attend
+from .cache import Cache, CachedAttention, keeps_cache, token_positions
 from .checks import check_positive
 from .mha import check_rotary, merge_heads, resolve_head_dim, split_heads
 from .rotary import Rotary
@@ -96,6 +96,7 @@ class MultiHeadLatentAttention(CachedAttention):
         key = {"key": (1, self.kv_rank + self.rope_dim)}
         return key if self.shared_kv else key | {"value": (1, self.kv_rank)}
 
+    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,
@@ -107,7 +108,7 @@ class MultiHeadLatentAttention(CachedAttention):
         backend: str = "sdpa",
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
-        check_call(self, x, mask, backend, cache)
+        self.check_call(x, causal, mask, positions, cache, backend)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         q, q_rope = self._queries(x, places)  # (b, h, n, k), (b, h, n, rope)
         c_k, c_v = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)

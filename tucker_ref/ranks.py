@@ -239,15 +239,27 @@ def merged(classes: tuple[KeyClass, ...], others: tuple[KeyClass, ...], width: i
 
 
 def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
-    """R with R^T R = moment, upper triangular; None for none."""
-    return None if moment is None else torch.linalg.cholesky(moment).mT
+    """R with R^T R = moment, upper triangular; None for none.  Raises ValueError for a matrix that has no such root."""
+    if moment is None:
+        return None
+    if not isinstance(moment, torch.Tensor) or moment.ndim != 2 or not moment.is_floating_point():
+        raise ValueError("moment is no floating-point matrix; it must come from second_moment")
+    root, failed = torch.linalg.cholesky_ex(moment)
+    if failed or not root.isfinite().all():
+        raise ValueError(f"moment {tuple(moment.shape)} is not positive definite; it must come from second_moment")
+    return root.mT
 
 
 def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given.
 
     A basis as wide as tall is left as it is, with Q = I: a QR decomposition would not make it smaller.
+    Raises ValueError where basis and root have different heights.
     """
+    if root is not None and len(root) != len(basis):
+        raise ValueError(
+            f"moment is {len(root)} x {len(root)}; this layer's inputs, with a 1 where it has biases, are {len(basis)} wide"
+        )
     r = basis if root is None else root.to(basis.dtype) @ basis
     if r.shape[1] >= r.shape[0]:
         q = torch.eye(len(r)).to(r)
@@ -260,10 +272,14 @@ def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> t
     """Mean of x~ x~^T over tokens, (D, D) float64, where x~ is [x, 1] for a layer with biases; see `compress`.
 
     x: (..., d), what the layer receives on typical data; damping: added to the diagonal, as a share of its mean, so that
-    directions which the sample lacks still count a little.  Raises ValueError for another width, NaN or infinity.
+    directions which the sample lacks still count a little.  Raises ValueError for another width, no tokens, NaN or infinity.
     """
-    if x.shape[-1] != layer.d_model or not x.isfinite().all():
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be finite, with d_model = {layer.d_model} as its last size")
+    if x.ndim == 0 or x.shape[-1] != layer.d_model or x.numel() == 0 or not x.isfinite().all():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; it must be finite and not empty, with d_model = {layer.d_model} as its last size"
+        )
+    if not 0 <= damping < float("inf"):
+        raise ValueError(f"damping is {damping}; it must be finite and at least 0")
     x = x.detach().reshape(-1, layer.d_model).double()
     if getattr(layer, "bias", False):
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
@@ -291,7 +307,7 @@ def factored_tensors(
 def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]:
     """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
 
-    Raises ValueError for another module, and for normalised latents, whose bases may not be mixed.
+    Raises ValueError for another module, for normalised latents, whose bases may not be mixed, and for NaN or infinite weights.
     """
     if getattr(layer, "latent_norm", False):
         raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
@@ -301,9 +317,18 @@ def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]
         (MultiHeadLatentAttention, _of_latents),
     ):
         if isinstance(layer, kind):
+            check_weights(layer)
             pre, rotary, post = parts_of(layer)
             return Slices.of(*pre, rotary if turned else None), Slices.of(*post)
     raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
+
+
+def check_weights(layer: nn.Module) -> None:
+    """Raise ValueError if a parameter holds NaN or infinity, or no values at all (on the meta device)."""
+    for name, parameter in layer.named_parameters():
+        if parameter.is_meta or not parameter.isfinite().all():
+            held = "no values" if parameter.is_meta else "NaN or infinity"
+            raise ValueError(f"layer's {name} holds {held}; such a layer has no spectrum and no approximation")
 
 
 def _of_weights(layer):
@@ -390,13 +415,20 @@ def numerical_rank(singular_values: torch.Tensor) -> int:
 
 
 def entropy_rank(singular_values: torch.Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): n for n equal ones, 1 for a single one."""
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): n for n equal ones, 1 for a single one.
+
+    0 where all of them are zero.
+    """
+    if not singular_values.any():
+        return 0.0
     p = singular_values / singular_values.sum()
     return torch.exp(-torch.special.xlogy(p, p).sum()).item()
 
 
 def energy_rank(singular_values: torch.Tensor, share: float = 0.99) -> int:
-    """The fewest singular values that hold `share` of the sum of squares."""
+    """The fewest singular values that hold `share` of the sum of squares.  Raises ValueError for a share outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must be in (0, 1]")
     energy = (singular_values**2).cumsum(0)
     return int((energy < share * energy[-1]).sum()) + 1
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attend import attend, check_call
-from .cache import Cache, CachedAttention, token_positions
+from .attend import attend
+from .cache import Cache, CachedAttention, keeps_cache, token_positions
 from .checks import check_positive, check_ranks, check_scale
 from .decomposition import TuckerTensor
 from .mha import check_rotary
@@ -106,7 +106,7 @@ class TuckerAttention(CachedAttention):
         check_rotary(rotary, self.ranks[2], "ranks[2]")
         self.d_model, self.n_heads, self.init = d_model, n_heads, init
         self.shared_kv, self.bias, self.rotary, self.latent_norm = shared_kv, bias, rotary, latent_norm
-        self.scale = (d_model / n_heads) ** -0.5 if scale is None else float(scale)
+        self.scale = (d_model / n_heads) ** -0.5 if scale is None else scale
         check_scale(self.scale)
         self.rotates_on_reading = rotary is not None and shared_kv
 
@@ -204,6 +204,7 @@ class TuckerAttention(CachedAttention):
         key = {"key": (1, self.ranks[2])}
         return key if self.shared_kv else key | {"value": (1, self.post_ranks[2])}
 
+    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,
@@ -215,7 +216,7 @@ class TuckerAttention(CachedAttention):
         backend: str = "sdpa",
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
-        check_call(self, x, mask, backend, cache)
+        self.check_call(x, causal, mask, positions, cache, backend)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
         factors = [self.pre.query, self.pre.key] + ([] if self.shared_kv else [self.post.value])
