@@ -3,9 +3,15 @@
 import os
 
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+
+# ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
+settings.register_profile("long", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MATRIX: dict[tuple[str, str], float] = {}
 

@@ -91,8 +91,31 @@ class Cache:
         return self._positions[:, : self.length]
 
 
+def keeps_cache(forward):
+    """A layer's `forward`, such that an error leaves the cache as it was: a kernel may refuse after its tokens were appended."""
+
+    @functools.wraps(forward)
+    def kept(self, x, *, cache=None, **options):
+        if cache is None:
+            return forward(self, x, **options)
+        length = getattr(cache, "length", 0)
+        try:
+            return forward(self, x, cache=cache, **options)
+        except BaseException:
+            if isinstance(cache, Cache):
+                cache.length = length
+            raise
+
+    return kept
+
+
 class CachedAttention(nn.Module):
-    """What all four mechanisms share: they say which streams they keep, and make a cache for them."""
+    """What all four mechanisms share: they say which streams they keep, make a cache for them, and leave it whole on errors."""
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            cls.forward = keeps_cache(cls.forward)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
         """Per stream its number of heads and its width."""
@@ -123,24 +146,6 @@ class CachedAttention(nn.Module):
         check_mask(mask, (batch, self.n_heads, n, n if cache is None else cache.length + n), x.device)
         if positions is not None:
             check_positions(positions, batch, n, x.device)
-
-
-def keeps_cache(forward):
-    """A layer's `forward`, such that an error leaves the cache as it was: a kernel may refuse after its tokens were appended."""
-
-    @functools.wraps(forward)
-    def kept(self, x, *, cache=None, **options):
-        if cache is None:
-            return forward(self, x, **options)
-        length = getattr(cache, "length", 0)
-        try:
-            return forward(self, x, cache=cache, **options)
-        except BaseException:
-            if isinstance(cache, Cache):
-                cache.length = length
-            raise
-
-    return kept
 
 
 def check_positions(positions: torch.Tensor, batch: int, n: int, device: torch.device) -> None:

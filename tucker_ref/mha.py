@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, CachedAttention, keeps_cache, token_positions
+from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive
 from .rotary import Rotary
 
@@ -52,7 +52,6 @@ class MultiHeadAttention(CachedAttention):
         kv = self.k_proj.out_features // self.head_dim, self.head_dim
         return {"key": kv, "value": kv}
 
-    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, CachedAttention, keeps_cache, token_positions
+from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive
 from .mha import check_rotary, merge_heads, resolve_head_dim, split_heads
 from .rotary import Rotary
@@ -96,7 +96,6 @@ class MultiHeadLatentAttention(CachedAttention):
         key = {"key": (1, self.kv_rank + self.rope_dim)}
         return key if self.shared_kv else key | {"value": (1, self.kv_rank)}
 
-    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, CachedAttention, keeps_cache, token_positions
+from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive, check_ranks, check_scale
 from .decomposition import TuckerTensor
 from .mha import check_rotary
@@ -204,7 +204,6 @@ class TuckerAttention(CachedAttention):
         key = {"key": (1, self.ranks[2])}
         return key if self.shared_kv else key | {"value": (1, self.post_ranks[2])}
 
-    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,
