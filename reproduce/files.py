@@ -4,7 +4,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +31,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        if isinstance(error, (OSError, RuntimeError)):  # torch.save makes the one of the other
-            reason = getattr(error, "strerror", None) or str(error)
-            raise OSError(getattr(error, "errno", None) or errno.EIO, f"cannot be written: {reason}", str(path)) from error
+        if isinstance(error, (OSError, RuntimeError)):  # torch.save hides the one behind the other
+            cause = next((e for e in _behind(error) if isinstance(e, OSError)), error)
+            reason = getattr(cause, "strerror", None) or str(cause)
+            raise OSError(getattr(cause, "errno", None) or errno.EIO, f"cannot be written: {reason}", str(path)) from error
         raise
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, the one it was raised in the course of, and so on."""
+    while error is not None:
+        yield error
+        error = error.__context__

@@ -52,7 +52,7 @@ def load_images(path: str | None) -> ImageData:
     if not zipfile.is_zipfile(source):
         raise ValueError(f"--images {path} is not a readable .npz file: it is no archive of arrays")
     try:
-        with np.load(source, allow_pickle=False) as arrays:
+        with open(source, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in NAMES if name in arrays}
     except (OSError, EOFError, ValueError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None

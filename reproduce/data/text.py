@@ -84,7 +84,7 @@ def load_text(
         }
         write_atomically(kept, lambda file: np.savez(file, **arrays))
     try:
-        with np.load(kept) as arrays:
+        with open(kept, "rb") as file, np.load(file) as arrays:
             tokenizer = arrays["tokenizer"].tobytes().decode()
             return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer)
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
