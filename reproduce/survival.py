@@ -47,7 +47,7 @@ TOY = LanguagePreset(
 )
 ROWS = (Row("MHA"), Row("Tucker", ranks=(8, 64, 64)))
 APPENDS = 60  # records of each of the two writers
-CLOCK = ("wall_seconds", "finished", "command")
+CLOCK = ("wall_seconds", "finished", "command", "commit")  # of a record, what the numbers do not depend on
 CONTEXT = multiprocessing.get_context("forkserver")
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -14,6 +15,17 @@ settings.register_profile("long", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MATRIX: dict[tuple[str, str], float] = {}
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes (pytest -n): its part goes to the one that prints
+        session.config.workeroutput["matrix"] = [[*key, value] for key, value in MATRIX.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for row, column, value in getattr(node, "workeroutput", {}).get("matrix", []):
+        MATRIX[row, column] = min(value, MATRIX.get((row, column), float("inf")))
 
 
 def pytest_terminal_summary(terminalreporter):
