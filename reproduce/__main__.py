@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         learning_rate=options.learning_rate,
         steps=options.steps,
+        warmup_steps=options.warmup_steps,
         text=options.text,
         validation=options.validation,
         bpe=options.bpe,
@@ -152,6 +153,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
     parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
     parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
+    parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
     )

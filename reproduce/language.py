@@ -26,7 +26,7 @@ from .rows import Row
 from .runs import Run, override
 from .saved import described, fill, read_model, write_model
 from .sizes import count_cached, count_parameters
-from .training import TrainConfig, train
+from .training import Diverged, TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def train_rows(
 
 
 def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
-    """Train this run's model, record its validation loss, and keep it for `generate`."""
+    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such."""
     config, context = run.config, run.config["context"]
     torch.manual_seed(run.seed)
     model = build_model(config)
@@ -107,24 +107,36 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
             return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
 
     optimizer = recipe.optimizer(model, settings)
-    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, optimizer)
+    try:
+        result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, optimizer)
+    except Diverged as error:
+        tqdm.write(f"{error}; recorded")
+        run.finish({"diverged_at": error.step, **about(model, error.result)}, error.result.seconds)
+        return
     metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         save_model(model_path(run.options.out, run.title), model, config, data.tokenizer)
-    layers = [block.attention for block in model.blocks]
     run.finish(
         {
             **metrics,
             "tokens_seen": tokens_seen,
             "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds else None,
-            "attention_parameters": count_parameters(layers),
-            "cache_per_token": count_cached(layers),
-            "curve": result.curve,
-            **({"observations": result.observations} if result.observations else {}),
+            **about(model, result),
         },
         result.seconds,
     )
+
+
+def about(model: LanguageModel, result: TrainResult) -> dict:
+    """Of a record's metrics, those that need no validation: sizes, the curve, and what was observed."""
+    layers = [block.attention for block in model.blocks]
+    return {
+        "attention_parameters": count_parameters(layers),
+        "cache_per_token": count_cached(layers),
+        "curve": result.curve,
+        **({"observations": result.observations} if result.observations else {}),
+    }
 
 
 def batch_of(tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int) -> torch.Tensor:

@@ -58,6 +58,14 @@ class TrainResult:
     observations: list = field(default_factory=list)
 
 
+class Diverged(FloatingPointError):
+    """The loss or a gradient is no longer a number; step: when that was seen; result: what there was until then."""
+
+    def __init__(self, message: str, step: int, result: TrainResult):
+        super().__init__(message)
+        self.step, self.result = step, result
+
+
 def learning_rate_at(step: int, config: TrainConfig) -> float:
     """Linear warm-up from zero, then a cosine from the peak down to final_share of it at the last step."""
     if step < config.warmup_steps:
@@ -91,7 +99,7 @@ def train(
     batch_at(step): the tensors of that step's batch; loss_of(model, *batch): their mean loss, a scalar tensor;
     observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
     optimizer: of the model's parameters, by default `make_optimizer`'s; a group's "share" multiplies its learning rate.
-    Raises ValueError if the checkpoint belongs to another configuration or is damaged, FloatingPointError on a NaN loss.
+    Raises ValueError if the checkpoint belongs to another configuration or is damaged, Diverged on a loss or gradient that is not finite.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
     device = next(model.parameters()).device
@@ -131,9 +139,9 @@ def train(
                 if finished % config.log_every == 0 or finished == config.steps:
                     mean = losses.item() / ((finished - 1) % config.log_every + 1)
                     if not (math.isfinite(mean) and largest_norm.isfinite()):
-                        raise FloatingPointError(
-                            f"{title}: the loss is {mean} and the gradient norm {largest_norm.item()} at step {finished}"
-                        )
+                        message = f"{title}: the loss is {mean} and the gradient norm {largest_norm.item()} at step {finished}"
+                        result.seconds += time.perf_counter() - started
+                        raise Diverged(message, finished, result)
                     result.curve.append([finished, round(mean, 4), round(largest_norm.item(), 3)])
                     losses.zero_()
                     largest_norm.zero_()

@@ -138,3 +138,22 @@ def test_ablations_record_what_was_changed(tmp_path):
     }
     assert "recipe" not in found["MHA"] and found["MHA, warm-up four times longer"]["recipe"] == {"warmup": 4}
     assert found["MHA, warm-up four times longer"]["train"]["warmup_steps"] == 8
+
+
+def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
+    preset = dataclasses.replace(ablations.PRESETS["smoke"], train=CONFIG, validation_tokens=256, observe_every=1)
+    text = tmp_path / "novel.txt"
+    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400)
+    options = Options("smoke", tmp_path, tmp_path / "records", text=str(text), rows=("as it is",), learning_rate=1e30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ablations.PRESETS, "smoke", preset)
+        ablations.run(options)
+        ablations.run(options)  # known: not run again
+        ablations.run(dataclasses.replace(options, learning_rate=1e-3))
+    wild, tame = (
+        [r["metrics"] for r in records.load(tmp_path / "records", "ablations") if r["config"]["train"]["learning_rate"] == rate]
+        for rate in (1e30, 1e-3)
+    )
+    assert [m.get("diverged_at") for m in wild] == [2, 2] and all("validation_loss" not in m for m in wild)
+    assert all(m["observations"] for m in wild)
+    assert [m.get("diverged_at") for m in tame] == [None, None] and all(m["validation_loss"] > 0 for m in tame)
