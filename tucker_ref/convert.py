@@ -44,7 +44,8 @@ def to_gqa(
             result.load_state_dict(layer.state_dict() | _means(layer, n_kv_heads))
             return result
         heads, root = layer.n_heads // n_kv_heads, root_of(moment)
-        queries, keys, outputs, values = [], [], [], []
+        found: tuple[list[torch.Tensor], ...] = ([], [], [], [])
+        queries, keys, outputs, values = found
         for g in range(n_kv_heads):
             pre, post = slices_of(_group(layer, g, heads, n_sources // n_kv_heads))
             for tensor, rotary, many, one in (
