@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from .files import write_atomically
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
@@ -31,7 +32,10 @@ def render(records: list[dict]) -> str:
     for experiment, draw in DRAW.items():
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment:
-                sections += draw[preset if preset in draw else "runs"](group)
+                try:
+                    sections += draw[preset if preset in draw else "runs"](group)
+                except (KeyError, TypeError) as error:
+                    raise ValueError(f"{name}.{preset}.json: a record lacks what its table shows: {error}") from error
     return "\n\n".join(sections)
 
 
@@ -447,8 +451,12 @@ DRAW = {
 
 def write_into(path: Path, rendered: str) -> None:
     """Replace what stands between the two result marks of a Markdown file.  Raises ValueError if it has none."""
-    text = path.read_text()
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path} lacks the marks between which results belong: {BEGIN} and {END}")
     before, rest = text.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n\n{rendered}\n\n{END}{rest.split(END, 1)[1]}")
+    page = f"{before}{BEGIN}\n\n{rendered}\n\n{END}{rest.split(END, 1)[1]}"
+    write_atomically(path, lambda file: file.write(page.encode()))

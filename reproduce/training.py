@@ -165,11 +165,15 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     try:
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
         kept, step = json.loads(state["config"]), state["step"]
+        result = TrainResult(state["curve"], state["seconds"], state["observations"])
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
     if kept != dataclasses.asdict(config):
         changed = [k for k, v in dataclasses.asdict(config).items() if kept.get(k) != v]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return step, TrainResult(state["curve"], state["seconds"], state["observations"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds the weights of another model; delete it to start again") from error
+    return step, result

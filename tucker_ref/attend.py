@@ -35,7 +35,8 @@ def attend(
     causal: the last query is the last source token; query j sees the sources up to its own place, j + m - n.
     mask: boolean, True where a query may look, broadcastable to (b, h, n, m). A query that may look nowhere yields zeros.
     Without queries, sources or sequences every backend gives the reference's empty result, or zeros. NaN and infinity stay
-    in their own sequence of the batch, all of which they may spoil: a hidden value still counts zero times NaN.
+    in their own sequence of the batch, all of which they may spoil: a hidden value still counts zero times NaN. Where all of
+    a query's logits are NaN, "sdpa" on a CPU yields zeros, as PyTorch's kernel takes them for hidden ones.
     backend: "reference" (plain einsum, the specification); "sdpa" (PyTorch chooses the kernel); "flash", "cudnn", "efficient",
     "math" (that kernel of PyTorch or an error); "flex" (PyTorch's flex_attention); "triton" (our kernel, without a mask).
     Raises ValueError on a shape, dtype, device, scale, mask or backend that does not fit, or a kernel that refuses, with its
