@@ -76,7 +76,9 @@ def run(options: Options) -> None:
         started = time.perf_counter()
         folder = prepare(options.out / "mutation" / module, module)
         outcomes = mutate(folder, module)
-        changes = {name: change(folder, name) for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")}
+        changes = {
+            name: change(folder, name) for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")
+        }
         metrics = count(outcomes, changes, known)
         tqdm.write(f"{module}: {summary(metrics)}")
         for text in metrics["survivors"]:
@@ -91,11 +93,11 @@ def prepare(folder: Path, module: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("tucker_ref", "reproduce", "tests"):
         copy_changed(ROOT / part, folder / part)
-    mypy = [sys.executable, "-m", "mypy", "tucker_ref", "--no-warn-unused-ignores", "--output", "json", "--cache-dir", str(ROOT / ".mypy_cache")]
+    mypy = [sys.executable, "-m", "mypy", "tucker_ref", "--output", "json", "--cache-dir", str(ROOT / ".mypy_cache")]
     chosen = {
         "only_mutate": [f"tucker_ref/{module}.py"],
         "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in TESTS[module]],
-        "type_check_command": mypy,
+        "type_check_command": [*mypy, "--no-warn-unused-ignores"],
     }
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in chosen.items())
     text = (ROOT / "pyproject.toml").read_text().replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
@@ -133,7 +135,9 @@ def change(folder: Path, name: str) -> str:
     """A mutant in one line: "cache.Cache.append: end = self.length + n -> end = self.length - n"."""
     lines = mutmut(folder, "show", name).splitlines()
     old, new = (" ".join(x[1:].strip() for x in lines if x[:1] == sign and x[:3] != sign * 3) for sign in "-+")
-    function = name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0].replace("x_", "", 1).replace("xǁ", "").replace("ǁ", ".")
+    function = (
+        name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0].replace("x_", "", 1).replace("xǁ", "").replace("ǁ", ".")
+    )
     return f"{function}: {old} -> {new}"
 
 
@@ -177,5 +181,14 @@ def table(records: list[dict]) -> str:
     rows = [[r["method"], *(r["metrics"][n] for n in numbers), killed_share(r["metrics"])] for r in records]
     total = {n: sum(r["metrics"][n] for r in records) for n in numbers}
     rows.append(["all", *total.values(), killed_share(total)])
-    head = ["module", "mutants", "killed by tests", "by mypy", "by the clock", "equivalent", "survived", "dead of those not equivalent"]
+    head = [
+        "module",
+        "mutants",
+        "killed by tests",
+        "by mypy",
+        "by the clock",
+        "equivalent",
+        "survived",
+        "dead of those not equivalent",
+    ]
     return markdown(head, [[*map(str, row[:-1]), f"{100 * row[-1]:.1f} %"] for row in rows])

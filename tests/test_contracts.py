@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import EXACT, relative_error, wide_awake
+from helpers import EXACT, wide_awake
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
