@@ -76,10 +76,8 @@ def run(options: Options) -> None:
         started = time.perf_counter()
         folder = prepare(options.out / "mutation" / module, module)
         outcomes = mutate(folder, module)
-        changes = {
-            name: change(folder, name) for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")
-        }
-        metrics = count(outcomes, changes, known)
+        living = [name for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")]
+        metrics = count(outcomes, changes(folder, living), known)
         tqdm.write(f"{module}: {summary(metrics)}")
         for text in metrics["survivors"]:
             tqdm.write(f"  survived: {text}")
@@ -114,31 +112,35 @@ def copy_changed(source: Path, target: Path) -> None:
             shutil.copy(path, copied)
 
 
-def mutmut(folder: Path, *arguments: str) -> str:
-    """What `python -m mutmut` prints, run in this folder on one thread."""
+def python(folder: Path, *arguments: str) -> str:
+    """What this interpreter prints, run in this folder on one thread."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mutmut", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"mutmut {arguments[0]} failed in {folder}: {(done.stdout + done.stderr)[-2000:]}")
+        raise ValueError(f"mutmut failed in {folder}: {(done.stdout + done.stderr)[-2000:]}")
     return done.stdout
 
 
 def mutate(folder: Path, module: str) -> dict[str, str]:
     """Per mutant "killed", "mypy", "timeout", "survived" or "untested"."""
-    mutmut(folder, "run", "--max-children", "1")
+    python(folder, "-m", "mutmut", "run", "--max-children", "1")
     codes = json.loads((folder / "mutants" / "tucker_ref" / f"{module}.py.meta").read_text())["exit_code_by_key"]
     return {name: OUTCOMES.get(code, f"exit code {code}") for name, code in codes.items()}
 
 
-def change(folder: Path, name: str) -> str:
-    """A mutant in one line: "cache.Cache.append: end = self.length + n -> end = self.length - n"."""
-    lines = mutmut(folder, "show", name).splitlines()
-    old, new = (" ".join(x[1:].strip() for x in lines if x[:1] == sign and x[:3] != sign * 3) for sign in "-+")
-    function = (
-        name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0].replace("x_", "", 1).replace("xǁ", "").replace("ǁ", ".")
+def changes(folder: Path, names: list[str]) -> dict[str, str]:
+    """Mutants in one line each: "cache.Cache.append: end = self.length + n -> end = self.length - n"."""
+    program = (
+        "import json, sys; from mutmut.mutation.diff_apply import get_diff_for_mutant as diff; "
+        "print(json.dumps({name: diff(name) for name in sys.argv[1:]}))"
     )
-    return f"{function}: {old} -> {new}"
+    found = {}
+    for name, diff in json.loads(python(folder, "-c", program, *names)).items():
+        lines = diff.splitlines()
+        old, new = (" ".join(x[1:].strip() for x in lines if x[:1] == sign and x[:3] != sign * 3) for sign in "-+")
+        function = name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0]
+        found[name] = f"{function.replace('.x_', '.').replace('.xǁ', '.').replace('ǁ', '.')}: {old} -> {new}"
+    return found
 
 
 def equivalent() -> dict[str, str]:
@@ -147,18 +149,18 @@ def equivalent() -> dict[str, str]:
     return {mutant: entry["reason"] for entry in found for mutant in entry["mutants"]}
 
 
-def count(outcomes: dict[str, str], changes: dict[str, str], known: dict[str, str]) -> dict:
-    """How many mutants met which end; survivors are those not known as equivalent."""
+def count(outcomes: dict[str, str], living: dict[str, str], known: dict[str, str]) -> dict:
+    """How many mutants met which end.  living: what each changes, of those that nothing noticed; survivors are not in `known`."""
     counts = Counter(outcomes.values())
-    same = {text for text in changes.values() if text in known}
+    same = [text for text in living.values() if text in known]
     return {
         "mutants": len(outcomes),
         "killed": counts["killed"],
         "mypy": counts["mypy"],
         "timeouts": counts["timeout"],
-        "equivalent": sum(text in known for text in changes.values()),
-        "survived": sum(text not in known for text in changes.values()),
-        "survivors": sorted(text for text in changes.values() if text not in known),
+        "equivalent": len(same),
+        "survived": len(living) - len(same),
+        "survivors": sorted(text for text in living.values() if text not in known),
         "equivalents": {text: known[text] for text in sorted(same)},
     }
 
