@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help install reproduce test figures lint clean
+.PHONY: help install reproduce test figures lint mutation fuzz versions clean
 
 help:
 	@echo "make reproduce   train and measure everything at smoke scale; tables, records and figures go to out/"
 	@echo "make test        run all tests"
 	@echo "make figures     redraw paper_figures/images from the committed records"
-	@echo "make lint        check style"
+	@echo "make lint        check style and types"
+	@echo "make mutation    put faults into the library one by one: do the tests notice? (an hour or two)"
+	@echo "make fuzz        try the contract of every public function on hundreds of random inputs (minutes)"
+	@echo "make versions    build the wheel and test it in empty environments: several Pythons and NumPys (minutes)"
 	@echo "make clean       remove .venv and out/"
 
 install: $(VENV)/.installed
@@ -34,6 +37,7 @@ reproduce: install
 test: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
 	$(RUN) -m pytest
 	@if ls tutorials/*.ipynb >/dev/null 2>&1; then $(RUN) -m pytest --nbval-lax tutorials; fi
 
@@ -43,6 +47,16 @@ figures: install
 lint: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+mutation: install
+	$(RUN) -m reproduce mutation
+
+fuzz: install
+	$(RUN) -m reproduce fuzz
+
+versions: install
+	$(RUN) -m reproduce versions --preset wheel
 
 clean:
 	rm -rf $(VENV) out

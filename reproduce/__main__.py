@@ -17,6 +17,8 @@ from . import (
     decode,
     exactness,
     figure3,
+    fuzz,
+    mutation,
     records,
     report,
     spectra,
@@ -25,6 +27,7 @@ from . import (
     table1,
     table2,
     table3,
+    versions,
 )
 from .generation import generate
 from .language import load_model
@@ -43,8 +46,12 @@ EXPERIMENTS = {
     "decode": decode,
     "speed": speed,
     "survival": survival,
+    "mutation": mutation,
+    "fuzz": fuzz,
+    "versions": versions,
 }
-NOT_IN_ALL = ("ablations", "speed", "survival")  # two for a GPU, which say nothing at smoke scale; one that tests the code
+ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
+NOT_IN_ALL = (*ON_A_GPU, "survival", "mutation", "fuzz", "versions")  # the others test the code
 PRESETS = sorted({"smoke"}.union(*(getattr(module, "PRESETS", ()) for module in EXPERIMENTS.values())))
 EPILOG = """
 examples:

@@ -76,6 +76,37 @@ def test_gqa_is_mha_with_repeated_keys_and_values(n_heads, n_kv_heads, batch, n_
         assert relative_error(layer(x, causal=causal), repeated(dealt)(x, causal=causal)) > DIFFERENT
 
 
+@pytest.mark.parametrize("bias", [False, True, "qkv"])
+def test_grouped_heads_have_the_biases_asked_for_and_turn(bias):
+    options = dict(bias=bias, rotary=Rotary.heads(4, base=50.0))
+    layer, mha = wide_awake(GroupedQueryAttention(24, 6, 2, **options)), MultiHeadAttention(24, 6, **options).double()
+    for made in (layer, mha):
+        assert made.bias == bias and made.rotary is options["rotary"]
+        assert [(p.bias is not None) for p in (made.q_proj, made.k_proj, made.v_proj)] == [bool(bias)] * 3
+        assert (made.o_proj.bias is not None) == (bias is True)
+    with torch.no_grad():
+        for name, theirs in mha.named_parameters():
+            ours = layer.get_parameter(name)
+            if name.startswith(("k_proj", "v_proj")):
+                ours = ours.unflatten(0, (2, 4)).repeat_interleave(3, 0).flatten(0, 1)
+            theirs.copy_(ours)
+    x = tokens(2, 7, 24)
+    assert worst_error(layer, mha, x) < EXACT
+    mha.rotary = None
+    assert relative_error(layer(x), mha(x)) > DIFFERENT  # control
+
+
+def test_a_fresh_mha_starts_as_gpt2_does():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(256, 4, bias=True)
+    stds = [p.weight.std().item() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)]
+    assert stds == pytest.approx([0.02] * 4, rel=0.03)
+    assert not any(p.bias.any() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
+    layer.reset_parameters(std=0.1, output_gain=0.5)
+    stds = [p.weight.std().item() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)]
+    assert stds == pytest.approx([0.1, 0.1, 0.1, 0.05], rel=0.03)
+
+
 def mla_by_hand(layer: MultiHeadLatentAttention, x: torch.Tensor, causal: bool) -> torch.Tensor:
     """MLA as the DeepSeek-V2 paper writes it, one head at a time."""
 

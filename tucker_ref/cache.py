@@ -112,6 +112,10 @@ def keeps_cache(forward):
 class CachedAttention(nn.Module):
     """What all four mechanisms share: they say which streams they keep, make a cache for them, and leave it whole on errors."""
 
+    d_model: int
+    n_heads: int
+    scale: float
+
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         if "forward" in vars(cls):

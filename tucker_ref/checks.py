@@ -22,7 +22,7 @@ def check_tokens(x, d_model: int) -> None:
         raise ValueError(f"x has shape {shape}; it must be (batch, tokens, d_model) with d_model = {d_model}")
 
 
-def check_ranks(name: str, ranks, sizes: tuple[int, ...], uncapped=()) -> tuple[int, ...]:
+def check_ranks(name: str, ranks, sizes: tuple[float, ...], uncapped=()) -> tuple[int, ...]:
     """Return `ranks` as a tuple, or raise ValueError.
 
     A Tucker rank may exceed neither the size of its mode nor the product of the other ranks: a larger one only adds

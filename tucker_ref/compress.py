@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import CachedAttention
 from .checks import check_ranks
 from .ranks import FactoredTensor, Slices, Spectra, factored_tensors, root_of, slices_of, spectra_of
 from .rotary import Rotary
@@ -86,7 +87,7 @@ def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> tuple[in
     for mode in (0, 1, 2):  # no rank may exceed the product of the others
         if not (even and mode == 2):
             ranks[mode] = min(ranks[mode], limits[mode], math.prod(ranks) // ranks[mode])
-    return tuple(ranks)
+    return ranks[0], ranks[1], ranks[2]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Subspaces:
 
 
 def compress(
-    layer: nn.Module,
+    layer: CachedAttention,
     ranks: tuple[int, int, int],
     post_ranks: tuple[int, int, int] | None = None,
     *,
@@ -130,10 +131,10 @@ def compress(
     if shared_kv:
         pre, post, turning = _shared(layer, ranks, post_ranks, method, rotary is None, moment)
     else:
-        pre, post = slices_of(layer, turned=rotary is None)
-        root, dtype = root_of(moment), next(layer.parameters()).dtype
-        pre, turning = _truncated(pre.whitened(root, root), "ranks", ranks, method, ("query", "key"), dtype)
-        post, _ = _truncated(post.whitened(None, root), "post_ranks", post_ranks, method, ("output", "value"), dtype)
+        tensor, post_tensor = factored_tensors(layer, moment, turned=rotary is None)
+        dtype = next(layer.parameters()).dtype
+        pre, turning = _truncated(tensor, "ranks", ranks, method, ("query", "key"), dtype)
+        post, _ = _truncated(post_tensor, "post_ranks", post_ranks, method, ("output", "value"), dtype)
     return TuckerAttention.from_weights(
         pre,
         post,
@@ -218,10 +219,11 @@ def read_from(post: FactoredTensor, latent: torch.Tensor, moment: torch.Tensor |
     """The nearest tensor whose values are read from this latent (D, t), and its right (h, t, k) on the latent's own channels."""
     root = root_of(moment)
     inverse = torch.linalg.pinv(latent if root is None else root @ latent)  # (t, D)
-    right = 0
-    for group, basis, r in zip(post.classes, post.column_bases, post.rights):
-        if group.second is None:  # values do not turn: their part of the joint columns is the unturned one
-            right = inverse @ (basis if root is None else root @ basis) @ r
+    [right] = [  # values do not turn: their part of the joint columns is the unturned one
+        inverse @ (basis if root is None else root @ basis) @ r
+        for group, basis, r in zip(post.classes, post.column_bases, post.rights)
+        if group.second is None
+    ]
     return Slices.of(post.row_basis, post.left, latent, right).whitened(None, root), right
 
 
@@ -243,7 +245,7 @@ def relative_errors(layer: nn.Module, approximation: nn.Module, moment: torch.Te
         if whole == 0:
             raise ValueError("layer has a tensor of zeros; no error can be relative to it")
         errors.append(math.sqrt(max(0.0, difference) / whole))
-    return tuple(errors)
+    return errors[0], errors[1]
 
 
 def _weights(tensor, kept: Subspaces, right: torch.Tensor, factors: dict, dtype: torch.dtype) -> TuckerWeights:
@@ -279,11 +281,11 @@ def _refit(tensor: FactoredTensor, ranks, found: Subspaces, max_sweeps: int = 20
 
 def _mixed_row_gram(tensor: FactoredTensor, head: torch.Tensor) -> torch.Tensor:
     """(s, s), heads projected on `head`."""
-    total = 0
+    grams = []
     for n, w in enumerate(tensor.weights):
         mixed = torch.einsum("hst,hr->rst", _slices(tensor, n), head.to(tensor.rights[n].dtype))
-        total = total + w * torch.einsum("rst,rut->su", mixed, mixed.conj()).real
-    return total
+        grams.append(w * torch.einsum("rst,rut->su", mixed, mixed.conj()).real)
+    return torch.stack(grams).sum(0)
 
 
 def _mixed_column_grams(tensor: FactoredTensor, head: torch.Tensor) -> tuple[torch.Tensor, ...]:

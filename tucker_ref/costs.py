@@ -96,7 +96,7 @@ def tucker_cost(
     resolve_head_dim(d_model, n_heads, 1)
     post_ranks = ranks if post_ranks is None else post_ranks
     for name, triple in (("ranks", ranks), ("post_ranks", post_ranks)):
-        if len(triple) != 3:
+        if not isinstance(triple, (tuple, list)) or len(triple) != 3:
             raise ValueError(f"{name} is {triple!r}; it must be 3 integers")
         for mode, rank in enumerate(triple):
             check_positive(f"{name}[{mode}]", rank)

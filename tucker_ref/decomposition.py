@@ -84,7 +84,7 @@ def sthosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
     for mode, rank in enumerate(ranks):
         factors.append(_leading(unfold(core, mode), rank))
         core = mode_product(core, factors[mode].T, mode)
-    return TuckerTensor(core, factors)
+    return TuckerTensor(core, tuple(factors))
 
 
 def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -> TuckerTensor:

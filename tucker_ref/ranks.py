@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import CachedAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
 from .rotary import Rotary
@@ -228,14 +229,12 @@ def merged(classes: tuple[KeyClass, ...], others: tuple[KeyClass, ...], width: i
     for group in others:
         second = None if group.second is None else group.second + width
         by_frequency.setdefault(group.frequency, []).append(KeyClass(group.frequency, group.first + width, second))
-    return tuple(
-        KeyClass(
-            frequency,
-            torch.cat([group.first for group in found]),
-            None if found[0].second is None else torch.cat([group.second for group in found]),
-        )
-        for frequency, found in sorted(by_frequency.items())
-    )
+    result = []
+    for frequency, found in sorted(by_frequency.items()):
+        seconds = [group.second for group in found if group.second is not None]
+        first = torch.cat([group.first for group in found])
+        result.append(KeyClass(frequency, first, torch.cat(seconds) if seconds else None))
+    return tuple(result)
 
 
 def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
@@ -268,7 +267,7 @@ def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tenso
     return (q if root is None else torch.linalg.solve_triangular(root.to(q.dtype), q, upper=True)), r
 
 
-def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
+def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
     """Mean of x~ x~^T over tokens, (D, D) float64, where x~ is [x, 1] for a layer with biases; see `compress`.
 
     x: (..., d), what the layer receives on typical data; damping: added to the diagonal, as a share of its mean, so that
@@ -331,7 +330,10 @@ def check_weights(layer: nn.Module) -> None:
             raise ValueError(f"layer's {name} holds {held}; such a layer has no spectrum and no approximation")
 
 
-def _of_weights(layer):
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _of_weights(layer) -> tuple[Parts, Rotary | None, Parts]:
     """P, left, L, right before the softmax, the rotary embedding, and P, left, L, right after it; so too below."""
 
     def parts(weights):
@@ -342,7 +344,7 @@ def _of_weights(layer):
     return parts(layer.pre), layer.rotary, parts(layer.post)
 
 
-def _of_projections(layer):
+def _of_projections(layer) -> tuple[Parts, Rotary | None, Parts]:
     w_q, w_k, w_v = (with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
@@ -353,7 +355,7 @@ def _of_projections(layer):
     return (w_q, own, w_k, group), rotary, (layer.o_proj.weight.detach(), own, w_v, group)
 
 
-def _of_latents(layer):
+def _of_latents(layer) -> tuple[Parts, Rotary | None, Parts]:
     h, rope = layer.n_heads, layer.rope_dim
     w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
     left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
@@ -387,12 +389,13 @@ class Spectra:
 
     def ranks(self) -> tuple[int, int, int]:
         """How many singular values stand above the rounding floor, per mode."""
-        return tuple(numerical_rank(s) for s in (self.head, self.rows, self.columns))
+        return numerical_rank(self.head), numerical_rank(self.rows), numerical_rank(self.columns)
 
 
 def spectra(layer: nn.Module) -> tuple[Spectra, Spectra]:
     """Spectra of the pre-softmax (head, query, key) and the post-softmax tensor (head, output, value) of any layer."""
-    return tuple(spectra_of(tensor) for tensor in factored_tensors(layer))
+    pre, post = factored_tensors(layer)
+    return spectra_of(pre), spectra_of(post)
 
 
 def spectra_of(tensor: FactoredTensor) -> Spectra:

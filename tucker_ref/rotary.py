@@ -76,6 +76,7 @@ class Rotary(nn.Module):
             raise ValueError(
                 f"blocks {self.blocks} add up to {sum(self.blocks)}; {len(frequencies)} frequencies need {self.width}"
             )
+        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn, recurse=True):
