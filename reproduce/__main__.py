@@ -14,13 +14,16 @@ from . import (
     claims,
     compress,
     compress_speed,
+    coverage,
     decode,
     exactness,
     figure3,
     fuzz,
+    hostile,
     mutation,
     records,
     report,
+    robustness_report,
     spectra,
     speed,
     survival,
@@ -46,12 +49,14 @@ EXPERIMENTS = {
     "decode": decode,
     "speed": speed,
     "survival": survival,
+    "hostile": hostile,
+    "coverage": coverage,
     "mutation": mutation,
     "fuzz": fuzz,
     "versions": versions,
 }
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
-NOT_IN_ALL = (*ON_A_GPU, "survival", "mutation", "fuzz", "versions")  # the others test the code
+NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
 PRESETS = sorted({"smoke"}.union(*(getattr(module, "PRESETS", ()) for module in EXPERIMENTS.values())))
 EPILOG = """
 examples:
@@ -78,10 +83,11 @@ def main() -> int:
             if not found:
                 raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
             rendered = (report if options.command == "report" else claims).render(found)
+            checks = robustness_report.render(found) if options.command == "report" else ""
             if options.write:
-                report.write_into(options.write, rendered)
+                report.write_into(options.write, rendered, checks)
             else:
-                print(rendered)
+                print("\n\n".join(part for part in (rendered, checks) if part))
         else:
             run(options)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from . import robustness_report
 from .files import write_atomically
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
@@ -449,14 +450,19 @@ DRAW = {
 }
 
 
-def write_into(path: Path, rendered: str) -> None:
-    """Replace what stands between the two result marks of a Markdown file.  Raises ValueError if it has none."""
+def write_into(path: Path, rendered: str, checks: str = "") -> None:
+    """Replace what stands between the two result marks of a Markdown file, and the checks where it has marks for those as well.
+
+    Raises ValueError if it has no result marks.
+    """
     try:
-        text = path.read_text()
+        page = path.read_text()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
-    if BEGIN not in text or END not in text:
+    if BEGIN not in page or END not in page:
         raise ValueError(f"{path} lacks the marks between which results belong: {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    page = f"{before}{BEGIN}\n\n{rendered}\n\n{END}{rest.split(END, 1)[1]}"
+    for begin, end, part in ((BEGIN, END, rendered), (robustness_report.BEGIN, robustness_report.END, checks)):
+        if part and begin in page and end in page:
+            before, rest = page.split(begin, 1)
+            page = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end, 1)[1]}"
     write_atomically(path, lambda file: file.write(page.encode()))
