@@ -38,7 +38,7 @@ test: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov
 	@if ls tutorials/*.ipynb >/dev/null 2>&1; then $(RUN) -m pytest --nbval-lax tutorials; fi
 
 figures: install

@@ -4,11 +4,12 @@ import os
 
 import pytest
 import torch
-import torch._dynamo  # noqa: F401  (the first custom operator imports it, a second that every mutant would pay again)
 from hypothesis import settings
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
+
+import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
 
 # ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
@@ -33,7 +34,7 @@ def pytest_terminal_summary(terminalreporter):
     if not MATRIX:
         return
     columns = sorted({column for _, column in MATRIX}, key=lambda c: (c == "least control", c.endswith("decoded"), c))
-    rows = list(dict.fromkeys(row for row, _ in MATRIX))
+    rows = sorted({row for row, _ in MATRIX})
     width = max(map(len, rows))
     write = terminalreporter.write_line
     terminalreporter.section("as_tucker(layer) against layer: relative error in output and gradient, float64")

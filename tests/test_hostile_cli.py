@@ -363,6 +363,20 @@ COMMANDS = table(
 )  # fmt: skip
 
 
+def test_what_is_not_hostile_runs(place, capsys):
+    """Control: the commands above fail for what is hostile in them."""
+    assert run("table3", "--rows", "MQA", "--steps", "1", "--text", place / "story.txt", *into(place)) == 0
+    assert run("generate", "--model", place / "model.safetensors", "--prompt", "a", "--prompt", "b", "--tokens", "2") == 0
+    assert "--- prompt 2" in capsys.readouterr().out
+    assert run("spectra", "--model", place / "model.safetensors", *into(place)) == 0
+    assert run("report", "--records", place / "out" / "records") == 0
+    assert run("claims", "--records", place / "out" / "records") == 0
+    said = capsys.readouterr().out
+    assert (
+        "Table 3, Llama, validation loss" in said and "Effective ranks of models that were named" in said and "claims:" in said
+    )
+
+
 @pytest.mark.parametrize("arguments, code, message", COMMANDS)
 def test_one_line_says_what_is_wrong_and_nothing_saved_is_harmed(place, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(place)
