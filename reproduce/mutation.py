@@ -87,10 +87,10 @@ def run(options: Options) -> None:
 
 
 def prepare(folder: Path, module: str) -> Path:
-    """A working copy for one module, with mutmut configured for it; earlier results in it are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A fresh working copy for one module, with mutmut configured for it: it would not try survivors again on new tests."""
+    shutil.rmtree(folder, ignore_errors=True)
     for part in ("tucker_ref", "reproduce", "tests"):
-        copy_changed(ROOT / part, folder / part)
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     mypy = [sys.executable, "-m", "mypy", "tucker_ref", "--output", "json", "--cache-dir", str(ROOT / ".mypy_cache")]
     chosen = {
         "only_mutate": [f"tucker_ref/{module}.py"],
@@ -101,15 +101,6 @@ def prepare(folder: Path, module: str) -> Path:
     text = (ROOT / "pyproject.toml").read_text().replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
     (folder / "pyproject.toml").write_text(text)
     return folder
-
-
-def copy_changed(source: Path, target: Path) -> None:
-    """The Python files below a folder; those that are the same already keep their time, by which mutmut knows them."""
-    for path in [*source.rglob("*.py"), *source.rglob("*.toml"), *source.rglob("*.json")]:
-        copied = target / path.relative_to(source)
-        if not copied.exists() or copied.read_bytes() != path.read_bytes():
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copied)
 
 
 def python(folder: Path, *arguments: str) -> str:
