@@ -442,7 +442,7 @@ def test_the_second_moment_is_symmetric_and_positive(layer, n, data):
     moment = tr.second_moment(layer, x)
     d = layer.d_model
     assert moment.shape == (d + bool(getattr(layer, "bias", False)),) * 2 and moment.dtype == torch.float64
-    assert torch.equal(moment, moment.T) and (torch.linalg.eigvalsh(moment) > 0).all()
+    assert close(moment, moment.T) and (torch.linalg.eigvalsh(moment) > 0).all()
     assert close(tr.second_moment(layer, x, damping=0)[:d, :d], x.T @ x / n)
 
 
@@ -466,7 +466,9 @@ def test_compression_has_the_ranks_asked_for_and_the_error_promised(layer, metho
     if may_be(ranks, (99, 99, 99)) and may_be(post_ranks, (99, 99, 99)):  # else a rank was cut to what the others allow
         assert max(tr.relative_errors(layer, small, moment)) <= allowed + 1e-6
     assert small(random_tensor(data.draw, 1, 3, layer.d_model)).shape == (1, 3, layer.d_model)
-    assert tr.relative_errors(layer, layer) == pytest.approx((0, 0), abs=1e-7)
+    assert tr.relative_errors(layer, layer) == pytest.approx(
+        (0, 0), abs=1e-6
+    )  # factors that cancel lose two digits of the 1e-8
     budget = data.draw(st.integers(1, 60))
     try:
         ranks, post_ranks = tr.choose_ranks(layer, max_cache=budget)

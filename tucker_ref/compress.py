@@ -198,6 +198,8 @@ def check_tensor_ranks(tensor: FactoredTensor, ranks, name: str = "ranks", uncap
     """
     widths = [basis.shape[1] for basis in tensor.column_bases]
     channels = sum(c if group.second is None else 2 * c for c, group in zip(widths, tensor.classes))
+    if tensor.turns:
+        channels += channels % 2  # an odd unturned part is filled up with a channel of zeros
     sizes = (len(tensor.left), tensor.left.shape[1], channels)
     ranks = check_ranks(name, ranks, sizes, uncapped=(*uncapped, 2) if tensor.turns else uncapped)
     if tensor.turns and ranks[2] % 2:
