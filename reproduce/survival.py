@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from . import records
 from .compress import compress_model
+from .files import write_atomically
 from .language import LanguagePreset, model_path, train_rows
 from .open_models import open_model
 from .options import Options
@@ -194,6 +195,8 @@ def compress(folder: Path) -> None:
     model = model_path(model, "table2 MHA seed 0")
     folder.mkdir(parents=True, exist_ok=True)
     options = options_of(folder, model=str(model), ranks=((8, 4, 4),), save=folder / "small.safetensors")
+    if not options.save.exists():
+        write_atomically(options.save, lambda file: file.write(model.read_bytes()))
     compress_model(open_model(options.model), options)
 
 
