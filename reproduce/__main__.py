@@ -23,6 +23,7 @@ from . import (
     table2,
     table3,
 )
+from .distributed import SHARDINGS, Workers, started
 from .generation import generate
 from .language import load_model
 from .options import Options
@@ -39,6 +40,7 @@ EXPERIMENTS = {
     "decode": decode,
     "speed": speed,
 }
+TOGETHER = ("table2", "table3", "figure3")  # what several workers may train
 PRESETS = sorted(
     {"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS, *compress_speed.PRESETS, *speed.PRESETS}
 )
@@ -83,12 +85,19 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> None:
     check_device(options.device)
+    with started(options.device, options.micro_batch, options.sharding) as (workers, device):
+        if workers.count > 1 and options.command not in TOGETHER:
+            raise ValueError(f"{options.command} runs in one process; torchrun is for {', '.join(TOGETHER)}")
+        run_with(options, workers, device)
+
+
+def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None:
     names = [name for name in EXPERIMENTS if name != "speed"] if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
         out=options.out,
         records=options.records,
-        device=options.device,
+        device=device,
         rows=labels(options.rows),
         seeds=options.seeds,
         learning_rate=options.learning_rate,
@@ -100,6 +109,7 @@ def run(options: argparse.Namespace) -> None:
         model=options.model,
         ranks=options.ranks,
         save=options.save,
+        workers=workers,
     )
     for name in names:
         module = EXPERIMENTS[name]
@@ -157,6 +167,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
     parser.add_argument("--images", help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits)")
+    workers = parser.add_argument_group("for table2, table3 and figure3 on many GPUs, started with torchrun")
+    workers.add_argument(
+        "--micro-batch", type=positive, help="sequences or images that a worker takes at a time (default: the preset's)"
+    )
+    workers.add_argument(
+        "--sharding", choices=SHARDINGS, help="the model whole on every worker, or a part (default: fsdp from 500M parameters)"
+    )
     models = parser.add_argument_group("for compress and spectra")
     models.add_argument(
         "--model",

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .data.text import TextData, load_text
+from .distributed import Workers
 from .models.gpt2 import GPT2
 from .models.language_model import LanguageModel
 from .models.llama import Llama
@@ -31,7 +32,7 @@ from .training import TrainConfig, train
 class LanguagePreset:
     """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
     learning_rates: by row label, in place of the one in `train`: each row's own best; observe_every: steps between looks at norms
-    and logits (observe.py), 0 for none.
+    and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker takes at a time, None for no limit.
     """
 
     narrower: int
@@ -44,6 +45,7 @@ class LanguagePreset:
     keep_models: bool = True
     learning_rates: dict[str, float] = field(default_factory=dict)
     observe_every: int = 0
+    micro_batch: int | None = None
 
 
 def build_model(config: dict) -> LanguageModel:
@@ -82,15 +84,20 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     config, context = run.config, run.config["context"]
     torch.manual_seed(run.seed)
     model = build_model(config).to(run.options.device)
+    workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
 
     def batch_at(step):
-        return (batch_of(data.train, step, run.seed, settings.batch_size, context),)
+        rows = workers.rows(settings.batch_size)
+        return (batch_of(data.train, step, run.seed, settings.batch_size, context, rows),)
 
     def observe(step):
-        if preset.observe_every and step % preset.observe_every == 0:
+        if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
             return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
 
-    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe)
+    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, workers)
+    model = workers.unsharded(model, lambda: build_model(config).to(run.options.device))
+    if not workers.is_first:
+        return workers.wait()
     metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
@@ -104,15 +111,22 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
             "attention_parameters": count_parameters(layers),
             "cache_per_token": count_cached(layers),
             "curve": result.curve,
+            "workers": workers.describe(settings.batch_size),
             **({"observations": result.observations} if result.observations else {}),
         },
         result.seconds,
     )
+    workers.wait()
 
 
-def batch_of(tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int) -> torch.Tensor:
-    """The random windows of one training step, a function of (seed, step) alone.  Returns: (batch, context + 1) int64."""
-    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)
+def batch_of(
+    tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int, rows: slice = slice(None)
+) -> torch.Tensor:
+    """The random windows of one training step, a function of (seed, step) alone; of these the given rows.
+
+    Returns: (rows, context + 1) int64.
+    """
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)[rows]
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
 
 
