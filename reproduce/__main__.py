@@ -1,6 +1,7 @@
 """The command line: `python -m reproduce --help`."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from . import (
     table2,
     table3,
 )
+from .data.prepared import SOURCES, prepare
 from .distributed import SHARDINGS, Workers, started
 from .generation import generate
 from .language import load_model
@@ -64,6 +66,8 @@ def main() -> int:
     try:
         if options.command == "generate":
             write_text(options)
+        elif options.command == "prepare":
+            prepare(options.text, options.out, options.files, options.bpe)
         elif options.command in ("report", "claims"):
             found = records.load(options.records)
             if not found:
@@ -86,8 +90,10 @@ def main() -> int:
 def run(options: argparse.Namespace) -> None:
     check_device(options.device)
     with started(options.device, options.micro_batch, options.sharding) as (workers, device):
-        if workers.count > 1 and options.command not in TOGETHER:
-            raise ValueError(f"{options.command} runs in one process; torchrun is for {', '.join(TOGETHER)}")
+        if (workers.count > 1 or options.dry_run) and options.command not in TOGETHER:
+            raise ValueError(f"{options.command} knows neither torchrun nor --dry-run; they are for {', '.join(TOGETHER)}")
+        if options.dry_run and options.gpus:
+            workers = dataclasses.replace(workers, count=options.gpus)
         run_with(options, workers, device)
 
 
@@ -110,6 +116,8 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
         ranks=options.ranks,
         save=options.save,
         workers=workers,
+        dry_run=options.dry_run,
+        gpu_memory=options.gpu_memory,
     )
     for name in names:
         module = EXPERIMENTS[name]
@@ -118,7 +126,8 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
                 f"{name} has no preset {options.preset!r}; it has {', '.join(getattr(module, 'PRESETS', ['smoke']))}"
             )
         module.run(chosen)
-    print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
+    if not options.dry_run:
+        print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
 
 
 def check_device(name: str) -> None:
@@ -140,6 +149,7 @@ def parse() -> argparse.Namespace:
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
     add_run_arguments(commands.add_parser("all", help="every experiment but speed, one after the other"))
+    add_prepare_arguments(commands.add_parser("prepare", help="tokenise a text too large for memory, for --text"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
         command = commands.add_parser(name, help=text)
@@ -163,10 +173,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
     )
-    parser.add_argument("--text", help="training text: .txt, .gz, .xz or a folder (default: the standard library's source)")
+    parser.add_argument(
+        "--text",
+        help="training text: .txt, .gz, .xz, a folder of them, or one that `prepare` wrote (default: the standard library's source)",
+    )
     parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
-    parser.add_argument("--images", help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits)")
+    parser.add_argument(
+        "--images",
+        help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits); in the preset paper a folder with "
+        "train/CLASS/*.jpg and validation/CLASS/*.jpg (default: ImageNet-1k from the Hugging Face hub)",
+    )
     workers = parser.add_argument_group("for table2, table3 and figure3 on many GPUs, started with torchrun")
     workers.add_argument(
         "--micro-batch", type=positive, help="sequences or images that a worker takes at a time (default: the preset's)"
@@ -174,6 +191,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     workers.add_argument(
         "--sharding", choices=SHARDINGS, help="the model whole on every worker, or a part (default: fsdp from 500M parameters)"
     )
+    workers.add_argument("--dry-run", action="store_true", help="print batches, steps, memory and settings; train nothing")
+    workers.add_argument("--gpus", type=positive, help="for --dry-run: how many GPUs (default: the workers of torchrun)")
+    workers.add_argument("--gpu-memory", type=float, default=80.0, help="for --dry-run: of each GPU, in GB (default: 80)")
     models = parser.add_argument_group("for compress and spectra")
     models.add_argument(
         "--model",
@@ -183,6 +203,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--ranks", type=triples, default=(), help='for compress: "8,64,64;8,32,32" (default: a range of budgets)'
     )
     models.add_argument("--save", type=Path, help="for compress: write the compressed model to this .safetensors file")
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", help=f"{' or '.join(SOURCES)}, from the Hugging Face hub; or any name for the text of --files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokens; the same command goes on after a crash")
+    parser.add_argument("--files", help='a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"')
+    parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: from the hub)")
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:

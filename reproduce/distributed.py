@@ -116,6 +116,9 @@ class Workers:
             torch.distributed.barrier()
 
 
+ALONE = Workers()
+
+
 class _Loss(nn.Module):
     """A loss as a module, so that one call passes through the hooks of DDP and FSDP."""
 

@@ -102,11 +102,18 @@ PRESETS = {
         epochs=3,
         seeds=(0, 1, 2, 3, 4),
     ),
+    "paper": None,  # other models and other data: figure3_paper.py
 }
 
 
 def run(options: Options) -> None:
     """Per seed one record of the pretrained model and one per row.  --steps and --learning-rate are those of the fine-tuning."""
+    if options.preset == "paper":
+        from . import figure3_paper  # it opens models, and what opens models knows this module
+
+        return figure3_paper.run(options)
+    if options.workers.count > 1 or options.dry_run:
+        raise ValueError("figure3 knows torchrun and --dry-run in its preset paper alone")
     preset = PRESETS[options.preset]
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)

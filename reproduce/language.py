@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from .data.prepared import is_prepared, open_prepared
 from .data.text import TextData, load_text
-from .distributed import Workers
 from .models.gpt2 import GPT2
 from .models.language_model import LanguageModel
 from .models.llama import Llama
 from .observe import observation
 from .options import Options
+from .plan import Plan
 from .rows import Row
 from .runs import Run, override
 from .saved import fill, read_model, write_model
@@ -32,7 +33,8 @@ from .training import TrainConfig, train
 class LanguagePreset:
     """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
     learning_rates: by row label, in place of the one in `train`: each row's own best; observe_every: steps between looks at norms
-    and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker takes at a time, None for no limit.
+    and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker takes at a time, None for no limit;
+    text: the prepared text that has to be named with --text, None if the built-in one will do.
     """
 
     narrower: int
@@ -46,6 +48,7 @@ class LanguagePreset:
     learning_rates: dict[str, float] = field(default_factory=dict)
     observe_every: int = 0
     micro_batch: int | None = None
+    text: str | None = None
 
 
 def build_model(config: dict) -> LanguageModel:
@@ -57,22 +60,68 @@ def build_model(config: dict) -> LanguageModel:
     return Llama(config["vocab_size"], *shape, lambda d, h: row.build(d, h, config["rope_base"]))
 
 
+def settings_of(row: Row, preset: LanguagePreset, options: Options) -> TrainConfig:
+    """How this row is trained: by the preset, at its own rate, but for what the command line changes."""
+    rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
+    return override(dataclasses.replace(preset.train, learning_rate=rate), options)
+
+
+def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
+    """What defines this row's model, for its record and for `build_model`."""
+    return {
+        **model,
+        "row": row.config(),
+        "attention": row.narrowed(preset.narrower).config(),
+        "d_model": model["d_model"] // preset.narrower,
+        "n_layers": preset.n_layers,
+        "context": preset.context,
+        "vocab_size": vocab_size,
+    }
+
+
+def read_text(preset: LanguagePreset, options: Options) -> TextData:
+    """The tokens to train on: those of a prepared folder, or of a text that fits into memory."""
+    if preset.text and options.text is None:
+        raise ValueError(
+            f"--preset {options.preset} is trained on {preset.text}: name a folder with --text that "
+            f"`python -m reproduce prepare {preset.text} --out FOLDER` wrote"
+        )
+    if is_prepared(options.text):
+        return open_prepared(options.text)
+    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+
+
+def plan_of(
+    experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options, known: tuple, ours: tuple
+) -> Plan:
+    """What `train_rows` would take, for --dry-run.  known, ours: settings that the paper tells, and those that we chose."""
+    configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row in rows}
+    settings = settings_of(next(iter(rows)), preset, options)
+    return Plan(
+        experiment=experiment,
+        title=f"{experiment}, preset {options.preset},",
+        data=preset.text or "the text of --text",
+        labels=tuple(configs),
+        build=lambda label: build_model(configs[label]),
+        block=lambda label: build_model(configs[label] | {"n_layers": 1, "vocab_size": 1}).blocks[0],
+        settings=settings,
+        samples="sequences",
+        tokens=preset.context,
+        outputs=preset.context * preset.vocab_size,
+        seeds=options.seeds or preset.seeds,
+        largest_micro_batch=preset.micro_batch,
+        shape={name: next(iter(configs.values()))[name] for name in ("model", "d_model", "n_layers", "context", "vocab_size")},
+        known=known,
+        ours=ours,
+    )
+
+
 def train_rows(experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options) -> None:
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
-    data = load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+    data = read_text(preset, options)
     for row in rows:
-        rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
-        settings = override(dataclasses.replace(preset.train, learning_rate=rate), options)
-        config = {
-            **model,
-            "row": row.config(),
-            "attention": row.narrowed(preset.narrower).config(),
-            "d_model": model["d_model"] // preset.narrower,
-            "n_layers": preset.n_layers,
-            "context": preset.context,
-            "vocab_size": data.vocab_size,
-            "train": dataclasses.asdict(settings),
-        }
+        settings = settings_of(row, preset, options)
+        config = config_of(row, model, preset, data.vocab_size) | {"train": dataclasses.asdict(settings)}
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, row.label, config, seed, data.describe())
             if not run.is_done():

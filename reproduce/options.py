@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .distributed import Workers
+from .distributed import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class Options:
     model: str | None = None
     ranks: tuple[tuple[int, int, int], ...] = ()
     save: Path | None = None
-    workers: Workers = Workers()
+    workers: Workers = ALONE
     dry_run: bool = False
     gpu_memory: float = 80.0

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .distributed import Workers, accumulating, clip_gradients, gathered, sharded_like
+from .distributed import ALONE, Workers, accumulating, clip_gradients, gathered, sharded_like
 from .files import write_atomically
 
 
@@ -84,7 +84,7 @@ def train(
     checkpoint: Path,
     title: str,
     observe: Callable[[int], dict | None] | None = None,
-    workers: Workers = Workers(),
+    workers: Workers = ALONE,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
