@@ -171,7 +171,7 @@ def converted(layer: nn.Module, row: Row) -> nn.Module:
     """The layer as this row's attention; MLA knows no biases, and gets what remains of them as a constant behind it."""
     if row.mechanism != "MLA" or not layer.bias:
         return row.converted(layer)
-    plain = MultiHeadAttention(layer.d_model, layer.n_heads, head_dim=layer.head_dim)
+    plain = MultiHeadAttention(layer.d_model, layer.n_heads, head_dim=layer.head_dim).to(layer.o_proj.weight)
     plain.load_state_dict({name: tensor for name, tensor in layer.state_dict().items() if name.endswith("weight")})
     plain.scale = layer.scale
     with torch.no_grad():
