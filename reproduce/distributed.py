@@ -62,6 +62,11 @@ class Workers:
         sharding = "none" if self.count == 1 else self.sharding or ("fsdp" if parameters >= LARGE else "ddp")
         return dataclasses.replace(self, micro_batch=self.micro_batch or fitting, sharding=sharding)
 
+    def in_words(self, batch_size: int, samples: str = "") -> str:
+        """How these workers, settled, come to the global batch.  samples: " images", for example."""
+        times = batch_size // self.count // self.micro_batch
+        return f"global batch {batch_size}{samples} = {self.count} workers x {self.micro_batch} at a time x {times}"
+
     def describe(self, batch_size: int) -> dict:
         """What a record says of them."""
         return {

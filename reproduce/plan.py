@@ -52,12 +52,9 @@ def show(plan: Plan, options: Options) -> None:
     """Print the plan for the workers in `options`, which need not exist."""
     settings, batch = plan.settings, plan.settings.batch_size
     rows = [_row(plan, label, options) for label in plan.labels]
-    shared = rows[0][1].describe(batch)
     print(f"{plan.title} on {options.workers.count} GPUs of {options.gpu_memory:g} GB each, trained on {plan.data}.\n")
-    print(
-        f"Global batch: {batch} {plan.samples} = {shared['workers']} workers x {shared['micro_batch']} at a time x "
-        f"{shared['accumulation_steps']}, {batch * plan.tokens:,} tokens a step."
-    )
+    sharing = rows[0][1].in_words(batch, f" {plan.samples}").capitalize()
+    print(f"{sharing}, {batch * plan.tokens:,} tokens a step.")
     total = settings.steps * batch * plan.tokens
     print(
         f"Steps: {settings.steps:,}, which see {settings.steps * batch:,} {plan.samples}, {total / 1e9:,.1f} billion tokens; "

@@ -99,6 +99,8 @@ def train(
     if config.compiled:
         torch.compiler.reset()  # each model gets a compilation of its own; without this the ninth falls back to eager
         model.compile_parts()
+    if workers.micro_batch:
+        tqdm.write(f"{title}: {workers.in_words(config.batch_size)}")
     loss = workers.shared(model, loss_of)
     optimizer = make_optimizer(model, config)
     first_step, result = 0, TrainResult([], 0.0)

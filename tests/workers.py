@@ -19,7 +19,7 @@ from reproduce.rows import TABLE2, Row
 from reproduce.training import TrainConfig, train
 
 TEXT = (np.arange(5000) ** 2 // 7 % 61 % np.tile([3, 5, 7, 11, 13], 1000)).astype(np.uint16)  # enough order to learn something
-CONFIG = TrainConfig(steps=24, batch_size=8, learning_rate=2e-3, warmup_steps=4, log_every=2, checkpoint_every=6)
+CONFIG = TrainConfig(steps=18, batch_size=8, learning_rate=2e-3, warmup_steps=4, log_every=2, checkpoint_every=6)
 ROWS = {torch.float32: TABLE2[0].narrowed(16), torch.float64: Row("Tucker", ranks=(8, 8, 8), shared_kv=True)}  # by precision
 CONTEXT = 16
 TOY = LanguagePreset(
@@ -43,7 +43,9 @@ class Apart(Workers):
         return functools.partial(loss_of, model)
 
 
-def run(workers: Workers, dtype: torch.dtype, checkpoint: Path, rows: slice | None = None, stop: int = -1) -> list[float]:
+def run(
+    workers: Workers, dtype: torch.dtype, checkpoint: Path, rows: slice | None = None, stop: int = -1, compiled: bool = False
+) -> list[float]:
     """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped.  Returns: the loss of every step."""
     torch.manual_seed(0)
     model = GPT2(64, CONTEXT, 48, 12, 2, ROWS[dtype].build).to(dtype)
@@ -60,7 +62,8 @@ def run(workers: Workers, dtype: torch.dtype, checkpoint: Path, rows: slice | No
         seen.append(loss.detach().double())
         return loss
 
-    train(model, batch_at, loss_of, CONFIG, checkpoint, "toy", None, workers)
+    model.compile_parts = functools.partial(model.compile_parts, backend="aot_eager")  # needs no C++ compiler
+    train(model, batch_at, loss_of, dataclasses.replace(CONFIG, compiled=compiled), checkpoint, "toy", None, workers)
     steps = torch.stack(seen).unflatten(0, (-1, CONFIG.batch_size // workers.count // workers.micro_batch)).mean(1)
     return workers.mean(steps).tolist()
 
@@ -71,16 +74,17 @@ def together(folder: Path) -> None:
     with started("cpu") as (workers, _):
         for dtype in ROWS:
             for sharding in ("ddp", "fsdp"):
-                for micro_batch in (None, 1):
+                for micro_batch in (None, 2):
                     chosen = dataclasses.replace(workers, sharding=sharding, micro_batch=micro_batch)
                     name = f"{dtype} {sharding} {micro_batch}"
                     curves[name] = run(chosen, dtype, folder / f"{name}.pt")
         this = functools.partial(run, dtype=torch.float64)
+        sharded = dataclasses.replace(workers, sharding="fsdp")
+        curves["compiled"] = this(sharded, checkpoint=folder / "compiled.pt", compiled=True)
         curves["wrong rows"] = this(workers, checkpoint=folder / "rows.pt", rows=slice(0, CONFIG.batch_size // 2))
         apart = Apart(workers.rank, workers.count)
         curves["not averaged"] = this(apart, checkpoint=folder / f"apart{workers.rank}.pt")
         # On checkpoints: one process stopped and left `alone.pt`; two stop here and leave `fsdp.pt`, which one takes up.
-        sharded = dataclasses.replace(workers, sharding="fsdp")
         curves["alone, then fsdp"] = this(sharded, checkpoint=folder / "alone.pt")
         try:
             this(sharded, checkpoint=folder / "fsdp.pt", stop=14)
