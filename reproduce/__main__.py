@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import (
+    ablations,
     claims,
     compress,
     compress_speed,
@@ -36,6 +37,7 @@ EXPERIMENTS = {
     "table2": table2,
     "spectra": spectra,
     "table3": table3,
+    "ablations": ablations,
     "compress": compress,
     "compress_speed": compress_speed,
     "figure3": figure3,
@@ -43,6 +45,7 @@ EXPERIMENTS = {
     "speed": speed,
 }
 TOGETHER = ("table2", "table3", "figure3")  # what several workers may train
+ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 PRESETS = sorted(
     {"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS, *compress_speed.PRESETS, *speed.PRESETS}
 )
@@ -98,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None:
-    names = [name for name in EXPERIMENTS if name != "speed"] if options.command == "all" else [options.command]
+    names = [name for name in EXPERIMENTS if name not in ON_A_GPU] if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
         out=options.out,
@@ -148,7 +151,7 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
-    add_run_arguments(commands.add_parser("all", help="every experiment but speed, one after the other"))
+    add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(ON_A_GPU)}, one after the other"))
     add_prepare_arguments(commands.add_parser("prepare", help="tokenise a text too large for memory, for --text"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):

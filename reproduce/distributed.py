@@ -65,7 +65,7 @@ class Workers:
     def in_words(self, batch_size: int, samples: str = "") -> str:
         """How these workers, settled, come to the global batch.  samples: " images", for example."""
         times = batch_size // self.count // self.micro_batch
-        return f"global batch {batch_size}{samples} = {self.count} workers x {self.micro_batch} at a time x {times}"
+        return f"global batch {batch_size}{samples} = {self.count} worker{'s' * (self.count > 1)} x {self.micro_batch} at a time x {times}"
 
     def describe(self, batch_size: int) -> dict:
         """What a record says of them."""

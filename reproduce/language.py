@@ -22,11 +22,12 @@ from .models.llama import Llama
 from .observe import observation
 from .options import Options
 from .plan import Plan
+from .recipe import Recipe
 from .rows import Row
 from .runs import Run, override
 from .saved import fill, read_model, write_model
 from .sizes import count_cached, count_parameters
-from .training import TrainConfig, train
+from .training import Diverged, TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def build_model(config: dict) -> LanguageModel:
     return Llama(config["vocab_size"], *shape, lambda d, h: row.build(d, h, config["rope_base"]))
 
 
-def settings_of(row: Row, preset: LanguagePreset, options: Options) -> TrainConfig:
-    """How this row is trained: by the preset, at its own rate, but for what the command line changes."""
+def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Options) -> TrainConfig:
+    """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change."""
     rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
-    return override(dataclasses.replace(preset.train, learning_rate=rate), options)
+    return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
 
 
 def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
-    """What defines this row's model, for its record and for `build_model`."""
+    """What defines this row's model, for its record and for `build_model`.  model: as in `train_rows`."""
     return {
         **model,
         "row": row.config(),
@@ -92,11 +93,17 @@ def read_text(preset: LanguagePreset, options: Options) -> TextData:
 
 
 def plan_of(
-    experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options, known: tuple, ours: tuple
+    experiment: str,
+    rows: list[tuple[Row, Recipe]],
+    model: dict,
+    preset: LanguagePreset,
+    options: Options,
+    known: tuple,
+    ours: tuple,
 ) -> Plan:
     """What `train_rows` would take, for --dry-run.  known, ours: settings that the paper tells, and those that we chose."""
-    configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row in rows}
-    settings = settings_of(next(iter(rows)), preset, options)
+    configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
+    settings = settings_of(*rows[0], preset, options)
     return Plan(
         experiment=experiment,
         title=f"{experiment}, preset {options.preset},",
@@ -116,23 +123,38 @@ def plan_of(
     )
 
 
-def train_rows(experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options) -> None:
+def train_rows(
+    experiment: str,
+    rows: Iterable[tuple[Row, Recipe]],
+    model: dict,
+    preset: LanguagePreset,
+    options: Options,
+) -> None:
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
     data = read_text(preset, options)
-    for row in rows:
-        settings = settings_of(row, preset, options)
+    for row, recipe in rows:
+        settings, changes = settings_of(row, recipe, preset, options), recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": dataclasses.asdict(settings)}
+        if changes:
+            config["recipe"] = changes
+        method = f"{row.label}, {recipe.name}" if changes else row.label
         for seed in options.seeds or preset.seeds:
-            run = Run(experiment, options, row.label, config, seed, data.describe())
+            run = Run(experiment, options, method, config, seed, data.describe())
             if not run.is_done():
-                train_one(run, settings, data, preset)
+                train_one(run, settings, data, preset, recipe)
 
 
-def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset) -> None:
-    """Train this run's model, record its validation loss, and keep it for `generate`."""
+def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
+    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such."""
     config, context = run.config, run.config["context"]
-    torch.manual_seed(run.seed)
-    model = build_model(config).to(run.options.device)
+
+    def fresh():
+        torch.manual_seed(run.seed)
+        model = build_model(config)
+        recipe.prepare(model)
+        return model.to(run.options.device)
+
+    model = fresh()
     workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
 
     def batch_at(step):
@@ -143,29 +165,44 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
             return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
 
-    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, workers)
-    model = workers.unsharded(model, lambda: build_model(config).to(run.options.device))
+    try:
+        result = train(
+            model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, recipe.optimizer, workers
+        )
+    except Diverged as error:
+        tqdm.write(f"{error}; recorded")
+        if workers.is_first:
+            run.finish({"diverged_at": error.step, **about(model, error.result)}, error.result.seconds)
+        return workers.wait()
+    model = workers.unsharded(model, fresh)
     if not workers.is_first:
         return workers.wait()
-    metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
+    metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         save_model(model_path(run.options.out, run.title), model, config, data.tokenizer)
-    layers = [block.attention for block in model.blocks]
     run.finish(
         {
             **metrics,
             "tokens_seen": tokens_seen,
             "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds else None,
-            "attention_parameters": count_parameters(layers),
-            "cache_per_token": count_cached(layers),
-            "curve": result.curve,
+            **about(model, result),
             "workers": workers.describe(settings.batch_size),
-            **({"observations": result.observations} if result.observations else {}),
         },
         result.seconds,
     )
     workers.wait()
+
+
+def about(model: LanguageModel, result: TrainResult) -> dict:
+    """Of a record's metrics, those that need no validation: sizes, the curve, and what was observed."""
+    layers = [block.attention for block in model.blocks]
+    return {
+        "attention_parameters": count_parameters(layers),
+        "cache_per_token": count_cached(layers),
+        "curve": result.curve,
+        **({"observations": result.observations} if result.observations else {}),
+    }
 
 
 def batch_of(

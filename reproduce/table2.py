@@ -5,6 +5,7 @@ import dataclasses
 from .language import LanguagePreset, plan_of, train_rows
 from .options import Options
 from .plan import show
+from .recipe import Recipe
 from .rows import TABLE2, TABLE2_BESIDE
 from .runs import selected
 from .sizes import record_sizes
@@ -12,7 +13,7 @@ from .training import TrainConfig
 
 PAPER_SHAPE = {"d_model": 768, "n_heads": 12, "n_layers": 12, "context": 1024}
 
-FULL_SHAPE = dict(narrower=1, n_layers=12, context=1024, vocab_size=50_257, validation_tokens=300_000, keep_models=False)
+FULL_SHAPE = dict(narrower=1, n_layers=12, context=1024, vocab_size=50_257, validation_tokens=300_000)
 ON_GPU = TrainConfig(
     steps=3052,
     batch_size=32,
@@ -35,7 +36,10 @@ PRESETS = {
     ),
     # The paper's shape at a third of the budget of "gpu", to compare learning rates.
     "gpu-sweep": LanguagePreset(
-        **FULL_SHAPE, train=dataclasses.replace(ON_GPU, steps=1000, warmup_steps=100, learning_rate=6e-4), observe_every=100
+        **FULL_SHAPE,
+        train=dataclasses.replace(ON_GPU, steps=1000, warmup_steps=100, learning_rate=6e-4),
+        keep_models=False,
+        observe_every=100,
     ),
     # The paper's shape and 100M tokens; every row at the rate that was best for it in the sweep.
     "gpu": LanguagePreset(
@@ -61,7 +65,7 @@ PRESETS = {
         text="openwebtext",
     ),
 }
-ROWS = {"gpu": (*TABLE2, *TABLE2_BESIDE)}
+ROWS = {"gpu": (*TABLE2, *TABLE2_BESIDE)}  # of a preset, in place of the paper's seven
 KNOWN = ("GPT-2 with d 768, 12 heads, 12 layers, 1,024 tokens", "OpenWebText", "600,000 steps", "the rows' ranks")
 OURS = (
     "the global batch",
@@ -75,7 +79,7 @@ OURS = (
 
 def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
-    rows = selected(ROWS.get(options.preset, TABLE2), options.rows)
+    rows = [(row, Recipe()) for row in selected(ROWS.get(options.preset, TABLE2), options.rows)]
     model, preset = {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
         return show(plan_of("table2", rows, model, preset, options, KNOWN, OURS), options)

@@ -9,6 +9,7 @@ import dataclasses
 from .language import LanguagePreset, plan_of, train_rows
 from .options import Options
 from .plan import show
+from .recipe import Recipe
 from .rows import TABLE3
 from .runs import selected
 from .sizes import record_sizes
@@ -76,7 +77,7 @@ OURS = (
 
 def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
-    rows = selected(TABLE3, options.rows)
+    rows = [(row, Recipe()) for row in selected(TABLE3, options.rows)]
     model, preset = {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
         return show(plan_of("table3", rows, model, preset, options, KNOWN, OURS), options)

@@ -58,6 +58,14 @@ class TrainResult:
     observations: list = field(default_factory=list)
 
 
+class Diverged(FloatingPointError):
+    """The loss or a gradient is no longer a number; step: when that was seen; result: what there was until then."""
+
+    def __init__(self, message: str, step: int, result: TrainResult):
+        super().__init__(message)
+        self.step, self.result = step, result
+
+
 def learning_rate_at(step: int, config: TrainConfig) -> float:
     """Linear warm-up from zero, then a cosine from the peak down to final_share of it at the last step."""
     if step < config.warmup_steps:
@@ -84,15 +92,17 @@ def train(
     checkpoint: Path,
     title: str,
     observe: Callable[[int], dict | None] | None = None,
+    optimizer: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer] = make_optimizer,
     workers: Workers = ALONE,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
     batch_at(step): the tensors of that step's batch, of several workers this one's rows;
     loss_of(model, *batch): their mean loss, a scalar tensor;
-    observe(step): called after each backward pass, before clipping; what it returns is kept, None is not.
+    observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
+    optimizer(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
     workers: those that train together; each calls this with the same arguments.
-    Raises ValueError if the checkpoint belongs to another configuration or is damaged, FloatingPointError on a NaN loss.
+    Raises ValueError if the checkpoint belongs to another configuration or is damaged, Diverged on a loss or gradient that is not finite.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
     device = next(model.parameters()).device
@@ -102,7 +112,7 @@ def train(
     if workers.micro_batch:
         tqdm.write(f"{title}: {workers.in_words(config.batch_size)}")
     loss = workers.shared(model, loss_of)
-    optimizer = make_optimizer(model, config)
+    optimizer = optimizer(model, config)
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
@@ -119,7 +129,7 @@ def train(
         try:
             for step in progress:
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(step, config)
+                    group["lr"] = learning_rate_at(step, config) * group.get("share", 1.0)
                 batch = [tensor.to(device, non_blocking=True) for tensor in batch_at(step)]
                 parts = workers.micro_batches(batch)
                 optimizer.zero_grad(set_to_none=True)
@@ -138,9 +148,9 @@ def train(
                 if finished % config.log_every == 0 or finished == config.steps:
                     mean = workers.mean(losses).item() / ((finished - 1) % config.log_every + 1)
                     if not (math.isfinite(mean) and largest_norm.isfinite()):
-                        raise FloatingPointError(
-                            f"{title}: the loss is {mean} and the gradient norm {largest_norm.item()} at step {finished}"
-                        )
+                        message = f"{title}: the loss is {mean} and the gradient norm {largest_norm.item()} at step {finished}"
+                        result.seconds += time.perf_counter() - started
+                        raise Diverged(message, finished, result)
                     result.curve.append([finished, round(mean, 4), round(largest_norm.item(), 3)])
                     losses.zero_()
                     largest_norm.zero_()
