@@ -57,6 +57,9 @@ examples:
   python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
   python -m reproduce compress --model gpt2 --text novel.txt --ranks "12,256,256;8,128,128"
   python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
+  python -m reproduce prepare openwebtext --out data/openwebtext
+  python -m reproduce table2 --preset paper --dry-run --gpus 8     batches, steps, memory, and whose settings they are
+  torchrun --nproc-per-node 8 -m reproduce table2 --preset paper --text data/openwebtext
   python -m reproduce report                           every table, from the committed records
   python -m reproduce claims --records out/records     every claim of the paper with its verdict, from your own runs
 
@@ -95,7 +98,11 @@ def run(options: argparse.Namespace) -> None:
     with started(options.device, options.micro_batch, options.sharding) as (workers, device):
         if (workers.count > 1 or options.dry_run) and options.command not in TOGETHER:
             raise ValueError(f"{options.command} knows neither torchrun nor --dry-run; they are for {', '.join(TOGETHER)}")
-        if options.dry_run and options.gpus:
+        if options.gpus and not options.dry_run:
+            raise ValueError(
+                "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8 -m reproduce ..."
+            )
+        if options.gpus:
             workers = dataclasses.replace(workers, count=options.gpus)
         run_with(options, workers, device)
 
@@ -164,7 +171,9 @@ def parse() -> argparse.Namespace:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", choices=PRESETS, default="smoke", help="the scale (default: smoke, minutes on a CPU)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="smoke", help="the scale (default: smoke, minutes on a CPU; paper: days)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")

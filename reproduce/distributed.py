@@ -23,6 +23,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from .tables import counted
+
 SHARDINGS = ("ddp", "fsdp")
 LARGE = 500_000_000  # parameters from which a model is sharded unless the command line decides
 PATIENCE = timedelta(hours=2)  # how long workers wait for one that reads data or judges the model
@@ -65,7 +67,7 @@ class Workers:
     def in_words(self, batch_size: int, samples: str = "") -> str:
         """How these workers, settled, come to the global batch.  samples: " images", for example."""
         times = batch_size // self.count // self.micro_batch
-        return f"global batch {batch_size}{samples} = {self.count} worker{'s' * (self.count > 1)} x {self.micro_batch} at a time x {times}"
+        return f"global batch {batch_size}{samples} = {counted(self.count, 'worker')} x {self.micro_batch} at a time x {times}"
 
     def describe(self, batch_size: int) -> dict:
         """What a record says of them."""
@@ -114,6 +116,14 @@ class Workers:
             model = fresh()
             model.load_state_dict(weights)
         return model
+
+    def agree(self, value, otherwise: str) -> None:
+        """Raise ValueError(otherwise) on every worker unless all have the same value."""
+        if self.count > 1:
+            values = [None] * self.count
+            torch.distributed.all_gather_object(values, value)
+            if any(other != value for other in values):
+                raise ValueError(otherwise)
 
     def wait(self) -> None:
         """Until all workers are here."""

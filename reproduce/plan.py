@@ -11,7 +11,7 @@ from .distributed import Workers
 from .options import Options
 from .records import COMMITTED, load
 from .sizes import count_parameters
-from .tables import markdown
+from .tables import counted, markdown
 from .training import TrainConfig
 
 WIDTH = 132
@@ -47,54 +47,67 @@ class Plan:
     known: tuple[str, ...]
     ours: tuple[str, ...]
 
+    @property
+    def all_tokens(self) -> int:
+        """Of one run."""
+        return self.settings.steps * self.settings.batch_size * self.tokens
 
-def show(plan: Plan, options: Options) -> None:
-    """Print the plan for the workers in `options`, which need not exist."""
+
+def show(plans: list[Plan], options: Options) -> None:
+    """Print the plans of one experiment for the workers in `options`, which need not exist."""
+    for plan in plans:
+        _show_models(plan, options)
+    print(fill(f"Known from the paper: {'; '.join(plan.known)}.", WIDTH) + "\n")
+    ours = "; ".join((*plan.ours, *_recipe(plan.settings)))
+    print(fill(f"Our choice, because the paper's is not known to us: {ours}.", WIDTH) + "\n")
+    print(FORMULAS + "\n")
+    print("\n".join(dict.fromkeys(fill(_hours(plan, options.workers.count), WIDTH) for plan in plans)))
+
+
+def _show_models(plan: Plan, options: Options) -> None:
+    """Batches and steps, and a table of what each row needs."""
     settings, batch = plan.settings, plan.settings.batch_size
     rows = [_row(plan, label, options) for label in plan.labels]
-    print(f"{plan.title} on {options.workers.count} GPUs of {options.gpu_memory:g} GB each, trained on {plan.data}.\n")
     sharing = rows[0][1].in_words(batch, f" {plan.samples}").capitalize()
-    print(f"{sharing}, {batch * plan.tokens:,} tokens a step.")
-    total = settings.steps * batch * plan.tokens
     print(
-        f"Steps: {settings.steps:,}, which see {settings.steps * batch:,} {plan.samples}, {total / 1e9:,.1f} billion tokens; "
+        f"{plan.title} on {counted(options.workers.count, 'GPU')} of {options.gpu_memory:g} GB, trained on {plan.data}.\n\n"
+        f"{sharing}, {batch * plan.tokens:,} tokens a step.\n"
+        f"Steps: {settings.steps:,}, which see {settings.steps * batch:,} {plan.samples}, {plan.all_tokens / 1e9:,.1f} billion tokens; "
         f"a checkpoint every {settings.checkpoint_every:,}; runs per row: {len(plan.seeds)}.\n"
     )
     header = ["row", "parameters", "attention", "split"]
-    header += ["weights", "gradients", "AdamW", "copies", "activations", "output", "sum", "checkpoint", "tokens/s", "hours"]
-    print(markdown(header, [cells for cells, _, _ in rows]) + f"\n\n{FORMULAS}")
-    devices = sorted({device for _, _, device in rows if device})
-    if devices:
-        print(
-            f"Tokens/s: the fastest committed run of the row at this shape, on one {' or '.join(devices)}; hours: of one run, if "
-            f"{options.workers.count} of them were {options.workers.count} times as fast."
-        )
-    else:
-        print("Tokens/s and hours: no run at this shape is on record.")
-    too_large = [cells[0] for cells, _, _ in rows if float(cells[10]) > 0.9 * options.gpu_memory]
+    header += ["weights", "gradients", "AdamW", "copies", "activations", "output", "sum", "checkpoint"]
+    print(markdown(header, [cells for cells, _ in rows]) + "\n")
+    too_large = [cells[0] for cells, _ in rows if float(cells[10]) > 0.9 * options.gpu_memory]
     if too_large:
         print(
-            f"TOO LARGE for {options.gpu_memory:g} GB: {'; '.join(too_large)}. Take a smaller --micro-batch, or --sharding fsdp."
+            f"TOO LARGE for {options.gpu_memory:g} GB: {'; '.join(too_large)}. Take a smaller --micro-batch, or --sharding fsdp.\n"
         )
-    print("\n" + fill(f"Known from the paper: {'; '.join(plan.known)}.", WIDTH))
-    ours = "; ".join((*plan.ours, *_recipe(settings)))
-    print("\n" + fill(f"Our choice, because the paper's is not known to us: {ours}.", WIDTH))
 
 
-def _row(plan: Plan, label: str, options: Options) -> tuple[list[str], Workers, str | None]:
-    """A row's cells, the workers as they would share it, and the device of the throughput."""
+def _row(plan: Plan, label: str, options: Options) -> tuple[list[str], Workers]:
+    """A row's cells, and the workers as they would share it."""
     with torch.device("meta"):
         model = plan.build(label)
     parameters = count_parameters([model])
     attention = count_parameters(block.attention for block in model.blocks)
     workers = options.workers.settled(plan.settings.batch_size, parameters, plan.largest_micro_batch)
     memory = memory_parts(model, workers, plan, kept_per_token(plan.block(label)))
-    found = throughput(plan, label)
-    hours = found and plan.settings.steps * plan.settings.batch_size * plan.tokens / found[0] / workers.count / 3600
     cells = [label, f"{parameters / 1e6:,.1f}M", f"{attention / 1e6:,.2f}M", workers.sharding]
     cells += [f"{part / 1e9:.1f}" for part in (*memory, sum(memory), 12 * parameters)]
-    cells += [f"{found[0]:,}", f"{hours:,.0f}"] if found else ["unknown", "unknown"]
-    return cells, workers, found and found[1]
+    return cells, workers
+
+
+def _hours(plan: Plan, count: int) -> str:
+    """How long one run of each row takes, as far as records tell."""
+    rates = {label: rate for label in plan.labels if (rate := throughput(plan, label))}
+    if not rates:
+        return "Hours: no run at this shape is on record."
+    hours = (
+        f"{label} {plan.all_tokens / rate / count / 3600:,.0f} ({rate:,} tokens/s on one {device})"
+        for label, (rate, device) in rates.items()
+    )
+    return f"Hours of one run, were {count} GPUs {count} times as fast as the fastest committed run on one: {'; '.join(hours)}."
 
 
 def memory_parts(model: nn.Module, workers: Workers, plan: Plan, kept: float) -> tuple[float, ...]:
@@ -131,6 +144,7 @@ def throughput(plan: Plan, label: str) -> tuple[int, str] | None:
         (record["metrics"]["tokens_per_second"], record["device"])
         for record in load(COMMITTED, plan.experiment)
         if record["method"] == label
+        and record["metrics"].get("tokens_per_second")
         and record["metrics"].get("workers", {"workers": 1})["workers"] == 1
         and record["device"].startswith("NVIDIA")
         and all(record["config"].get(name) == value for name, value in plan.shape.items())

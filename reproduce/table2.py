@@ -82,6 +82,6 @@ def run(options: Options) -> None:
     rows = [(row, Recipe()) for row in selected(ROWS.get(options.preset, TABLE2), options.rows)]
     model, preset = {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
-        return show(plan_of("table2", rows, model, preset, options, KNOWN, OURS), options)
+        return show([plan_of("table2", rows, model, preset, options, KNOWN, OURS)], options)
     record_sizes("table2", TABLE2, PAPER_SHAPE, options)
     train_rows("table2", rows, model, preset, options)

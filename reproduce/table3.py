@@ -68,6 +68,7 @@ OURS = (
     "the global batch",
     "AdamW at a peak rate of 3e-4 for every row",
     "GPT-2's byte pairs in place of Llama 3's",
+    "a cleaned copy of OpenWebText2",
     "which rotary embedding, its base 500,000 and its pairing (DEVIATIONS.md)",
     "initialisation (DEVIATIONS.md)",
     "one document in 2,000 held out",
@@ -80,6 +81,6 @@ def run(options: Options) -> None:
     rows = [(row, Recipe()) for row in selected(TABLE3, options.rows)]
     model, preset = {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
-        return show(plan_of("table3", rows, model, preset, options, KNOWN, OURS), options)
+        return show([plan_of("table3", rows, model, preset, options, KNOWN, OURS)], options)
     record_sizes("table3", TABLE3, PAPER_SHAPE, options)
     train_rows("table3", rows, model, preset, options)

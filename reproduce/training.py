@@ -102,7 +102,8 @@ def train(
     observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
     optimizer(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
     workers: those that train together; each calls this with the same arguments.
-    Raises ValueError if the checkpoint belongs to another configuration or is damaged, Diverged on a loss or gradient that is not finite.
+    Raises ValueError if the checkpoint belongs to another configuration, is damaged, or is not there for all workers; Diverged on
+    a loss or gradient that is not finite.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
     device = next(model.parameters()).device
@@ -116,6 +117,7 @@ def train(
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
+    workers.agree(first_step, f"{checkpoint} is not the same file for all workers; they need one folder for --out")
     losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
     started = time.perf_counter()
 

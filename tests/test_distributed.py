@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -94,6 +95,10 @@ def test_a_checkpoint_serves_any_number_of_workers(folder, curves, alone):
     assert kept["step"] == 12 and all(type(tensor) is torch.Tensor for tensor in kept["model"].values())
     assert furthest(toy.run(Workers(), torch.float64, folder / "fsdp.pt"), whole[12:]) < 1e-12
     assert furthest(whole[:6], whole[12:]) > 1e-3  # control
+
+
+def test_workers_that_do_not_see_one_checkpoint_are_told_so(curves):
+    assert re.fullmatch(r".*alone.pt is not the same file for all workers; they need one folder for --out", curves["apart"])
 
 
 @pytest.fixture(scope="module")

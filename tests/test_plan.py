@@ -1,15 +1,18 @@
 """The dry run: numbers that a real model, optimiser and checkpoint confirm, and the README's copy of it."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from reproduce import plan, records, table2, table3
+from reproduce import plan, records, table2
+from reproduce.__main__ import EXPERIMENTS, labels, main
 from reproduce.distributed import Workers
 from reproduce.models.block import Block
 from reproduce.options import Options
+from reproduce.recipe import Recipe
 from reproduce.rows import Row
 from reproduce.training import TrainConfig, train
 
@@ -23,9 +26,37 @@ def dry_run(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes
     return capsys.readouterr().out
 
 
-def test_the_readme_quotes_the_dry_run(tmp_path, capsys):
-    """Where it fails: put there what `python -m reproduce table2 --preset paper --dry-run --gpus 8` prints."""
-    assert f"```text\n{dry_run(tmp_path, capsys)}```" in README
+QUOTED = re.findall(r"^python -m reproduce (\w+) --preset paper --dry-run --gpus (\d+) --rows \"(.*)\"$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name, gpus, rows", QUOTED, ids=[name for name, *_ in QUOTED])
+def test_the_readme_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
+    """Where it fails: what that command prints, up to the formulas, belongs there."""
+    printed = dry_run(tmp_path, capsys, EXPERIMENTS[name], Workers(count=int(gpus)), rows=labels(rows))
+    assert f"```text\n{printed.split(plan.FORMULAS)[0].strip()}\n```" in README
+
+
+def test_the_readme_quotes_every_experiment():
+    assert [name for name, *_ in QUOTED] == ["table2", "table3", "figure3"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["table2", "--preset", "paper"],
+            "is trained on openwebtext: name a folder with --text that `python -m reproduce prepare",
+        ),
+        (["table2", "--gpus", "8"], "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8"),
+        (["exactness", "--dry-run"], "exactness knows neither torchrun nor --dry-run; they are for table2, table3, figure3"),
+        (["figure3", "--dry-run"], "figure3 knows torchrun and --dry-run in its preset paper alone"),
+        (["prepare", "wikipedia"], "known are openwebtext, openwebtext2; any other text needs --files"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reproduce", *arguments, "--out", str(tmp_path / "out")])
+    monkeypatch.chdir(tmp_path)
+    assert main() == 1 and message in capsys.readouterr().err
 
 
 def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):
@@ -37,11 +68,9 @@ def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):
 
 
 def test_a_model_that_does_not_fit_is_named(tmp_path, capsys):
-    rows = ("MHA", "Tucker [32,64,64]")
-    printed = dry_run(tmp_path, capsys, table3, rows=rows, gpu_memory=48.0)
-    assert "TOO LARGE for 48 GB: MHA. Take a smaller --micro-batch" in printed
-    assert "TOO LARGE" not in dry_run(tmp_path, capsys, table3, rows=rows)
-    assert "no run at this shape is on record" in printed and printed.count("unknown |") == 4
+    printed = dry_run(tmp_path, capsys, rows=("MHA", "Tucker [8,64,64]"), gpu_memory=15.0)
+    assert "TOO LARGE for 15 GB: MHA. Take a smaller --micro-batch" in printed  # the other is none
+    assert "TOO LARGE" not in dry_run(tmp_path, capsys, rows=("MHA",), gpu_memory=16.0)
 
 
 def test_hours_come_from_records_alone(tmp_path, capsys, monkeypatch):
@@ -52,12 +81,14 @@ def test_hours_come_from_records_alone(tmp_path, capsys, monkeypatch):
         made | {"config": shape | {"n_layers": 2}, "metrics": {"tokens_per_second": 10**9}},
         made | {"metrics": {"tokens_per_second": 10**9, "workers": {"workers": 8}}},
         made | {"metrics": {"tokens_per_second": 90_000}},
+        made | {"metrics": {"diverged_at": 20}},
     ]
     monkeypatch.setattr(plan, "load", lambda folder, experiment: [made, *others] if folder == records.COMMITTED else [])
     printed = dry_run(tmp_path, capsys, rows=("MHA", "GQA n_KV=4"))
     hours = 600_000 * 480 * 1024 / 100_000 / 8 / 3600
-    assert f"100,000 |     {hours:,.0f} |" in printed and "on one NVIDIA A100" in printed
-    assert printed.count("unknown |") == 2
+    assert f"MHA {hours:,.0f} (100,000 tokens/s on one NVIDIA A100)." in " ".join(printed.split())
+    monkeypatch.setattr(plan, "load", lambda folder, experiment: [])
+    assert "Hours: no run at this shape is on record." in dry_run(tmp_path, capsys, rows=("MHA",))
 
 
 def test_what_a_block_keeps_is_what_its_layers_read():
@@ -75,7 +106,9 @@ def test_memory_of_weights_and_checkpoint_is_what_they_take(tmp_path):
     torch.manual_seed(0)
     config = table2.PRESETS["smoke"]
     options = Options("smoke", tmp_path, tmp_path)
-    made = table2.plan_of("table2", table2.TABLE2[:1], {"model": "gpt2", **table2.PAPER_SHAPE}, config, options, (), ())
+    made = table2.plan_of(
+        "table2", [(table2.TABLE2[0], Recipe())], {"model": "gpt2", **table2.PAPER_SHAPE}, config, options, (), ()
+    )
     model = made.build("MHA")
     settings = TrainConfig(steps=1, batch_size=1, learning_rate=1e-3, log_every=1, checkpoint_every=1)
     train(model, lambda step: (torch.arange(9)[None],), type(model).loss, settings, tmp_path / "c.pt", "one step")

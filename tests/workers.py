@@ -63,7 +63,7 @@ def run(
         return loss
 
     model.compile_parts = functools.partial(model.compile_parts, backend="aot_eager")  # needs no C++ compiler
-    train(model, batch_at, loss_of, dataclasses.replace(CONFIG, compiled=compiled), checkpoint, "toy", None, workers)
+    train(model, batch_at, loss_of, dataclasses.replace(CONFIG, compiled=compiled), checkpoint, "toy", workers=workers)
     steps = torch.stack(seen).unflatten(0, (-1, CONFIG.batch_size // workers.count // workers.micro_batch)).mean(1)
     return workers.mean(steps).tolist()
 
@@ -90,6 +90,10 @@ def together(folder: Path) -> None:
             this(sharded, checkpoint=folder / "fsdp.pt", stop=14)
         except Stopped:
             workers.wait()
+        try:
+            this(workers, checkpoint=folder / ("alone.pt" if workers.is_first else "elsewhere.pt"))
+        except ValueError as error:
+            curves["apart"] = str(error)
         if workers.is_first:
             (folder / "curves.json").write_text(json.dumps(curves))
 
