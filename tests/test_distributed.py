@@ -78,8 +78,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path, dty
     assert furthest(curve, alone[dtype]) < BOUND[dtype]
 
 
-def test_compiled_blocks_can_be_sharded(curves, alone):
-    assert furthest(curves["compiled"], alone[torch.float64]) < BOUND[torch.float64]
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_compiled_blocks_can_be_shared_too(curves, alone, sharding):
+    assert furthest(curves[f"compiled {sharding}"], alone[torch.float64]) < BOUND[torch.float64]
 
 
 @pytest.mark.parametrize("fault", ["wrong rows", "not averaged"])

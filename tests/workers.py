@@ -80,20 +80,22 @@ def together(folder: Path) -> None:
                     curves[name] = run(chosen, dtype, folder / f"{name}.pt")
         this = functools.partial(run, dtype=torch.float64)
         sharded = dataclasses.replace(workers, sharding="fsdp")
-        curves["compiled"] = this(sharded, checkpoint=folder / "compiled.pt", compiled=True)
+        for sharding in ("ddp", "fsdp"):
+            chosen = dataclasses.replace(workers, sharding=sharding, micro_batch=2)
+            curves[f"compiled {sharding}"] = this(chosen, checkpoint=folder / f"compiled {sharding}.pt", compiled=True)
         curves["wrong rows"] = this(workers, checkpoint=folder / "rows.pt", rows=slice(0, CONFIG.batch_size // 2))
         apart = Apart(workers.rank, workers.count)
         curves["not averaged"] = this(apart, checkpoint=folder / f"apart{workers.rank}.pt")
+        try:
+            this(workers, checkpoint=folder / ("alone.pt" if workers.is_first else "elsewhere.pt"))
+        except ValueError as error:
+            curves["apart"] = str(error)
         # On checkpoints: one process stopped and left `alone.pt`; two stop here and leave `fsdp.pt`, which one takes up.
         curves["alone, then fsdp"] = this(sharded, checkpoint=folder / "alone.pt")
         try:
             this(sharded, checkpoint=folder / "fsdp.pt", stop=14)
         except Stopped:
             workers.wait()
-        try:
-            this(workers, checkpoint=folder / ("alone.pt" if workers.is_first else "elsewhere.pt"))
-        except ValueError as error:
-            curves["apart"] = str(error)
         if workers.is_first:
             (folder / "curves.json").write_text(json.dumps(curves))
 
