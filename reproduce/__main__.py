@@ -118,6 +118,7 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
         seeds=options.seeds,
         learning_rate=options.learning_rate,
         steps=options.steps,
+        warmup_steps=options.warmup_steps,
         text=options.text,
         validation=options.validation,
         bpe=options.bpe,
@@ -182,6 +183,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--learning-rate", type=float, help="peak rate in place of the preset's")
     parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
+    parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
     )

@@ -10,8 +10,8 @@ from .distributed import ALONE, Workers
 class Options:
     """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
 
-    rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps: in place of the
-    preset's, if given; text, validation, bpe, images: paths in place of the built-in data; device: as torch names it;
+    rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps, warmup_steps: in place
+    of the preset's, if given; text, validation, bpe, images: paths in place of the built-in data; device: as torch names it;
     model: whose attention to look at; ranks: to compress it to; save: where the compressed model goes.
     workers: those that train together, this one among them; dry_run: say what a run would take instead of running it;
     gpu_memory: of one GPU in GB, for the dry run.
@@ -25,6 +25,7 @@ class Options:
     seeds: tuple[int, ...] = ()
     learning_rate: float | None = None
     steps: int | None = None
+    warmup_steps: int | None = None
     text: str | None = None
     validation: str | None = None
     bpe: str | None = None

@@ -80,5 +80,5 @@ def selected(rows: Iterable[Row], labels: tuple[str, ...]) -> list[Row]:
 
 def override(settings: TrainConfig, options: Options) -> TrainConfig:
     """The preset's settings with what the command line changes."""
-    changes = {"learning_rate": options.learning_rate, "steps": options.steps}
+    changes = {name: getattr(options, name) for name in ("learning_rate", "steps", "warmup_steps")}
     return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
