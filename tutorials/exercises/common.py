@@ -13,22 +13,26 @@ def judge(attempt, inputs, solution, mistakes: dict, right: str, rtol: float = 1
     mistakes: {sentence: function of the same arguments}, the typical wrong ways, each with the sentence that helps.
     right: the sentence after "right: ".  rtol: allowed difference relative to the largest number of the solution.
     """
-    for arguments in inputs:
+    results, first = [], None  # first: the number of the first input whose result is wrong
+    for number, arguments in enumerate(inputs):
         try:
             got = attempt(*copy.deepcopy(arguments))
         except NotImplementedError:
             got = None
         except Exception as error:  # whatever the reader's code does, say it
+            if first is not None:
+                break
             return _say(False, f"your code stops with {type(error).__name__}: {error}")
         if got is None or got is Ellipsis:
             return _say(False, "not attempted yet: replace the dots, and return the result")
         got, expected = _numbers(got), _numbers(solution(*copy.deepcopy(arguments)))
         if got is None:
             return _say(False, f"the result must be numbers like the solution's, shape {expected.shape}")
-        if _same(got, expected, rtol):
-            continue
-        reason = next((s for s, wrong in mistakes.items() if _same(got, _result(wrong, arguments), rtol)), None)
-        return _say(False, _difference(got, expected, reason))
+        results.append((got, expected))
+        if first is None and not _same(got, expected, rtol):
+            first = number
+    if first is not None:
+        return _say(False, _difference(*results[first], _reason(results, first, inputs, mistakes, rtol)))
     return _say(True, f"right: {right}")
 
 
@@ -58,6 +62,16 @@ def _result(wrong, arguments) -> np.ndarray | None:
         return _numbers(wrong(*copy.deepcopy(arguments)))
     except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError):
         return None
+
+
+def _reason(results, first: int, inputs, mistakes: dict, rtol: float) -> str | None:
+    """The sentence of the mistake that explains all results, else of one that explains the first wrong one."""
+
+    def explains(wrong, number: int) -> bool:
+        return _same(results[number][0], _result(wrong, inputs[number]), rtol)
+
+    everything = (s for s, wrong in mistakes.items() if all(explains(wrong, number) for number in range(len(results))))
+    return next(everything, next((s for s, wrong in mistakes.items() if explains(wrong, first)), None))
 
 
 def _same(a: np.ndarray, b: np.ndarray | None, rtol: float) -> bool:

@@ -54,7 +54,7 @@ def check_ranks(attempt) -> bool:
             lambda d, h, k, s, t: (h, s, t)
         ),
     }
-    inputs = [(24, 3, 8, 10, 5), (24, 6, 4, 10, 8), (24, 2, 4, 7, 9), (768, 12, 64, 128, 128)]
+    inputs = [(24, 2, 8, 10, 5), (48, 3, 4, 7, 9), (24, 6, 4, 10, 8), (768, 12, 64, 128, 128)]
     return judge(attempt, inputs, ranks, mistakes, "all heads together write n_H min(d_H, d_c) directions, at most d")
 
 
@@ -69,5 +69,5 @@ def check_cache(attempt) -> bool:
         "that is the cache of multi-head attention": lambda d, h, t, tokens, layers, shared: 4 * tokens * layers * d,
         "every layer has a cache": lambda d, h, t, tokens, layers, shared: size(d, h, t, tokens, 1, shared),
     }
-    inputs = [(768, 12, 128, 1024, 12, True), (2048, 32, 64, 4096, 16, False)]
+    inputs = [(768, 12, 128, 1024, 12, True), (2048, 32, 96, 4096, 16, False)]
     return judge(attempt, inputs, size, mistakes, "N d_c numbers a layer, twice that where values have a latent of their own")
