@@ -35,6 +35,7 @@ html_static_path = ["book.css", str(MATHJAX / "static/mathjax/es5" / mathjax_pat
 html_css_files = ["book.css"]
 html_copy_source = False
 html_use_index = html_domain_indices = False
+html_context = {"default_mode": "auto"}  # light or dark as the system has it
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
 
 
