@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import (
+    ablations,
     claims,
     compress,
     compress_speed,
@@ -33,12 +34,14 @@ EXPERIMENTS = {
     "table2": table2,
     "spectra": spectra,
     "table3": table3,
+    "ablations": ablations,
     "compress": compress,
     "compress_speed": compress_speed,
     "figure3": figure3,
     "decode": decode,
     "speed": speed,
 }
+ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 PRESETS = sorted(
     {"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS, *compress_speed.PRESETS, *speed.PRESETS}
 )
@@ -83,7 +86,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> None:
     check_device(options.device)
-    names = [name for name in EXPERIMENTS if name != "speed"] if options.command == "all" else [options.command]
+    names = [name for name in EXPERIMENTS if name not in ON_A_GPU] if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
         out=options.out,
@@ -129,7 +132,7 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
-    add_run_arguments(commands.add_parser("all", help="every experiment but speed, one after the other"))
+    add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(ON_A_GPU)}, one after the other"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
         command = commands.add_parser(name, help=text)

@@ -115,7 +115,7 @@ def _iteration_time(records: list[dict]) -> tuple[str, str]:
         for r in records
         if (r["experiment"], r["preset"], r["method"]) == ("speed", "gpu", "models")
         for row in r["metrics"]["rows"]
-        if row["model"] == "LLaMA"
+        if row["model"] == "LLaMA" and "milliseconds" in row
     ]
     times = {row["row"]: row["milliseconds"] for row in rows}
     tucker = [ms for label, ms in times.items() if label.startswith("Tucker")]

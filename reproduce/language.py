@@ -20,6 +20,7 @@ from .models.language_model import LanguageModel
 from .models.llama import Llama
 from .observe import observation
 from .options import Options
+from .recipe import Recipe
 from .rows import Row
 from .runs import Run, override
 from .saved import fill, read_model, write_model
@@ -55,12 +56,19 @@ def build_model(config: dict) -> LanguageModel:
     return Llama(config["vocab_size"], *shape, lambda d, h: row.build(d, h, config["rope_base"]))
 
 
-def train_rows(experiment: str, rows: Iterable[Row], model: dict, preset: LanguagePreset, options: Options) -> None:
+def train_rows(
+    experiment: str,
+    rows: Iterable[tuple[Row, Recipe]],
+    model: dict,
+    preset: LanguagePreset,
+    options: Options,
+) -> None:
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
     data = load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
-    for row in rows:
+    for row, recipe in rows:
         rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
-        settings = override(dataclasses.replace(preset.train, learning_rate=rate), options)
+        settings = recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+        changes = recipe.config()
         config = {
             **model,
             "row": row.config(),
@@ -70,18 +78,22 @@ def train_rows(experiment: str, rows: Iterable[Row], model: dict, preset: Langua
             "context": preset.context,
             "vocab_size": data.vocab_size,
             "train": dataclasses.asdict(settings),
+            **({"recipe": changes} if changes else {}),
         }
+        method = f"{row.label}, {recipe.name}" if changes else row.label
         for seed in options.seeds or preset.seeds:
-            run = Run(experiment, options, row.label, config, seed, data.describe())
+            run = Run(experiment, options, method, config, seed, data.describe())
             if not run.is_done():
-                train_one(run, settings, data, preset)
+                train_one(run, settings, data, preset, recipe)
 
 
-def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset) -> None:
+def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
     """Train this run's model, record its validation loss, and keep it for `generate`."""
     config, context = run.config, run.config["context"]
     torch.manual_seed(run.seed)
-    model = build_model(config).to(run.options.device)
+    model = build_model(config)
+    recipe.prepare(model)
+    model = model.to(run.options.device)
 
     def batch_at(step):
         return (batch_of(data.train, step, run.seed, settings.batch_size, context),)
@@ -90,7 +102,8 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         if preset.observe_every and step % preset.observe_every == 0:
             return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
 
-    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe)
+    optimizer = recipe.optimizer(model, settings)
+    result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, optimizer)
     metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:

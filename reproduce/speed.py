@@ -102,7 +102,7 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """One record per section, written as soon as it is measured."""
+    """One record per section, which grows with every row that is measured."""
     preset, started = PRESETS[options.preset], time.perf_counter()
     rates = limits(preset, options.device)
     for name, section in (
@@ -114,14 +114,15 @@ def run(options: Options) -> None:
     ):
         if options.rows and name not in options.rows:
             continue
-        rows = []
+        rows, config = [], {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats}
         for row in tqdm(section(preset, options.device, rates), f"speed {name}"):
             tqdm.write(f"{name}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
             rows.append(row)
-        config = {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats}
-        seconds = time.perf_counter() - started
-        record = new_record("speed", options.preset, name, config, {"rows": rows}, device=options.device, wall_seconds=seconds)
-        append(options.records, record, replace=True)
+            seconds = time.perf_counter() - started
+            record = new_record(
+                "speed", options.preset, name, config, {"rows": rows}, device=options.device, wall_seconds=seconds
+            )
+            append(options.records, record, replace=True)
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,10 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
         optimizer.step()
         optimizer.zero_grad()
 
-    megabytes = peak_megabytes(step, device, above=False)
+    try:
+        megabytes = peak_megabytes(step, device, above=False)
+    except torch.OutOfMemoryError:
+        return {"refused": "out of memory"}
     milliseconds = median_ms(step, preset, device, few=True)
     tokens = shape.batch * shape.tokens
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)

@@ -94,7 +94,10 @@ def decode_table(rows: list[dict]) -> str:
 def model_table(rows: list[dict]) -> str:
     lines = []
     for r in rows:
-        mha = next((m for m in rows if m["model"] == r["model"] and m["row"] == "MHA"), None)
+        if "refused" in r:
+            lines.append([f"{r['model']} {r['row']}", r["refused"], *[""] * 5])
+            continue
+        mha = next((m for m in rows if m["model"] == r["model"] and m["row"] == "MHA" and "milliseconds" in m), None)
         lines.append(
             [
                 f"{r['model']} {r['row']}",

@@ -8,6 +8,7 @@ import dataclasses
 
 from .language import LanguagePreset, train_rows
 from .options import Options
+from .recipe import Recipe
 from .rows import TABLE3
 from .runs import selected
 from .sizes import record_sizes
@@ -46,4 +47,5 @@ def run(options: Options) -> None:
     """One record with the sizes of all rows, then one per trained row and seed."""
     record_sizes("table3", TABLE3, PAPER_SHAPE, options)
     rows = selected(TABLE3, options.rows)
-    train_rows("table3", rows, {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset], options)
+    model = {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}
+    train_rows("table3", [(row, Recipe()) for row in rows], model, PRESETS[options.preset], options)

@@ -84,16 +84,18 @@ def train(
     checkpoint: Path,
     title: str,
     observe: Callable[[int], dict | None] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
     batch_at(step): the tensors of that step's batch; loss_of(model, *batch): their mean loss, a scalar tensor;
-    observe(step): called after each backward pass, before clipping; what it returns is kept, None is not.
+    observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
+    optimizer: of the model's parameters, by default `make_optimizer`'s; a group's "share" multiplies its learning rate.
     Raises ValueError if the checkpoint belongs to another configuration or is damaged, FloatingPointError on a NaN loss.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config) if optimizer is None else optimizer
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
@@ -113,7 +115,7 @@ def train(
         try:
             for step in progress:
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(step, config)
+                    group["lr"] = learning_rate_at(step, config) * group.get("share", 1.0)
                 batch = [tensor.to(device, non_blocking=True) for tensor in batch_at(step)]
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
                     loss = loss_of(model, *batch)

@@ -1,0 +1,140 @@
+"""Other ways to start and train a Tucker Attention: each does what its name says, and nothing else."""
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import EXACT, relative_error
+
+from reproduce import ablations, records
+from reproduce.models.gpt2 import GPT2
+from reproduce.options import Options
+from reproduce.recipe import Recipe, TuckerAdamW, decay_products, retract
+from reproduce.rows import TABLE2, TABLE2_BESIDE
+from reproduce.training import TrainConfig, learning_rate_at, train
+from tucker_ref import MultiHeadAttention, compress
+from tucker_ref.tucker import TuckerWeights
+
+CONFIG = TrainConfig(steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
+TUCKER = TABLE2[4].narrowed(16)
+PLAIN = Recipe()
+
+
+def model_of(row=TUCKER, recipe=PLAIN):
+    torch.manual_seed(0)
+    model = GPT2(50, 16, 48, 12, 2, row.build)
+    recipe.prepare(model)
+    return model
+
+
+def windows(step):
+    return (torch.randint(0, 50, (2, 17), generator=torch.Generator().manual_seed(step)),)
+
+
+def layers(*seeds):
+    """Attention tensors of several layers with factors that are far from orthonormal."""
+
+    def tensor(seed):
+        generator = torch.Generator().manual_seed(seed)
+        core, head, query, key = (
+            torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 4), (5, 2), (7, 3), (7, 4))
+        )
+        return TuckerWeights(core, {"head": head, "query": query, "key": key})
+
+    return [tensor(seed) for seed in seeds]
+
+
+def test_retraction_changes_the_factors_and_not_the_tensors():
+    tensors = layers(0, 1)
+    before = [w.to_tensor().detach() for w in tensors]
+    retract(tensors)
+    for weights, tensor in zip(tensors, before):
+        assert relative_error(weights.to_tensor(), tensor) < EXACT
+        for factor in weights.factors:
+            assert torch.allclose(factor.T @ factor, torch.eye(factor.shape[1], dtype=torch.float64), atol=1e-12)
+
+
+def test_decay_of_the_product_is_a_step_down_its_squared_norm():
+    (weights,), (other,) = layers(3), layers(3)
+    half = 0.5 * other.to_tensor().square().sum()
+    slopes = torch.autograd.grad(half, [other.core, *other.factors])
+    expected = [p.detach() - 0.01 * slope for p, slope in zip((other.core, *other.factors), slopes)]
+    decay_products([weights, *layers(4)], 0.01)
+    for actual, wanted in zip((weights.core, *weights.factors), expected):
+        assert relative_error(actual, wanted) < EXACT
+
+
+def test_every_initialisation_is_what_its_name_says():
+    gain = 0.5  # 1/sqrt(2 L) with two layers
+    same, xavier, small, hosvd, normed = (
+        model_of(recipe=r).blocks[1].attention for r in (Recipe(), *ablations.RECIPES[:3], Recipe(latent_norm=True))
+    )
+    orthonormal = lambda u: torch.allclose(u.T @ u, torch.eye(u.shape[1]), atol=1e-5)  # noqa: E731
+    assert orthonormal(same.pre.query) and orthonormal(hosvd.pre.query) and orthonormal(normed.pre.query)
+    assert not orthonormal(xavier.pre.query) and xavier.init == "xavier" and normed.latent_norm and not same.latent_norm
+    assert small.pre.query.std().item() == pytest.approx(0.02, rel=0.1)
+    assert small.post.core.std().item() == pytest.approx(0.02 * gain, rel=0.2)
+    mha = MultiHeadAttention(48, 12)
+    mha.reset_parameters(0.02, gain)
+    expected = compress(mha, hosvd.ranks)  # as large, since random layers are alike
+    assert hosvd.pre.core.norm().item() == pytest.approx(expected.pre.core.norm().item(), rel=0.1)
+    assert hosvd.post.core.norm().item() == pytest.approx(expected.post.core.norm().item(), rel=0.1)
+    assert {same.ranks} == {xavier.ranks, small.ranks, hosvd.ranks, normed.ranks}
+
+
+def test_a_recipe_leaves_other_mechanisms_alone():
+    for recipe in ablations.RECIPES:
+        plain, prepared = model_of(TABLE2[0]), model_of(TABLE2[0], recipe)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), prepared.parameters()))
+
+
+@pytest.mark.parametrize("recipe", [r for r in ablations.RECIPES if not r.warmup > 1], ids=lambda r: r.name)
+def test_a_recipe_trains_and_is_not_the_same_training(recipe, tmp_path):
+    plain, other = model_of(), model_of(recipe=recipe)
+    for number, (model, how) in enumerate(((plain, Recipe()), (other, recipe))):
+        train(model, windows, GPT2.loss, CONFIG, tmp_path / f"{number}.pt", "", optimizer=how.optimizer(model, CONFIG))
+    a, b = ([p.detach() for p in (m.blocks[0].attention.pre.core, m.blocks[0].attention.pre.key)] for m in (plain, other))
+    assert not torch.equal(a[0], b[0]) or not torch.equal(a[1], b[1])
+    factor = other.blocks[0].attention.pre.key
+    kept = torch.allclose(factor.T @ factor, torch.eye(factor.shape[1]), atol=1e-5)
+    assert kept == recipe.retracted
+
+
+def test_the_neutral_optimiser_with_groups_takes_the_same_steps(tmp_path):
+    """Control: what differs above is the recipe, not the grouping."""
+    plain, grouped = model_of(), model_of()
+    train(plain, windows, GPT2.loss, CONFIG, tmp_path / "a.pt", "")
+    train(grouped, windows, GPT2.loss, CONFIG, tmp_path / "b.pt", "", optimizer=TuckerAdamW(grouped, CONFIG, Recipe()))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), grouped.parameters()))
+
+
+def test_a_share_of_the_rate_is_a_share_at_every_step(tmp_path):
+    model = model_of()
+    optimizer = TuckerAdamW(model, CONFIG, Recipe(core_rate=0.25))
+    train(model, windows, GPT2.loss, CONFIG, tmp_path / "c.pt", "", optimizer=optimizer)
+    rate = learning_rate_at(CONFIG.steps - 1, CONFIG)
+    assert [g["lr"] / rate for g in optimizer.param_groups] == pytest.approx([1, 1, 0.25, 1])
+
+
+def test_a_shared_latent_is_refused():
+    shared = TABLE2_BESIDE[2].narrowed(16)
+    with pytest.raises(ValueError, match="'kept' is not defined for a latent that keys and values share"):
+        Recipe("kept", retracted=True).optimizer(model_of(shared), CONFIG)
+
+
+def test_ablations_record_what_was_changed(tmp_path):
+    preset = dataclasses.replace(ablations.PRESETS["smoke"], train=CONFIG, validation_tokens=256)
+    text = tmp_path / "novel.txt"
+    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400)
+    options = Options("smoke", tmp_path, tmp_path / "records", text=str(text), rows=("as it is", "warm-up four times longer"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ablations.PRESETS, "smoke", preset)
+        ablations.run(options)
+        with pytest.raises(ValueError, match="no recipe is called nonsense; there are: as it is; init xavier"):
+            ablations.run(dataclasses.replace(options, rows=("nonsense",)))
+    found = {r["method"]: r["config"] for r in records.load(tmp_path / "records", "ablations")}
+    assert set(found) == {
+        f"{row}{change}" for row in ("Tucker [8,128,128]", "MHA") for change in ("", ", warm-up four times longer")
+    }
+    assert "recipe" not in found["MHA"] and found["MHA, warm-up four times longer"]["recipe"] == {"warmup": 4}
+    assert found["MHA, warm-up four times longer"]["train"]["warmup_steps"] == 8
