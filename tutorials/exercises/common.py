@@ -77,7 +77,8 @@ def _reason(results, first: int, inputs, mistakes: dict, rtol: float) -> str | N
 def _same(a: np.ndarray, b: np.ndarray | None, rtol: float) -> bool:
     if b is None or a.shape != b.shape:
         return False
-    return np.allclose(a, b, rtol=rtol, atol=rtol * float(np.abs(b).max(initial=0.0)))
+    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))  # an overflow is a mistake too, and may be recognised
+    return np.allclose(a, b, rtol=rtol, atol=rtol * largest, equal_nan=True)
 
 
 def _difference(got: np.ndarray, expected: np.ndarray, reason: str | None) -> str:

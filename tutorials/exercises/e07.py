@@ -54,8 +54,8 @@ def check_tiles(attempt) -> bool:
             "half of all tiles is close, but tiles on the diagonal are computed whole": lambda n, q, s: (
                 (n // q) * (n // s) // 2
             ),
-            "these are the tiles without a mask; those on the diagonal are computed too": lambda n, q, s: sum(
-                (first + 1) // s for first in range(0, n, q)
+            "the first query of a tile does not look as far as its last one": lambda n, q, s: sum(
+                first // s + 1 for first in range(0, n, q)
             ),
         },
         "each tile of queries goes on to the place of its last query",

@@ -15,7 +15,7 @@ def query_rank(budget, d, n_heads, r, t):
 def check_query_rank(attempt) -> bool:
     return judge(
         attempt,
-        [(21504, 96, 6, 4, 16), (426176, 768, 12, 8, 64)],
+        [(21358, 96, 6, 4, 16), (426176, 768, 12, 8, 64)],  # 2 less than rank 57 needs; what rank 128 needs
         query_rank,
         {
             "there are two tensors, before and after the softmax; you spend the whole budget on one": lambda b, d, n, r, t: (
