@@ -243,6 +243,14 @@ def test_every_public_name_is_used_in_a_tutorial():
     assert "unfold" not in names_used({"cells": [{"cell_type": "code", "source": "# unfold"}]})  # control: a comment is no use
 
 
+def test_every_module_of_the_library_is_named_where_its_lesson_ends():
+    modules = {importlib.import_module(thing.__module__) for name in tucker_ref.__all__ if (thing := getattr(tucker_ref, name))}
+    files = {Path(module.__file__).name for module in modules} | {"latent_attention.py", "decode.py"}
+    ends = "\n".join(source(notebook["cells"][-1]) for notebook in NOTEBOOKS.values())
+    assert {file for file in files if not re.search(rf"\b{file}`", ends)} == set()
+    assert "checks.py" not in ends  # control: the one module without a name that a reader meets
+
+
 def labels(text: str) -> set[tuple[str, object]]:
     """The paper's labels that a text cites, each as (kind, number): {("Eq", 2), ("Thm", "B.2")}."""
     found = set()
