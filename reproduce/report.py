@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from .gpt2_report import ablation_table, budget_tables, sweep_table
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
@@ -31,7 +32,10 @@ def render(records: list[dict]) -> str:
     for experiment, draw in DRAW.items():
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment:
-                sections += draw[preset if preset in draw else "runs"](group)
+                if (name, preset) in TOGETHER:
+                    sections += TOGETHER[name, preset](records)
+                else:
+                    sections += draw[preset if preset in draw else "runs"](group)
     return "\n\n".join(sections)
 
 
@@ -69,8 +73,6 @@ def table2_sizes(records: list[dict]) -> list[str]:
 
 
 def table2_runs(records: list[dict]) -> list[str]:
-    if records[0]["preset"].endswith("sweep"):
-        return [sweep_table(records)]
     return loss_table("Table 2, GPT-2", by_row(records), paper_width=768)
 
 
@@ -101,27 +103,6 @@ def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> lis
     )
     header = ["row, narrowed", "attention parameters", "cached per token", "validation loss (nats/token)", "bits per byte"]
     return [scale, markdown(header, rows), provenance(example, f"learning rate {t['learning_rate']:g} for every row")]
-
-
-def sweep_table(records: list[dict]) -> str:
-    rates = sorted({r["config"]["train"]["learning_rate"] for r in records})
-    losses = defaultdict(list)
-    for r in records:
-        losses[r["method"], r["config"]["train"]["learning_rate"]].append(r["metrics"]["validation_loss"])
-    labels = dict.fromkeys(r["method"] for r in records)
-    rows = []
-    for label in labels:
-        best = min(statistics.mean(found) for (row, _), found in losses.items() if row == label)
-        cells = [mean_and_spread(losses[label, rate], 3) if (label, rate) in losses else "not run" for rate in rates]
-        at_best = [(label, rate) in losses and statistics.mean(losses[label, rate]) == best for rate in rates]
-        rows.append([label, *(f"**{cell}**" if chosen else cell for cell, chosen in zip(cells, at_best))])
-    title = (
-        "**Learning-rate sweep for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: "
-        f"{records[0]['metrics']['tokens_seen'] / 1e6:.1f}M training tokens; validation loss in nats/token, each row's best in bold.**"
-    )
-    table = markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], rows)
-    commands = ", ".join(f"`{c}`" for c in dict.fromkeys(r["command"] for r in records))
-    return "\n\n".join([title, table, provenance(records[0], command=commands)])
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -435,6 +416,7 @@ DRAW = {
     "exactness": {"float64": exactness_cells},
     "table1": {"sizes": table1_sizes},
     "table2": {"sizes": table2_sizes, "runs": table2_runs},
+    "ablations": {"runs": lambda records: []},
     "spectra": {"runs": spectra_runs},
     "table3": {"sizes": table3_sizes, "runs": table3_runs},
     "compress": {"runs": compress_runs},
@@ -442,6 +424,11 @@ DRAW = {
     "figure3": {"runs": figure3_runs},
     "decode": {"runs": decode_runs},
     "speed": {"runs": speed_tables},
+}
+TOGETHER = {  # drawn from several experiments' records
+    ("table2", "gpu-sweep"): sweep_table,
+    ("table2", "gpu"): budget_tables,
+    ("ablations", "gpu-sweep"): ablation_table,
 }
 
 

@@ -41,13 +41,13 @@ PRESETS = {
         keep_models=False,
         observe_every=100,
     ),
-    # The paper's shape and 100M tokens; every row at the rate that was best for it in the sweep.
+    # The paper's shape and 100M tokens; every row at the rate that was best for it in the sweep, with the sweep's long warm-up.
     "gpu": LanguagePreset(
         **FULL_SHAPE,
-        train=ON_GPU,
+        train=dataclasses.replace(ON_GPU, warmup_steps=800),
         seeds=(0, 1, 2),
         observe_every=100,
-        learning_rates={"Tucker [8,128,64]": 2.4e-3, "Tucker [8,64,64]": 2.4e-3, "Tucker [8,128,64] shared": 2.4e-3},
+        learning_rates={row.label: 2.4e-3 for row in (*TABLE2, *TABLE2_BESIDE) if row.mechanism in ("MLA", "Tucker")},
     ),
     # The paper's own scale; where it tells no setting, those of nanoGPT's GPT-2, which takes as many steps on the same text.
     "paper": LanguagePreset(

@@ -12,7 +12,7 @@ TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3"
 
 
 def identities(record, folder, monkeypatch) -> set[str]:
-    """The ids of all runs that this code would train with the data, rate and steps of that record."""
+    """The ids of all runs that this code would train with the data, rate, steps and warm-up of that record."""
     config, module, started = record["config"], TRAINED[record["experiment"]], set()
     start = lambda run, *_: started.add(run.identity)  # noqa: E731
     images = np.empty((1437, *[config.get("image_size")] * 2, config.get("channels"))) if module is figure3 else []
@@ -28,7 +28,9 @@ def identities(record, folder, monkeypatch) -> set[str]:
         monkeypatch.setattr(sized, "record_sizes", lambda *_: None)
     options = Options(record["preset"], folder, folder, seeds=(record["seed"],))
     if "train" in config:
-        options = dataclasses.replace(options, learning_rate=config["train"]["learning_rate"], steps=config["train"]["steps"])
+        given = {name: config["train"][name] for name in ("learning_rate", "steps", "warmup_steps")}
+        given["warmup_steps"] //= config.get("recipe", {}).get("warmup", 1)
+        options = dataclasses.replace(options, **given)
     module.run(options)
     return started
 
