@@ -82,27 +82,32 @@ def table3_runs(records: list[dict]) -> list[str]:
 
 def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> list[str]:
     example = next(iter(runs.values()))[0]
+    rates = {label: group[0]["config"]["train"]["learning_rate"] for label, group in runs.items()}
+    own = len(set(rates.values())) > 1
     rows = []
     for label, group in runs.items():
         metrics = [r["metrics"] for r in group]
         rows.append(
             [
                 label,
+                *([f"{rates[label]:g}"] if own else []),
                 f"{metrics[0]['attention_parameters']:,}",
                 f"{metrics[0]['cache_per_token']:,}",
                 mean_and_spread([m["validation_loss"] for m in metrics], 3),
                 mean_and_spread([m["bits_per_byte"] for m in metrics], 3),
             ]
         )
-    c, t = example["config"], example["config"]["train"]
+    c = example["config"]
     scale = (
         f"**{title}, validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, "
         f"N {c['context']}, {example['metrics']['tokens_seen'] / 1e6:.2f}M training tokens.** The rows are named as in the paper; "
         f"all widths and ranks but the head rank are divided by {paper_width // c['d_model']}. "
         "The paper's losses are not available to us."
     )
-    header = ["row, narrowed", "attention parameters", "cached per token", "validation loss (nats/token)", "bits per byte"]
-    return [scale, markdown(header, rows), provenance(example, f"learning rate {t['learning_rate']:g} for every row")]
+    header = ["row, narrowed", *(["rate"] if own else []), "attention parameters", "cached per token"]
+    header += ["validation loss (nats/token)", "bits per byte"]
+    said = "each row at its own learning rate" if own else f"learning rate {rates.popitem()[1]:g} for every row"
+    return [scale, markdown(header, rows), provenance(example, said)]
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -311,8 +316,9 @@ def spectra_runs(records: list[dict]) -> list[str]:
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
         return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
     c = records[0]["config"]
+    scale = "at the paper's shape, REDUCED BUDGET" if c["d_model"] == 768 else "at REDUCED SCALE, not the paper's"
     title = (
-        f"**Effective ranks of trained layers at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_heads']} heads, "
+        f"**Effective ranks of trained layers {scale}: d {c['d_model']}, {c['n_heads']} heads, "
         f"{c['n_layers']} layers, {c['train']['steps']} steps.** exp(entropy) of the singular values of each unfolding, mean over "
         "layers; in brackets before training; then how many there are."
     )
