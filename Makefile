@@ -4,14 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help install reproduce test book figures lint clean
+.PHONY: help install reproduce test book figures lint mutation fuzz versions clean
 
 help:
 	@echo "make reproduce   train and measure everything at smoke scale; tables, records and figures go to out/"
 	@echo "make test        run all tests"
 	@echo "make book        build the tutorials and the API as web pages: out/book/index.html"
 	@echo "make figures     redraw paper_figures/images from the committed records"
-	@echo "make lint        check style"
+	@echo "make lint        check style and types"
+	@echo "make mutation    put faults into the library one by one: do the tests notice? (an hour or two)"
+	@echo "make fuzz        try the contract of every public function on hundreds of random inputs (minutes)"
+	@echo "make versions    build the wheel and test it in empty environments: several Pythons and NumPys (minutes)"
 	@echo "make clean       remove .venv and out/"
 
 install: $(VENV)/.installed
@@ -35,7 +38,8 @@ reproduce: install
 test: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	$(RUN) -m pytest
+	$(RUN) -m mypy
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov
 	$(RUN) -m pytest --nbval-lax tutorials
 
 book: install
@@ -50,6 +54,16 @@ figures: install
 lint: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+mutation: install
+	$(RUN) -m reproduce mutation
+
+fuzz: install
+	$(RUN) -m reproduce fuzz
+
+versions: install
+	$(RUN) -m reproduce versions --preset wheel
 
 clean:
 	rm -rf $(VENV) out

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -14,16 +15,23 @@ from . import (
     claims,
     compress,
     compress_speed,
+    coverage,
     decode,
     exactness,
     figure3,
+    fuzz,
+    hostile,
+    mutation,
     records,
     report,
+    robustness_report,
     spectra,
     speed,
+    survival,
     table1,
     table2,
     table3,
+    versions,
 )
 from .data.prepared import SOURCES, prepare
 from .distributed import SHARDINGS, Workers, started
@@ -43,12 +51,17 @@ EXPERIMENTS = {
     "figure3": figure3,
     "decode": decode,
     "speed": speed,
+    "survival": survival,
+    "hostile": hostile,
+    "coverage": coverage,
+    "mutation": mutation,
+    "fuzz": fuzz,
+    "versions": versions,
 }
 TOGETHER = ("table2", "table3", "figure3")  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
-PRESETS = sorted(
-    {"smoke", *table2.PRESETS, *table3.PRESETS, *figure3.PRESETS, *decode.PRESETS, *compress_speed.PRESETS, *speed.PRESETS}
-)
+NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
+PRESETS = sorted({"smoke"}.union(*(getattr(module, "PRESETS", ()) for module in EXPERIMENTS.values())))
 EPILOG = """
 examples:
   python -m reproduce all                              everything at smoke scale: some minutes on two cores
@@ -79,10 +92,11 @@ def main() -> int:
             if not found:
                 raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
             rendered = (report if options.command == "report" else claims).render(found)
+            checks = robustness_report.render(found) if options.command == "report" else ""
             if options.write:
-                report.write_into(options.write, rendered)
+                report.write_into(options.write, rendered, checks)
             else:
-                print(rendered)
+                print("\n\n".join(part for part in (rendered, checks) if part))
         else:
             run(options)
     except KeyboardInterrupt:
@@ -108,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None:
-    names = [name for name in EXPERIMENTS if name not in ON_A_GPU] if options.command == "all" else [options.command]
+    names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
         out=options.out,
@@ -144,7 +158,7 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
 def check_device(name: str) -> None:
     """Raise ValueError unless tensors can be made there."""
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -159,7 +173,7 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
-    add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(ON_A_GPU)}, one after the other"))
+    add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(NOT_IN_ALL)}, one after the other"))
     add_prepare_arguments(commands.add_parser("prepare", help="tokenise a text too large for memory, for --text"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
@@ -178,10 +192,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")
-    parser.add_argument(
-        "--seeds", type=integers, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)"
-    )
-    parser.add_argument("--learning-rate", type=float, help="peak rate in place of the preset's")
+    parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
+    parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
     parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
     parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
     parser.add_argument(
@@ -232,7 +244,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=positive, default=100, help="how many tokens to add (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to choose from (default: 0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the random choices (default: 0)")
 
 
 def write_text(options: argparse.Namespace) -> None:
@@ -251,6 +263,26 @@ def integers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2")
     return tuple(int(part) for part in text.split(","))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    return tuple(seed(str(number)) for number in integers(text))
+
+
+def seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2^63 - 1")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return number
 
 
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:

@@ -7,6 +7,7 @@ by name or folder through transformers or timm; without --model, those that tabl
 import hashlib
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ def run(options: Options) -> None:
     """One record per model and row, and the compressed model itself if it was asked for."""
     if options.save and len(options.ranks) != 1:
         raise ValueError("--save keeps one compressed model; give exactly one triple of --ranks with it")
+    if options.save:  # looked at before the work, not after it
+        if options.save.is_dir() or (options.model and options.save.resolve() == Path(options.model).resolve()):
+            raise ValueError(f"--save {options.save}: a folder, or the model itself; name another file")
+        options.save.parent.mkdir(parents=True, exist_ok=True)
     for name in [options.model] if options.model else own_models(options):
         compress_model(open_model(name), options)
 
@@ -155,7 +160,7 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
     held_out = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
     calibration = windows([d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1])
     if options.validation is not None:
-        held_out = read_documents(options.validation)[1]
+        held_out = read_documents(options.validation, "--validation")[1]
     test = windows(held_out)
     inputs, targets = (part.split(WINDOWS) for part in (test[:, :-1], test[:, 1:]))
     return Samples(name, digest.hexdigest(), list(calibration[:, :-1].split(WINDOWS)), list(inputs), list(targets), "tokens")

@@ -21,7 +21,7 @@ from .options import Options
 from .records import done
 from .rows import Row
 from .runs import Run, override, selected
-from .saved import fill, read_model, write_model
+from .saved import described, fill, read_model, write_model
 from .sizes import count_parameters
 from .training import TrainConfig, train
 
@@ -118,7 +118,12 @@ def run(options: Options) -> None:
     preset = PRESETS[options.preset]
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)
-    steps = preset.epochs * len(data.x_train) // preset.finetune.batch_size
+    batch = preset.finetune.batch_size
+    steps = preset.epochs * len(data.x_train) // batch
+    if steps == 0:
+        raise ValueError(
+            f"{data.name} holds {len(data.x_train)} training images; {preset.epochs} epochs need one batch of {batch}"
+        )
     settings = override(dataclasses.replace(preset.finetune, steps=steps), options)
     shape = {"image_size": data.x_train.shape[1], "channels": data.x_train.shape[3], "n_classes": data.n_classes}
     shape |= {name: getattr(preset, name) for name in ("patch_size", "d_model", "n_heads", "n_layers")}
@@ -186,7 +191,9 @@ def load_vit(path: Path) -> tuple[ViT, dict]:
     metadata, tensors = read_model(path)
     if "vit" not in metadata:
         raise ValueError(f"{path} holds no vision transformer of this program")
-    return fill(build_vit(json.loads(metadata["vit"])), metadata, tensors, path), metadata
+    with described(path):
+        model = build_vit(json.loads(metadata["vit"]))
+    return fill(model, metadata, tensors, path), metadata
 
 
 def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int = 0) -> Callable:

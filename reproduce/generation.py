@@ -10,12 +10,13 @@ from .models.language_model import LanguageModel
 def next_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
     """Choose one token per row.  logits: (b, vocab).  Returns: (b,).
 
-    temperature 0 takes the likeliest; otherwise logits are divided by it. top_p < 1 keeps the fewest likeliest tokens whose
-    probabilities reach top_p together (Holtzman et al. 2020), the likeliest one always.
+    temperature 0, or what float32 rounds to it, takes the likeliest; otherwise logits are divided by it. top_p < 1 keeps the
+    fewest likeliest tokens whose probabilities reach top_p together (Holtzman et al. 2020), the likeliest one always.
     """
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:
         return logits.argmax(dim=-1)
-    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    logits = logits.float()
+    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)  # no overflow when cold
     ordered, order = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
     ordered = ordered.masked_fill(before >= top_p, 0.0)
@@ -36,7 +37,8 @@ def generate(
     """Yield the next token of every prompt, (b,) at a time; prompts may differ in length.
 
     Shorter prompts are padded on the left: a mask hides the padding, and positions count from each prompt's first token.
-    Raises ValueError for an empty prompt, a negative temperature, a top_p outside (0, 1] or more tokens than the model can place.
+    Raises ValueError for an empty prompt, a negative temperature, a top_p outside (0, 1] or more tokens than the model can place,
+    FloatingPointError where the logits are not finite.
     """
     if not prompts or not all(prompts):
         raise ValueError("a prompt is empty; generation needs at least one token to continue")
@@ -62,6 +64,8 @@ def generate(
         end = start + tokens.shape[1]
         options = dict(mask=seen[..., :end], positions=places[:, start:end]) if padded else {}
         logits = model(tokens, caches=caches, **options)[:, -1]  # (b, vocab)
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the model's logits hold NaN or infinity after {end} tokens; are its weights finite?")
         chosen = next_token(logits, temperature, top_p, generator)
         yield chosen
         tokens, start = chosen[:, None], end

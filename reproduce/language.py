@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ from .plan import Plan
 from .recipe import Recipe
 from .rows import Row
 from .runs import Run, override
-from .saved import fill, read_model, write_model
+from .saved import described, fill, read_model, write_model
 from .sizes import count_cached, count_parameters
 from .training import Diverged, TrainConfig, TrainResult, train
 
@@ -132,6 +133,9 @@ def train_rows(
 ) -> None:
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
     data = read_text(preset, options)
+    for part in ("train", "validation"):
+        if (found := len(getattr(data, part))) <= preset.context:
+            raise ValueError(f"{data.name}: {found} {part} tokens are fewer than one window of {preset.context + 1}")
     for row, recipe in rows:
         settings, changes = settings_of(row, recipe, preset, options), recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": dataclasses.asdict(settings)}
@@ -263,5 +267,8 @@ def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
     metadata, tensors = read_model(path)
     if not {"config", "tokenizer"} <= set(metadata):
         raise ValueError(f"{path} holds no language model of this program: it names no config and tokenizer")
-    config = json.loads(metadata["config"])
-    return fill(build_model(config), metadata, tensors, path), metadata["tokenizer"], config
+    with described(path):
+        config = json.loads(metadata["config"])
+        model = build_model(config)
+        Tokenizer.from_str(metadata["tokenizer"])
+    return fill(model, metadata, tensors, path), metadata["tokenizer"], config

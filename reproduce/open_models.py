@@ -16,7 +16,7 @@ from tucker_ref import GroupedQueryAttention, MultiHeadAttention, Rotary
 
 from .figure3 import load_vit
 from .language import load_model
-from .saved import fill, read_metadata, read_model, write_model
+from .saved import described, fill, read_metadata, read_model, write_model
 
 TEXT, IMAGES = ("gpt2", "llama", "mistral", "qwen2"), ("vit",)  # what transformers calls the model types known here
 ATTENTION = ("GPT2Attention", "LlamaAttention", "MistralAttention", "Qwen2Attention", "ViTAttention")
@@ -133,18 +133,21 @@ def _call(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _open_public_file(path: Path) -> OpenModel:
     """The architecture from the file's metadata, with fresh weights, then Tucker layers and weights from the file."""
     metadata, tensors = read_model(path)
-    public = json.loads(metadata["public"])
-    if "timm" in public:
-        import timm
+    with described(path):
+        public = json.loads(metadata["public"])
+        if "timm" in public:
+            import timm
 
-        opened = _timm_model(public["timm"], timm.create_model(public["timm"], pretrained=False, **public["arguments"]), public)
-    else:
-        transformers = _transformers(path)
-        config = transformers.AutoConfig.for_model(**public["config"])
-        model = getattr(transformers, public["class"])._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-        opened = _transformers_model(metadata["name"], model, metadata.get("tokenizer"))
-    places = json.loads(metadata["attention"])  # of the Tucker layers inside their adapters
-    opened.put({place.removesuffix(".attention"): opened.layers[place.removesuffix(".attention")] for place in places})
+            opened = _timm_model(
+                public["timm"], timm.create_model(public["timm"], pretrained=False, **public["arguments"]), public
+            )
+        else:
+            transformers = _transformers(path)
+            config = transformers.AutoConfig.for_model(**public["config"])
+            model = getattr(transformers, public["class"])._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+            opened = _transformers_model(metadata["name"], model, metadata.get("tokenizer"))
+        places = json.loads(metadata["attention"])  # of the Tucker layers inside their adapters
+        opened.put({place.removesuffix(".attention"): opened.layers[place.removesuffix(".attention")] for place in places})
     fill(opened.model, metadata, tensors, path)
     opened.layers = {p: getattr(opened.model.get_submodule(p), "attention", layer) for p, layer in opened.layers.items()}
     return opened

@@ -26,6 +26,8 @@ FIELDS = (
     "id", "experiment", "preset", "method", "config", "seed", "data", "metrics",
     "command", "commit", "versions", "device", "wall_seconds", "finished",
 )  # fmt: skip
+TYPES = {"id": str, "experiment": str, "preset": str, "method": str, "config": dict, "metrics": dict, "versions": dict,
+         "command": str, "commit": str, "device": str}  # fmt: skip
 
 
 def run_id(experiment: str, preset: str, method: str, config: dict, seed: int | None, data: dict | None) -> str:
@@ -66,7 +68,10 @@ def new_record(
 
 
 def load(folder: Path, experiment: str | None = None, preset: str | None = None) -> list[dict]:
-    """All records of a folder, or those of one experiment or preset.  Raises ValueError, naming the file, if one is damaged."""
+    """All records of a folder, or those of one experiment or preset; fields not known here are kept and ignored.
+
+    Raises ValueError, naming file and record, if one is damaged.
+    """
     records = []
     for path in sorted(folder.glob(f"{experiment or '*'}.{preset or '*'}.json")):
         records += _read(path)
@@ -89,7 +94,10 @@ def append(folder: Path, record: dict, *, replace: bool = False) -> None:
             records.append(record)
         else:
             return
-        lines = ",\n".join(json.dumps(r) for r in records)  # one run a line: readable diffs
+        try:
+            lines = ",\n".join(json.dumps(r, allow_nan=False) for r in records)  # one run a line: readable diffs
+        except ValueError:
+            raise ValueError(f"{path}: {record['method']} measured NaN or infinity, which is not recorded") from None
         write_atomically(path, lambda file: file.write(f"[\n{lines}\n]\n".encode()))
 
 
@@ -109,6 +117,11 @@ def _read(path: Path) -> list[dict]:
         missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
         if missing:
             raise ValueError(f"{path}: record {number} lacks {', '.join(missing)}")
+        for field, kind in TYPES.items():
+            if not isinstance(record[field], kind):
+                raise ValueError(
+                    f"{path}: record {number} has {field} {json.dumps(record[field])[:40]}; it must be a {kind.__name__}"
+                )
     return records
 
 

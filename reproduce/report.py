@@ -5,6 +5,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from . import robustness_report
+from .files import write_atomically
 from .gpt2_report import ablation_table, budget_tables, sweep_table
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
@@ -32,10 +34,13 @@ def render(records: list[dict]) -> str:
     for experiment, draw in DRAW.items():
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment:
-                if (name, preset) in TOGETHER:
-                    sections += TOGETHER[name, preset](records)
-                else:
-                    sections += draw[preset if preset in draw else "runs"](group)
+                try:
+                    if (name, preset) in TOGETHER:
+                        sections += TOGETHER[name, preset](records)
+                    else:
+                        sections += draw[preset if preset in draw else "runs"](group)
+                except (KeyError, TypeError) as error:
+                    raise ValueError(f"{name}.{preset}.json: a record lacks what its table shows: {error}") from error
     return "\n\n".join(sections)
 
 
@@ -438,10 +443,19 @@ TOGETHER = {  # drawn from several experiments' records
 }
 
 
-def write_into(path: Path, rendered: str) -> None:
-    """Replace what stands between the two result marks of a Markdown file.  Raises ValueError if it has none."""
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
+def write_into(path: Path, rendered: str, checks: str = "") -> None:
+    """Replace what stands between the two result marks of a Markdown file, and the checks where it has marks for those as well.
+
+    Raises ValueError if it has no result marks.
+    """
+    try:
+        page = path.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    if BEGIN not in page or END not in page:
         raise ValueError(f"{path} lacks the marks between which results belong: {BEGIN} and {END}")
-    before, rest = text.split(BEGIN, 1)
-    path.write_text(f"{before}{BEGIN}\n\n{rendered}\n\n{END}{rest.split(END, 1)[1]}")
+    for begin, end, part in ((BEGIN, END, rendered), (robustness_report.BEGIN, robustness_report.END, checks)):
+        if part and begin in page and end in page:
+            before, rest = page.split(begin, 1)
+            page = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end, 1)[1]}"
+    write_atomically(path, lambda file: file.write(page.encode()))

@@ -1,6 +1,7 @@
 """Model files: weights in safetensors, and beside them as JSON what it takes to build the model again. Nothing is ever unpickled."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -28,6 +29,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Metadata and tensors.  Raises ValueError if the file is damaged or was not written here."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a readable safetensors file: there is no such file")
     try:
         with safe_open(path, "pt") as file:
             names = file.keys() if with_tensors else []
@@ -41,8 +44,9 @@ def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], d
 
 def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
     """The model with the file's Tucker layers in their places and its weights.  Raises ValueError if they do not fit."""
-    for place, description in json.loads(metadata["attention"]).items():
-        model.set_submodule(place, layer_of(description))
+    with described(path):
+        for place, description in json.loads(metadata["attention"]).items():
+            model.set_submodule(place, layer_of(description))
     own = _tensors(model)
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
         raise ValueError(f"{path}: its weights do not fit the model that it describes")
@@ -50,6 +54,15 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
     return model.eval()
+
+
+@contextmanager
+def described(path: Path):
+    """Whatever a file's metadata makes go wrong while a model is built from them becomes a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from error
 
 
 def describe(layer: TuckerAttention) -> dict:

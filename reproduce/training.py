@@ -185,15 +185,19 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # workers of one machine share its pages
         kept, step = json.loads(state["config"]), state["step"]
+        result = TrainResult(state["curve"], state["seconds"], state["observations"])
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
     if kept != dataclasses.asdict(config):
         changed = [k for k, v in dataclasses.asdict(config).items() if kept.get(k) != v]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
-    own = model.state_dict()
-    model.load_state_dict({name: sharded_like(own[name], tensor) for name, tensor in state["model"].items()})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, moments in state["optimizer"]["state"].items():
-        moments |= {name: sharded_like(parameters[number], tensor) for name, tensor in moments.items()}
-    optimizer.load_state_dict(state["optimizer"])
-    return step, TrainResult(state["curve"], state["seconds"], state["observations"])
+    try:
+        own = model.state_dict()
+        model.load_state_dict({name: sharded_like(own[name], tensor) for name, tensor in state["model"].items()})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["optimizer"]["state"].items():
+            moments |= {name: sharded_like(parameters[number], tensor) for name, tensor in moments.items()}
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{path} holds the weights of another model; delete it to start again") from error
+    return step, result

@@ -2,19 +2,39 @@
 
 import os
 
+import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
+
+import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
+
+# ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
+settings.register_profile("long", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MATRIX: dict[tuple[str, str], float] = {}
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes (pytest -n): its part goes to the one that prints
+        session.config.workeroutput["matrix"] = [[*key, value] for key, value in MATRIX.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for row, column, value in getattr(node, "workeroutput", {}).get("matrix", []):
+        MATRIX[row, column] = min(value, MATRIX.get((row, column), float("inf")))
 
 
 def pytest_terminal_summary(terminalreporter):
     if not MATRIX:
         return
     columns = sorted({column for _, column in MATRIX}, key=lambda c: (c == "least control", c.endswith("decoded"), c))
-    rows = list(dict.fromkeys(row for row, _ in MATRIX))
+    rows = sorted({row for row, _ in MATRIX})
     width = max(map(len, rows))
     write = terminalreporter.write_line
     terminalreporter.section("as_tucker(layer) against layer: relative error in output and gradient, float64")

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers import DIFFERENT, EXACT, relative_error
 
 from tucker_ref import multi_head_attention, post_softmax_tensor, pre_softmax_tensor, tensor_attention
+from tucker_ref.attention_tensors import causal_mask, softmax
 
 SHAPES = [(1, 6, 1, 6), (7, 15, 3, 5), (63, 24, 12, 2), (10, 9, 3, 4)]  # n, d, h, k; the last has n_H d_H > d
 
@@ -59,3 +61,30 @@ def test_causal_outputs_do_not_see_later_tokens():
     for causal in (True, False):
         before, after = (tensor_attention(t, *tensors, 0.5, causal) for t in (x, changed))
         assert np.array_equal(before[:5], after[:5]) == causal
+
+
+def test_softmax_is_torchs_and_does_not_overflow():
+    logits = np.random.default_rng(0).standard_normal((3, 5, 7)) * 1000
+    assert relative_error(softmax(logits), torch.from_numpy(logits).softmax(-1)) < EXACT
+    assert relative_error(softmax(logits + 5), torch.from_numpy(logits).softmax(-1)) < EXACT
+    assert softmax(np.array([1.0, -np.inf])).tolist() == [1.0, 0.0]
+
+
+def test_the_causal_mask_is_boolean():
+    assert causal_mask(2).dtype == bool and causal_mask(2).tolist() == [[True, False], [True, True]]
+
+
+def test_attention_is_not_causal_unless_told_so():
+    x = np.random.default_rng(1).standard_normal((5, 12))
+    w_q, w_k, w_v, w_o = random_head_weights(12, 3, 4)
+    tensors = pre_softmax_tensor(w_q, w_k), post_softmax_tensor(w_v, w_o)
+    assert np.array_equal(tensor_attention(x, *tensors, 0.5), tensor_attention(x, *tensors, 0.5, False))
+    assert np.array_equal(multi_head_attention(x, w_q, w_k, w_v, w_o), multi_head_attention(x, w_q, w_k, w_v, w_o, False))
+
+
+@pytest.mark.parametrize("wrong", range(4))
+def test_all_four_weights_need_the_same_heads(wrong):
+    weights = list(random_head_weights(12, 3, 4))
+    weights[wrong] = weights[wrong][:2]
+    with pytest.raises(ValueError, match="the numbers of heads, first, must agree"):
+        multi_head_attention(np.ones((5, 12)), *weights)

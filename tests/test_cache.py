@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tucker_ref import (
+    Cache,
     GroupedQueryAttention,
     MultiHeadAttention,
     MultiHeadLatentAttention,
@@ -17,6 +18,7 @@ from tucker_ref import (
     mla_cost,
     tucker_cost,
 )
+from tucker_ref.cache import token_positions
 
 CASES = {  # layer, and what Table 1 says it caches
     "MHA": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),
@@ -200,3 +202,14 @@ def test_what_is_cached_carries_no_gradient():
     layer(x[:, :3], cache=cache)
     layer(x[:, 3:], cache=cache).sum().backward()
     assert not any(t.requires_grad for t in cache.streams.values())
+
+
+def test_positions_are_made_where_the_tokens_are():
+    x = torch.empty(2, 3, 4, device="meta")
+    assert token_positions(x, None, None).device.type == "meta"
+    assert token_positions(torch.empty(2, 3, 4), None, None).tolist() == [0, 1, 2]
+    cache = Cache({"key": (1, 4)}, 2, 5, dtype=torch.float32, device="meta", keep_positions=True)
+    assert cache.positions(torch.device("meta")).device.type == "meta"
+    cache.append(torch.arange(3, device="meta"), key=torch.empty(2, 1, 3, 4, device="meta"))
+    cache.append(key=torch.empty(2, 1, 1, 4, device="meta"))
+    assert cache.positions(torch.device("meta")).shape == (2, 4) and cache.positions(torch.device("meta")).device.type == "meta"

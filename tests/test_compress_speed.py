@@ -1,5 +1,7 @@
 """The benchmark of the compression: it measures, and shows no ratio where the two results differ."""
 
+import sys
+
 import pytest
 import torch
 
@@ -41,3 +43,26 @@ def test_no_ratio_is_shown_where_the_results_differ(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="d = 128: the norms .* differ; no ratio is shown"):
         compress_speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     assert not records.load(tmp_path / "records")
+
+
+def test_a_measurement_is_a_median_with_its_peak():
+    found = compress_speed._measure(
+        compress_speed.from_factors, 128, torch.get_num_threads()
+    )  # in a process of its own otherwise
+    assert found["repeats"] == compress_speed.REPEATS and found["seconds"] > 0 and found["megabytes"] > 0
+    assert len(found["norms"]) == 2 and all(norm > 0 for norm in found["norms"])
+
+
+def test_two_results_that_differ_have_no_ratio(monkeypatch, tmp_path):
+    found = {"seconds": 1.0, "megabytes": 1.0, "repeats": 1}
+    norms = iter(([1.0, 2.0], [1.0, 2.00001]))
+    monkeypatch.setattr(compress_speed, "measured", lambda way, d_model: found | {"norms": next(norms)})
+    with pytest.raises(ValueError, match="differ; no ratio is shown"):
+        compress_speed.run(Options("smoke", tmp_path, tmp_path))
+    assert not records.load(tmp_path)
+
+
+def test_without_tensorly_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorly", None)
+    with pytest.raises(ValueError, match="compress_speed compares with TensorLy: pip install tensorly"):
+        compress_speed.run(Options("smoke", tmp_path, tmp_path))

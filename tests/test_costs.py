@@ -8,6 +8,7 @@ from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
     MultiHeadLatentAttention,
+    Rotary,
     TuckerAttention,
     gqa_cost,
     mha_cost,
@@ -15,25 +16,36 @@ from tucker_ref import (
     tucker_cost,
 )
 
-CASES = {
-    "mha": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),
-    "mha-wide": (lambda: MultiHeadAttention(10, 3, head_dim=7), mha_cost(10, 3, 7)),
-    "gqa": (lambda: GroupedQueryAttention(24, 12, 4), gqa_cost(24, 12, 4)),
-    "mqa": (lambda: GroupedQueryAttention(24, 12, 1), gqa_cost(24, 12, 1)),
-    "mla-shared": (lambda: MultiHeadLatentAttention(24, 3, 7, 5), mla_cost(24, 3, 7, 5)),
-    "mla-separated": (lambda: MultiHeadLatentAttention(24, 3, 7, 5, shared_kv=False), mla_cost(24, 3, 7, 5, shared_kv=False)),
+CASES = {  # made anew for each test
+    "mha": (lambda: MultiHeadAttention(24, 3), lambda: mha_cost(24, 3)),
+    "mha-wide": (lambda: MultiHeadAttention(10, 3, head_dim=7), lambda: mha_cost(10, 3, 7)),
+    "gqa": (lambda: GroupedQueryAttention(24, 12, 4), lambda: gqa_cost(24, 12, 4)),
+    "mqa": (lambda: GroupedQueryAttention(24, 12, 1), lambda: gqa_cost(24, 12, 1)),
+    "mla-shared": (lambda: MultiHeadLatentAttention(24, 3, 7, 5), lambda: mla_cost(24, 3, 7, 5)),
+    "mla-separated": (
+        lambda: MultiHeadLatentAttention(24, 3, 7, 5, shared_kv=False),
+        lambda: mla_cost(24, 3, 7, 5, shared_kv=False),
+    ),
     "mla-widths": (
         lambda: MultiHeadLatentAttention(24, 3, 7, 5, head_dim=6, v_head_dim=4),
-        mla_cost(24, 3, 7, 5, 6, 4),
+        lambda: mla_cost(24, 3, 7, 5, 6, 4),
     ),
-    "tucker": (lambda: TuckerAttention(24, 12, (8, 7, 5)), tucker_cost(24, 12, (8, 7, 5))),
+    "tucker": (lambda: TuckerAttention(24, 12, (8, 7, 5)), lambda: tucker_cost(24, 12, (8, 7, 5))),
     "tucker-unequal": (
         lambda: TuckerAttention(24, 12, (8, 7, 5), (3, 6, 4)),
-        tucker_cost(24, 12, (8, 7, 5), (3, 6, 4)),
+        lambda: tucker_cost(24, 12, (8, 7, 5), (3, 6, 4)),
     ),
     "tucker-shared": (
         lambda: TuckerAttention(24, 12, (8, 7, 5), (3, 6, 5), shared_kv=True),
-        tucker_cost(24, 12, (8, 7, 5), (3, 6, 5), shared_kv=True),
+        lambda: tucker_cost(24, 12, (8, 7, 5), (3, 6, 5), shared_kv=True),
+    ),
+    "mla-decoupled": (
+        lambda: MultiHeadLatentAttention(24, 3, 7, 5, head_dim=6, v_head_dim=4, rope_dim=2, rotary=Rotary.heads(2)),
+        lambda: mla_cost(24, 3, 7, 5, 6, 4, rope_dim=2),
+    ),
+    "mla-decoupled-separated": (
+        lambda: MultiHeadLatentAttention(24, 3, 7, 5, rope_dim=2, rotary=Rotary.heads(2), shared_kv=False),
+        lambda: mla_cost(24, 3, 7, 5, rope_dim=2, shared_kv=False),
     ),
 }
 SIZES = pytest.mark.parametrize("d, h", [(24, 3), (768, 12), (2048, 32)])
@@ -42,7 +54,13 @@ SIZES = pytest.mark.parametrize("d, h", [(24, 3), (768, 12), (2048, 32)])
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_are_those_of_the_module(name):
     make, cost = CASES[name]
-    assert sum(p.numel() for p in make().parameters()) == cost.parameters
+    assert sum(p.numel() for p in make().parameters()) == cost().parameters
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cached_numbers_are_those_of_the_module(name):
+    make, cost = CASES[name]
+    assert make().new_cache(1, 1).nbytes == 4 * cost().cache_per_token
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,7 +68,7 @@ def test_arithmetic_is_what_torch_counts(name):
     make, cost = CASES[name]
     with FlopCounterMode(display=False) as counter:
         make()(torch.randn(1, 9, make().d_model), causal=False, backend="reference")
-    assert counter.get_total_flops() == cost.flops(9)
+    assert counter.get_total_flops() == cost().flops(9)
 
 
 @SIZES
@@ -74,6 +92,7 @@ def test_table_1_closed_forms(d, h):
 
 def test_bytes_count_layers_and_precision():
     cost = mha_cost(768, 12)
+    assert cost.parameter_bytes() == cost.parameters * 2 and cost.cache_bytes(3) == cost.cache_per_token * 3 * 2
     assert cost.parameter_bytes(12) == 4 * 768**2 * 12 * 2 == 2 * cost.parameter_bytes(12, bytes_per_number=1)
     assert cost.cache_bytes(1024, 12) == 2 * 768 * 1024 * 12 * 2
 
@@ -81,3 +100,25 @@ def test_bytes_count_layers_and_precision():
 def test_heads_that_do_not_divide_the_model_need_a_width():
     with pytest.raises(ValueError, match="n_heads is 3; it must divide d_model = 10"):
         mha_cost(10, 3)
+
+
+def test_what_happens_once_is_apart_from_what_happens_per_token():
+    cost = tucker_cost(10, 3, (2, 4, 5), (3, 6, 2))  # heads need not divide the model
+    assert cost.once == 3 * (2 * 4 * 5 + 3 * 6 * 2)  # C x_1 U1 and C~ x_1 U~1
+    assert cost.projections == 10 * (4 + 5 + 6 + 2) + 3 * (4 * 5 + 6 * 2)
+    assert cost.attention == 3 * (5 + 2)
+    assert mha_cost(24, 3).once == gqa_cost(24, 3, 1).once == mla_cost(24, 3, 7, 5).once == 0
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: mla_cost(24, 3, 7, 5, v_head_dim=0), "^v_head_dim is 0"),
+        (lambda: tucker_cost(24, 3, (2, 4, 5), (2, 4)), r"^post_ranks is \(2, 4\); it must be 3 integers"),
+        (lambda: tucker_cost(24, 3, 5), "^ranks is 5; it must be 3 integers"),
+        (lambda: tucker_cost(24, 3, (2, 4, 5), (2, 0, 5)), r"^post_ranks\[1\] is 0"),
+    ],
+)
+def test_what_no_layer_can_have_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -5,6 +5,7 @@ import lzma
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from reproduce.data.images import load_images
 from reproduce.data.text import load_text, read_documents
@@ -177,3 +178,19 @@ def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "i.npz").write_bytes(b"not an archive")
     with pytest.raises(ValueError, match="not a readable .npz file"):
         load_images(str(tmp_path / "i.npz"))
+
+
+def test_without_a_path_the_text_is_the_standard_library():
+    name, documents = read_documents(None)
+    assert name == "Python standard library source" and len(documents) > 300
+    assert any("Support for regular expressions" in document for document in documents)
+
+
+def test_given_byte_pairs_are_used(tmp_path):
+    """A folder with tables in GPT-2's form: the text comes back, and no other byte pairs are learned."""
+    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    learned = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache")
+    Tokenizer.from_str(learned.tokenizer).model.save(str(tmp_path))
+    given = load_text(str(tmp_path / "a.txt"), 999, tmp_path / "cache", bpe=str(tmp_path))
+    assert given.vocab_size == 300 and np.array_equal(given.train, learned.train)
+    assert np.array_equal(given.token_bytes, learned.token_bytes)

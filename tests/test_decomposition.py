@@ -6,7 +6,7 @@ import tensorly
 from helpers import EXACT, relative_error
 from tensorly.decomposition import tucker as tensorly_tucker
 
-from tucker_ref import TuckerTensor, hooi, hosvd, mode_product, sthosvd, tail_energies, unfold
+from tucker_ref import TuckerTensor, decomposition, hooi, hosvd, mode_product, sthosvd, tail_energies, unfold
 
 SHAPES_AND_RANKS = [
     ((4, 5, 6), (2, 3, 3)),
@@ -160,3 +160,39 @@ def test_a_core_and_factors_that_disagree_are_refused():
         TuckerTensor(np.ones((2, 2)), (np.ones((3, 2)), np.ones((4, 3))))
     with pytest.raises(ValueError, match="1 factors given"):
         TuckerTensor(np.ones((2, 2)), (np.ones((3, 2)),))
+
+
+def sweeps(monkeypatch, tensor, ranks, **options):
+    """How often `hooi` refits, and what it returns."""
+    calls = []
+    project = decomposition._project
+    monkeypatch.setattr(decomposition, "_project", lambda *a: calls.append(1) or project(*a))
+    found = hooi(tensor, ranks, **options)
+    monkeypatch.undo()
+    return len(calls) - 1, found  # the first call is the HOSVD's
+
+
+def test_hooi_stops_where_a_sweep_no_longer_helps(monkeypatch):
+    tensor = decaying((6, 7, 8))
+    exact = hosvd(tensor, (2, 3, 4)).to_tensor()
+    assert sweeps(monkeypatch, exact, (2, 3, 4))[0] == 1  # nothing to gain
+    noise = np.random.default_rng(0).standard_normal((6, 7, 8))
+    n, _ = sweeps(monkeypatch, noise, (2, 2, 2), rtol=1e-6)
+    assert 1 < n < 50
+    for scale in (2.0**-40, 2.0**40):  # rtol is relative: the tensor's size does not matter
+        assert sweeps(monkeypatch, scale * noise, (2, 2, 2), rtol=1e-6)[0] == n
+    assert sweeps(monkeypatch, noise, (2, 2, 2), max_sweeps=3, rtol=0.0)[0] == 3
+
+
+def test_hooi_takes_fifty_sweeps_at_most(monkeypatch):
+    noise = np.random.default_rng(3).standard_normal((7, 8, 9))
+    assert sweeps(monkeypatch, noise, (2, 2, 2), rtol=-1.0)[0] <= 50
+    norms = iter(range(10_000, 0, -1))
+    monkeypatch.setattr(decomposition.np.linalg, "norm", lambda _: next(norms))  # ever better
+    assert sweeps(monkeypatch, noise, (2, 2, 2))[0] == 50
+
+
+def test_factors_may_be_a_list_and_are_kept_as_a_tuple():
+    factors = [np.ones((3, 2)), np.ones((4, 2))]
+    held = TuckerTensor(np.ones((2, 2)), factors).factors
+    assert isinstance(held, tuple) and all(a is b for a, b in zip(held, factors))

@@ -8,6 +8,7 @@ import torch
 from conftest import MATRIX
 from helpers import DIFFERENT, EXACT
 
+from reproduce import exactness, records
 from reproduce.exactness import (
     MASKS,
     PATHS,
@@ -20,6 +21,7 @@ from reproduce.exactness import (
     tokens,
     whole_sequence,
 )
+from reproduce.options import Options
 from tucker_ref import MultiHeadLatentAttention, as_tucker
 
 # Only causal orders can be decoded.
@@ -75,3 +77,12 @@ def test_norms_put_mla_outside_def_2_1():
     assert tucker.latent_norm and error(layer, tucker, "causal", "whole sequence") < EXACT
     tucker.query_norm = tucker.key_norm = torch.nn.Identity()
     assert error(layer, tucker, "causal", "whole sequence") > DIFFERENT
+
+
+def test_a_run_records_every_cell(monkeypatch, tmp_path):
+    monkeypatch.setattr(exactness, "cells", lambda: list(CELLS.values())[:2])
+    exactness.run(Options("smoke", tmp_path, tmp_path))
+    (record,) = records.load(tmp_path, "exactness", "float64")
+    for cell in record["metrics"]["cells"]:
+        assert max(cell["errors"].values()) < EXACT < DIFFERENT < min(cell["controls"].values())
+    assert [cell["name"] for cell in record["metrics"]["cells"]] == list(CELLS)[:2]

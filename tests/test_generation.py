@@ -6,6 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import EXACT, relative_error
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from reproduce.generation import generate, next_token
 from reproduce.language import build_model, load_model, save_model
@@ -101,6 +103,7 @@ def test_bad_requests_are_named(options, message):
         next(generate(model_of("gpt2 MHA"), arguments.pop("prompts"), arguments.pop("max_new_tokens"), **arguments))
 
 
+TOKENIZER = Tokenizer(BPE()).to_str()
 CONFIG = {"model": "llama", "rope_base": 100.0, "d_model": 256, "n_heads": 32, "n_layers": 1, "context": 16, "vocab_size": 50}
 
 
@@ -109,11 +112,11 @@ def test_a_saved_model_loads_back(tmp_path, row):
     config = CONFIG | {"attention": json.loads(json.dumps(row.narrowed(8).config()))}
     torch.manual_seed(0)
     model = build_model(config)
-    save_model(tmp_path / "m.safetensors", model, config, "{}")
+    save_model(tmp_path / "m.safetensors", model, config, TOKENIZER)
     torch.manual_seed(1)
     loaded, tokenizer, read = load_model(tmp_path / "m.safetensors")
     tokens = torch.arange(7)[None]
-    assert tokenizer == "{}" and read == config and torch.equal(loaded(tokens), model(tokens))
+    assert tokenizer == TOKENIZER and read == config and torch.equal(loaded(tokens), model(tokens))
     assert not torch.equal(build_model(config)(tokens), model(tokens))  # control: fresh weights differ
 
 
@@ -129,7 +132,7 @@ def test_a_saved_model_loads_back(tmp_path, row):
                 {"a": torch.ones(1)},
                 metadata={
                     "attention": "{}",
-                    "tokenizer": "",
+                    "tokenizer": TOKENIZER,
                     "config": json.dumps(CONFIG | {"attention": TABLE3[0].narrowed(8).config()}),
                 },
             ),

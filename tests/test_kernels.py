@@ -254,3 +254,11 @@ def test_the_wrong_device_is_named(monkeypatch):
     monkeypatch.setattr(latent_attention, "interpreted", lambda: DEVICE == "cuda")
     with pytest.raises(ValueError, match=f"backend 'triton' got tensors on {DEVICE}.*TRITON_INTERPRET=1"):
         layer_of("plain", torch.float32)(tokens(5, torch.float32), backend="triton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter's view; test_gpu.py captures it in a graph")
+def test_a_compiler_knows_the_shape_of_what_decoding_returns():
+    from tucker_ref.kernels.decode import decode
+
+    q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 9, 8, 4, torch.float32))
+    torch.library.opcheck(decode, (q, k, v, 0.3), test_utils=("test_schema", "test_faketensor"))

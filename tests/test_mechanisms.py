@@ -76,6 +76,37 @@ def test_gqa_is_mha_with_repeated_keys_and_values(n_heads, n_kv_heads, batch, n_
         assert relative_error(layer(x, causal=causal), repeated(dealt)(x, causal=causal)) > DIFFERENT
 
 
+@pytest.mark.parametrize("bias", [False, True, "qkv"])
+def test_grouped_heads_have_the_biases_asked_for_and_turn(bias):
+    options = dict(bias=bias, rotary=Rotary.heads(4, base=50.0))
+    layer, mha = wide_awake(GroupedQueryAttention(24, 6, 2, **options)), MultiHeadAttention(24, 6, **options).double()
+    for made in (layer, mha):
+        assert made.bias == bias and made.rotary is options["rotary"]
+        assert [(p.bias is not None) for p in (made.q_proj, made.k_proj, made.v_proj)] == [bool(bias)] * 3
+        assert (made.o_proj.bias is not None) == (bias is True)
+    with torch.no_grad():
+        for name, theirs in mha.named_parameters():
+            ours = layer.get_parameter(name)
+            if name.startswith(("k_proj", "v_proj")):
+                ours = ours.unflatten(0, (2, 4)).repeat_interleave(3, 0).flatten(0, 1)
+            theirs.copy_(ours)
+    x = tokens(2, 7, 24)
+    assert worst_error(layer, mha, x) < EXACT
+    mha.rotary = None
+    assert relative_error(layer(x), mha(x)) > DIFFERENT  # control
+
+
+def test_a_fresh_mha_starts_as_gpt2_does():
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(256, 4, bias=True)
+    stds = [p.weight.std().item() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)]
+    assert stds == pytest.approx([0.02] * 4, rel=0.03)
+    assert not any(p.bias.any() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj))
+    layer.reset_parameters(std=0.1, output_gain=0.5)
+    stds = [p.weight.std().item() for p in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)]
+    assert stds == pytest.approx([0.1, 0.1, 0.1, 0.05], rel=0.03)
+
+
 def mla_by_hand(layer: MultiHeadLatentAttention, x: torch.Tensor, causal: bool) -> torch.Tensor:
     """MLA as the DeepSeek-V2 paper writes it, one head at a time."""
 
@@ -352,3 +383,96 @@ def test_every_layer_compiles_into_one_graph(name):
         torch.testing.assert_close(compiled(x), layer(x))
         positions = torch.arange(n_tokens) + 3
         torch.testing.assert_close(compiled(x, positions=positions), layer(x, positions=positions))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_attend_is_told_what_the_layer_is_told(name, monkeypatch):
+    layer, told = LAYERS[name](), []
+    module = __import__(MultiHeadAttention.__module__ if name == "gqa" else type(layer).__module__, fromlist=["attend"])
+    attend = module.attend
+    monkeypatch.setattr(module, "attend", lambda *qkv, **options: told.append(options) or attend(*qkv, **options))
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    layer(torch.ones(1, 3, 12), causal=False, mask=mask, backend="math")
+    assert told == [dict(scale=layer.scale, causal=False, mask=mask, backend="math")]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_positions_are_checked_even_where_nothing_turns(name):
+    with pytest.raises(ValueError, match="positions is torch.float32"):
+        LAYERS[name]()(torch.ones(1, 3, 12), positions=torch.ones(3))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_start_at_std_0_02_without_a_gain(name):
+    layers = LAYERS[name](), LAYERS[name]()
+    for layer, arguments in zip(layers, ((), (0.02, 1.0))):
+        torch.manual_seed(5)
+        layer.reset_parameters(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(layers[0].parameters(), layers[1].parameters()))
+
+
+@pytest.mark.parametrize("shared_kv", [True, False])
+def test_mla_fills_every_projection_with_its_own_spread(shared_kv):
+    torch.manual_seed(0)
+    rotary = Rotary.heads(16)
+    layer = MultiHeadLatentAttention(256, 4, 64, 48, shared_kv=shared_kv, rope_dim=16, rotary=rotary)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(9.0)
+    layer.reset_parameters(std=0.1, output_gain=0.5)
+    down, key_rope = layer.kv_a_proj_with_mqa.weight.split([48, 16])
+    expected = [(layer.q_a_proj.weight, 256**-0.5), (down, 256**-0.5), (key_rope, 0.1), (layer.q_b_proj.weight, 0.1 * 2)]
+    expected += [(layer.kv_b_proj.weight, 0.1 * (256 / 48) ** 0.5), (layer.o_proj.weight, 0.05)]
+    expected += [] if shared_kv else [(layer.v_a_proj.weight, 256**-0.5)]
+    for weight, std in expected:
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("init", ["orthonormal", "xavier"])
+@pytest.mark.parametrize("shared_kv", [True, False])
+def test_tucker_fills_every_factor_and_the_bias_rows_with_zeros(init, shared_kv):
+    torch.manual_seed(0)
+    layer = TuckerAttention(40, 8, (4, 16, 12), shared_kv=shared_kv, bias=True, init=init)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(9.0)
+    layer.reset_parameters()
+    for weights in (layer.pre, layer.post):
+        for name, factor in zip(weights.names, weights.factors):
+            filled = factor if name in ("head", "output") else factor[:-1]
+            assert (filled != 9).all() and filled.std() > 0
+            assert name in ("head", "output") or not factor[-1].any()
+            if init == "orthonormal":
+                assert relative_error(filled.T @ filled, torch.eye(factor.shape[1])) < 1e-5
+            else:  # uniform within sqrt(6 / (rows + columns))
+                assert filled.abs().max().item() == pytest.approx((6 / sum(filled.shape)) ** 0.5, rel=0.1)
+        assert (weights.core != 9).all()
+    limit = (6 / ((16 + 4) * 12)) ** 0.5  # of a (4, 16, 12) core, as torch counts what goes in and out
+    if init == "xavier":
+        assert layer.pre.core.abs().max().item() == pytest.approx(limit, rel=0.05)
+        layer.reset_parameters(output_gain=0.1)
+        assert layer.post.core.abs().max().item() == pytest.approx(0.1 * limit, rel=0.05)
+
+
+def test_a_value_latent_wider_than_the_model_starts_with_the_same_variance():
+    torch.manual_seed(0)
+    ratios = []
+    for _ in range(40):
+        layer = TuckerAttention(32, 4, (4, 32, 64), (4, 32, 64), shared_kv=True, rotary=Rotary.latent(64))
+        _, outputs = first_logits_and_outputs(layer, torch.randn(2, 64, 32))
+        ratios.append(outputs.var().item() / (32 * 0.02**2) ** 2)
+    assert np.mean(ratios) == pytest.approx(1.0, rel=0.15)
+
+
+def test_a_tucker_bias_reads_a_constant_one():
+    layer = wide_awake(TuckerAttention(12, 3, (2, 4, 5), bias=True))
+    x = tokens(1, 4, 12)
+    with torch.no_grad():
+        keys = x @ layer.pre.key[:-1] + layer.pre.key[-1]
+        values = x @ layer.post.value[:-1] + layer.post.value[-1]
+        queries = x @ layer.pre.query[:-1] + layer.pre.query[-1]
+        expected = layer.output_bias
+        for before, after in zip(layer.pre.head_cores(), layer.post.head_cores()):
+            weights = (queries @ before @ keys.mT * layer.scale).softmax(-1)
+            expected = expected + weights @ values @ after.T @ layer.post.output.T
+    assert relative_error(layer(x, causal=False), expected) < EXACT

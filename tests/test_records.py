@@ -116,3 +116,16 @@ def test_committed_records_are_complete_and_hold_no_machine_paths():
         assert not re.search(r"/(home|root|tmp|work|usr)/", text)
         assert "+changes" not in r["commit"] and r["commit"] != "unknown", r["id"]
     assert len({r["id"] for r in committed}) == len(committed)
+
+
+def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypatch):
+    def no_file(*_arguments, **_options):
+        raise OSError
+
+    monkeypatch.setenv("GIT_COMMIT", "0123456789")
+    assert records.git_commit() == "0123456789"
+    monkeypatch.delenv("GIT_COMMIT")
+    monkeypatch.setattr(records.subprocess, "run", no_file)
+    monkeypatch.setattr(records.Path, "read_text", no_file)
+    assert records.git_commit() == "unknown"
+    assert " threads on " in records.device_in_words("cpu")

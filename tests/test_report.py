@@ -11,7 +11,7 @@ import pytest
 
 from paper_figures import __main__ as figures_main
 from paper_figures import style
-from reproduce import claims, records, report
+from reproduce import claims, records, report, robustness_report
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED
 
 ROOT = Path(__file__).parent.parent
@@ -161,3 +161,67 @@ def test_the_library_imports_with_numpy_and_torch_alone():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert "torch.Size([1, 4, 12])" in result.stdout
+
+
+def test_the_table_of_claims_counts_its_verdicts():
+    rendered = claims.render(COMMITTED)
+    assert f"{len(claims.verdicts(COMMITTED))} claims: " in rendered and rendered.count("\n| ") == len(
+        claims.verdicts(COMMITTED)
+    )
+
+
+CHECKS = {
+    "mutation": dict(mutants=50, killed=40, mypy=3, timeouts=1, equivalent=5, survived=1),
+    "fuzz": dict(inputs=1000, tried={"a": 600, "b": 400}, public_names={"x": 2}, failed=[]),
+    "hostile": dict(kinds={"shape": 30, "mask": 12}, skipped=0),
+    "survival": {"training": dict(kills=4, ends=2, files=9), "recording": dict(kills=3, ends=1, files=5)},
+    "coverage": {
+        "tucker_ref": dict(lines=100, covered_lines=99, branches=50, covered_branches=45, left_out=7),
+        "reproduce": dict(lines=200, covered_lines=190, branches=20, covered_branches=19, left_out=1),
+    },
+    "versions": dict(passed=60, failed=0, skipped=2, library="wheel"),
+}
+CHECK_RECORDS = [records.new_record(name, "tests", f"method of {name}", {}, metrics) for name, metrics in CHECKS.items()]
+
+
+def test_every_check_on_record_has_one_line():
+    lines = robustness_report.render(CHECK_RECORDS).splitlines()
+    assert len(lines) == 2 + len(CHECKS)
+    for line, expected in zip(
+        lines[2:],
+        (
+            "50 mutants of 1 modules | 97.8% of those that change anything noticed",
+            "1,000 random inputs for 2 contracts of 1 public names | 0 contracts broken",
+            "42 inputs: shape 30, mask 12 |",
+            "7 times kill -9: 4 while training, 3 while recording | none of 14 files",
+            "`tucker_ref`: 99.0% of lines, 90.0% of branches; `reproduce`: 95.0% of lines, 95.0% of branches; 8 lines",
+            "method of versions | 60 passed, 0 failed",
+        ),
+    ):
+        assert expected in re.sub(" +", " ", line)
+    assert robustness_report.render([]) == "" and len(robustness_report.render(CHECK_RECORDS[2:3]).splitlines()) == 3
+
+
+def test_a_changed_record_changes_its_check():
+    """Control: no number is remembered."""
+    changed = [record | {"metrics": nudged(record["metrics"])} for record in CHECK_RECORDS]
+    before, after = (robustness_report.render(r).splitlines()[2:] for r in (CHECK_RECORDS, changed))
+    assert len(before) == len(after) and all(a != b for a, b in zip(before, after))
+
+
+def test_the_readme_shows_the_checks_on_record():
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.split(robustness_report.BEGIN)[1].split(robustness_report.END)[0].strip()
+    assert shown == robustness_report.render(COMMITTED)
+
+
+def test_a_check_that_lacks_a_number_is_named():
+    with pytest.raises(ValueError, match="survival: a record lacks what the table of checks shows: 'kills'"):
+        robustness_report.render([CHECK_RECORDS[3] | {"metrics": {"training": {}}}])
+
+
+def test_write_into_fills_the_checks_where_they_have_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n{robustness_report.BEGIN}\n{robustness_report.END}\n")
+    report.write_into(page, "tables", "checks")
+    assert "tables" in page.read_text().split(report.END)[0] and "checks\n\n" + robustness_report.END in page.read_text()

@@ -1,6 +1,7 @@
 """Rung 5: rotary embedding: what it is, what its constructors promise, and Lemma B.5: only distances matter."""
 
 import cmath
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
 )
+from tucker_ref.rotary import _device
 
 PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
 
@@ -35,21 +37,21 @@ def by_hand(rotary: Rotary, x: torch.Tensor, positions) -> torch.Tensor:
 
 
 ALL = {
-    "heads": Rotary.heads(8),
-    "heads-interleaved": Rotary.heads(8, pairing="interleaved"),
-    "groups": Rotary.groups(4, 3, base=500.0),
-    "groups-interleaved": Rotary.groups(4, 3, pairing="interleaved"),
-    "latent": Rotary.latent(10),
-    "decoupled": Rotary.decoupled(6, 4),
-    "decoupled-interleaved": Rotary.decoupled(6, 4, pairing="interleaved"),
-    "llama3": Rotary.heads(16, base=500000.0, scaling=Llama3Scaling()),
+    "heads": lambda: Rotary.heads(8),
+    "heads-interleaved": lambda: Rotary.heads(8, pairing="interleaved"),
+    "groups": lambda: Rotary.groups(4, 3, base=500.0),
+    "groups-interleaved": lambda: Rotary.groups(4, 3, pairing="interleaved"),
+    "latent": lambda: Rotary.latent(10),
+    "decoupled": lambda: Rotary.decoupled(6, 4),
+    "decoupled-interleaved": lambda: Rotary.decoupled(6, 4, pairing="interleaved"),
+    "llama3": lambda: Rotary.heads(16, base=500000.0, scaling=Llama3Scaling()),
 }
 EVERY = pytest.mark.parametrize("name", ALL)
 
 
 @EVERY
 def test_it_multiplies_complex_numbers(name):
-    rotary = ALL[name]
+    rotary = ALL[name]()
     x = tokens(1, 5, rotary.width)[0]
     assert relative_error(rotary(x[None], PLACES)[0], by_hand(rotary, x, PLACES)) < EXACT
     assert relative_error(rotary(x[None], PLACES + 1)[0], by_hand(rotary, x, PLACES)) > DIFFERENT  # control
@@ -58,7 +60,7 @@ def test_it_multiplies_complex_numbers(name):
 @EVERY
 def test_eq_10_turning_composes_to_distances(name):
     """<R(m) q, R(n) k> = <R(m - n) q, k>."""
-    rotary = ALL[name]
+    rotary = ALL[name]()
     q, k = tokens(2, 5, rotary.width)
     m, n = PLACES, PLACES.flip(0)
     both = (rotary(q[None], m) * rotary(k[None], n)).sum(-1)
@@ -69,7 +71,7 @@ def test_eq_10_turning_composes_to_distances(name):
 
 @EVERY
 def test_lengths_are_kept_and_position_zero_does_nothing(name):
-    rotary = ALL[name]
+    rotary = ALL[name]()
     x = tokens(1, 5, rotary.width)
     assert relative_error(rotary(x, PLACES).norm(dim=-1), x.norm(dim=-1)) < EXACT
     assert torch.equal(rotary(x, torch.zeros(5, dtype=torch.long)), x)
@@ -128,6 +130,60 @@ def test_llama3_scaling_keeps_fast_and_slows_slow_frequencies():
         and (ratio.diff() <= 0).all()
         and ((ratio > 0.13) & (ratio < 0.99)).any()
     )
+
+
+@pytest.mark.parametrize("make", [Rotary.heads, Rotary.latent, lambda *a: Rotary.groups(a[0] // 2, 2, *a[1:])])
+def test_scaling_and_pairing_reach_the_schedule(make):
+    """Llama 3.1 by its own words: wavelengths above context / low are stretched, those below context / high kept."""
+    scaling = Llama3Scaling(factor=4.0, low_frequency_factor=2.0, high_frequency_factor=5.0, original_context=300)
+    made, plain = make(16, 300.0, "interleaved", scaling), make(16, 300.0, "interleaved")
+    assert made.pairing == "interleaved" and not torch.equal(plain.frequencies, make(16, 400.0).frequencies)
+    for ours, theta in zip(made.frequencies.tolist(), plain.frequencies.tolist()):
+        wavelength = 2 * math.pi / theta
+        if wavelength > 300 / 2:
+            expected = theta / 4
+        elif wavelength < 300 / 5:
+            expected = theta
+        else:
+            smooth = (300 / wavelength - 2) / (5 - 2)
+            expected = (1 - smooth) * theta / 4 + smooth * theta
+        assert ours == pytest.approx(expected, rel=1e-12)
+    spread = made.frequencies / plain.frequencies
+    assert {spread.min().item(), spread.max().item()} == {0.25, 1.0} and len(spread.unique()) > 2  # all three kinds are there
+
+
+def test_constructors_have_the_defaults_of_the_llama_family():
+    assert torch.equal(Rotary.heads(8).frequencies, Rotary.heads(8, 10000.0, "half", None).frequencies)
+    for plain, said in (
+        (Rotary.groups(8, 2), Rotary.groups(8, 2, 10000.0, "half")),
+        (Rotary.latent(8), Rotary.latent(8, 10000.0, "half")),
+        (Rotary.decoupled(4, 8), Rotary.decoupled(4, 8, 10000.0, "half")),
+        (Rotary([1.0, 2.0]), Rotary([1.0, 2.0], "half", (4,))),
+    ):
+        assert torch.equal(plain.frequencies, said.frequencies)
+        assert (plain.pairing, plain.blocks) == (said.pairing, said.blocks) and plain.pairing == "half"
+    defaults = Llama3Scaling()
+    assert defaults == Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    decoupled = Rotary.decoupled(4, 8, 50.0, "interleaved", Llama3Scaling(original_context=64))
+    assert decoupled.pairing == "interleaved" and decoupled.blocks == (4, 8)
+    assert torch.equal(decoupled.frequencies[2:], Rotary.heads(8, 50.0, scaling=Llama3Scaling(original_context=64)).frequencies)
+
+
+def test_scaling_and_base_take_any_positive_number():
+    assert Llama3Scaling(factor=0.5, original_context=1).factor == 0.5  # a shorter context is a choice too
+    assert torch.equal(Rotary.heads(4, 0.25).frequencies, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert torch.equal(Rotary.heads(4, 1).frequencies, torch.ones(2, dtype=torch.float64))
+    for bad in (dict(low_frequency_factor=0.0), dict(original_context=0), dict(factor=0.0)):
+        with pytest.raises(ValueError, match="must be positive"):
+            Llama3Scaling(**bad)
+
+
+def test_frequencies_follow_the_device(monkeypatch):
+    assert Rotary.heads(4).to("meta").frequencies.device.type == "meta"
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda:7"))
+    assert _device() == torch.device("cuda:7")
+    monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("meta"))
+    assert _device() == torch.device("cpu")  # values must not be lost
 
 
 def test_positions_may_differ_between_sequences():

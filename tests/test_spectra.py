@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from reproduce import records, spectra
 from reproduce.language import build_model, model_path, save_model
@@ -21,7 +23,7 @@ def test_ranks_of_saved_models_are_recorded(tmp_path):
                 attention = model.blocks[0].attention
                 for projection in (attention.q_proj, attention.k_proj):
                     projection.weight[24:] = projection.weight[:24]
-        save_model(model_path(tmp_path, f"table2 {row.label} seed 0"), model, config, "{}")
+        save_model(model_path(tmp_path, f"table2 {row.label} seed 0"), model, config, Tokenizer(BPE()).to_str())
     spectra.run(Options("smoke", tmp_path, tmp_path / "records"))
     mha, tucker = records.load(tmp_path / "records", "spectra")
     assert (mha["method"], tucker["method"]) == ("MHA", "Tucker [8,64,64]")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from reproduce import claims, records, speed, targets
+from reproduce import claims, records, speed, speed_report, targets
 from reproduce.options import Options
 from reproduce.rows import Row
 
@@ -92,3 +92,31 @@ def test_the_claim_of_a_shorter_iteration_is_judged_from_whole_models():
     rows[1]["milliseconds"] = 101.0
     assert claim.judge([record])[1] == claims.FAILED
     assert claim.judge([record | {"preset": "smoke"}])[1] == claims.UNTESTED
+
+
+def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
+    q, k, v = torch.ones(1, 2, 1, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8)
+    preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
+    assert speed.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["microseconds"] > 0
+    assert "must be one of" in speed.timed_decode(q, k, v, "none", 1.0, preset, "cpu")["refused"]
+    attend = speed.attend
+    monkeypatch.setattr(
+        speed, "attend", lambda *a, backend, **o: attend(*a, backend=backend, **o) * (1 + 0.1 * (backend == "math"))
+    )
+    assert "differs from the reference by 1" in speed.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["refused"]
+
+
+def test_a_shape_with_rotary_embedding_is_a_llama():
+    shape = dataclasses.replace(SHAPE, rope_base=100.0)
+    preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1, n_layers={SHAPE.name: 1})
+    gpt2, llama = (speed.timed_model(s, Row("MHA"), 1.0, preset, "cpu") for s in (SHAPE, shape))
+    assert gpt2["parameters"] != llama["parameters"] and llama["milliseconds"] > 0
+    nameless = dataclasses.replace(preset, shapes=(shape,), n_layers={})
+    assert not list(speed.models(nameless, "cpu", None))
+
+
+def test_the_report_of_models_names_what_was_refused():
+    row = {"model": "GPT-2", "row": "MHA", "parameters": 10**6, "milliseconds": 2.0, "tokens_per_second": 5e3}
+    row |= {"share_of_matmul": 0.25, "megabytes": None}
+    lines = speed_report.model_table([row, {"model": "GPT-2", "row": "MQA", "refused": "out of memory"}]).splitlines()
+    assert "| GPT-2 MHA |" in lines[2] and "25%" in lines[2] and "out of memory" in lines[3]

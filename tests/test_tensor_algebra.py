@@ -67,6 +67,7 @@ def test_multilinear_rank_finds_the_ranks_a_tensor_was_built_with(ranks):
 def test_multilinear_rank_is_limited_by_the_product_of_the_others():
     assert multilinear_rank(np.random.default_rng(0).standard_normal((2, 3, 20))) == (2, 3, 6)
     assert multilinear_rank(np.zeros((2, 3, 4))) == (0, 0, 0)
+    assert multilinear_rank(np.ones((1, 3)), rtol=0.0) == (1, 1)  # nothing counts as zero but zero
 
 
 @settings(max_examples=20)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .checks import check_scale, check_tokens
+from .checks import check_scale
 
 FORCED = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -34,12 +34,16 @@ def attend(
     scale: multiplies the logits; always explicit, because a latent width is not the head width that the paper divides by.
     causal: the last query is the last source token; query j sees the sources up to its own place, j + m - n.
     mask: boolean, True where a query may look, broadcastable to (b, h, n, m). A query that may look nowhere yields zeros.
+    Without queries, sources or sequences every backend gives the reference's empty result, or zeros. NaN and infinity stay
+    in their own sequence of the batch, all of which they may spoil: a hidden value still counts zero times NaN. Where all of
+    a query's logits are NaN, "sdpa" on a CPU yields zeros, as PyTorch's kernel takes them for hidden ones.
     backend: "reference" (plain einsum, the specification); "sdpa" (PyTorch chooses the kernel); "flash", "cudnn", "efficient",
     "math" (that kernel of PyTorch or an error); "flex" (PyTorch's flex_attention); "triton" (our kernel, without a mask).
-    Raises ValueError on a shape, scale, mask or backend that does not fit, or a kernel that refuses, with its reason.
+    Raises ValueError on a shape, dtype, device, scale, mask or backend that does not fit, or a kernel that refuses, with its
+    reason.
     """
     _check(q, k, v, scale, causal, mask, backend)
-    if backend == "reference":
+    if backend == "reference" or 0 in (q.shape[0], q.shape[2], k.shape[2]):  # nothing to attend to, which few kernels expect
         return _reference(q, k, v, scale, _allowed(q, k, causal, mask))
     if backend == "triton":
         return _triton(q, k, v, scale, causal)
@@ -170,41 +174,52 @@ def _allowed(q, k, causal, mask):
     return triangle if mask is None else triangle & mask
 
 
-def check_call(layer, x: torch.Tensor, mask: torch.Tensor | None, backend: str, cache) -> None:
-    """What a layer checks before it touches its cache, so that a refused call leaves the cache as it was."""
-    check_tokens(x, layer.d_model)
-    _check_backend(backend, mask)
-    batch, n = x.shape[:2]
-    _check_mask(mask, (batch, layer.n_heads, n, n if cache is None else cache.length + n))
-
-
 def _check(q, k, v, scale, causal, mask, backend):
-    _check_backend(backend, mask)
+    check_rules(causal, mask, backend)
     check_scale(scale)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_numbers(name, x, q)
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if not q.ndim == k.ndim == v.ndim == 4:
-        raise ValueError(f"{shapes}: each must be (batch, heads, tokens, width)")
+    if not q.ndim == k.ndim == v.ndim == 4 or 0 in (q.shape[1], k.shape[1]):
+        raise ValueError(f"{shapes}: each must be (batch, heads, tokens, width), with at least one head")
     if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
         raise ValueError(f"{shapes}: batch, key/value heads, source tokens and query/key width must agree")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{shapes}: {q.shape[1]} query heads cannot be shared out evenly to {k.shape[1]} key/value heads")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"{shapes}: causal attention needs at least as many source tokens as queries")
-    _check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]))
+    check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device)
 
 
-def _check_backend(backend: str, mask: torch.Tensor | None) -> None:
+def check_numbers(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
+    """Raise ValueError unless x holds real floating-point numbers of the dtype (but under autocast) and on the device of `like`."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"{name} is {kind}; it must be a tensor of floating-point numbers")
+    if x.device != like.device or (x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)):
+        raise ValueError(f"{name} is {x.dtype} on {x.device}; here it must be {like.dtype} on {like.device}")
+
+
+def check_rules(causal: bool, mask: torch.Tensor | None, backend: str) -> None:
+    """Raise ValueError for an unknown backend, one that takes no mask, or a `causal` that is not a bool."""
+    if causal is not True and causal is not False:
+        raise ValueError(f"causal is {causal!r}; it must be True or False")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if backend == "triton" and mask is not None:
         raise ValueError("backend 'triton' takes no mask beside the causal rule; 'sdpa', 'efficient' and 'flex' do")
 
 
-def _check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int]) -> None:
+def check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int], device: torch.device) -> None:
+    """Raise ValueError unless the mask is boolean, broadcastable to `full` and on this device."""
     if mask is None:
         return
+    if not isinstance(mask, torch.Tensor):
+        raise ValueError(f"mask is {type(mask).__name__}; it must be a boolean tensor")
     fits = mask.ndim <= 4 and all(a == 1 or a == b for a, b in zip(mask.shape[::-1], full[::-1]))
     if mask.dtype != torch.bool or not fits:
         raise ValueError(
             f"mask is {mask.dtype} {tuple(mask.shape)}; it must be boolean (True: may look), broadcastable to {full}"
         )
+    if mask.device != device:
+        raise ValueError(f"mask is on {mask.device}; the tokens are on {device}")

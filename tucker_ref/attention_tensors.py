@@ -19,11 +19,13 @@ from .tensor_algebra import mode_product
 
 def pre_softmax_tensor(w_q: np.ndarray, w_k: np.ndarray) -> np.ndarray:
     """W[h] = W_h^Q W_h^K^T.  w_q, w_k: (n_H, d, d_H), tokens multiply from the left.  Returns: (n_H, d, d)."""
+    _check_heads(w_q=w_q, w_k=w_k)
     return np.stack([q @ k.T for q, k in zip(w_q, w_k)])
 
 
 def post_softmax_tensor(w_v: np.ndarray, w_o: np.ndarray) -> np.ndarray:
     """W~[h] = (W_h^V W_h^O)^T.  w_v: (n_H, d, d_H), w_o: (n_H, d_H, d).  Returns: (n_H, d, d)."""
+    _check_heads(w_v=w_v, w_o=w_o)
     return np.stack([(v @ o).T for v, o in zip(w_v, w_o)])
 
 
@@ -61,6 +63,7 @@ def multi_head_attention(
 
     x: (N, d); w_q, w_k, w_v: (n_H, d, d_H); w_o: (n_H, d_H, d).  Returns: (N, d).
     """
+    _check_heads(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
     y = np.zeros_like(x)
     for q, k, v, o in zip(w_q, w_k, w_v, w_o):
         logits = (x @ q) @ (x @ k).T / np.sqrt(q.shape[1])  # (n, m)
@@ -68,3 +71,11 @@ def multi_head_attention(
             logits = np.where(causal_mask(len(x)), logits, -np.inf)
         y += softmax(logits) @ (x @ v) @ o  # (n, d)
     return y
+
+
+def _check_heads(**weights: np.ndarray) -> None:
+    """Raise ValueError unless all weights are for the same number of heads."""
+    if len({len(w) for w in weights.values()}) > 1:
+        raise ValueError(
+            f"{', '.join(f'{name} {w.shape}' for name, w in weights.items())}: the numbers of heads, first, must agree"
+        )

@@ -6,10 +6,13 @@ Tucker          the rotated key latent and the value latent              r3 + r~
 Tucker shared   one latent, unrotated, because values read it too        r3
 """
 
+import functools
+
 import torch
 from torch import nn
 
-from .checks import check_positive
+from .attend import check_mask, check_numbers, check_rules
+from .checks import check_positive, check_tokens
 
 
 class Cache:
@@ -17,6 +20,7 @@ class Cache:
 
     length: how many tokens it holds; nbytes: bytes of all streams, full or not. For inference: what is stored is detached.
     keep_positions: remember positions that a caller gives, because keys will be rotated when they are read, not when stored.
+    Raises ValueError unless batch and max_tokens are at least 1 and dtype is one of floating-point numbers.
     """
 
     def __init__(
@@ -31,6 +35,8 @@ class Cache:
     ):
         check_positive("batch", batch)
         check_positive("max_tokens", max_tokens)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype!r}; it must be a floating-point dtype such as torch.bfloat16")
         self.batch, self.max_tokens, self.length = batch, max_tokens, 0
         self.streams = {
             name: torch.zeros(batch, heads, max_tokens, width, dtype=dtype, device=device)
@@ -47,7 +53,7 @@ class Cache:
         """Store n more tokens of every stream and return all that is stored, (batch, heads, length, width) each.
 
         new: one tensor (batch, heads, n, width) per stream; positions: (n,) or (batch, n) if the caller gave any.
-        Raises ValueError on overflow or other streams, batch, shape or dtype, and then leaves the cache as it was.
+        Raises ValueError on overflow or other streams, batch, shape, dtype or device, and then leaves the cache as it was.
         """
         if set(new) != set(self.streams):
             raise ValueError(
@@ -64,6 +70,8 @@ class Cache:
                 raise ValueError(
                     f"{name} is {tensor.dtype}; this cache holds {stream.dtype}: make it with dtype={tensor.dtype}"
                 )
+            if tensor.device != stream.device:
+                raise ValueError(f"{name} is on {tensor.device}; this cache is on {stream.device}: make it with device=")
         if end > self.max_tokens:
             raise ValueError(f"{n} more tokens after {self.length} overflow a cache of max_tokens = {self.max_tokens}")
         for name, tensor in new.items():
@@ -83,8 +91,35 @@ class Cache:
         return self._positions[:, : self.length]
 
 
+def keeps_cache(forward):
+    """A layer's `forward`, such that an error leaves the cache as it was: a kernel may refuse after its tokens were appended."""
+
+    @functools.wraps(forward)
+    def kept(self, x, *, cache=None, **options):
+        if cache is None:
+            return forward(self, x, **options)
+        length = getattr(cache, "length", 0)
+        try:
+            return forward(self, x, cache=cache, **options)
+        except BaseException:
+            if isinstance(cache, Cache):
+                cache.length = length
+            raise
+
+    return kept
+
+
 class CachedAttention(nn.Module):
-    """What all four mechanisms share: they say which streams they keep, and make a cache for them."""
+    """What all four mechanisms share: they say which streams they keep, make a cache for them, and leave it whole on errors."""
+
+    d_model: int
+    n_heads: int
+    scale: float
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls):
+            cls.forward = keeps_cache(cls.forward)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
         """Per stream its number of heads and its width."""
@@ -104,20 +139,35 @@ class CachedAttention(nn.Module):
 
     rotates_on_reading = False  # True where one unrotated latent serves keys and values
 
+    def check_call(self, x: torch.Tensor, causal, mask, positions, cache, backend) -> None:
+        """Raise ValueError for an argument of `forward` that does not fit, before anything is computed or cached."""
+        check_numbers("x", x, next(self.parameters()))
+        check_tokens(x, self.d_model)
+        check_rules(causal, mask, backend)
+        if not (cache is None or isinstance(cache, Cache)):
+            raise ValueError(f"cache is {type(cache).__name__}; it must come from this layer's new_cache")
+        batch, n = x.shape[:2]
+        check_mask(mask, (batch, self.n_heads, n, n if cache is None else cache.length + n), x.device)
+        if positions is not None:
+            check_positions(positions, batch, n, x.device)
 
-def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
-    """The given positions, checked, or those that follow what is cached: (n,) or (b, n) integers.
 
-    Raises ValueError if they are not whole numbers of that shape.
-    """
-    batch, n = x.shape[:2]
-    if positions is None:
-        start = 0 if cache is None else cache.length
-        return torch.arange(start, start + n, device=x.device)
-    whole = not positions.dtype.is_floating_point and positions.dtype != torch.bool
-    fits = positions.ndim in (1, 2) and positions.shape[-1] == n and (positions.ndim == 1 or positions.shape[0] == batch)
-    if not (whole and fits):
+def check_positions(positions: torch.Tensor, batch: int, n: int, device: torch.device) -> None:
+    """Raise ValueError unless these are whole numbers, negative ones included, of shape (n,) or (batch, n), on this device."""
+    if not isinstance(positions, torch.Tensor):
+        raise ValueError(f"positions is {type(positions).__name__}; it must be a tensor of integers")
+    whole = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
+    if not (whole and positions.shape in ((n,), (batch, n))):
         raise ValueError(
             f"positions is {positions.dtype} {tuple(positions.shape)}; it must be integers of shape ({n},) or ({batch}, {n})"
         )
-    return positions
+    if positions.device != device:
+        raise ValueError(f"positions is on {positions.device}; the tokens are on {device}")
+
+
+def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+    """The given positions, or those that follow what is cached: (n,) or (b, n) integers."""
+    if positions is not None:
+        return positions
+    start = 0 if cache is None else cache.length
+    return torch.arange(start, start + x.shape[1], device=x.device)

@@ -11,17 +11,18 @@ def check_positive(name: str, value: int) -> None:
 
 def check_scale(scale: float) -> None:
     """Raise ValueError unless the softmax scale is a finite, non-zero number."""
-    if not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
         raise ValueError(f"scale is {scale!r}; it must be finite and not zero (the paper's choice is 1/sqrt(d_H))")
 
 
 def check_tokens(x, d_model: int) -> None:
     """Raise ValueError unless x is a batch of token sequences, shape (B, N, d_model)."""
-    if x.ndim != 3 or x.shape[-1] != d_model:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, tokens, d_model) with d_model = {d_model}")
+    shape = tuple(getattr(x, "shape", ()))
+    if len(shape) != 3 or shape[-1] != d_model:
+        raise ValueError(f"x has shape {shape}; it must be (batch, tokens, d_model) with d_model = {d_model}")
 
 
-def check_ranks(name: str, ranks, sizes: tuple[int, ...], uncapped=()) -> tuple[int, ...]:
+def check_ranks(name: str, ranks, sizes: tuple[float, ...], uncapped=()) -> tuple[int, ...]:
     """Return `ranks` as a tuple, or raise ValueError.
 
     A Tucker rank may exceed neither the size of its mode nor the product of the other ranks: a larger one only adds

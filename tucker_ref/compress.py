@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import CachedAttention
 from .checks import check_ranks
 from .ranks import FactoredTensor, Slices, Spectra, factored_tensors, root_of, slices_of, spectra_of
 from .rotary import Rotary
@@ -86,7 +87,7 @@ def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> tuple[in
     for mode in (0, 1, 2):  # no rank may exceed the product of the others
         if not (even and mode == 2):
             ranks[mode] = min(ranks[mode], limits[mode], math.prod(ranks) // ranks[mode])
-    return tuple(ranks)
+    return ranks[0], ranks[1], ranks[2]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Subspaces:
 
 
 def compress(
-    layer: nn.Module,
+    layer: CachedAttention,
     ranks: tuple[int, int, int],
     post_ranks: tuple[int, int, int] | None = None,
     *,
@@ -130,10 +131,10 @@ def compress(
     if shared_kv:
         pre, post, turning = _shared(layer, ranks, post_ranks, method, rotary is None, moment)
     else:
-        pre, post = slices_of(layer, turned=rotary is None)
-        root, dtype = root_of(moment), next(layer.parameters()).dtype
-        pre, turning = _truncated(pre.whitened(root, root), "ranks", ranks, method, ("query", "key"), dtype)
-        post, _ = _truncated(post.whitened(None, root), "post_ranks", post_ranks, method, ("output", "value"), dtype)
+        tensor, post_tensor = factored_tensors(layer, moment, turned=rotary is None)
+        dtype = next(layer.parameters()).dtype
+        pre, turning = _truncated(tensor, "ranks", ranks, method, ("query", "key"), dtype)
+        post, _ = _truncated(post_tensor, "post_ranks", post_ranks, method, ("output", "value"), dtype)
     return TuckerAttention.from_weights(
         pre,
         post,
@@ -197,6 +198,8 @@ def check_tensor_ranks(tensor: FactoredTensor, ranks, name: str = "ranks", uncap
     """
     widths = [basis.shape[1] for basis in tensor.column_bases]
     channels = sum(c if group.second is None else 2 * c for c, group in zip(widths, tensor.classes))
+    if tensor.turns:
+        channels += channels % 2  # an odd unturned part is filled up with a channel of zeros
     sizes = (len(tensor.left), tensor.left.shape[1], channels)
     ranks = check_ranks(name, ranks, sizes, uncapped=(*uncapped, 2) if tensor.turns else uncapped)
     if tensor.turns and ranks[2] % 2:
@@ -209,7 +212,8 @@ def joint_columns(pre: FactoredTensor, post: FactoredTensor, rank: int) -> tuple
 
     pre, post: with the same columns, from `factored_tensors(..., joint=True)`.
     """
-    shares = [[gram / tensor.squared_norm() for gram in tensor.column_grams()] for tensor in (pre, post)]
+    # A tensor of zeros has no share.
+    shares = [[gram / (tensor.squared_norm() or 1.0) for gram in tensor.column_grams()] for tensor in (pre, post)]
     return leading_columns(pre, [a + b for a, b in zip(*shares)], rank)
 
 
@@ -217,10 +221,11 @@ def read_from(post: FactoredTensor, latent: torch.Tensor, moment: torch.Tensor |
     """The nearest tensor whose values are read from this latent (D, t), and its right (h, t, k) on the latent's own channels."""
     root = root_of(moment)
     inverse = torch.linalg.pinv(latent if root is None else root @ latent)  # (t, D)
-    right = 0
-    for group, basis, r in zip(post.classes, post.column_bases, post.rights):
-        if group.second is None:  # values do not turn: their part of the joint columns is the unturned one
-            right = inverse @ (basis if root is None else root @ basis) @ r
+    [right] = [  # values do not turn: their part of the joint columns is the unturned one
+        inverse @ (basis if root is None else root @ basis) @ r
+        for group, basis, r in zip(post.classes, post.column_bases, post.rights)
+        if group.second is None
+    ]
     return Slices.of(post.row_basis, post.left, latent, right).whitened(None, root), right
 
 
@@ -228,12 +233,21 @@ def relative_errors(layer: nn.Module, approximation: nn.Module, moment: torch.Te
     """|W - W_hat| / |W| of the pre- and of the post-softmax tensor; with a moment, of logits and of outputs on such inputs.
 
     Measured on the difference of both layers' factors, which may be of any mechanism, down to about 1e-8.
+    Raises ValueError for layers of different d_model or n_heads, a layer whose tensor is zero, and as `slices_of` does.
     """
     root, errors = root_of(moment), []
-    for exact, ours, row_root in zip(slices_of(layer), slices_of(approximation), (root, None)):
+    pairs = list(zip(slices_of(layer), slices_of(approximation), (root, None)))
+    for name in ("d_model", "n_heads"):
+        if getattr(layer, name) != getattr(approximation, name):
+            raise ValueError(
+                f"{name} is {getattr(layer, name)} in layer and {getattr(approximation, name)} in its approximation"
+            )
+    for exact, ours, row_root in pairs:
         difference, whole = (tensor.whitened(row_root, root).squared_norm() for tensor in (exact.minus(ours), exact))
+        if whole == 0:
+            raise ValueError("layer has a tensor of zeros; no error can be relative to it")
         errors.append(math.sqrt(max(0.0, difference) / whole))
-    return tuple(errors)
+    return errors[0], errors[1]
 
 
 def _weights(tensor, kept: Subspaces, right: torch.Tensor, factors: dict, dtype: torch.dtype) -> TuckerWeights:
@@ -269,11 +283,11 @@ def _refit(tensor: FactoredTensor, ranks, found: Subspaces, max_sweeps: int = 20
 
 def _mixed_row_gram(tensor: FactoredTensor, head: torch.Tensor) -> torch.Tensor:
     """(s, s), heads projected on `head`."""
-    total = 0
+    grams = []
     for n, w in enumerate(tensor.weights):
         mixed = torch.einsum("hst,hr->rst", _slices(tensor, n), head.to(tensor.rights[n].dtype))
-        total = total + w * torch.einsum("rst,rut->su", mixed, mixed.conj()).real
-    return total
+        grams.append(w * torch.einsum("rst,rut->su", mixed, mixed.conj()).real)
+    return torch.stack(grams).sum(0)
 
 
 def _mixed_column_grams(tensor: FactoredTensor, head: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -7,13 +7,14 @@ W_h = W_h^Q W_h^K^T and W~_h, not of the projections, so that the numbers can be
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .compress import check_tensor_ranks, joint_columns, leading, leading_columns, read_from
 from .gqa import GroupedQueryAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
-from .ranks import FactoredTensor, factored_tensors, key_classes, root_of, slices_of
+from .ranks import FactoredTensor, check_weights, factored_tensors, key_classes, root_of, slices_of
 
 
 def to_gqa(
@@ -44,7 +45,8 @@ def to_gqa(
             result.load_state_dict(layer.state_dict() | _means(layer, n_kv_heads))
             return result
         heads, root = layer.n_heads // n_kv_heads, root_of(moment)
-        queries, keys, outputs, values = [], [], [], []
+        found: tuple[list[torch.Tensor], ...] = ([], [], [], [])
+        queries, keys, outputs, values = found
         for g in range(n_kv_heads):
             pre, post = slices_of(_group(layer, g, heads, n_sources // n_kv_heads))
             for tensor, rotary, many, one in (
@@ -103,6 +105,7 @@ def to_mla(
 def _check_source(layer: nn.Module, name: str) -> None:
     if not isinstance(layer, MultiHeadAttention):
         raise ValueError(f"layer is {type(layer).__name__}; {name} converts MultiHeadAttention and GroupedQueryAttention")
+    check_weights(layer)
 
 
 def _means(layer: MultiHeadAttention, n_kv_heads: int) -> dict[str, torch.Tensor]:
@@ -136,7 +139,10 @@ def _one_head(tensor: FactoredTensor, head: tuple) -> tuple[torch.Tensor, torch.
     head: the key classes of a single head; of each class as many channels are kept as one head has.
     """
     counts = [len(group.first) for group in head]
-    columns = tuple(leading(gram, count) for gram, count in zip(tensor.column_grams(), counts))
+    # A head wider than the model has channels to spare: zeros.
+    columns = tuple(
+        F.pad(leading(gram, count), (0, max(0, count - len(gram)))) for gram, count in zip(tensor.column_grams(), counts)
+    )
     small = tensor.project(columns=columns)
     shared, right, _ = small.latent()  # (D, k), (c, k, k)
     many = small.row_basis @ small.left @ right.mT  # (c, D, k)

@@ -1,10 +1,14 @@
 """Rung 13. What each mechanism costs: Table 1 as functions, and the arithmetic beside it. Plain integers, no tensors.
 
 All counts are for one layer without biases. "Numbers" are scalars of any dtype: multiply by 2 for bytes in BF16.
+Sizes that no layer can have raise ValueError.
 """
 
 import math
 from dataclasses import dataclass
+
+from .checks import check_positive
+from .mha import resolve_head_dim
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ def mha_cost(d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:
 
 def gqa_cost(d_model: int, n_heads: int, n_kv_heads: int, head_dim: int | None = None) -> Cost:
     """Grouped-query attention: 2 d^2 + 2 n_KV d_H d parameters, 2 n_KV d_H cached numbers a token. MQA: n_kv_heads = 1."""
-    width = _head_dim(d_model, n_heads, head_dim)
+    width = resolve_head_dim(d_model, n_heads, head_dim)
+    check_positive("n_kv_heads", n_kv_heads)
+    if n_heads % n_kv_heads:
+        raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
     inner, kv = n_heads * width, n_kv_heads * width
     parameters = 2 * d_model * inner + 2 * d_model * kv
     return Cost(parameters, cache_per_token=2 * kv, projections=parameters, attention=2 * inner)
@@ -60,8 +67,10 @@ def mla_cost(
     With all latents of width d_c and n_H d_H = d: d^2 + 5 d d_c parameters and d_c cached numbers a token with shared KV,
     d^2 + 6 d d_c and 2 d_c with separate latents. A decoupled rotary key adds d_R numbers to the cache.
     """
-    width = _head_dim(d_model, n_heads, head_dim)
+    width = resolve_head_dim(d_model, n_heads, head_dim)
     v_width = width if v_head_dim is None else v_head_dim
+    for name, size in (("q_rank", q_rank), ("kv_rank", kv_rank), ("v_head_dim", v_width)):
+        check_positive(name, size)
     n_latents = 1 if shared_kv else 2
     parameters = (
         d_model * (q_rank + n_latents * kv_rank + rope_dim)
@@ -84,8 +93,14 @@ def tucker_cost(
     With equal ranks on both sides: 2 (n_H r1 + d r2 + d r3 + r1 r2 r3) parameters and 2 r3 cached numbers a token;
     shared KV saves one d r3 of the parameters and half of the cache.
     """
-    r, s, t = ranks
-    u, o, v = ranks if post_ranks is None else post_ranks
+    resolve_head_dim(d_model, n_heads, 1)
+    post_ranks = ranks if post_ranks is None else post_ranks
+    for name, triple in (("ranks", ranks), ("post_ranks", post_ranks)):
+        if not isinstance(triple, (tuple, list)) or len(triple) != 3:
+            raise ValueError(f"{name} is {triple!r}; it must be 3 integers")
+        for mode, rank in enumerate(triple):
+            check_positive(f"{name}[{mode}]", rank)
+    (r, s, t), (u, o, v) = ranks, post_ranks
     value = 0 if shared_kv else d_model * v
     factors = d_model * (s + t + o) + value
     parameters = n_heads * (r + u) + factors + math.prod((r, s, t)) + math.prod((u, o, v))
@@ -96,9 +111,3 @@ def tucker_cost(
         attention=n_heads * (t + v),
         once=n_heads * (r * s * t + u * o * v),  # C x_1 U1 and C~ x_1 U~1
     )
-
-
-def _head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
-    if head_dim is None and d_model % n_heads:
-        raise ValueError(f"n_heads is {n_heads}; it must divide d_model = {d_model}, or head_dim must be given")
-    return d_model // n_heads if head_dim is None else head_dim

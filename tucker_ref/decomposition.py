@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .checks import check_ranks
-from .tensor_algebra import mode_product, unfold
+from .tensor_algebra import check_array, mode_product, unfold
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def hosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
     """Truncated higher-order SVD: U_n holds the r_n leading left singular vectors of the mode-n unfolding.
 
     tensor: (I_0, ..., I_{D-1}); ranks: one per mode, r_n <= min(I_n, product of the others).
-    Raises ValueError on other ranks, NaN or infinity.  De Lathauwer, De Moor & Vandewalle 2000.
+    Raises ValueError on other ranks, complex numbers, NaN or infinity.  De Lathauwer, De Moor & Vandewalle 2000.
     """
     ranks = _check(tensor, ranks)
     factors = [_leading(unfold(tensor, mode), rank) for mode, rank in enumerate(ranks)]
@@ -84,7 +84,7 @@ def sthosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
     for mode, rank in enumerate(ranks):
         factors.append(_leading(unfold(core, mode), rank))
         core = mode_product(core, factors[mode].T, mode)
-    return TuckerTensor(core, factors)
+    return TuckerTensor(core, tuple(factors))
 
 
 def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -> TuckerTensor:
@@ -133,6 +133,7 @@ def _project(tensor: np.ndarray, factors) -> TuckerTensor:
 
 
 def _check(tensor: np.ndarray, ranks) -> tuple[int, ...]:
+    check_array("tensor", tensor)
     if not np.isfinite(tensor).all():
         raise ValueError("tensor holds NaN or infinity; it has no Tucker decomposition")
     return check_ranks("ranks", ranks, tensor.shape)

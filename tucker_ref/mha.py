@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .attend import attend, check_call
+from .attend import attend
 from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive
 from .rotary import Rotary
@@ -65,10 +65,12 @@ class MultiHeadAttention(CachedAttention):
         """x: (b, n, d).  Returns: (b, n, d).
 
         mask, backend: as in `attend`; with a cache, m counts the cached tokens too.
-        positions: (n,) or (b, n) integers for the rotary embedding, by default those that follow the cache.
-        cache: from `new_cache`; x's tokens are appended, and every query may see all that is cached.
+        positions: (n,) or (b, n) integers for the rotary embedding, by default those that follow the cache; negative ones too,
+        since only differences count. cache: from `new_cache`; x's tokens are appended, and every query may see all that is cached.
+        An empty batch or a sequence without tokens gives an empty output. NaN and infinity in one sequence spoil no other.
+        Raises ValueError for an argument that does not fit or a kernel that refuses; the cache is then as it was.
         """
-        check_call(self, x, mask, backend, cache)
+        self.check_call(x, causal, mask, positions, cache, backend)
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)
         k = split_heads(self.k_proj(x), self.head_dim)  # (b, g, n, k), g = h in multi-head attention
         v = split_heads(self.v_proj(x), self.head_dim)  # (b, g, n, k)
@@ -105,5 +107,7 @@ def resolve_head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
 
 def check_rotary(rotary: Rotary | None, width: int, name: str) -> None:
     """Raise ValueError unless there is no rotary embedding or it turns exactly `width` channels."""
+    if not (rotary is None or hasattr(rotary, "width")):
+        raise ValueError(f"rotary is {rotary!r}; it must be a Rotary or None")
     if rotary is not None and rotary.width != width:
         raise ValueError(f"rotary turns {rotary.width} channels; here it must turn {name} = {width}")

@@ -1,9 +1,11 @@
 """Rung 9. Multi-head latent attention (DeepSeek-V2, 2024): all heads read keys and values from a narrow latent (PyTorch)."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from .attend import attend, check_call
+from .attend import attend
 from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive
 from .mha import check_rotary, merge_heads, resolve_head_dim, split_heads
@@ -53,7 +55,8 @@ class MultiHeadLatentAttention(CachedAttention):
             if rotary is None:
                 raise ValueError(f"rope_dim is {rope_dim}; decoupled channels need rotary=Rotary.heads({rope_dim})")
         check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
-        self.q_rank, self.kv_rank, self.rope_dim, self.rotary = q_rank, kv_rank, rope_dim, rotary
+        self.q_rank, self.kv_rank, self.rope_dim = q_rank, kv_rank, rope_dim
+        self.rotary: Any = rotary  # there where rope_dim or coupled says so
         self.shared_kv, self.latent_norm = shared_kv, latent_norm
         self.coupled = rotary is not None and rope_dim == 0
         self.absorb = absorb or self.coupled
@@ -107,12 +110,12 @@ class MultiHeadLatentAttention(CachedAttention):
         backend: str = "sdpa",
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
-        check_call(self, x, mask, backend, cache)
+        self.check_call(x, causal, mask, positions, cache, backend)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         q, q_rope = self._queries(x, places)  # (b, h, n, k), (b, h, n, rope)
         c_k, c_v = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)
         w_uk, w_uv = self.up_projections()  # (h, k, t), (h, v, t)
-        options = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
+        options: dict[str, Any] = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
         if self.absorb:
             q = torch.einsum("bhnk,hkt->bhnt", q, w_uk)  # q (C W)^T = (q W^T) C^T: the up-projection moves to the query
             if self.coupled:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import CachedAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
 from .rotary import Rotary
@@ -228,26 +229,36 @@ def merged(classes: tuple[KeyClass, ...], others: tuple[KeyClass, ...], width: i
     for group in others:
         second = None if group.second is None else group.second + width
         by_frequency.setdefault(group.frequency, []).append(KeyClass(group.frequency, group.first + width, second))
-    return tuple(
-        KeyClass(
-            frequency,
-            torch.cat([group.first for group in found]),
-            None if found[0].second is None else torch.cat([group.second for group in found]),
-        )
-        for frequency, found in sorted(by_frequency.items())
-    )
+    result = []
+    for frequency, found in sorted(by_frequency.items()):
+        seconds = [group.second for group in found if group.second is not None]
+        first = torch.cat([group.first for group in found])
+        result.append(KeyClass(frequency, first, torch.cat(seconds) if seconds else None))
+    return tuple(result)
 
 
 def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
-    """R with R^T R = moment, upper triangular; None for none."""
-    return None if moment is None else torch.linalg.cholesky(moment).mT
+    """R with R^T R = moment, upper triangular; None for none.  Raises ValueError for a matrix that has no such root."""
+    if moment is None:
+        return None
+    if not isinstance(moment, torch.Tensor) or moment.ndim != 2 or not moment.is_floating_point():
+        raise ValueError("moment is no floating-point matrix; it must come from second_moment")
+    root, failed = torch.linalg.cholesky_ex(moment)
+    if failed or not root.isfinite().all():
+        raise ValueError(f"moment {tuple(moment.shape)} is not positive definite; it must come from second_moment")
+    return root.mT
 
 
 def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given.
 
     A basis as wide as tall is left as it is, with Q = I: a QR decomposition would not make it smaller.
+    Raises ValueError where basis and root have different heights.
     """
+    if root is not None and len(root) != len(basis):
+        raise ValueError(
+            f"moment is {len(root)} x {len(root)}; this layer's inputs, with a 1 where it has biases, are {len(basis)} wide"
+        )
     r = basis if root is None else root.to(basis.dtype) @ basis
     if r.shape[1] >= r.shape[0]:
         q = torch.eye(len(r)).to(r)
@@ -256,14 +267,18 @@ def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tenso
     return (q if root is None else torch.linalg.solve_triangular(root.to(q.dtype), q, upper=True)), r
 
 
-def second_moment(layer: nn.Module, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
+def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
     """Mean of x~ x~^T over tokens, (D, D) float64, where x~ is [x, 1] for a layer with biases; see `compress`.
 
     x: (..., d), what the layer receives on typical data; damping: added to the diagonal, as a share of its mean, so that
-    directions which the sample lacks still count a little.  Raises ValueError for another width, NaN or infinity.
+    directions which the sample lacks still count a little.  Raises ValueError for another width, no tokens, NaN or infinity.
     """
-    if x.shape[-1] != layer.d_model or not x.isfinite().all():
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be finite, with d_model = {layer.d_model} as its last size")
+    if x.ndim == 0 or x.shape[-1] != layer.d_model or x.numel() == 0 or not x.isfinite().all():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; it must be finite and not empty, with d_model = {layer.d_model} as its last size"
+        )
+    if not 0 <= damping < float("inf"):
+        raise ValueError(f"damping is {damping}; it must be finite and at least 0")
     x = x.detach().reshape(-1, layer.d_model).double()
     if getattr(layer, "bias", False):
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
@@ -291,7 +306,7 @@ def factored_tensors(
 def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]:
     """The pre- and the post-softmax tensor of a layer; biases are one more row of the bases.
 
-    Raises ValueError for another module, and for normalised latents, whose bases may not be mixed.
+    Raises ValueError for another module, for normalised latents, whose bases may not be mixed, and for NaN or infinite weights.
     """
     if getattr(layer, "latent_norm", False):
         raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
@@ -301,12 +316,24 @@ def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]
         (MultiHeadLatentAttention, _of_latents),
     ):
         if isinstance(layer, kind):
+            check_weights(layer)
             pre, rotary, post = parts_of(layer)
             return Slices.of(*pre, rotary if turned else None), Slices.of(*post)
     raise ValueError(f"layer is {type(layer).__name__}; it must be one of this package's four mechanisms")
 
 
-def _of_weights(layer):
+def check_weights(layer: nn.Module) -> None:
+    """Raise ValueError if a parameter holds NaN or infinity, or no values at all (on the meta device)."""
+    for name, parameter in layer.named_parameters():
+        if parameter.is_meta or not parameter.isfinite().all():
+            held = "no values" if parameter.is_meta else "NaN or infinity"
+            raise ValueError(f"layer's {name} holds {held}; such a layer has no spectrum and no approximation")
+
+
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _of_weights(layer) -> tuple[Parts, Rotary | None, Parts]:
     """P, left, L, right before the softmax, the rotary embedding, and P, left, L, right after it; so too below."""
 
     def parts(weights):
@@ -317,7 +344,7 @@ def _of_weights(layer):
     return parts(layer.pre), layer.rotary, parts(layer.post)
 
 
-def _of_projections(layer):
+def _of_projections(layer) -> tuple[Parts, Rotary | None, Parts]:
     w_q, w_k, w_v = (with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
     h, k = layer.n_heads, layer.head_dim
     g = w_k.shape[1] // k
@@ -328,7 +355,7 @@ def _of_projections(layer):
     return (w_q, own, w_k, group), rotary, (layer.o_proj.weight.detach(), own, w_v, group)
 
 
-def _of_latents(layer):
+def _of_latents(layer) -> tuple[Parts, Rotary | None, Parts]:
     h, rope = layer.n_heads, layer.rope_dim
     w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
     left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
@@ -362,12 +389,13 @@ class Spectra:
 
     def ranks(self) -> tuple[int, int, int]:
         """How many singular values stand above the rounding floor, per mode."""
-        return tuple(numerical_rank(s) for s in (self.head, self.rows, self.columns))
+        return numerical_rank(self.head), numerical_rank(self.rows), numerical_rank(self.columns)
 
 
 def spectra(layer: nn.Module) -> tuple[Spectra, Spectra]:
     """Spectra of the pre-softmax (head, query, key) and the post-softmax tensor (head, output, value) of any layer."""
-    return tuple(spectra_of(tensor) for tensor in factored_tensors(layer))
+    pre, post = factored_tensors(layer)
+    return spectra_of(pre), spectra_of(post)
 
 
 def spectra_of(tensor: FactoredTensor) -> Spectra:
@@ -390,13 +418,20 @@ def numerical_rank(singular_values: torch.Tensor) -> int:
 
 
 def entropy_rank(singular_values: torch.Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): n for n equal ones, 1 for a single one."""
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007): n for n equal ones, 1 for a single one.
+
+    0 where all of them are zero.
+    """
+    if not singular_values.any():
+        return 0.0
     p = singular_values / singular_values.sum()
     return torch.exp(-torch.special.xlogy(p, p).sum()).item()
 
 
 def energy_rank(singular_values: torch.Tensor, share: float = 0.99) -> int:
-    """The fewest singular values that hold `share` of the sum of squares."""
+    """The fewest singular values that hold `share` of the sum of squares.  Raises ValueError for a share outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must be in (0, 1]")
     energy = (singular_values**2).cumsum(0)
     return int((energy < share * energy[-1]).sum()) + 1
 

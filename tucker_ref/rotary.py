@@ -33,6 +33,10 @@ class Llama3Scaling:
     high_frequency_factor: float = 4.0
     original_context: int = 8192
 
+    def __post_init__(self):
+        if not (self.factor > 0 and 0 < self.low_frequency_factor < self.high_frequency_factor and self.original_context > 0):
+            raise ValueError(f"{self}: factor and original_context must be positive, low_frequency_factor below the high one")
+
     def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
         turns = self.original_context * frequencies / (2 * math.pi)
         low, high = self.low_frequency_factor, self.high_frequency_factor
@@ -53,7 +57,10 @@ class Rotary(nn.Module):
     def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
         super().__init__()
         if not isinstance(frequencies, torch.Tensor):
-            frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
+            try:
+                frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
+            except (TypeError, ValueError):
+                raise ValueError(f"frequencies is {frequencies!r}; it must be a list of finite numbers, one per pair") from None
         frequencies = frequencies.to(torch.float64)
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
@@ -69,6 +76,7 @@ class Rotary(nn.Module):
             raise ValueError(
                 f"blocks {self.blocks} add up to {sum(self.blocks)}; {len(frequencies)} frequencies need {self.width}"
             )
+        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn, recurse=True):
@@ -81,9 +89,15 @@ class Rotary(nn.Module):
         """R(positions) applied to the last axis: each pair, as a complex number, times exp(i position frequency).
 
         x: (b, n, width) or (b, h, n, width); positions: (n,), or (b, n) where sequences differ.  Returns: like x.
+        Raises ValueError for another width, or positions of another shape or device.
         """
         if x.shape[-1] != self.width:
             raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {self.width} channels")
+        if positions.device != x.device or positions.shape not in (x.shape[-2:-1], (x.shape[0], x.shape[-2])):
+            raise ValueError(
+                f"positions has shape {tuple(positions.shape)} on {positions.device}; x {tuple(x.shape)} on {x.device} needs "
+                f"({x.shape[-2]},) or ({x.shape[0]}, {x.shape[-2]})"
+            )
         cos, sin = self.cos_sin(positions, x.dtype)  # ([b,] n, width / 2)
         if positions.ndim == 2 and x.ndim == 4:
             cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (b, 1, n, width / 2)
@@ -158,7 +172,7 @@ def _(positions, frequencies, dtype):
 def _schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:
     """theta_j = base^(-2j / width), j = 0 .. width/2 - 1."""
     _check_even("rotary width", width)
-    if not (math.isfinite(base) and base > 0):
+    if not isinstance(base, (int, float)) or not 0 < base < math.inf:
         raise ValueError(f"base is {base!r}; it must be a positive number")
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width)
     return frequencies if scaling is None else scaling.apply(frequencies)

@@ -78,7 +78,7 @@ def output_bias_of(layer: nn.Module) -> torch.Tensor | None:
     """The output bias of the layer's Tucker form, (d,): zeros where only queries, keys and values have biases, None without any."""
     if isinstance(layer, TuckerAttention):
         return layer.output_bias
-    if not getattr(layer, "bias", False):
+    if not isinstance(layer, MultiHeadAttention) or not layer.bias:
         return None
     return layer.o_proj.weight.new_zeros(layer.d_model) if layer.o_proj.bias is None else layer.o_proj.bias
 
@@ -99,11 +99,11 @@ def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
         rotary = layer.rotary.after_unrotated(t + t % 2)
     # Output channel (i, v) of head h: its value up-projection where i is h, else zero.
     post_core = torch.einsum("hi,hvt->hivt", heads, w_uv).reshape(h, h * v, -1)
-    if layer.shared_kv:  # values ignore the rotary channels of the shared latent
+    if not layer.shared_kv:
+        value = layer.v_a_proj.weight.T
+    else:  # values ignore the rotary channels of the shared latent
         unused = key.shape[1] - layer.kv_rank
         value, post_core = key, torch.cat([post_core, post_core.new_zeros(h, h * v, unused)], dim=2)
-    else:
-        value = layer.v_a_proj.weight.T
     # A shared latent must stay the same on both sides, and neither turned nor normalised coordinates may be mixed.
     modes = [0] + [1] * (not layer.latent_norm) + [2] * (not (layer.latent_norm or layer.shared_kv or layer.rotary))
     post_modes = [0, 1] + [2] * (not (layer.latent_norm or layer.shared_kv))
@@ -124,9 +124,10 @@ def widened(x: torch.Tensor, place: int) -> torch.Tensor:
 def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The layer's RMSNorms for query, key and value latent; the rotary key stays as it is."""
 
-    def copied(original: nn.RMSNorm) -> LatentNorm:
-        norm = LatentNorm(len(original.weight))
-        norm.weight = nn.Parameter(original.weight.detach().clone())
+    def copied(original: nn.Module) -> LatentNorm:
+        weight = original.get_parameter("weight").detach()
+        norm = LatentNorm(len(weight))
+        norm.weight = nn.Parameter(weight.clone())
         return norm
 
     value = nn.Identity() if layer.shared_kv else copied(layer.v_a_layernorm)

@@ -60,6 +60,7 @@ def multilinear_rank(tensor: np.ndarray, rtol: float | None = None) -> tuple[int
     machine epsilon of its dtype, as numpy.linalg.matrix_rank has it.
     Raises ValueError if the tensor holds NaN or infinity, or rtol is negative.
     """
+    check_array("tensor", tensor)
     if not np.isfinite(tensor).all():
         raise ValueError("tensor holds NaN or infinity; its ranks are not defined")
     if rtol is not None and not rtol >= 0:
@@ -71,9 +72,16 @@ def _without(shape: tuple[int, ...], mode: int) -> tuple[int, ...]:
     return (*shape[:mode], *shape[mode + 1 :])
 
 
+def check_array(name: str, array: np.ndarray) -> None:
+    """Raise ValueError unless this is a NumPy array of real numbers."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"{name} is {kind}; it must be a NumPy array of real numbers")
+
+
 def _check_mode(order: int, mode: int) -> None:
-    if not 0 <= mode < order:
-        raise ValueError(f"mode is {mode}; a tensor of order {order} has modes 0 to {order - 1}")
+    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < order:
+        raise ValueError(f"mode is {mode!r}; a tensor of order {order} has modes 0 to {order - 1}")
 
 
 def _check_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> None:

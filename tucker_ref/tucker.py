@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attend import attend, check_call
+from .attend import attend
 from .cache import Cache, CachedAttention, token_positions
 from .checks import check_positive, check_ranks, check_scale
 from .decomposition import TuckerTensor
@@ -26,6 +26,12 @@ class TuckerWeights(nn.Module):
 
     core: (r_0, r_1, r_2); the three factors: {"head": (n_H, r_0), name: (d, r_1), name: (d, r_2)} in mode order.
     """
+
+    head: nn.Parameter
+    query: nn.Parameter  # these two before the softmax
+    key: nn.Parameter
+    output: nn.Parameter  # these two after it
+    value: nn.Parameter
 
     def __init__(self, core: torch.Tensor, factors: dict[str, torch.Tensor]):
         super().__init__()
@@ -52,7 +58,7 @@ class TuckerWeights(nn.Module):
     def numpy(self) -> TuckerTensor:
         """The same tensor as rung 2 knows it."""
         core, *factors = (p.detach().cpu().numpy() for p in (self.core, *self.factors))
-        return TuckerTensor(core, factors)
+        return TuckerTensor(core, tuple(factors))
 
 
 class TuckerAttention(CachedAttention):
@@ -106,7 +112,7 @@ class TuckerAttention(CachedAttention):
         check_rotary(rotary, self.ranks[2], "ranks[2]")
         self.d_model, self.n_heads, self.init = d_model, n_heads, init
         self.shared_kv, self.bias, self.rotary, self.latent_norm = shared_kv, bias, rotary, latent_norm
-        self.scale = (d_model / n_heads) ** -0.5 if scale is None else float(scale)
+        self.scale = (d_model / n_heads) ** -0.5 if scale is None else scale
         check_scale(self.scale)
         self.rotates_on_reading = rotary is not None and shared_kv
 
@@ -120,9 +126,9 @@ class TuckerAttention(CachedAttention):
             torch.empty(u, o, v), {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o), "value": value}
         )
         self.output_bias = nn.Parameter(torch.empty(d_model)) if bias else None
-        self.query_norm = LatentNorm(s) if latent_norm else nn.Identity()
-        self.key_norm = LatentNorm(t) if latent_norm else nn.Identity()
-        self.value_norm = LatentNorm(v) if latent_norm and not shared_kv else nn.Identity()
+        self.query_norm: nn.Module = LatentNorm(s) if latent_norm else nn.Identity()
+        self.key_norm: nn.Module = LatentNorm(t) if latent_norm else nn.Identity()
+        self.value_norm: nn.Module = LatentNorm(v) if latent_norm and not shared_kv else nn.Identity()
         self.register_load_state_dict_post_hook(_tie)
         self.reset_parameters()
 
@@ -147,11 +153,12 @@ class TuckerAttention(CachedAttention):
         norms: for the query, key and value latents.
         """
         with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
+            (r, s, t), (u, o, v) = pre.core.shape, post.core.shape
             layer = cls(
                 len(post.output),
                 len(pre.head),
-                tuple(pre.core.shape),
-                tuple(post.core.shape),
+                (r, s, t),
+                (u, o, v),
                 shared_kv=post.value is pre.key,
                 scale=scale,
                 bias=output_bias is not None,
@@ -215,10 +222,10 @@ class TuckerAttention(CachedAttention):
         backend: str = "sdpa",
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
-        check_call(self, x, mask, backend, cache)
+        self.check_call(x, causal, mask, positions, cache, backend)
         places = None if self.rotary is None else token_positions(x, positions, cache)
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
-        factors = [self.pre.query, self.pre.key] + ([] if self.shared_kv else [self.post.value])
+        factors = (self.pre.query, self.pre.key, *(() if self.shared_kv else (self.post.value,)))
         # One product for all latents: x is read once, and so is the gradient that it gets.
         p, *kv = (x @ torch.cat(factors, dim=1)).split([factor.shape[1] for factor in factors], dim=-1)
         p = self.query_norm(p)  # (b, n, s)  the query latent

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+MOST_CLASSES = 65536  # above the largest public sets; a larger label is a mistake, and would be a row of the last layer
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def load_images(path: str | None) -> ImageData:
     source = Path(path)
     if not source.is_file():
         raise ValueError(f"--images {path}: no such file")
+    if not zipfile.is_zipfile(source):
+        raise ValueError(f"--images {path} is not a readable .npz file: it is no archive of arrays")
     try:
-        with np.load(source, allow_pickle=False) as arrays:
+        with open(source, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in NAMES if name in arrays}
     except (OSError, EOFError, ValueError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None
@@ -67,8 +70,9 @@ def load_images(path: str | None) -> ImageData:
     for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         if len(x) != len(y) or len(x) == 0 or x.shape[1] != x.shape[2]:
             raise ValueError(f"--images {path}: x_{part} {x.shape} and y_{part} {y.shape} are not labelled square images")
-        if y.min() < 0:
-            raise ValueError(f"--images {path}: y_{part} holds {y.min()}; classes count from 0")
+        if y.min() < 0 or y.max() >= MOST_CLASSES:
+            wrong = y.min() if y.min() < 0 else y.max()
+            raise ValueError(f"--images {path}: y_{part} holds {wrong}; classes count from 0 to at most {MOST_CLASSES - 1}")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(f"--images {path}: x_train {x_train.shape} and x_test {x_test.shape} are images of different sizes")
     x_train, x_test = (x[..., None] if x.ndim == 3 else x for x in (x_train, x_test))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import lzma
 import sysconfig
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def load_text(
         held_out = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
         train = [d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1]
     else:
-        train, (_, held_out) = documents, read_documents(validation)
+        train, (_, held_out) = documents, read_documents(validation, "--validation")
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = _sha256(train, held_out)
@@ -82,15 +83,19 @@ def load_text(
             "tokenizer": np.frombuffer(tokenizer.to_str().encode(), dtype=np.uint8),
         }
         write_atomically(kept, lambda file: np.savez(file, **arrays))
-    with np.load(kept) as arrays:
-        tokenizer = arrays["tokenizer"].tobytes().decode()
-        return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer)
+    try:
+        with open(kept, "rb") as file, np.load(file) as arrays:
+            tokenizer = arrays["tokenizer"].tobytes().decode()
+            return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer)
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
 
 
-def read_documents(path: str | None) -> tuple[str, list[str]]:
+def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:
     """The name of the text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
 
     Fewer than ten documents are cut at line ends into twenty or more stretches of at most 64 KiB, so that some can be held out.
+    option: what named the path, for error messages.
     """
     if path is None:
         root = Path(sysconfig.get_path("stdlib"))
@@ -98,12 +103,12 @@ def read_documents(path: str | None) -> tuple[str, list[str]]:
         files = [p for p in files if not p.name.startswith("_sysconfigdata")]  # differs from machine to machine
         return "Python standard library source", [_read(p) for p in tqdm(files, "reading source", leave=False)]
     source = Path(path)
-    if not source.exists():
-        raise ValueError(f"--text {path}: no such file or folder")
+    if not path or not source.exists():
+        raise ValueError(f"{option} {path}: no such file or folder")
     files = [source] if source.is_file() else [p for p in sorted(source.rglob("*")) if p.suffix in OPENERS and p.is_file()]
     documents = [d for p in tqdm(files, "reading text", leave=False) for d in _read(p).split(END_OF_TEXT) if d.strip()]
     if not documents:
-        raise ValueError(f"--text {path}: no text found; a file or folder of {', '.join(OPENERS)} is needed")
+        raise ValueError(f"{option} {path}: no text found; a file or folder of {', '.join(OPENERS)} is needed")
     if len(documents) < VALIDATION_SHARE:
         whole = "".join(documents)
         documents = _stretches(whole, size=min(65536, len(whole) // (2 * VALIDATION_SHARE) + 1))
@@ -162,7 +167,12 @@ def read_gpt2_tables(folder: Path) -> Tokenizer:
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"--bpe {folder}: {' and '.join(missing)} not found there")
-    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as error:  # the class that tokenizers raises
+        raise ValueError(f"--bpe {folder}: {error}") from None
+    if tokenizer.token_to_id(END_OF_TEXT) is None or tokenizer.get_vocab_size() > 2**16:
+        raise ValueError(f"--bpe {folder}: vocab.json must hold {END_OF_TEXT} and at most {2**16:,} tokens")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

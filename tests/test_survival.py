@@ -1,0 +1,81 @@
+"""Survival in small: a few kills in every kind of work, and controls that the harness notices damage and difference."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reproduce import files, records, survival
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_few_kills_are_survived_and_recorded(tmp_path):
+    places = ["--out", str(tmp_path), "--records", str(tmp_path / "records")]
+    command = [sys.executable, "-m", "reproduce", "survival", "--preset", "quick", *places]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    (record,) = records.load(tmp_path / "records")
+    for kind, kills in survival.PRESETS["quick"].items():
+        tally = record["metrics"][kind]
+        assert tally["kills"] == kills and tally["ends"] >= 1 and tally["files"] >= kills - 1
+    assert "5 " in result.stdout.splitlines()[-2] and not list(tmp_path.glob("survival-*"))
+
+
+def torn_write(path, write):
+    """What `write_atomically` must not be: in place, and in two halves."""
+    with open(path, "wb") as file:
+        write(file)
+        end = file.tell()
+        file.truncate(end // 2)
+        file.flush()
+        time.sleep(0.02)
+        file.seek(0)
+        write(file)
+
+
+def write_records_in_place(*arguments):
+    records.write_atomically = torn_write
+    survival.write_records(*arguments)
+
+
+def test_a_writer_that_writes_in_place_is_caught(tmp_path):
+    """Control: the kills do come in the middle of writing."""
+    with pytest.raises(ValueError, match="cannot be read|lost a record|the file was damaged"):
+        survival.recording(tmp_path, 30, random.Random(0), write_records_in_place)
+
+
+def write_something(folder, more):
+    records.append(folder, records.new_record("e", "p", "m", {}, {"loss": 1.0 + more}))
+
+
+def test_folders_that_differ_in_one_digit_are_told_apart(tmp_path):
+    for name, more in (("a", 0), ("b", 0), ("c", 1e-15)):
+        write_something(tmp_path / name, more)
+    survival.same_files(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match="e.p.json differs from what an uninterrupted run leaves"):
+        survival.same_files(tmp_path / "a", tmp_path / "c")
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(ValueError, match="holds \\[\\], not"):
+        survival.same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_damaged_file_is_found(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="after a kill .*a.pt cannot be read"):
+        survival.check_files(tmp_path)
+
+
+def test_parts_that_a_kill_left_are_removed_by_a_later_write(tmp_path):
+    old, young = tmp_path / "a.jsonxyz.part", tmp_path / "a.jsonabc.part"
+    for part in (old, young):
+        part.write_text("half")
+    long_ago = time.time() - files.ABANDONED - 1
+    os.utime(old, (long_ago, long_ago))
+    files.write_atomically(tmp_path / "a.json", lambda file: file.write(b"[]"))
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", young.name}  # the young one may be another run's
