@@ -20,7 +20,7 @@ from .data.text import TextData, load_text
 from .models.gpt2 import GPT2
 from .models.language_model import LanguageModel
 from .models.llama import Llama
-from .observe import observation
+from .observe import is_finite, observation
 from .options import Options
 from .plan import Plan
 from .recipe import Recipe
@@ -175,6 +175,7 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         )
     except Diverged as error:
         tqdm.write(f"{error}; recorded")
+        error.result.observations = list(filter(is_finite, error.result.observations))
         if workers.is_first:
             run.finish({"diverged_at": error.step, **about(model, error.result)}, error.result.seconds)
         return workers.wait()
