@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help install reproduce test figures lint mutation fuzz versions clean
+.PHONY: help install reproduce test book figures lint mutation fuzz versions clean
 
 help:
 	@echo "make reproduce   train and measure everything at smoke scale; tables, records and figures go to out/"
 	@echo "make test        run all tests"
+	@echo "make book        build the tutorials and the API as web pages: out/book/index.html"
 	@echo "make figures     redraw paper_figures/images from the committed records"
 	@echo "make lint        check style and types"
 	@echo "make mutation    put faults into the library one by one: do the tests notice? (an hour or two)"
@@ -24,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@printf "installing into $(VENV), a minute or two "; \
 	(while sleep 2; do printf .; done) & dots=$$!; trap "kill $$dots" EXIT; \
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch && \
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[reproduce,dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[reproduce,tutorials,dev]'
 	@echo " done"
 	@touch $@
 
@@ -39,7 +40,13 @@ test: install
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov
-	@if ls tutorials/*.ipynb >/dev/null 2>&1; then $(RUN) -m pytest --nbval-lax tutorials; fi
+	$(RUN) -m pytest --nbval-lax tutorials
+
+book: install
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book]'
+	rm -rf out/book
+	$(RUN) -m sphinx -q -W --keep-going -c tutorials/book tutorials out/book
+	$(RUN) -m tutorials.book.check out/book
 
 figures: install
 	$(RUN) -m paper_figures

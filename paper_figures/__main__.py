@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from reproduce import records
+from reproduce import gpt2_report, records
 
 from . import diagram, figures, style
 
@@ -40,8 +40,15 @@ def draw_all(folder: Path, out: Path) -> None:
     for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
         if runs := found(experiment, "smoke"):
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
-    if runs := found("table2", "gpu-sweep"):
+    if runs := gpt2_report.sweep_runs(records.load(folder)):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
+    shown = (
+        "Tucker [8,128,128]",
+        "Tucker [8,128,128], cores at a quarter of the rate",
+        "Tucker [8,128,128], warm-up four times longer",
+    )
+    if runs := [r for r in found("ablations", "gpu-sweep") if r["method"] in shown]:
+        figures.breaking_down(runs, out / "breaking_down_gpt2.png")
     if runs := found("spectra", "smoke"):
         figures.singular_values(runs, out / "spectra_smoke.png")
     if runs := found("compress", "smoke"):

@@ -71,21 +71,48 @@ def loss_curves(records: list[dict], title: str, path: Path) -> None:
 
 
 def learning_rates(records: list[dict], path: Path) -> None:
-    """Validation loss against peak learning rate, one line per row."""
-    figure, ax = plt.subplots(figsize=(7.2, 4.2))
+    """Validation loss against peak learning rate, one line per row, one panel per length of warm-up."""
+    warmups = sorted({r["config"]["train"]["warmup_steps"] for r in records})
+    figure, axes = plt.subplots(1, len(warmups), figsize=(4.6 * len(warmups), 4.2), sharex=True, sharey=True, squeeze=False)
     labels = list(dict.fromkeys(r["method"] for r in records))
     styles = lines_of(labels)
-    for label in labels:
-        group = [r for r in records if r["method"] == label]
-        points = sorted((r["config"]["train"]["learning_rate"], r["metrics"]["validation_loss"]) for r in group)
-        ax.plot(*zip(*points), marker=MARKERS[mechanism(label)], markersize=5, label=label, **styles[label])
     rates = sorted({r["config"]["train"]["learning_rate"] for r in records})
-    ax.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss (nats per token)")
-    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    ax.minorticks_off()
+    for ax, warmup in zip(axes[0], warmups):
+        for label in labels:
+            group = [r for r in records if (r["method"], r["config"]["train"]["warmup_steps"]) == (label, warmup)]
+            points = sorted((r["config"]["train"]["learning_rate"], r["metrics"]["validation_loss"]) for r in group)
+            ax.plot(*(zip(*points) if points else ([], [])), marker=MARKERS[mechanism(label)], label=label, **styles[label])
+        ax.set(
+            xscale="log",
+            xlabel="peak learning rate",
+            title=f"warm-up {warmup} of {records[0]['config']['train']['steps']:,} steps",
+        )
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("validation loss (nats per token)")
+    axes[0, -1].legend()
     tokens = records[0]["metrics"]["tokens_seen"] / 1e6
-    ax.set_title(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, one seed")
-    ax.legend()
+    figure.suptitle(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, one seed")
+    save(figure, path)
+
+
+def breaking_down(records: list[dict], path: Path) -> None:
+    """How the largest logit and the training loss go in runs of one row that are trained differently."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.2))
+    for number, r in enumerate(records):
+        t, seen = r["config"]["train"], r["metrics"]["observations"]
+        row, _, change = r["method"].partition("], ")
+        label = f"{change or 'as it is'}, rate {t['learning_rate']:g}"
+        style = {"color": f"C{number}", "linewidth": 1.6}
+        left.plot([o["step"] for o in seen], [o["largest_logit"] for o in seen], **style)
+        right.plot(*zip(*[point[:2] for point in r["metrics"]["curve"]]), label=label, **style)
+    left.set(yscale="log", xlabel="step", ylabel="largest logit, all layers", title="attention logits")
+    right.set(xlabel="step", ylabel="training loss (nats per token)", title="training loss", ylim=(None, 9))
+    right.legend(fontsize=8)
+    name = row.removesuffix("]") + "]"
+    figure.suptitle(
+        f"How {name} breaks down at high rates, and two cures: GPT-2's shape, REDUCED BUDGET, one seed", fontsize=11
+    )
     save(figure, path)
 
 

@@ -1,6 +1,7 @@
 """The command line: `python -m reproduce --help`."""
 
 import argparse
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ from . import (
     table3,
     versions,
 )
+from .data.prepared import SOURCES, prepare
+from .distributed import SHARDINGS, Workers, started
 from .generation import generate
 from .language import load_model
 from .options import Options
@@ -55,6 +58,7 @@ EXPERIMENTS = {
     "fuzz": fuzz,
     "versions": versions,
 }
+TOGETHER = ("table2", "table3", "figure3")  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
 PRESETS = sorted({"smoke"}.union(*(getattr(module, "PRESETS", ()) for module in EXPERIMENTS.values())))
@@ -66,6 +70,9 @@ examples:
   python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
   python -m reproduce compress --model gpt2 --text novel.txt --ranks "12,256,256;8,128,128"
   python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
+  python -m reproduce prepare openwebtext --out data/openwebtext
+  python -m reproduce table2 --preset paper --dry-run --gpus 8     batches, steps, memory, and whose settings they are
+  torchrun --nproc-per-node 8 -m reproduce table2 --preset paper --text data/openwebtext
   python -m reproduce report                           every table, from the committed records
   python -m reproduce claims --records out/records     every claim of the paper with its verdict, from your own runs
 
@@ -78,6 +85,8 @@ def main() -> int:
     try:
         if options.command == "generate":
             write_text(options)
+        elif options.command == "prepare":
+            prepare(options.text, options.out, options.files, options.bpe)
         elif options.command in ("report", "claims"):
             found = records.load(options.records)
             if not found:
@@ -100,12 +109,25 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> None:
     check_device(options.device)
+    with started(options.device, options.micro_batch, options.sharding) as (workers, device):
+        if (workers.count > 1 or options.dry_run) and options.command not in TOGETHER:
+            raise ValueError(f"{options.command} knows neither torchrun nor --dry-run; they are for {', '.join(TOGETHER)}")
+        if options.gpus and not options.dry_run:
+            raise ValueError(
+                "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8 -m reproduce ..."
+            )
+        if options.gpus:
+            workers = dataclasses.replace(workers, count=options.gpus)
+        run_with(options, workers, device)
+
+
+def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None:
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     chosen = Options(
         preset=options.preset,
         out=options.out,
         records=options.records,
-        device=options.device,
+        device=device,
         rows=labels(options.rows),
         seeds=options.seeds,
         learning_rate=options.learning_rate,
@@ -118,6 +140,9 @@ def run(options: argparse.Namespace) -> None:
         model=options.model,
         ranks=options.ranks,
         save=options.save,
+        workers=workers,
+        dry_run=options.dry_run,
+        gpu_memory=options.gpu_memory,
     )
     for name in names:
         module = EXPERIMENTS[name]
@@ -126,7 +151,8 @@ def run(options: argparse.Namespace) -> None:
                 f"{name} has no preset {options.preset!r}; it has {', '.join(getattr(module, 'PRESETS', ['smoke']))}"
             )
         module.run(chosen)
-    print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
+    if not options.dry_run:
+        print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
 
 
 def check_device(name: str) -> None:
@@ -148,6 +174,7 @@ def parse() -> argparse.Namespace:
     for name, module in EXPERIMENTS.items():
         add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
     add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(NOT_IN_ALL)}, one after the other"))
+    add_prepare_arguments(commands.add_parser("prepare", help="tokenise a text too large for memory, for --text"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
         command = commands.add_parser(name, help=text)
@@ -159,7 +186,9 @@ def parse() -> argparse.Namespace:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", choices=PRESETS, default="smoke", help="the scale (default: smoke, minutes on a CPU)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="smoke", help="the scale (default: smoke, minutes on a CPU; paper: days)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")
@@ -170,10 +199,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
     )
-    parser.add_argument("--text", help="training text: .txt, .gz, .xz or a folder (default: the standard library's source)")
+    parser.add_argument(
+        "--text",
+        help="training text: .txt, .gz, .xz, a folder of them, or one that `prepare` wrote (default: the standard library's source)",
+    )
     parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
-    parser.add_argument("--images", help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits)")
+    parser.add_argument(
+        "--images",
+        help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits); in the preset paper a folder with "
+        "train/CLASS/*.jpg and validation/CLASS/*.jpg (default: ImageNet-1k from the Hugging Face hub)",
+    )
+    workers = parser.add_argument_group("for table2, table3 and figure3 on many GPUs, started with torchrun")
+    workers.add_argument(
+        "--micro-batch", type=positive, help="sequences or images that a worker takes at a time (default: the preset's)"
+    )
+    workers.add_argument(
+        "--sharding", choices=SHARDINGS, help="the model whole on every worker, or a part (default: fsdp from 500M parameters)"
+    )
+    workers.add_argument("--dry-run", action="store_true", help="print batches, steps, memory and settings; train nothing")
+    workers.add_argument("--gpus", type=positive, help="for --dry-run: how many GPUs (default: the workers of torchrun)")
+    workers.add_argument("--gpu-memory", type=float, default=80.0, help="for --dry-run: of each GPU, in GB (default: 80)")
     models = parser.add_argument_group("for compress and spectra")
     models.add_argument(
         "--model",
@@ -183,6 +229,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--ranks", type=triples, default=(), help='for compress: "8,64,64;8,32,32" (default: a range of budgets)'
     )
     models.add_argument("--save", type=Path, help="for compress: write the compressed model to this .safetensors file")
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", help=f"{' or '.join(SOURCES)}, from the Hugging Face hub; or any name for the text of --files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokens; the same command goes on after a crash")
+    parser.add_argument("--files", help='a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"')
+    parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: from the hub)")
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:

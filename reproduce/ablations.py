@@ -16,6 +16,7 @@ RECIPES = (
     Recipe("factors at a quarter of the rate", factor_rate=0.25),
     Recipe("factors kept orthonormal", retracted=True),
     Recipe("decay of the product", product_decay=True),
+    Recipe("cores at a quarter of the rate with the longer warm-up", core_rate=0.25, warmup=4),
     Recipe("warm-up four times longer", warmup=4),
 )
 ROW = "Tucker [8,128,128]"  # the one that broke down

@@ -4,7 +4,7 @@ are converted to GQA, MLA and Tucker at several budgets, and each conversion is 
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data.images import ImageData, load_images
+from .distributed import ALONE, Workers
 from .language import model_path
 from .models.vit import ViT
 from .options import Options
@@ -75,7 +76,7 @@ PRESETS = {
             Row("MHA"),
             *(Row("GQA", n_kv_heads=groups) for groups in (6, 3, 2, 1)),
             *(Row("MLA", latent=latent, shared_kv=True) for latent in (128, 64, 32, 16)),
-            *(Row("Tucker", ranks=ranks) for ranks in ((12, 128, 128), (8, 64, 64), (8, 32, 32), (6, 16, 16))),
+            *(Row("Tucker", ranks=ranks) for ranks in ((12, 128, 128), (8, 64, 64), (8, 32, 32), (8, 24, 24), (6, 16, 16))),
         ),
         pretrain=TrainConfig(
             steps=3000,
@@ -102,11 +103,18 @@ PRESETS = {
         epochs=3,
         seeds=(0, 1, 2, 3, 4),
     ),
+    "paper": None,  # other models and other data: figure3_paper.py
 }
 
 
 def run(options: Options) -> None:
     """Per seed one record of the pretrained model and one per row.  --steps and --learning-rate are those of the fine-tuning."""
+    if options.preset == "paper":
+        from . import figure3_paper  # it opens models, and what opens models knows this module
+
+        return figure3_paper.run(options)
+    if options.workers.count > 1 or options.dry_run:
+        raise ValueError("figure3 knows torchrun and --dry-run in its preset paper alone")
     preset = PRESETS[options.preset]
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)
@@ -144,7 +152,7 @@ def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -
     write_model(path, model, {"vit": json.dumps(shape), "run": this.identity})
     this.finish(
         {
-            **accuracy(model, data, this.options.device),
+            **judged(model, data, this.options.device),
             "images_seen": settings.steps * settings.batch_size,
             "attention_parameters": count_parameters(block.attention for block in model.blocks),
             "curve": result.curve,
@@ -158,12 +166,12 @@ def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, first_step
     """Convert every layer, measure, fine-tune, measure again, record."""
     for block in model.blocks:
         block.attention = row.converted(block.attention)
-    at_once = accuracy(model, data, this.options.device)
+    at_once = judged(model, data, this.options.device)
     batch_at = batches(data, settings, this.seed, first_step)
     result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
     this.finish(
         {
-            **accuracy(model, data, this.options.device),
+            **judged(model, data, this.options.device),
             "converted": at_once,
             "images_seen": settings.steps * settings.batch_size,
             "attention_parameters": count_parameters(block.attention for block in model.blocks),
@@ -210,15 +218,25 @@ def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float() / pixel_range * 2 - 1
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: ImageData, device: str, batch_size: int = 500) -> dict:
-    """Share of test images whose class is the model's first guess (top1), or among its first five (top5)."""
+def judged(model: nn.Module, data: ImageData, device: str, batch_size: int = 500) -> dict:
+    """The model's accuracy on the test images."""
     model.eval()
-    hits = []
-    for start in range(0, len(data.x_test), batch_size):
-        images = torch.from_numpy(data.x_test[start : start + batch_size]).to(device)
-        logits = model(as_input(images, data.pixel_range))
-        labels = torch.from_numpy(data.y_test[start : start + batch_size]).to(device)
-        hits.append(logits.topk(min(5, data.n_classes)).indices == labels[:, None])  # (b, 5)
-    hits = torch.cat(hits)
-    return {"top1": hits[:, 0].float().mean().item(), "top5": hits.any(dim=1).float().mean().item()}
+    pairs = (torch.from_numpy(data.x_test).split(batch_size), torch.from_numpy(data.y_test).split(batch_size))
+    return accuracy(lambda images: model(as_input(images, data.pixel_range)), zip(*pairs), device)
+
+
+@torch.no_grad()
+def accuracy(
+    logits_of: Callable[[torch.Tensor], torch.Tensor], batches: Iterable, device: str, workers: Workers = ALONE
+) -> dict:
+    """Share of images whose class is the first guess (top1), or among the first five (top5), over all workers.
+
+    batches: images as logits_of takes them, and labels (b,); of several workers this one's.
+    """
+    counts = torch.zeros(3, dtype=torch.float64, device=device)  # first guesses, first five, images
+    for images, labels in batches:
+        logits = logits_of(images.to(device))
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels.to(device)[:, None]  # (b, 5)
+        counts += torch.stack([hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)])
+    top1, top5, images = workers.mean(counts).tolist()
+    return {"top1": top1 / images, "top5": top5 / images}

@@ -15,12 +15,14 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
+from .data.prepared import is_prepared, open_prepared
 from .data.text import TextData, load_text
 from .models.gpt2 import GPT2
 from .models.language_model import LanguageModel
 from .models.llama import Llama
-from .observe import observation
+from .observe import is_finite, observation
 from .options import Options
+from .plan import Plan
 from .recipe import Recipe
 from .rows import Row
 from .runs import Run, override
@@ -33,7 +35,8 @@ from .training import Diverged, TrainConfig, TrainResult, train
 class LanguagePreset:
     """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
     learning_rates: by row label, in place of the one in `train`: each row's own best; observe_every: steps between looks at norms
-    and logits (observe.py), 0 for none.
+    and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker takes at a time, None for no limit;
+    text: the prepared text that has to be named with --text, None if the built-in one will do.
     """
 
     narrower: int
@@ -46,6 +49,8 @@ class LanguagePreset:
     keep_models: bool = True
     learning_rates: dict[str, float] = field(default_factory=dict)
     observe_every: int = 0
+    micro_batch: int | None = None
+    text: str | None = None
 
 
 def build_model(config: dict) -> LanguageModel:
@@ -57,6 +62,68 @@ def build_model(config: dict) -> LanguageModel:
     return Llama(config["vocab_size"], *shape, lambda d, h: row.build(d, h, config["rope_base"]))
 
 
+def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Options) -> TrainConfig:
+    """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change."""
+    rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
+    return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+
+
+def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
+    """What defines this row's model, for its record and for `build_model`.  model: as in `train_rows`."""
+    return {
+        **model,
+        "row": row.config(),
+        "attention": row.narrowed(preset.narrower).config(),
+        "d_model": model["d_model"] // preset.narrower,
+        "n_layers": preset.n_layers,
+        "context": preset.context,
+        "vocab_size": vocab_size,
+    }
+
+
+def read_text(preset: LanguagePreset, options: Options) -> TextData:
+    """The tokens to train on: those of a prepared folder, or of a text that fits into memory."""
+    if preset.text and options.text is None:
+        raise ValueError(
+            f"--preset {options.preset} is trained on {preset.text}: name a folder with --text that "
+            f"`python -m reproduce prepare {preset.text} --out FOLDER` wrote"
+        )
+    if is_prepared(options.text):
+        return open_prepared(options.text)
+    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+
+
+def plan_of(
+    experiment: str,
+    rows: list[tuple[Row, Recipe]],
+    model: dict,
+    preset: LanguagePreset,
+    options: Options,
+    known: tuple,
+    ours: tuple,
+) -> Plan:
+    """What `train_rows` would take, for --dry-run.  known, ours: settings that the paper tells, and those that we chose."""
+    configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
+    settings = settings_of(*rows[0], preset, options)
+    return Plan(
+        experiment=experiment,
+        title=f"{experiment}, preset {options.preset},",
+        data=preset.text or "the text of --text",
+        labels=tuple(configs),
+        build=lambda label: build_model(configs[label]),
+        block=lambda label: build_model(configs[label] | {"n_layers": 1, "vocab_size": 1}).blocks[0],
+        settings=settings,
+        samples="sequences",
+        tokens=preset.context,
+        outputs=preset.context * preset.vocab_size,
+        seeds=options.seeds or preset.seeds,
+        largest_micro_batch=preset.micro_batch,
+        shape={name: next(iter(configs.values()))[name] for name in ("model", "d_model", "n_layers", "context", "vocab_size")},
+        known=known,
+        ours=ours,
+    )
+
+
 def train_rows(
     experiment: str,
     rows: Iterable[tuple[Row, Recipe]],
@@ -65,25 +132,15 @@ def train_rows(
     options: Options,
 ) -> None:
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
-    data = load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+    data = read_text(preset, options)
     for part in ("train", "validation"):
         if (found := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {found} {part} tokens are fewer than one window of {preset.context + 1}")
     for row, recipe in rows:
-        rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
-        settings = recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
-        changes = recipe.config()
-        config = {
-            **model,
-            "row": row.config(),
-            "attention": row.narrowed(preset.narrower).config(),
-            "d_model": model["d_model"] // preset.narrower,
-            "n_layers": preset.n_layers,
-            "context": preset.context,
-            "vocab_size": data.vocab_size,
-            "train": dataclasses.asdict(settings),
-            **({"recipe": changes} if changes else {}),
-        }
+        settings, changes = settings_of(row, recipe, preset, options), recipe.config()
+        config = config_of(row, model, preset, data.vocab_size) | {"train": dataclasses.asdict(settings)}
+        if changes:
+            config["recipe"] = changes
         method = f"{row.label}, {recipe.name}" if changes else row.label
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, method, config, seed, data.describe())
@@ -94,26 +151,38 @@ def train_rows(
 def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
     """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such."""
     config, context = run.config, run.config["context"]
-    torch.manual_seed(run.seed)
-    model = build_model(config)
-    recipe.prepare(model)
-    model = model.to(run.options.device)
+
+    def fresh():
+        torch.manual_seed(run.seed)
+        model = build_model(config)
+        recipe.prepare(model)
+        return model.to(run.options.device)
+
+    model = fresh()
+    workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
 
     def batch_at(step):
-        return (batch_of(data.train, step, run.seed, settings.batch_size, context),)
+        rows = workers.rows(settings.batch_size)
+        return (batch_of(data.train, step, run.seed, settings.batch_size, context, rows),)
 
     def observe(step):
-        if preset.observe_every and step % preset.observe_every == 0:
+        if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
             return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
 
-    optimizer = recipe.optimizer(model, settings)
     try:
-        result = train(model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, optimizer)
+        result = train(
+            model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, recipe.optimizer, workers
+        )
     except Diverged as error:
         tqdm.write(f"{error}; recorded")
-        run.finish({"diverged_at": error.step, **about(model, error.result)}, error.result.seconds)
-        return
-    metrics = validate(model, data, context, settings.batch_size, preset.validation_tokens, settings.precision, run.title)
+        error.result.observations = list(filter(is_finite, error.result.observations))
+        if workers.is_first:
+            run.finish({"diverged_at": error.step, **about(model, error.result)}, error.result.seconds)
+        return workers.wait()
+    model = workers.unsharded(model, fresh)
+    if not workers.is_first:
+        return workers.wait()
+    metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         save_model(model_path(run.options.out, run.title), model, config, data.tokenizer)
@@ -123,9 +192,11 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
             "tokens_seen": tokens_seen,
             "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds else None,
             **about(model, result),
+            "workers": workers.describe(settings.batch_size),
         },
         result.seconds,
     )
+    workers.wait()
 
 
 def about(model: LanguageModel, result: TrainResult) -> dict:
@@ -139,9 +210,14 @@ def about(model: LanguageModel, result: TrainResult) -> dict:
     }
 
 
-def batch_of(tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int) -> torch.Tensor:
-    """The random windows of one training step, a function of (seed, step) alone.  Returns: (batch, context + 1) int64."""
-    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)
+def batch_of(
+    tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int, rows: slice = slice(None)
+) -> torch.Tensor:
+    """The random windows of one training step, a function of (seed, step) alone; of these the given rows.
+
+    Returns: (rows, context + 1) int64.
+    """
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)[rows]
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
 
 

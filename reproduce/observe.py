@@ -1,6 +1,7 @@
 """What goes on inside a model while it trains: norms of weights and gradients by kind, sizes of activations, the largest logit."""
 
 import contextlib
+import math
 from unittest import mock
 
 import torch
@@ -46,6 +47,11 @@ def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
         "activations": {name: _digits(size) for name, size in largest.items()},
         "largest_logit": _digits(logit),
     }
+
+
+def is_finite(seen: dict) -> bool:
+    """Whether an observation holds numbers only, which records want."""
+    return all(is_finite(value) if isinstance(value, dict) else math.isfinite(value) for value in seen.values())
 
 
 def _raise(largest: dict, name: str, value: torch.Tensor) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from .distributed import ALONE, Workers
+
 
 @dataclass(frozen=True)
 class Options:
@@ -11,6 +13,8 @@ class Options:
     rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps, warmup_steps: in place
     of the preset's, if given; text, validation, bpe, images: paths in place of the built-in data; device: as torch names it;
     model: whose attention to look at; ranks: to compress it to; save: where the compressed model goes.
+    workers: those that train together, this one among them; dry_run: say what a run would take instead of running it;
+    gpu_memory: of one GPU in GB, for the dry run.
     """
 
     preset: str
@@ -29,3 +33,6 @@ class Options:
     model: str | None = None
     ranks: tuple[tuple[int, int, int], ...] = ()
     save: Path | None = None
+    workers: Workers = ALONE
+    dry_run: bool = False
+    gpu_memory: float = 80.0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import robustness_report
 from .files import write_atomically
+from .gpt2_report import ablation_table, budget_tables, sweep_table
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
@@ -34,7 +35,10 @@ def render(records: list[dict]) -> str:
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment:
                 try:
-                    sections += draw[preset if preset in draw else "runs"](group)
+                    if (name, preset) in TOGETHER:
+                        sections += TOGETHER[name, preset](records)
+                    else:
+                        sections += draw[preset if preset in draw else "runs"](group)
                 except (KeyError, TypeError) as error:
                     raise ValueError(f"{name}.{preset}.json: a record lacks what its table shows: {error}") from error
     return "\n\n".join(sections)
@@ -74,8 +78,6 @@ def table2_sizes(records: list[dict]) -> list[str]:
 
 
 def table2_runs(records: list[dict]) -> list[str]:
-    if records[0]["preset"].endswith("sweep"):
-        return [sweep_table(records)]
     return loss_table("Table 2, GPT-2", by_row(records), paper_width=768)
 
 
@@ -85,48 +87,32 @@ def table3_runs(records: list[dict]) -> list[str]:
 
 def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> list[str]:
     example = next(iter(runs.values()))[0]
+    rates = {label: group[0]["config"]["train"]["learning_rate"] for label, group in runs.items()}
+    own = len(set(rates.values())) > 1
     rows = []
     for label, group in runs.items():
         metrics = [r["metrics"] for r in group]
         rows.append(
             [
                 label,
+                *([f"{rates[label]:g}"] if own else []),
                 f"{metrics[0]['attention_parameters']:,}",
                 f"{metrics[0]['cache_per_token']:,}",
                 mean_and_spread([m["validation_loss"] for m in metrics], 3),
                 mean_and_spread([m["bits_per_byte"] for m in metrics], 3),
             ]
         )
-    c, t = example["config"], example["config"]["train"]
+    c = example["config"]
     scale = (
         f"**{title}, validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, "
         f"N {c['context']}, {example['metrics']['tokens_seen'] / 1e6:.2f}M training tokens.** The rows are named as in the paper; "
         f"all widths and ranks but the head rank are divided by {paper_width // c['d_model']}. "
         "The paper's losses are not available to us."
     )
-    header = ["row, narrowed", "attention parameters", "cached per token", "validation loss (nats/token)", "bits per byte"]
-    return [scale, markdown(header, rows), provenance(example, f"learning rate {t['learning_rate']:g} for every row")]
-
-
-def sweep_table(records: list[dict]) -> str:
-    rates = sorted({r["config"]["train"]["learning_rate"] for r in records})
-    losses = defaultdict(list)
-    for r in records:
-        losses[r["method"], r["config"]["train"]["learning_rate"]].append(r["metrics"]["validation_loss"])
-    labels = dict.fromkeys(r["method"] for r in records)
-    rows = []
-    for label in labels:
-        best = min(statistics.mean(found) for (row, _), found in losses.items() if row == label)
-        cells = [mean_and_spread(losses[label, rate], 3) if (label, rate) in losses else "not run" for rate in rates]
-        at_best = [(label, rate) in losses and statistics.mean(losses[label, rate]) == best for rate in rates]
-        rows.append([label, *(f"**{cell}**" if chosen else cell for cell, chosen in zip(cells, at_best))])
-    title = (
-        "**Learning-rate sweep for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: "
-        f"{records[0]['metrics']['tokens_seen'] / 1e6:.1f}M training tokens; validation loss in nats/token, each row's best in bold.**"
-    )
-    table = markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], rows)
-    commands = ", ".join(f"`{c}`" for c in dict.fromkeys(r["command"] for r in records))
-    return "\n\n".join([title, table, provenance(records[0], command=commands)])
+    header = ["row, narrowed", *(["rate"] if own else []), "attention parameters", "cached per token"]
+    header += ["validation loss (nats/token)", "bits per byte"]
+    said = "each row at its own learning rate" if own else f"learning rate {rates.popitem()[1]:g} for every row"
+    return [scale, markdown(header, rows), provenance(example, said)]
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -335,8 +321,9 @@ def spectra_runs(records: list[dict]) -> list[str]:
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
         return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
     c = records[0]["config"]
+    scale = "at the paper's shape, REDUCED BUDGET" if c["d_model"] == 768 else "at REDUCED SCALE, not the paper's"
     title = (
-        f"**Effective ranks of trained layers at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_heads']} heads, "
+        f"**Effective ranks of trained layers {scale}: d {c['d_model']}, {c['n_heads']} heads, "
         f"{c['n_layers']} layers, {c['train']['steps']} steps.** exp(entropy) of the singular values of each unfolding, mean over "
         "layers; in brackets before training; then how many there are."
     )
@@ -440,6 +427,7 @@ DRAW = {
     "exactness": {"float64": exactness_cells},
     "table1": {"sizes": table1_sizes},
     "table2": {"sizes": table2_sizes, "runs": table2_runs},
+    "ablations": {"runs": lambda records: []},
     "spectra": {"runs": spectra_runs},
     "table3": {"sizes": table3_sizes, "runs": table3_runs},
     "compress": {"runs": compress_runs},
@@ -447,6 +435,11 @@ DRAW = {
     "figure3": {"runs": figure3_runs},
     "decode": {"runs": decode_runs},
     "speed": {"runs": speed_tables},
+}
+TOGETHER = {  # drawn from several experiments' records
+    ("table2", "gpu-sweep"): sweep_table,
+    ("table2", "gpu"): budget_tables,
+    ("ablations", "gpu-sweep"): ablation_table,
 }
 
 

@@ -12,6 +12,8 @@ from .records import append, done, new_record, run_id
 from .rows import Row
 from .training import TrainConfig
 
+SHARED = "the folders of --out, --records and the data must be the same for all of them"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,8 +39,14 @@ class Run:
         return f"{self.experiment} {self.method} seed {self.seed}"
 
     def is_done(self) -> bool:
-        """Whether it is on record; says so, since the user may wonder why nothing happens."""
+        """Whether it is on record; says so, since the user may wonder why nothing happens.
+
+        Raises ValueError unless all workers know the same run of the same data.
+        """
         known = done(self.options.records, self.identity)
+        self.options.workers.agree(
+            (self.identity, known), f"{self.title}: the workers do not read the same data and records; {SHARED}"
+        )
         if known:
             tqdm.write(f"{self.title}: on record already, skipped ({self.options.records}, id {self.identity})")
         return known

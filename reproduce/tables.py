@@ -28,6 +28,11 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({len(values)})"
 
 
+def counted(number: int, thing: str) -> str:
+    """ "1 worker", "8 workers"."""
+    return f"{number:,} {thing}{'s' if number > 1 else ''}"
+
+
 def difference(ours: float, paper: float) -> str:
     """ours / paper - 1 in per cent, signed."""
     return f"{100 * (ours / paper - 1):+.1f} %"

@@ -5,7 +5,6 @@ that was killed and resumed takes the same steps as one that was not.
 """
 
 import dataclasses
-import io
 import json
 import math
 import time
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .distributed import ALONE, Workers, accumulating, clip_gradients, gathered, sharded_like
 from .files import write_atomically
 
 
@@ -92,30 +92,38 @@ def train(
     checkpoint: Path,
     title: str,
     observe: Callable[[int], dict | None] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer] = make_optimizer,
+    workers: Workers = ALONE,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
-    batch_at(step): the tensors of that step's batch; loss_of(model, *batch): their mean loss, a scalar tensor;
+    batch_at(step): the tensors of that step's batch, of several workers this one's rows;
+    loss_of(model, *batch): their mean loss, a scalar tensor;
     observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
-    optimizer: of the model's parameters, by default `make_optimizer`'s; a group's "share" multiplies its learning rate.
-    Raises ValueError if the checkpoint belongs to another configuration or is damaged, Diverged on a loss or gradient that is not finite.
+    optimizer(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
+    workers: those that train together; each calls this with the same arguments.
+    Raises ValueError if the checkpoint belongs to another configuration, is damaged, or is not there for all workers; Diverged on
+    a loss or gradient that is not finite.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
     """
     device = next(model.parameters()).device
-    optimizer = make_optimizer(model, config) if optimizer is None else optimizer
-    first_step, result = 0, TrainResult([], 0.0)
-    if checkpoint.exists():
-        first_step, result = _load(checkpoint, model, optimizer, config)
     if config.compiled:
         torch.compiler.reset()  # each model gets a compilation of its own; without this the ninth falls back to eager
         model.compile_parts()
+    if workers.micro_batch:
+        tqdm.write(f"{title}: {workers.in_words(config.batch_size)}")
+    loss = workers.shared(model, loss_of)
+    optimizer = optimizer(model, config)
+    first_step, result = 0, TrainResult([], 0.0)
+    if checkpoint.exists():
+        first_step, result = _load(checkpoint, model, optimizer, config)
+    workers.agree(first_step, f"{checkpoint} is not the same file for all workers; they need one folder for --out")
     losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
     started = time.perf_counter()
 
     def save(step: int) -> None:
         total = result.seconds + time.perf_counter() - started
-        _save(checkpoint, model, optimizer, config, step, dataclasses.replace(result, seconds=total))
+        _save(checkpoint, model, optimizer, config, step, dataclasses.replace(result, seconds=total), workers)
 
     model.train()
     with tqdm(range(first_step, config.steps), title, initial=first_step, total=config.steps, mininterval=0.5) as progress:
@@ -125,19 +133,22 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate_at(step, config) * group.get("share", 1.0)
                 batch = [tensor.to(device, non_blocking=True) for tensor in batch_at(step)]
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-                    loss = loss_of(model, *batch)
+                parts = workers.micro_batches(batch)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                for number, part in enumerate(parts, 1):
+                    with accumulating(loss, last=number == len(parts)):
+                        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+                            share = loss(*part) / len(parts)
+                        share.backward()
+                    losses += share.detach()
                 if observe is not None and (seen := observe(step)):
                     result.observations.append({"step": step, **seen})
-                norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+                norm = clip_gradients(model.parameters(), config.gradient_clip)
                 optimizer.step()
-                losses += loss.detach()
                 torch.maximum(largest_norm, norm, out=largest_norm)
                 finished = step + 1
                 if finished % config.log_every == 0 or finished == config.steps:
-                    mean = losses.item() / ((finished - 1) % config.log_every + 1)
+                    mean = workers.mean(losses).item() / ((finished - 1) % config.log_every + 1)
                     if not (math.isfinite(mean) and largest_norm.isfinite()):
                         message = f"{title}: the loss is {mean} and the gradient norm {largest_norm.item()} at step {finished}"
                         result.seconds += time.perf_counter() - started
@@ -156,22 +167,23 @@ def train(
     return result
 
 
-def _save(path, model, optimizer, config, step, result) -> None:
+def _save(path, model, optimizer, config, step, result, workers) -> None:
     state = {
         "config": json.dumps(dataclasses.asdict(config)),
         "step": step,
         "curve": result.curve,
         "seconds": result.seconds,
         "observations": result.observations,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": gathered(model.state_dict(), keep=workers.is_first),
+        "optimizer": gathered(optimizer.state_dict(), keep=workers.is_first),
     }
-    write_atomically(path, lambda file: torch.save(state, file))
+    if workers.is_first:
+        write_atomically(path, lambda file: torch.save(state, file))
 
 
 def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     try:
-        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # workers of one machine share its pages
         kept, step = json.loads(state["config"]), state["step"]
         result = TrainResult(state["curve"], state["seconds"], state["observations"])
     except Exception as error:
@@ -180,8 +192,12 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
         changed = [k for k, v in dataclasses.asdict(config).items() if kept.get(k) != v]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
     try:
-        model.load_state_dict(state["model"])
+        own = model.state_dict()
+        model.load_state_dict({name: sharded_like(own[name], tensor) for name, tensor in state["model"].items()})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, moments in state["optimizer"]["state"].items():
+            moments |= {name: sharded_like(parameters[number], tensor) for name, tensor in moments.items()}
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path} holds the weights of another model; delete it to start again") from error
     return step, result

@@ -45,6 +45,7 @@ def test_a_changed_record_changes_the_report():
     assert len(before) == len(after)
     below = before[1:] + [""]
     rows = [i for i, line in enumerate(before) if line.startswith("| ") and not below[i].startswith("|--")]  # no headers
+    rows = [i for i in rows if set(before[i].replace(" ", "").split("|")[2:-1]) != {"notrunyet"}]
     assert len(rows) > 60 and not [before[i] for i in rows if before[i] == after[i]]
 
 

@@ -75,11 +75,11 @@ def load_text(
     sha256 = _sha256(train, held_out)
     kept = cache / f"tokens-{sha256[:16]}-{'gpt2' if bpe else vocab_size}.npz"
     if not kept.exists():
-        tokenizer = _read_gpt2_tables(Path(bpe)) if bpe else _learn_byte_pairs(train, vocab_size)
+        tokenizer = read_gpt2_tables(Path(bpe)) if bpe else _learn_byte_pairs(train, vocab_size)
         arrays = {
-            "train": _encode(tokenizer, train, "tokenising"),
-            "validation": _encode(tokenizer, held_out, "tokenising held-out text"),
-            "token_bytes": _bytes_per_token(tokenizer),
+            "train": encode(tokenizer, train, "tokenising"),
+            "validation": encode(tokenizer, held_out, "tokenising held-out text"),
+            "token_bytes": bytes_per_token(tokenizer),
             "tokenizer": np.frombuffer(tokenizer.to_str().encode(), dtype=np.uint8),
         }
         write_atomically(kept, lambda file: np.savez(file, **arrays))
@@ -163,7 +163,7 @@ def _learn_byte_pairs(documents: list[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _read_gpt2_tables(folder: Path) -> Tokenizer:
+def read_gpt2_tables(folder: Path) -> Tokenizer:
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"--bpe {folder}: {' and '.join(missing)} not found there")
@@ -178,7 +178,7 @@ def _read_gpt2_tables(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarray:
+def encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarray:
     """All documents as one stream, an end-of-text token after each.  Returns: (tokens,) uint16."""
     end, pieces = tokenizer.token_to_id(END_OF_TEXT), []
     for start in tqdm(range(0, len(documents), 32), title, leave=False):
@@ -187,7 +187,7 @@ def _encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarra
     return np.concatenate(pieces)
 
 
-def _bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
+def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
     """In a byte-level vocabulary each character of a token's name stands for one byte; the end-of-text mark for none."""
     vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
     lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)

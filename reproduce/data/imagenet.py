@@ -1,0 +1,131 @@
+"""ImageNet-1k through `datasets`: photographs that are decoded, cropped and flipped while the model trains.
+
+From the hub (ILSVRC/imagenet-1k, after accepting its terms there), or from a folder with train/CLASS/*.jpg and validation/CLASS/*.jpg.
+Which images a step sees, and how each is cropped, is a function of seed, step and row alone.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .prepared import import_datasets
+
+HUB_NAME = "ILSVRC/imagenet-1k"
+TRAIN_IMAGES, CLASSES = 1_281_167, 1000
+SMALLEST_CROP = 0.08  # of a photograph's area, as Inception was trained
+TEST_MARGIN = 256 / 224  # the shorter side at test time, over the side that is kept
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """train, test: rows {"image": PIL image, "label": int} by number; side: of the square that the model sees."""
+
+    name: str
+    sha256: str  # of the labels in order: a million photographs are not read twice
+    train: Dataset
+    test: Dataset
+    n_classes: int
+    side: int
+
+    def describe(self) -> dict:
+        """What a record says of the data."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "classes": self.n_classes,
+        }
+
+
+def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
+    """path: a folder as described above; None for the hub, kept in `cache`.  Raises ValueError if there is nothing."""
+    datasets = import_datasets()
+    if path is None:
+        found = datasets.load_dataset(HUB_NAME, cache_dir=str(cache))
+    else:
+        missing = [part for part in ("train", "validation") if not (Path(path) / part).is_dir()]
+        if missing:
+            raise ValueError(f"--images {path}: no folder {' or '.join(missing)} in it")
+        found = datasets.load_dataset("imagefolder", data_dir=path, cache_dir=str(cache))
+    train, test = found["train"], found["validation"]
+    labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in (train, test)])
+    name = HUB_NAME if path is None else Path(path).name
+    return Photographs(name, hashlib.sha256(labels.tobytes()).hexdigest(), train, test, int(labels.max()) + 1, side)
+
+
+def training_view(image, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of a PIL image, between 8 % and all of it, stretched to a square, and mirrored half of the time.
+
+    Returns: (side, side, 3) uint8.
+    """
+    width, height = image.size
+    area = width * height * rng.uniform(SMALLEST_CROP, 1.0)
+    shape = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    w, h = min(width, (area * shape) ** 0.5), min(height, (area / shape) ** 0.5)
+    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+    view = np.asarray(image.convert("RGB").resize((side, side), box=(left, top, left + w, top + h)))
+    return view[:, ::-1].copy() if rng.random() < 0.5 else view
+
+
+def centre_view(image, side: int) -> np.ndarray:
+    """The middle of a PIL image.  Returns: (side, side, 3) uint8."""
+    width, height = image.size
+    kept = min(width, height) / TEST_MARGIN
+    box = ((width - kept) / 2, (height - kept) / 2, (width + kept) / 2, (height + kept) / 2)
+    return np.asarray(image.convert("RGB").resize((side, side), box=box))
+
+
+class _Views(Dataset):
+    """Decoded rows by key: (step, row, number) of a training image, or the number of a test image."""
+
+    def __init__(self, photographs: Photographs, seed: int | None):
+        self.photographs, self.seed = photographs, seed
+
+    def __getitem__(self, key) -> tuple[torch.Tensor, int]:
+        side = self.photographs.side
+        if self.seed is None:
+            row = self.photographs.test[int(key)]
+            return torch.from_numpy(centre_view(row["image"], side).copy()), row["label"]
+        step, place, number = key
+        row = self.photographs.train[int(number)]
+        view = training_view(row["image"], side, np.random.default_rng((self.seed, step, place)))
+        return torch.from_numpy(view.copy()), row["label"]
+
+    def __len__(self) -> int:
+        return len(self.photographs.test)
+
+
+def training_batches(
+    photographs: Photographs, batch_size: int, seed: int, rows: slice, processes: int
+) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
+    """step -> these rows of its batch: (b, side, side, 3) uint8 and (b,) int64; `processes` decode the steps that follow."""
+
+    def keys_from(step: int) -> Iterator[list[tuple[int, int, int]]]:
+        while True:
+            numbers = np.random.default_rng((seed, step)).integers(0, len(photographs.train), size=batch_size)
+            yield [(step, place, int(numbers[place])) for place in range(batch_size)[rows]]
+            step += 1
+
+    coming, following = None, None
+
+    def batch_at(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal coming, following
+        if step != following:
+            loader = DataLoader(_Views(photographs, seed), batch_sampler=keys_from(step), num_workers=processes)
+            coming = iter(loader)
+        following = step + 1
+        return tuple(next(coming))
+
+    return batch_at
+
+
+def held_out_batches(photographs: Photographs, batch_size: int, rows: slice, processes: int) -> Iterator:
+    """The test images in order, of several workers this one's rows."""
+    numbers = range(len(photographs.test))[rows]
+    return iter(DataLoader(_Views(photographs, None), batch_size, sampler=numbers, num_workers=processes))

@@ -1,0 +1,135 @@
+"""Text too large for memory: tokenised once into two files on disk, which training then maps.
+
+`python -m reproduce prepare openwebtext --out FOLDER` reads the documents through `datasets`, encodes them with GPT-2's byte pairs and
+appends them to `train.bin` or `validation.bin`, plain uint16 with an end-of-text token after each document. `tokens.json` says how far
+the files are whole, so the same command goes on after a crash, and the result does not depend on where it crashed.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from ..files import write_atomically
+from .text import TextData, bytes_per_token, encode, read_gpt2_tables
+
+SOURCES = {"openwebtext": "Skylion007/openwebtext", "openwebtext2": "Geralt-Targaryen/openwebtext2"}  # on the Hugging Face hub
+BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+HELD_OUT = 2000  # of so many documents the last is held out: our choice
+AT_ONCE = 1000  # documents between two notes of progress
+SPLITS = ("train", "validation")
+STATE = "tokens.json"
+
+
+def is_prepared(path: str | None) -> bool:
+    """Whether `prepare` wrote this folder, or began to."""
+    return path is not None and (Path(path) / STATE).is_file()
+
+
+def open_prepared(path: str) -> TextData:
+    """The tokens of a prepared folder, on disk until they are read.  Raises ValueError if they are not all there."""
+    folder = Path(path)
+    state = _read_state(folder)
+    if not state["finished"]:
+        raise ValueError(f"--text {path} is prepared up to document {state['documents']:,}; repeat `prepare` to finish it")
+    splits = []
+    for split in SPLITS:
+        file, count = folder / f"{split}.bin", state["tokens"][split]
+        if not file.is_file() or file.stat().st_size != 2 * count or not count:
+            raise ValueError(
+                f"--text {path}: {file.name} should hold {count:,} tokens, more than none; delete {path} and prepare it"
+            )
+        splits.append(np.memmap(file, dtype=np.uint16, mode="r"))
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    return TextData(state["name"], state["sha256"], *splits, bytes_per_token(tokenizer), tokenizer.to_str())
+
+
+def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = None, held_out: int = HELD_OUT) -> None:
+    """Tokenise a text into the folder `out`, or go on where an earlier call stopped.
+
+    name: of the text, one of SOURCES unless `files` is given: a .txt, .jsonl or .parquet file or a pattern of them, with a column
+    "text" (a .txt file is one document). bpe: as in `load_text`; None takes GPT-2's from the hub.
+    Raises ValueError if there is nothing to read, or `out` holds another text.
+    """
+    if files is None and name not in SOURCES:
+        raise ValueError(f"prepare {name}: known are {', '.join(SOURCES)}; any other text needs --files")
+    source = {"name": name, "files": files and Path(files).name, "held_out": held_out}
+    tokenizer = read_gpt2_tables(Path(bpe)) if bpe else Tokenizer.from_pretrained("openai-community/gpt2")
+    if (out / STATE).exists():
+        state = _read_state(out)
+        if {key: state[key] for key in source} != source or (out / "tokenizer.json").read_text() != tokenizer.to_str():
+            raise ValueError(f"{out} holds {state['name']}, or the same cut otherwise; choose another folder for {name}")
+    else:
+        state = source | {"documents": 0, "tokens": dict.fromkeys(SPLITS, 0), "sha256": "", "finished": False}
+        write_atomically(out / "tokenizer.json", lambda file: file.write(tokenizer.to_str().encode()))
+        _write_state(out, state)
+    if state["finished"]:
+        print(f"{out} is finished: {state['tokens']['train']:,} tokens to train on")
+        return
+    documents = _documents(name, files, skip=state["documents"])
+    with open(out / "train.bin", "ab") as train, open(out / "validation.bin", "ab") as validation:
+        for split, file in zip(SPLITS, (train, validation)):
+            file.truncate(2 * state["tokens"][split])  # what came after the last note
+        with tqdm(desc=f"tokenising {name}", unit=" documents", initial=state["documents"]) as progress:
+            while chunk := list(itertools.islice(documents, AT_ONCE)):
+                _append(chunk, state, tokenizer, {"train": train, "validation": validation})
+                _write_state(out, state)
+                progress.update(len(chunk))
+    if not all(state["tokens"].values()):
+        raise ValueError(f"prepare {name}: {state['documents']} documents are too few; one in {held_out} is held out")
+    _write_state(out, state | {"finished": True})
+    print(f"{out} holds {state['tokens']['train']:,} tokens to train on and {state['tokens']['validation']:,} held out")
+
+
+def _append(chunk: list[str], state: dict, tokenizer: Tokenizer, files: dict) -> None:
+    """Write these documents and count them in `state`; they are on disk before they are counted."""
+    held_out = [document for i, document in enumerate(chunk, state["documents"] + 1) if i % state["held_out"] == 0]
+    train = [document for i, document in enumerate(chunk, state["documents"] + 1) if i % state["held_out"]]
+    for (split, file), documents in zip(files.items(), (train, held_out)):
+        if documents:
+            tokens = encode(tokenizer, documents, split)
+            file.write(tokens.tobytes())
+            state["tokens"][split] += len(tokens)
+            state["sha256"] = hashlib.sha256(state["sha256"].encode() + split.encode() + tokens.tobytes()).hexdigest()
+        file.flush()
+        os.fsync(file.fileno())
+    state["documents"] += len(chunk)
+
+
+def _documents(name: str, files: str | None, skip: int) -> Iterator[str]:
+    datasets = import_datasets()
+    if files is None:
+        found = datasets.load_dataset(SOURCES[name], split="train", streaming=True)
+    else:
+        builder = BUILDERS.get(Path(files).suffix)
+        if builder is None:
+            raise ValueError(f"--files {files}: the name must end in {', '.join(BUILDERS)}")
+        options = {"sample_by": "document"} if builder == "text" else {}
+        found = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
+    return (row["text"] for row in found.skip(skip))
+
+
+def import_datasets():
+    """Raises ValueError if the package is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError("the paper's data needs the package datasets: pip install 'tucker-ref[paper]'") from None
+    return datasets
+
+
+def _read_state(folder: Path) -> dict:
+    try:
+        return json.loads((folder / STATE).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / STATE} is damaged: {error}; delete {folder} and prepare it again") from None
+
+
+def _write_state(folder: Path, state: dict) -> None:
+    write_atomically(folder / STATE, lambda file: file.write(json.dumps(state, indent=1).encode()))

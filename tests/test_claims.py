@@ -1,0 +1,58 @@
+"""The verdicts on quality: each can be reached, and refuted, by records."""
+
+import copy
+
+import pytest
+
+from reproduce import claims
+from reproduce.claims import FAILED, REPRODUCED, UNTESTED
+
+
+def runs(experiment: str, losses: dict[str, list[float]], metric: str = "validation_loss") -> list[dict]:
+    return [
+        {"experiment": experiment, "preset": "gpu", "method": row, "metrics": {metric: value, "attention_parameters": 100}}
+        for row, values in losses.items()
+        for value in values
+    ]
+
+
+def spectra(pre: float, post: float) -> list[dict]:
+    head = lambda rank: {"head": {"entropy_rank": rank, "size": 12}}  # noqa: E731
+    return [
+        {
+            "experiment": "spectra",
+            "preset": "gpu",
+            "method": "MHA",
+            "metrics": {"trained": [{"pre": head(pre), "post": head(post)}]},
+        }
+    ]
+
+
+TUCKER = ("Tucker [32,128,128]", "Tucker [32,128,64]", "Tucker [32,64,64]")
+RIVALS = {"GQA n_KV=8": [4.0, 4.02], "MLA shared d_c=128": [4.1, 4.1]}
+WIDER = {"GQA n_KV=6": [0.8, 0.82], "MLA shared d_c=128": [0.8, 0.8]}
+LLAMA, ORDER, FIGURE, SPECTRA = "LLaMA text", "Abstract, all models", "Fig. 3, ViT", "Spectra figure"
+CASES = [
+    (LLAMA, runs("table3", {"GQA n_KV=8": [4.0], **{row: [4.11] for row in TUCKER}}), REPRODUCED),
+    (LLAMA, runs("table3", {"GQA n_KV=8": [4.0], **{row: [4.13] for row in TUCKER}}), FAILED),
+    (LLAMA, runs("table3", {"GQA n_KV=8": [4.0], TUCKER[0]: [4.0]}), UNTESTED),
+    (ORDER, runs("table3", {**RIVALS, TUCKER[2]: [4.0, 4.04]}), REPRODUCED),
+    (ORDER, runs("table3", {**RIVALS, TUCKER[2]: [4.05, 4.06]}), FAILED),
+    (ORDER, runs("table3", {**RIVALS, TUCKER[2]: [4.0]}), UNTESTED),
+    (FIGURE, runs("figure3", {**WIDER, "Tucker [8,24,24]": [0.8, 0.81]}, "top1"), REPRODUCED),
+    (FIGURE, runs("figure3", {**WIDER, "Tucker [8,24,24]": [0.7, 0.71]}, "top1"), FAILED),
+    (SPECTRA, spectra(6.0, 10.0), REPRODUCED),
+    (SPECTRA, spectra(6.0, 11.0), FAILED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "records", "verdict"), CASES)
+def test_a_claim_of_quality_follows_the_records(where, records, verdict):
+    (claim,) = [c for c in claims.SENTENCES if c.where == where and "iteration" not in c.says]
+    assert claim.judge(copy.deepcopy(records))[1] == verdict
+    assert claim.judge([])[1] == UNTESTED
+
+
+def test_a_run_that_diverged_counts_for_nothing():
+    broken = runs("table3", {TUCKER[2]: [4.0, 4.0]}, "diverged_at")
+    assert claims._gpu_runs(broken, "table3") == {}

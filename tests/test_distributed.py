@@ -1,0 +1,233 @@
+"""Several workers train the model that one trains: the same losses by every way to share the work, and after any crash."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import workers as toy
+
+from reproduce import records, table2
+from reproduce.distributed import Workers
+from reproduce.options import Options
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = str(ROOT / "tests" / "workers.py")
+# Largest relative difference of a step's loss: rounding alone in float64, the sums' other order in float32.
+BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def furthest(curve, expected) -> float:
+    assert len(curve) == len(expected)
+    return max(abs(a - b) / b for a, b in zip(curve, expected))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two processes trained, beginning with a checkpoint that one left behind."""
+    folder = tmp_path_factory.mktemp("together")
+    with pytest.raises(toy.Stopped):
+        toy.run(Workers(), torch.float64, folder / "alone.pt", stop=14)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**ENVIRONMENT, **place, "TORCHELASTIC_RUN_ID": "test"}
+        command = [sys.executable, PROGRAM, "together", str(folder)]
+        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    return folder
+
+
+@pytest.fixture(scope="module")
+def curves(folder):
+    return json.loads((folder / "curves.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    return {dtype: toy.run(Workers(), dtype, folder / f"{dtype}.pt") for dtype in BOUND}
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+def test_two_workers_take_the_steps_of_one(curves, alone, dtype):
+    expected = alone[dtype]
+    assert expected[-1] < 0.9 * expected[0]  # it learns: the later losses depend on the earlier steps
+    for sharding in ("ddp", "fsdp"):
+        for micro_batch in (None, 2):
+            assert furthest(curves[f"{dtype} {sharding} {micro_batch}"], expected) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUND)
+def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path, dtype):
+    curve = toy.run(Workers(micro_batch=2), dtype, tmp_path / "c.pt")
+    assert furthest(curve, alone[dtype]) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_compiled_blocks_can_be_shared_too(curves, alone, sharding):
+    assert furthest(curves[f"compiled {sharding}"], alone[torch.float64]) < BOUND[torch.float64]
+
+
+@pytest.mark.parametrize("fault", ["wrong rows", "not averaged"])
+def test_workers_that_do_not_work_together_are_found_out(curves, alone, fault):
+    """Controls for the two tests above."""
+    assert furthest(curves[fault], alone[torch.float64]) > 1e-3
+
+
+def test_a_checkpoint_serves_any_number_of_workers(folder, curves, alone):
+    whole = alone[torch.float64]
+    assert furthest(curves["alone, then fsdp"], whole[12:]) < 1e-12  # stopped in step 14, kept after 12
+    kept = torch.load(folder / "fsdp.pt", weights_only=True)
+    assert kept["step"] == 12 and all(type(tensor) is torch.Tensor for tensor in kept["model"].values())
+    assert furthest(toy.run(Workers(), torch.float64, folder / "fsdp.pt"), whole[12:]) < 1e-12
+    assert furthest(whole[:6], whole[12:]) > 1e-3  # control
+
+
+def test_workers_that_do_not_see_one_checkpoint_are_told_so(curves):
+    assert re.fullmatch(r".*alone.pt is not the same file for all workers; they need one folder for --out", curves["apart"])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(20):
+        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)))
+    return folder
+
+
+def arguments(text, folder) -> list[str]:
+    places = ["--text", str(text), "--out", str(folder), "--records", str(folder / "records")]
+    return ["table2", "--device", "cpu", "--rows", "Tucker [8,64,64]", *places]
+
+
+def torchrun(text, folder) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**ENVIRONMENT, "PIDS": str(folder)}
+    return subprocess.Popen([*launcher, *arguments(text, folder)], env=environment, cwd=ROOT, **pipes)
+
+
+def pids(folder) -> list[int]:
+    return [int((folder / rank).read_text()) for rank in ("0", "1")]
+
+
+def await_checkpoint(folder, process, since: float = 0.0) -> float:
+    """When the next checkpoint was written."""
+    deadline = time.time() + 200
+    while time.time() < deadline and process.poll() is None:
+        for path in folder.glob("checkpoints/*.pt"):
+            if (written := path.stat().st_mtime) > since:
+                return written
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint: {process.communicate()[1]}")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def in_this_process(text, folder, monkeypatch) -> dict:
+    """The record of the same run by one worker."""
+    monkeypatch.setitem(table2.PRESETS, "smoke", toy.TOY)
+    table2.run(Options("smoke", folder, folder / "records", rows=("Tucker [8,64,64]",), text=str(text)))
+    return only_record(folder)
+
+
+def only_record(folder) -> dict:
+    (record,) = records.load(folder / "records", "table2", "smoke")
+    return record
+
+
+def assert_same_run(record, expected, workers: int) -> None:
+    assert record["id"] == expected["id"] and record["metrics"]["workers"]["workers"] == workers
+    assert record["metrics"]["workers"]["global_batch"] == 8
+    assert record["metrics"]["validation_loss"] == pytest.approx(expected["metrics"]["validation_loss"], rel=1e-6)
+    for mine, theirs in zip(record["metrics"]["curve"], expected["metrics"]["curve"], strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-4)  # rounded in the record
+
+
+def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_path, monkeypatch):
+    expected = in_this_process(text, tmp_path / "whole", monkeypatch)
+    assert expected["metrics"]["validation_loss"] < 0.8 * expected["metrics"]["curve"][0][1]  # it learned
+
+    killed = tmp_path / "killed"
+    process = torchrun(text, killed)
+    written = await_checkpoint(killed, process)
+    os.kill(pids(killed)[1], signal.SIGKILL)  # one worker
+    process.communicate(timeout=100)
+    assert process.returncode != 0 and not any(map(is_alive, pids(killed)))  # torchrun ended the other
+    assert not records.load(killed / "records", preset="smoke")
+    stopped = tmp_path / "stopped"
+    shutil.copytree(killed, stopped)
+
+    process = torchrun(text, killed)  # the same command
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert " 0/150" not in errors  # it did not start again
+    assert output.count("records are in") == 1  # the first worker alone speaks
+    assert_same_run(only_record(killed), expected, workers=2)
+
+    process = torchrun(text, stopped)
+    await_checkpoint(stopped, process, since=written)
+    for pid in (process.pid, *pids(stopped)):  # all at once
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=100)
+    assert not records.load(stopped / "records", preset="smoke")
+    assert_same_run(in_this_process(text, stopped, monkeypatch), expected, workers=1)
+    assert not list(stopped.glob("checkpoints/*.pt"))
+    in_this_process(text, stopped, monkeypatch)  # on record already: still one
+
+
+def test_every_row_belongs_to_one_worker():
+    for count in (1, 2, 3):
+        shares = [list(range(12))[Workers(rank, count).rows(12)] for rank in range(count)]
+        assert sorted(sum(shares, [])) == list(range(12)) and len({len(share) for share in shares}) == 1
+
+
+def test_what_is_left_open_is_settled_by_size():
+    assert Workers(count=8).settled(480, parameters=124_000_000, largest=20).describe(480) == {
+        "global_batch": 480,
+        "workers": 8,
+        "micro_batch": 20,
+        "accumulation_steps": 3,
+        "sharding": "ddp",
+    }
+    large = Workers(count=16).settled(480, parameters=1_200_000_000, largest=20)
+    assert (large.micro_batch, large.sharding) == (15, "fsdp")  # 20 does not divide a share of 30
+    assert Workers(count=2, micro_batch=3, sharding="ddp").settled(12, 10**9).describe(12)["accumulation_steps"] == 2
+    assert Workers().settled(16, 10**9).describe(16)["sharding"] == "none"
+
+
+@pytest.mark.parametrize(
+    "workers, message",
+    [
+        (Workers(count=7), "global batch of 480 cannot be shared evenly among 7 workers"),
+        (
+            Workers(count=8, micro_batch=7),
+            "--micro-batch 7 does not divide a worker's share, 60: the global batch of 480 over 8",
+        ),
+        (Workers(count=8, micro_batch=480), "--micro-batch 480 does not divide a worker's share, 60"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(workers, message):
+    with pytest.raises(ValueError, match=message):
+        workers.settled(480, parameters=1)

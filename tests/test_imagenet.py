@@ -1,0 +1,149 @@
+"""Figure 3 at the paper's scale, with a small model and few photographs: the same images for any number of workers, every row trained."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers import relative_error, tokens
+from PIL import Image
+
+from reproduce import figure3, figure3_paper, records
+from reproduce.data.imagenet import centre_view, held_out_batches, load_photographs, training_batches, training_view
+from reproduce.open_models import open_model
+from reproduce.options import Options
+from reproduce.rows import Row
+from tucker_ref import MultiHeadAttention
+
+datasets = pytest.importorskip("datasets", reason="datasets is not installed; it is in the paper extra")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photographs of two classes, darker and lighter, wide and high, in the layout of ImageNet."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for part, count in (("train", 8), ("validation", 5)):
+        for name, level in (("dark", 60), ("light", 180)):
+            (root / part / name).mkdir(parents=True)
+            for n in range(count):
+                pixels = rng.integers(level - 50, level + 50, (20 + 4 * n, 28, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{n}.jpg")
+    return root
+
+
+@pytest.fixture
+def photographs(folder, tmp_path):
+    return load_photographs(str(folder), tmp_path / "cache", side=16)
+
+
+def test_photographs_carry_their_classes(photographs):
+    assert photographs.n_classes == 2 and photographs.describe()["train_images"] == 16
+    for row in photographs.train:
+        assert (np.asarray(row["image"]).mean() > 120) == (row["label"] == 1)
+
+
+def test_views_are_random_in_training_and_the_middle_at_test_time():
+    ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(48, 0).repeat(3, 2) * 4
+    image = Image.fromarray(ramp)
+    first, again, other = (training_view(image, 16, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert first.shape == (16, 16, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    views = [training_view(image, 16, np.random.default_rng(seed)).astype(int) for seed in range(40)]
+    mirrored = [view[0, 0, 0] > view[0, -1, 0] for view in views]
+    assert 10 < sum(mirrored) < 30
+    widths = [abs(view[0, 0, 0] - view[0, -1, 0]) for view in views]
+    assert min(widths) < 100 < 150 < max(widths)
+    middle = centre_view(image, 16).astype(int)
+    assert middle[0, 0, 0] + middle[0, -1, 0] == pytest.approx(63 * 4, abs=6)  # as much left out on both sides
+    assert middle[0, -1, 0] - middle[0, 0, 0] == pytest.approx(48 * 224 / 256 * 4 * 15 / 16, abs=8)
+
+
+def test_workers_share_the_batch_of_one(photographs):
+    whole = training_batches(photographs, 6, 0, slice(None), 0)
+    parts = [training_batches(photographs, 6, 0, slice(rank, 6, 2), 0) for rank in (0, 1)]
+    for step in (0, 1, 5):  # 5: after a resume
+        images, labels = whole(step)
+        for rank, part in enumerate(parts):
+            mine = part(step)
+            assert torch.equal(mine[0], images[rank::2]) and torch.equal(mine[1], labels[rank::2])
+            assert not torch.equal(mine[0], images[1 - rank :: 2])  # control
+    assert not torch.equal(whole(6)[0], whole(7)[0])
+    held_out = [torch.cat([labels for _, labels in held_out_batches(photographs, 3, slice(r, None, 2), 0)]) for r in (0, 1)]
+    assert torch.equal(torch.stack(held_out, 1).flatten(), torch.tensor(photographs.test["label"]))
+
+
+def test_a_folder_without_splits_is_named(tmp_path):
+    with pytest.raises(ValueError, match="--images .*: no folder train or validation"):
+        load_photographs(str(tmp_path), tmp_path / "cache", 16)
+
+
+def biased(query_bias: float) -> MultiHeadAttention:
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(24, 4, bias=True).double()
+    with torch.no_grad():
+        for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj):
+            projection.weight.mul_(10)
+            projection.bias.normal_(std=query_bias if projection is layer.q_proj else 1.0)
+    return layer
+
+
+def test_mla_loses_the_queries_bias_alone():
+    x = tokens(2, 7, 24)
+    full = Row("MLA", latent=24, shared_kv=False)
+    for query_bias, is_exact in ((0.0, True), (1.0, False)):
+        layer = biased(query_bias)
+        error = relative_error(figure3_paper.converted(layer, full)(x, causal=False), layer(x, causal=False))
+        assert (error < 1e-12) if is_exact else (error > 1e-3)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A vision transformer with random weights, saved as transformers saves it, and a preset that is soon done."""
+    torch.manual_seed(0)
+    shape = dict(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, intermediate_size=32, image_size=16, patch_size=4)
+    transformers.ViTForImageClassification(transformers.ViTConfig(**shape, num_labels=3)).save_pretrained(tmp_path / "vit")
+    rows = (Row("MHA"), Row("GQA", n_kv_heads=2), Row("MLA", latent=8, shared_kv=True), Row("Tucker", ranks=(3, 8, 8)))
+    model = dataclasses.replace(figure3_paper.PRESET.models[0], name=str(tmp_path / "vit"), rows=rows)
+    settings = dataclasses.replace(
+        figure3_paper.PRESET.train, batch_size=4, warmup_steps=2, log_every=2, checkpoint_every=2, learning_rate=3e-3
+    )
+    preset = dataclasses.replace(figure3_paper.PRESET, models=(model,), train=settings, seeds=(0,), micro_batch=2)
+    monkeypatch.setattr(figure3_paper, "PRESET", preset)
+    monkeypatch.setattr(figure3_paper, "decoders", lambda count: 0)
+    return preset
+
+
+@pytest.mark.filterwarnings("ignore:.*'pin_memory'")
+def test_every_row_of_a_public_model_is_converted_and_fine_tuned(tiny, folder, tmp_path):
+    options = Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder))
+    figure3.run(options)
+    found = records.load(tmp_path / "records", "figure3", "paper")
+    assert [r["method"] for r in found] == [f"{row.label}, vit" for row in tiny.models[0].rows]
+    for record in found:
+        assert record["config"]["train"]["steps"] == 10 * 16 // 4 and record["metrics"]["images_seen"] == 160
+        assert record["metrics"]["workers"]["accumulation_steps"] == 2
+        assert record["metrics"]["converted"] == {"top1": 0.5, "top5": 1.0}  # the classifier starts at zero
+    assert found[0]["metrics"]["top1"] > 0.8  # dark or light is soon learned
+    sizes = [record["metrics"]["attention_parameters"] for record in found]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    figure3.run(options)
+    assert len(records.load(tmp_path / "records")) == 4
+
+
+def test_the_classifier_is_kept_where_it_fits(tiny):
+    opened = open_model(tiny.models[0].name)
+    kept = opened.model.classifier
+    figure3_paper.with_classes(opened, 3)
+    assert opened.model.classifier is kept
+    figure3_paper.with_classes(opened, 2)
+    assert opened.model.classifier.out_features == 2 and not opened.model.classifier.weight.any()
+
+
+@pytest.mark.parametrize("changes, message", [(dict(count=2), "paper alone"), (dict(sharding="fsdp"), "fit on one GPU")])
+def test_what_figure_3_cannot_share_is_refused(tmp_path, changes, message):
+    options = Options("smoke", tmp_path, tmp_path)
+    workers = dataclasses.replace(options.workers, **changes)
+    preset = "paper" if "fit" in message else "smoke"
+    with pytest.raises(ValueError, match=message):
+        figure3.run(dataclasses.replace(options, workers=workers, preset=preset))

@@ -1,0 +1,120 @@
+"""The dry run: numbers that a real model, optimiser and checkpoint confirm, and the README's copy of it."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from reproduce import plan, records, table2
+from reproduce.__main__ import EXPERIMENTS, labels, main
+from reproduce.distributed import Workers
+from reproduce.models.block import Block
+from reproduce.options import Options
+from reproduce.recipe import Recipe
+from reproduce.rows import Row
+from reproduce.training import TrainConfig, train
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def dry_run(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)
+    options = Options("paper", tmp_path / "out", tmp_path / "records", workers=workers, dry_run=True)
+    module.run(dataclasses.replace(options, **changes))
+    assert not list(tmp_path.iterdir())  # nothing is written
+    return capsys.readouterr().out
+
+
+QUOTED = re.findall(r"^python -m reproduce (\w+) --preset paper --dry-run --gpus (\d+) --rows \"(.*)\"$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name, gpus, rows", QUOTED, ids=[name for name, *_ in QUOTED])
+def test_the_readme_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
+    """Where it fails: what that command prints, up to the formulas, belongs there."""
+    printed = dry_run(tmp_path, capsys, EXPERIMENTS[name], Workers(count=int(gpus)), rows=labels(rows))
+    assert f"```text\n{printed.split(plan.FORMULAS)[0].strip()}\n```" in README
+
+
+def test_the_readme_quotes_every_experiment():
+    assert [name for name, *_ in QUOTED] == ["table2", "table3", "figure3"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["table2", "--preset", "paper"],
+            "is trained on openwebtext: name a folder with --text that `python -m reproduce prepare",
+        ),
+        (["table2", "--gpus", "8"], "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8"),
+        (["exactness", "--dry-run"], "exactness knows neither torchrun nor --dry-run; they are for table2, table3, figure3"),
+        (["figure3", "--dry-run"], "figure3 knows torchrun and --dry-run in its preset paper alone"),
+        (["prepare", "wikipedia"], "known are openwebtext, openwebtext2; any other text needs --files"),
+    ],
+)
+def test_errors_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["reproduce", *arguments, "--out", str(tmp_path / "out")])
+    monkeypatch.chdir(tmp_path)
+    assert main() == 1 and message in capsys.readouterr().err
+
+
+def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):
+    printed = dry_run(tmp_path, capsys, workers=Workers(count=16, micro_batch=10), rows=("MHA",))
+    assert "Global batch 480 sequences = 16 workers x 10 at a time x 3, 491,520 tokens a step." in printed
+    assert "Steps: 600,000, which see 288,000,000 sequences, 294.9 billion tokens" in printed
+    with pytest.raises(ValueError, match="480 cannot be shared evenly among 7 workers"):
+        dry_run(tmp_path, capsys, workers=Workers(count=7))
+
+
+def test_a_model_that_does_not_fit_is_named(tmp_path, capsys):
+    printed = dry_run(tmp_path, capsys, rows=("MHA", "Tucker [8,64,64]"), gpu_memory=15.0)
+    assert "TOO LARGE for 15 GB: MHA. Take a smaller --micro-batch" in printed  # the other is none
+    assert "TOO LARGE" not in dry_run(tmp_path, capsys, rows=("MHA",), gpu_memory=16.0)
+
+
+def test_hours_come_from_records_alone(tmp_path, capsys, monkeypatch):
+    shape = {"model": "gpt2", "d_model": 768, "n_layers": 12, "context": 1024, "vocab_size": 50_257}
+    made = {"method": "MHA", "device": "NVIDIA A100", "config": shape, "metrics": {"tokens_per_second": 100_000}}
+    others = [
+        made | {"device": "2 threads on a CPU", "metrics": {"tokens_per_second": 10**9}},
+        made | {"config": shape | {"n_layers": 2}, "metrics": {"tokens_per_second": 10**9}},
+        made | {"metrics": {"tokens_per_second": 10**9, "workers": {"workers": 8}}},
+        made | {"metrics": {"tokens_per_second": 90_000}},
+        made | {"metrics": {"diverged_at": 20}},
+    ]
+    monkeypatch.setattr(plan, "load", lambda folder, experiment: [made, *others] if folder == records.COMMITTED else [])
+    printed = dry_run(tmp_path, capsys, rows=("MHA", "GQA n_KV=4"))
+    hours = 600_000 * 480 * 1024 / 100_000 / 8 / 3600
+    assert f"MHA {hours:,.0f} (100,000 tokens/s on one NVIDIA A100)." in " ".join(printed.split())
+    monkeypatch.setattr(plan, "load", lambda folder, experiment: [])
+    assert "Hours: no run at this shape is on record." in dry_run(tmp_path, capsys, rows=("MHA",))
+
+
+def test_what_a_block_keeps_is_what_its_layers_read():
+    """Counted by hand for multi-head attention: norms, four projections, softmax and MLP, in the precision of each."""
+    d = 48
+    block = Block(d, 4, 2, Row("MHA").build, causal=True)
+    float32, bfloat16 = 4, 2
+    norms = 2 * (float32 * d + 2 * float32)  # input, mean, deviation
+    attention = bfloat16 * (3 * d + 3 * d + d) + 4 * float32  # its input per projection; q, k, v; z; four heads' softmax sums
+    mlp = bfloat16 * (d + 4 * d + 4 * d)
+    assert plan.kept_per_token(block) == norms + attention + mlp
+
+
+def test_memory_of_weights_and_checkpoint_is_what_they_take(tmp_path):
+    torch.manual_seed(0)
+    config = table2.PRESETS["smoke"]
+    options = Options("smoke", tmp_path, tmp_path)
+    made = table2.plan_of(
+        "table2", [(table2.TABLE2[0], Recipe())], {"model": "gpt2", **table2.PAPER_SHAPE}, config, options, (), ()
+    )
+    model = made.build("MHA")
+    settings = TrainConfig(steps=1, batch_size=1, learning_rate=1e-3, log_every=1, checkpoint_every=1)
+    train(model, lambda step: (torch.arange(9)[None],), type(model).loss, settings, tmp_path / "c.pt", "one step")
+    alone, *halves = (Workers(count=count, sharding="fsdp").settled(16, 1) for count in (1, 2, 4))
+    weights, gradients, moments, copies, *_ = plan.memory_parts(model, alone, made, 100.0)
+    assert weights == sum(p.nbytes for p in model.parameters()) == gradients == moments / 2 == copies * 2
+    assert (tmp_path / "c.pt").stat().st_size == pytest.approx(weights + moments, rel=0.01)
+    for workers in halves:
+        assert plan.memory_parts(model, workers, made, 100.0)[1:3] == (gradients / workers.count, moments / workers.count)

@@ -1,0 +1,125 @@
+"""Text prepared on disk: the same tokens as in memory, the same bytes after a crash, errors that name the folder."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from reproduce.data import prepared
+from reproduce.data.prepared import open_prepared, prepare
+from reproduce.data.text import load_text
+from reproduce.language import batch_of
+
+DOCUMENTS = [
+    f"Letter {n}.\n" + "".join(f"On day {k} we sold {n * k} — no more.\n" for k in range(n % 7 + 3)) for n in range(55)
+]
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Two .jsonl files of documents, GPT-2-like tables, and notes of progress every ten documents."""
+    pytest.importorskip("datasets", reason="datasets is not installed; it is in the paper extra")
+    monkeypatch.setattr(prepared, "AT_ONCE", 10)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for number, part in enumerate((DOCUMENTS[:30], DOCUMENTS[30:])):
+        (tmp_path / f"part{number}.jsonl").write_text("".join(json.dumps({"text": d, "id": 0}) + "\n" for d in part))
+    return dict(files=str(tmp_path / "part*.jsonl"), bpe=str(tables(tmp_path)), held_out=7)
+
+
+def tables(folder):
+    (folder / "text").mkdir()
+    for n, document in enumerate(DOCUMENTS):
+        (folder / "text" / f"{n:02}.txt").write_text(document)
+    learned = json.loads(load_text(str(folder / "text"), 300, folder / "cache").tokenizer)["model"]
+    (folder / "bpe").mkdir()
+    (folder / "bpe" / "vocab.json").write_text(json.dumps(learned["vocab"]))
+    (folder / "bpe" / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in learned["merges"]))
+    return folder / "bpe"
+
+
+def test_the_tokens_are_those_that_fit_into_memory(places, tmp_path):
+    prepare("letters", tmp_path / "out", **places)
+    data = open_prepared(str(tmp_path / "out"))
+    train = [d for n, d in enumerate(DOCUMENTS, 1) if n % 7]
+    for tokens, documents in ((data.train, train), (data.validation, DOCUMENTS[6::7])):
+        assert int(data.token_bytes[tokens].sum()) == sum(len(d.encode()) for d in documents)
+        assert (tokens == 0).sum() == len(documents)  # the end-of-text mark
+    for n, document in enumerate(train):
+        (tmp_path / "text" / f"{n:02}.txt").write_text(document)  # as many as they were, so the last ones are held out too
+    for n in range(len(train), len(DOCUMENTS)):
+        (tmp_path / "text" / f"{n:02}.txt").unlink()
+    in_memory = load_text(str(tmp_path / "text"), 300, tmp_path / "cache2", str(tmp_path / "text"), places["bpe"])
+    assert np.array_equal(in_memory.train, data.train) and in_memory.tokenizer == data.tokenizer
+    assert isinstance(data.train, np.memmap) and data.describe()["train_tokens"] == len(data.train)
+    assert (batch_of(data.train, 3, 0, 4, 16) == batch_of(in_memory.train, 3, 0, 4, 16)).all()
+
+
+@pytest.mark.parametrize("writes", [1, 3])
+def test_after_a_crash_the_bytes_are_those_of_a_whole_run(places, tmp_path, monkeypatch, writes):
+    prepare("letters", tmp_path / "whole", **places)
+    notes, write = [], prepared._write_state
+
+    def dying(folder, state):  # after the tokens are written and before they are counted
+        notes.append(state["documents"])
+        if len(notes) > writes:
+            raise OSError("the disk is gone")
+        write(folder, state)
+
+    monkeypatch.setattr(prepared, "_write_state", dying)
+    with pytest.raises(OSError, match="the disk is gone"):
+        prepare("letters", tmp_path / "out", **places)
+    monkeypatch.setattr(prepared, "_write_state", write)
+    noted = json.loads((tmp_path / "out" / "tokens.json").read_text())["tokens"]["train"]
+    assert (tmp_path / "out" / "train.bin").stat().st_size > 2 * noted  # there is something to cut off
+    with pytest.raises(ValueError, match=f"prepared up to document {10 * (writes - 1)}; repeat `prepare`"):
+        open_prepared(str(tmp_path / "out"))
+    prepare("letters", tmp_path / "out", **places)
+    for name in ("train.bin", "validation.bin", "tokens.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole = open_prepared(str(tmp_path / "whole"))
+    prepare("letters", tmp_path / "other", **(places | {"files": places["files"].replace("*", "1")}))
+    assert open_prepared(str(tmp_path / "other")).sha256 != whole.sha256  # control
+
+
+def test_a_finished_folder_is_left_alone_and_another_text_refused(places, tmp_path, capsys):
+    prepare("letters", tmp_path / "out", **places)
+    stamp = (tmp_path / "out" / "train.bin").stat().st_mtime_ns
+    prepare("letters", tmp_path / "out", **places)
+    assert "is finished" in capsys.readouterr().out and (tmp_path / "out" / "train.bin").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="out holds letters, or the same cut otherwise"):
+        prepare("novels", tmp_path / "out", **places)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".parquet"])
+def test_other_files_hold_documents_too(places, tmp_path, suffix):
+    if suffix == ".parquet":
+        import pandas
+
+        pandas.DataFrame({"text": DOCUMENTS}).to_parquet(tmp_path / "all.parquet")
+    prepare("letters", tmp_path / "jsonl", **places)
+    files = str(tmp_path / ("text/*.txt" if suffix == ".txt" else "all.parquet"))
+    prepare("letters", tmp_path / "out", **(places | {"files": files}))
+    assert open_prepared(str(tmp_path / "out")).sha256 == open_prepared(str(tmp_path / "jsonl")).sha256
+
+
+def test_damage_is_named(places, tmp_path):
+    prepare("letters", tmp_path / "out", **places)
+    (tmp_path / "out" / "train.bin").write_bytes(b"\0\0")
+    with pytest.raises(ValueError, match="train.bin should hold [0-9,]+ tokens"):
+        open_prepared(str(tmp_path / "out"))
+    (tmp_path / "out" / "tokens.json").write_text("{")
+    with pytest.raises(ValueError, match="tokens.json is damaged"):
+        open_prepared(str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="55 documents are too few; one in 99 is held out"):
+        prepare("letters", tmp_path / "few", **(places | {"held_out": 99}))
+    with pytest.raises(ValueError, match="must end in .txt, .json, .jsonl, .parquet"):
+        prepare("letters", tmp_path / "pdf", **(places | {"files": "all.pdf"}))
+
+
+def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'tucker-ref\[paper\]'"):
+        prepare("letters", tmp_path / "out", files="*.jsonl", bpe=str(tables(tmp_path)))
+    with pytest.raises(ValueError, match="known are openwebtext, openwebtext2; any other text needs --files"):
+        prepare("wikipedia", tmp_path / "out")

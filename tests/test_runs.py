@@ -1,0 +1,50 @@
+"""Runs keep their names: what is on record is found again by this code, and not trained twice."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+
+from reproduce import ablations, figure3, language, records, table2, table3
+from reproduce.options import Options
+
+TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3": figure3}
+
+
+def identities(record, folder, monkeypatch) -> set[str]:
+    """The ids of all runs that this code would train with the data, rate, steps and warm-up of that record."""
+    config, module, started = record["config"], TRAINED[record["experiment"]], set()
+    start = lambda run, *_: started.add(run.identity)  # noqa: E731
+    images = np.empty((1437, *[config.get("image_size")] * 2, config.get("channels"))) if module is figure3 else []
+    data = SimpleNamespace(
+        **dict(vocab_size=config.get("vocab_size"), x_train=images, n_classes=config.get("n_classes")),
+        **dict(train=range(10**6), validation=range(10**6), describe=lambda: record["data"]),
+    )
+    monkeypatch.setattr(language, "read_text", lambda *_: data)
+    monkeypatch.setattr(language, "train_one", start)
+    monkeypatch.setattr(figure3, "load_images", lambda *_: data)
+    monkeypatch.setattr(figure3, "pretrained", start)
+    monkeypatch.setattr(figure3, "fine_tune", lambda model, row, run, *_: start(run))
+    for sized in (table2, table3):
+        monkeypatch.setattr(sized, "record_sizes", lambda *_: None)
+    options = Options(record["preset"], folder, folder, seeds=(record["seed"],))
+    if "train" in config:
+        given = {name: config["train"][name] for name in ("learning_rate", "steps", "warmup_steps")}
+        given["warmup_steps"] //= config.get("recipe", {}).get("warmup", 1)
+        options = dataclasses.replace(options, **given)
+    module.run(options)
+    return started
+
+
+def test_committed_runs_are_known_to_this_code(tmp_path, monkeypatch):
+    """A repeated command skips them: no setting that defines a run may change its name or gain a companion unnoticed."""
+    committed = [r for r in records.load(records.COMMITTED) if r["experiment"] in TRAINED and r["preset"] != "sizes"]
+    older = [r for r in committed if r["experiment"] == "table2" and "model" not in r["config"]]
+    assert len(older) == 12  # of the sweep's first day, when a config did not name its model
+    committed = [r for r in committed if r not in older]
+    assert {r["experiment"] for r in committed} == set(TRAINED)
+    for r in committed:
+        known = identities(r, tmp_path, monkeypatch)
+        assert r["id"] in known, (r["experiment"], r["preset"], r["method"], r["seed"])
+    changed = {"data": {**r["data"], "sha256": "another"}}  # control
+    assert r["id"] not in identities(r | changed, tmp_path, monkeypatch)

@@ -1,0 +1,420 @@
+"""The tutorials as documents: their form, what they cover, and that nothing they point to is missing.
+
+Read as files, not executed: `make test` executes them with nbval. Every check is a function that returns the faults it finds, and
+each has a control, a broken copy in which it must find one.
+"""
+
+import ast
+import copy
+import importlib
+import json
+import re
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+import tucker_ref
+from tutorials.book.check import faults as faults_of_book
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "tutorials"
+NOTEBOOKS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.ipynb"))}
+SOLUTIONS = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "solutions").glob("*.ipynb"))}
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
+
+MAX_CELLS = 25  # before the exercises, so that a notebook is one sitting
+MAX_LINES = 15  # of a code cell, so that it fits on a slide
+EXERCISES = range(3, 6)
+MARK = "nbval-check-output"  # nbval compares the output of cells with this tag, and of no others
+THEOREMS = {  # paper's label: the notebook that asserts it
+    "Eqs. 2-6": "01",
+    "Eq. 6": "01",
+    "Def. 2.1": "05",
+    "Thm B.2": "05",
+    "Thm B.3": "05",
+    "Thm B.4": "05",
+    "Eq. 10": "06",
+    "Def. 3.1": "06",
+    "Eq. 12": "06",
+    "Lemma B.5": "06",
+    "Cor. 3.2.1": "06",
+    "Eqs. 13, 14, 20": "06",
+}
+LABELS = {  # every label of the paper that we know what it says, and so may cite
+    "Eq": {2, 3, 4, 5, 6, 10, 12, 13, 14, 20},
+    "Thm": {"B.2", "B.3", "B.4"},
+    "Def": {"2.1", "3.1"},
+    "Lemma": {"B.5"},
+    "Cor": {"3.2.1"},
+}
+KINDS = {"Eqs": "Eq", "Theorem": "Thm", "Theorems": "Thm", "Thms": "Thm", "Definition": "Def", "Corollary": "Cor"}
+NUMBER = r"(?:[A-Z]\.)?\d+(?:\.\d+)*"
+CITATION = re.compile(
+    rf"\b(Eqs?|Thms?|Theorems?|Def|Definition|Lemma|Cor|Corollary)\.?[ \n~]({NUMBER}(?:(?:, (?:and )?| and | to |[-–]){NUMBER})*)"
+)
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def prose(notebook: dict) -> str:
+    return "\n\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
+def is_exercise_heading(cell: dict) -> bool:
+    return cell["cell_type"] == "markdown" and source(cell).startswith("## Exercises")
+
+
+def parse(cell: dict) -> ast.Module:
+    return ast.parse(re.sub(r"^%.*$", "", source(cell), flags=re.MULTILINE))  # without IPython's magic lines
+
+
+def changed(notebook: dict, number: int, **fields) -> dict:
+    """A copy with these fields of one cell replaced."""
+    broken = copy.deepcopy(notebook)
+    broken["cells"][number].update(fields)
+    return broken
+
+
+# Form
+
+
+def faults_of_form(notebook: dict, name: str) -> list[str]:
+    """Openings, endings, lengths and exercises of a tutorial."""
+    cells, found = notebook["cells"], []
+    first, last = source(cells[0]), source(cells[-1])
+    if not first.startswith(f"# {name[:2]} · "):
+        found.append("the first cell must be its number and title")
+    found += [
+        f"the first cell lacks {word}" for word in ("You will be able to", "Read first", "Time") if f"**{word}**" not in first
+    ]
+    if not last.startswith("**Where to go next"):
+        found.append("the last cell must say where to go next")
+    lesson = list(takewhile(lambda cell: not is_exercise_heading(cell), cells))
+    if len(lesson) > MAX_CELLS:
+        found.append(f"{len(lesson)} cells before the exercises, more than {MAX_CELLS}")
+    lengths = [len(source(cell).splitlines()) for cell in code_cells(notebook)]
+    found += [f"a code cell of {length} lines, more than {MAX_LINES}" for length in lengths if length > MAX_LINES]
+    exercises = cells[len(lesson) :]
+    asked = re.findall(r"^\d+\. ", source(exercises[0]), re.MULTILINE) if exercises else []
+    checked = [cell for cell in exercises if f"e{name[:2]}.check_" in source(cell)]
+    if len(asked) not in EXERCISES or len(checked) != len(asked):
+        found.append(f"{len(asked)} exercises, {len(checked)} checks")
+    return found
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_tutorial_has_the_agreed_form(name):
+    assert faults_of_form(NOTEBOOKS[name], name) == []
+
+
+def test_controls_of_the_form():
+    name, notebook = next(iter(NOTEBOOKS.items()))
+    longer = copy.deepcopy(notebook)
+    longer["cells"][1:1] = [notebook["cells"][1]] * MAX_CELLS
+    start = next(n for n, cell in enumerate(notebook["cells"]) if is_exercise_heading(cell))
+    broken = [
+        changed(notebook, 0, source="# A title"),
+        changed(notebook, -1, source="The end."),
+        changed(notebook, 1, source="x = 1\n" * (MAX_LINES + 1)),
+        changed(notebook, start, source="## Exercises\n\nNone."),
+        changed(notebook, start + 1, source="pass"),
+        longer,
+    ]
+    assert all(faults_of_form(one, name) for one in broken)
+
+
+def test_ten_tutorials_each_with_a_solution_and_every_check_in_both():
+    assert [name[:2] for name in NOTEBOOKS] == [f"{n:02}" for n in range(10)]
+    assert list(SOLUTIONS) == list(NOTEBOOKS)
+    for name, notebook in NOTEBOOKS.items():
+        module = f"e{name[:2]}"
+        defined = re.findall(r"^def (check_\w+)", (FOLDER / f"exercises/{module}.py").read_text(), re.MULTILINE)
+        asked = re.findall(rf"\b{module}\.(check_\w+)", "\n".join(map(source, code_cells(notebook))))
+        solved = re.findall(rf"\bassert {module}\.(check_\w+)", "\n".join(map(source, code_cells(SOLUTIONS[name]))))
+        assert set(defined) == set(asked) == set(solved), module
+
+
+# Outputs
+
+
+def faults_of_outputs(notebook: dict) -> list[str]:
+    """Whether it was executed once, from top to bottom and without errors, and says nothing of where and when."""
+    cells, found = code_cells(notebook), []
+    if [cell["execution_count"] for cell in cells] != list(range(1, len(cells) + 1)):
+        found.append("not executed in one go from top to bottom")
+    for cell in cells:
+        for output in cell["outputs"]:
+            if output["output_type"] == "error" or output.get("name") == "stderr":
+                found.append(f"an error or a warning under {source(cell)[:40]!r}")
+    if any("execution" in cell["metadata"] for cell in notebook["cells"]):
+        found.append("times of execution")
+    said = [cell["source"] for cell in notebook["cells"]] + [without_pictures(cell["outputs"]) for cell in cells]
+    if re.search(r"(?<![\w./])/(?:home|opt|root|tmp|usr|work|Users)/", json.dumps(said)):
+        found.append("a path of one machine")
+    return found
+
+
+def without_pictures(outputs: list[dict]) -> list:
+    texts = [{k: v for k, v in o.get("data", {}).items() if not k.startswith("image/")} for o in outputs]
+    return texts + [o.get("text", "") for o in outputs]
+
+
+def faults_of_marks(notebook: dict) -> list[str]:
+    """Compared outputs are text of few digits: no picture, no time, nothing that another processor rounds otherwise."""
+    found = []
+    for cell in code_cells(notebook):
+        if MARK not in cell["metadata"].get("tags", []):
+            continue
+        if not cell["outputs"] or any(o["output_type"] != "stream" for o in cell["outputs"]):
+            found.append(f"not printed text alone: {source(cell)[:40]!r}")
+        if re.search(r"\btime|perf_counter", source(cell)):
+            found.append(f"a time: {source(cell)[:40]!r}")
+        if re.search(r"\d\.\d{6}|\de-\d", str(without_pictures(cell["outputs"]))):
+            found.append(f"digits that are not promised: {source(cell)[:40]!r}")
+    return found
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outputs_are_there_and_those_compared_are_stable(name):
+    for notebook in (NOTEBOOKS[name], SOLUTIONS[name]):
+        assert faults_of_outputs(notebook) == [] and faults_of_marks(notebook) == []
+    assert any(MARK in cell["metadata"].get("tags", []) for cell in NOTEBOOKS[name]["cells"])
+
+
+def test_controls_of_the_outputs():
+    notebook = next(iter(NOTEBOOKS.values()))
+    number = next(n for n, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "code")
+    for fields in (
+        {"execution_count": None},
+        {"outputs": [{"output_type": "error", "ename": "AssertionError"}]},
+        {"outputs": [{"output_type": "stream", "name": "stderr", "text": "a warning"}]},
+        {"outputs": [{"output_type": "stream", "name": "stdout", "text": "/home/me/x.py"}]},
+        {"metadata": {"execution": {"iopub.execute_input": "2026-01-01"}}},
+    ):
+        assert faults_of_outputs(changed(notebook, number, **fields))
+    mark, text = {"metadata": {"tags": [MARK]}}, {"output_type": "stream", "name": "stdout"}
+    for fields in (
+        {"outputs": []},
+        {"outputs": [{"output_type": "display_data", "data": {"image/png": ""}}]},
+        {"outputs": [text | {"text": "0.12345678"}]},
+        {"outputs": [text | {"text": "3"}], "source": "print(time.perf_counter())"},
+    ):
+        assert faults_of_marks(changed(notebook, number, **mark, **fields))
+
+
+def test_nbval_fails_on_a_broken_identity_and_on_a_changed_output(tmp_path):
+    """The control of `make test` itself: tutorial 01 on a library whose second tensor lacks its transpose, one output altered."""
+    notebook = copy.deepcopy(next(one for name, one in NOTEBOOKS.items() if name.startswith("01")))
+    fault = "import tucker_ref\nright = tucker_ref.post_softmax_tensor\n"
+    fault += "tucker_ref.post_softmax_tensor = lambda w_v, w_o: right(w_v, w_o).transpose(0, 2, 1)"
+    first = next(n for n, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "code")
+    notebook["cells"].insert(first, notebook["cells"][first] | {"id": "fault", "source": fault, "outputs": []})
+    lesson = takewhile(lambda cell: not is_exercise_heading(cell), notebook["cells"])
+    cells = [cell for cell in lesson if cell["cell_type"] == "code" and "display_data" not in str(cell["outputs"])]
+    cells[-1]["outputs"][0]["text"] = "another output"
+    (tmp_path / "broken.ipynb").write_text(json.dumps(notebook | {"cells": cells}))
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-rfp", str(tmp_path / "broken.ipynb")]
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    failed = {source(cells[int(number)]) for number in re.findall(r"^FAILED .*::Cell (\d+)", report, re.MULTILINE)}
+    assert any("post_softmax_tensor(w_v, w_o)" in lines for lines in failed) and source(cells[-1]) in failed
+    assert "PASSED" in report and len(failed) < len(cells) - 2
+
+
+# Cover
+
+
+def names_used(notebook: dict) -> set[str]:
+    nodes = [node for cell in code_cells(notebook) for node in ast.walk(parse(cell))]
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+
+
+def test_every_public_name_is_used_in_a_tutorial():
+    used = set().union(*map(names_used, NOTEBOOKS.values()))
+    assert set(tucker_ref.__all__) <= used
+    assert "unfold" not in names_used({"cells": [{"cell_type": "code", "source": "# unfold"}]})  # control: a comment is no use
+
+
+def test_every_module_of_the_library_is_named_where_its_lesson_ends():
+    modules = {importlib.import_module(thing.__module__) for name in tucker_ref.__all__ if (thing := getattr(tucker_ref, name))}
+    files = {Path(module.__file__).name for module in modules} | {"latent_attention.py", "decode.py"}
+    ends = "\n".join(source(notebook["cells"][-1]) for notebook in NOTEBOOKS.values())
+    assert {file for file in files if not re.search(rf"\b{file}`", ends)} == set()
+    assert "checks.py" not in ends  # control: the one module without a name that a reader meets
+
+
+def labels(text: str) -> set[tuple[str, object]]:
+    """The paper's labels that a text cites, each as (kind, number): {("Eq", 2), ("Thm", "B.2")}."""
+    found = set()
+    for kind, numbers in CITATION.findall(text):
+        kind = KINDS.get(kind, kind)
+        parts = re.findall(rf"({NUMBER})(,? and |, | to |[-–])?", numbers)
+        for n, (number, joint) in enumerate(parts):
+            if kind != "Eq":
+                found.add((kind, number))
+                if joint.strip() in ("-", "–", "to"):  # Theorems B.2-B.4
+                    first, last = (int(part.split(".")[-1]) for part in (number, parts[n + 1][0]))
+                    found |= {(kind, f"{number.rsplit('.', 1)[0]}.{i}") for i in range(first, last)}
+            elif number.isdigit():
+                last = int(parts[n + 1][0]) if joint.strip() in ("-", "–", "to") else int(number)
+                found |= {(kind, i) for i in range(int(number), last + 1)}
+            else:
+                found.add((kind, number))
+    return found
+
+
+def asserted_labels(notebook: dict) -> set[tuple[str, object]]:
+    """Labels named in a section's prose with a cell that asserts below them, and a control, before the section ends."""
+    bound = re.findall(r"^(\w+) = partial\([\w.]*assert_\w+", "\n".join(map(source, code_cells(notebook))), re.MULTILINE)
+    found, named, asserted, control = set(), set(), False, False
+    for cell in [*notebook["cells"], {"cell_type": "markdown", "source": "## End"}]:
+        if cell["cell_type"] == "markdown":
+            if re.search(r"^##? ", source(cell), re.MULTILINE):
+                found |= named if asserted and control else set()
+                named, asserted, control = set(), False, False
+            named = named | labels(source(cell))
+        elif named:
+            called = {node.func for node in ast.walk(parse(cell)) if isinstance(node, ast.Call)}
+            called = {getattr(function, "attr", getattr(function, "id", "")) for function in called}
+            asserted |= bool(called & set(bound)) or any(name.startswith("assert_") for name in called)
+            asserted |= any(isinstance(node, ast.Assert) for node in ast.walk(parse(cell)))
+            control |= bool(re.search(r"\bcontrols?\b", source(cell), re.IGNORECASE))
+    return found
+
+
+@pytest.mark.parametrize("label", THEOREMS)
+def test_each_theorem_is_an_asserted_cell_with_a_control(label):
+    (notebook,) = (one for name, one in NOTEBOOKS.items() if name.startswith(THEOREMS[label]))
+    wanted = labels(label)
+    assert wanted and wanted <= asserted_labels(notebook)
+    for word, instead in ((r".+", "pass"), (r"(?i)control", "")):  # controls: without assertions, and without their controls
+        robbed = copy.deepcopy(notebook)
+        for cell in code_cells(robbed):
+            cell["source"] = re.sub(word, instead, source(cell))
+        assert not wanted & asserted_labels(robbed)
+
+
+# References
+
+
+def headings(page: str) -> set[str]:
+    """GitHub's anchors of a Markdown page."""
+    titles = re.findall(r"^#+ +(.+?) *$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def text_of(path: Path) -> str:
+    return prose(json.loads(path.read_text())) if path.suffix == ".ipynb" else path.read_text()
+
+
+def broken_references(text: str, path: Path, tests: set[str]) -> list[str]:
+    """Links, files and tests named in Markdown that do not exist; `path` is where the text stands."""
+    text, found = re.sub(r"```.*?```", "", text, flags=re.DOTALL), []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        file, _, place = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (place and place not in headings(text_of(target))):
+            found.append(link)
+    for code in re.findall(r"`([^`\n]+)`", text):
+        if re.fullmatch(r"(?:tests|tucker_ref|reproduce|paper_figures|tutorials)/[\w./-]*|[A-Z]+\.md", code):
+            found += [] if (ROOT / code).exists() else [code]
+        elif re.fullmatch(r"test_\w+", code):
+            found += [] if code in tests else [code]
+    return found
+
+
+@pytest.fixture(scope="module")
+def tests() -> set[str]:
+    """The names of all tests and test files."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return {name for file in files for name in [file.stem, *re.findall(r"^ *def (test_\w+)", file.read_text(), re.MULTILINE)]}
+
+
+TEXTS = [*PAGES, *sorted(FOLDER.rglob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_files_and_tests_that_are_named_exist(path, tests):
+    assert broken_references(text_of(path), path, tests) == []
+
+
+def test_controls_of_the_references(tests):
+    here = ROOT / "README.md"
+    good = "[a](LICENSE) [b](DEVIATIONS.md#where-we-differ-from-the-paper-and-why) `tests/helpers.py` `test_readme` [c](#the-ladder)"
+    assert broken_references(good, here, tests) == []
+    for bad in ("[a](LICENCE)", "[b](DEVIATIONS.md#nowhere)", "[c](#nowhere)", "`tests/test_no.py`", "`test_no`", "`NEWS.md`"):
+        assert len(broken_references(bad, here, tests)) == 1
+
+
+SOURCES = [
+    path for folder in ("tucker_ref", "reproduce", "paper_figures", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+SOURCES.remove(Path(__file__))  # cites labels that do not exist
+
+
+@pytest.mark.parametrize("path", TEXTS + SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_labels_of_the_paper_that_we_know_are_cited(path):
+    assert [label for label in sorted(labels(text_of(path)), key=str) if label[1] not in LABELS[label[0]]] == []
+
+
+def test_labels_are_read_as_they_are_written():
+    text = "Eqs. 2-6, Eq. 10; Theorems B.2-B.4, Thm B.3, Definition 2.1, Def. 3.1 (Eq. 12), Lemma B.5, Cor. 3.2.1, Eqs. 13, 14 and 20"
+    known = {(kind, number) for kind, numbers in LABELS.items() for number in numbers}
+    assert labels(text) == known
+    assert labels("Eqs. 7–9 and Lemma C.1") == {
+        ("Eq", 7),
+        ("Eq", 8),
+        ("Eq", 9),
+        ("Lemma", "C.1"),
+    }  # control: these we do not know
+
+
+# The book
+
+
+def defined_in(module) -> list[str]:
+    return [name for name, thing in vars(module).items() if getattr(thing, "__module__", None) == module.__name__]
+
+
+def test_the_reference_page_lists_every_public_name_in_ladder_order():
+    page = (FOLDER / "api.md").read_text()
+    listed = re.findall(r"automodule:: (\S+)\n +:members: (.+)", page)
+    assert [name for _, names in listed for name in names.split(", ")] == tucker_ref.__all__
+    for module, names in listed:
+        assert set(names.split(", ")) <= set(defined_in(importlib.import_module(module)))
+
+
+def test_the_book_has_every_notebook_in_order():
+    for page in ("index.md", "solutions/index.md"):
+        assert re.findall(r"^(\d\d_\w+)$", (FOLDER / page).read_text(), re.MULTILINE) == list(NOTEBOOKS)
+
+
+def test_the_check_of_the_book_finds_what_is_wrong(tmp_path):
+    def found(html: str, css: str = "") -> int:
+        (tmp_path / "index.html").write_text(f"<html><body>{html}</body></html>")
+        (tmp_path / "book.css").write_text(css)
+        return len(faults_of_book(tmp_path))
+
+    good = '<p id="here"><a href="#here">a</a> <a href="https://arxiv.org">b</a> <code>$x$</code> <span class="math">\\(x\\)</span></p>'
+    assert found(good, "p { background: url(data:image/png;base64,AAAA) }") == 0
+    for bad in (
+        '<script src="https://cdn.example.org/a.js"></script>',
+        '<link rel="stylesheet" href="//cdn.example.org/a.css">',
+        '<style>@import "https://example.org/a.css";</style>',
+        '<img src="nothing.png">',
+        '<a href="#nowhere">a</a>',
+        '<a href="nothing.html">a</a>',
+        "<p>the product $W x$</p>",
+    ):
+        assert found(bad) == 1, bad
+    assert found(good, "@font-face { src: url('https://fonts.example.org/a.woff') }") == 1

@@ -1,0 +1,114 @@
+"""What `test_distributed.py` runs in other processes: toy models trained by several workers, and the command line with a toy preset."""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from reproduce import __main__, table2
+from reproduce.distributed import Workers, started
+from reproduce.language import LanguagePreset, batch_of
+from reproduce.models.gpt2 import GPT2
+from reproduce.rows import TABLE2, Row
+from reproduce.training import TrainConfig, train
+
+TEXT = (np.arange(5000) ** 2 // 7 % 61 % np.tile([3, 5, 7, 11, 13], 1000)).astype(np.uint16)  # enough order to learn something
+CONFIG = TrainConfig(steps=18, batch_size=8, learning_rate=2e-3, warmup_steps=4, log_every=2, checkpoint_every=6)
+ROWS = {torch.float32: TABLE2[0].narrowed(16), torch.float64: Row("Tucker", ranks=(8, 8, 8), shared_kv=True)}  # by precision
+CONTEXT = 16
+TOY = LanguagePreset(
+    narrower=16,
+    n_layers=1,
+    context=CONTEXT,
+    vocab_size=300,
+    validation_tokens=4096,
+    train=TrainConfig(steps=150, batch_size=8, learning_rate=2e-3, warmup_steps=10, log_every=10, checkpoint_every=10),
+)
+
+
+class Stopped(Exception):
+    pass
+
+
+class Apart(Workers):
+    """Workers that take their own rows and keep their gradients to themselves."""
+
+    def shared(self, model, loss_of):
+        return functools.partial(loss_of, model)
+
+
+def run(
+    workers: Workers, dtype: torch.dtype, checkpoint: Path, rows: slice | None = None, stop: int = -1, compiled: bool = False
+) -> list[float]:
+    """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped.  Returns: the loss of every step."""
+    torch.manual_seed(0)
+    model = GPT2(64, CONTEXT, 48, 12, 2, ROWS[dtype].build).to(dtype)
+    workers = workers.settled(CONFIG.batch_size, parameters=1)
+    seen = []
+
+    def batch_at(step):
+        if step == stop:
+            raise Stopped
+        return (batch_of(TEXT, step, 0, CONFIG.batch_size, CONTEXT, rows or workers.rows(CONFIG.batch_size)),)
+
+    def loss_of(model, windows):  # like LanguageModel.loss, in the model's own precision
+        loss = F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+        seen.append(loss.detach().double())
+        return loss
+
+    model.compile_parts = functools.partial(model.compile_parts, backend="aot_eager")  # needs no C++ compiler
+    train(model, batch_at, loss_of, dataclasses.replace(CONFIG, compiled=compiled), checkpoint, "toy", workers=workers)
+    steps = torch.stack(seen).unflatten(0, (-1, CONFIG.batch_size // workers.count // workers.micro_batch)).mean(1)
+    return workers.mean(steps).tolist()
+
+
+def together(folder: Path) -> None:
+    """All that two workers train, in one start of them; their curves go to curves.json."""
+    curves = {}
+    with started("cpu") as (workers, _):
+        for dtype in ROWS:
+            for sharding in ("ddp", "fsdp"):
+                for micro_batch in (None, 2):
+                    chosen = dataclasses.replace(workers, sharding=sharding, micro_batch=micro_batch)
+                    name = f"{dtype} {sharding} {micro_batch}"
+                    curves[name] = run(chosen, dtype, folder / f"{name}.pt")
+        this = functools.partial(run, dtype=torch.float64)
+        sharded = dataclasses.replace(workers, sharding="fsdp")
+        for sharding in ("ddp", "fsdp"):
+            chosen = dataclasses.replace(workers, sharding=sharding, micro_batch=2)
+            curves[f"compiled {sharding}"] = this(chosen, checkpoint=folder / f"compiled {sharding}.pt", compiled=True)
+        curves["wrong rows"] = this(workers, checkpoint=folder / "rows.pt", rows=slice(0, CONFIG.batch_size // 2))
+        apart = Apart(workers.rank, workers.count)
+        curves["not averaged"] = this(apart, checkpoint=folder / f"apart{workers.rank}.pt")
+        try:
+            this(workers, checkpoint=folder / ("alone.pt" if workers.is_first else "elsewhere.pt"))
+        except ValueError as error:
+            curves["apart"] = str(error)
+        # On checkpoints: one process stopped and left `alone.pt`; two stop here and leave `fsdp.pt`, which one takes up.
+        curves["alone, then fsdp"] = this(sharded, checkpoint=folder / "alone.pt")
+        try:
+            this(sharded, checkpoint=folder / "fsdp.pt", stop=14)
+        except Stopped:
+            workers.wait()
+        if workers.is_first:
+            (folder / "curves.json").write_text(json.dumps(curves))
+
+
+def command_line() -> None:
+    """`python -m reproduce` with the toy preset; leaves its process number where the test finds it."""
+    Path(os.environ["PIDS"], os.environ.get("RANK", "0")).write_text(str(os.getpid()))
+    table2.PRESETS["smoke"] = TOY
+    sys.exit(__main__.main())
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "together":
+        together(Path(sys.argv[2]))
+    else:
+        command_line()

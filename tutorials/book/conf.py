@@ -1,0 +1,62 @@
+"""The web book: Sphinx with MyST-NB, which is what Jupyter Book 1 is made of. `make book` builds it, without a network.
+
+The notebooks are taken with the outputs that are committed in them; nothing is executed here.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+MATHJAX = Path(importlib.util.find_spec("mathjax").submodule_search_locations[0])  # from the package django-static-mathjax
+
+project = "Tucker Attention, step by step"
+author = "The tucker-ref maintainers"
+copyright = "2026, The tucker-ref maintainers; MIT licence"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+root_doc = "index"
+exclude_patterns = ["book", "exercises", "**.ipynb_checkpoints"]
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 4
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_ipywidgets_js = {}  # widgets would be fetched from another host; their static pictures are shown
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+
+mathjax_path = "tex-svg-full.js"  # one file: glyphs are drawn as paths, no font is fetched
+
+autodoc_member_order = "bysource"
+add_module_names = False
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["book.css", str(MATHJAX / "static/mathjax/es5" / mathjax_path)]
+html_css_files = ["book.css"]
+html_copy_source = False
+html_use_index = html_domain_indices = False
+html_context = {"default_mode": "auto"}  # light or dark as the system has it
+html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+
+
+def as_restructured_text(app, what, name, obj, options, lines):
+    """Our docstrings are plain text with `code` and indented displays; autodoc reads reStructuredText."""
+    text, shown = [], False
+    for line in lines:
+        display = line.startswith("    ") and (shown or not text or not text[-1].strip())
+        if display and not shown:
+            text += ["", ".. code-block:: text", ""]
+        shown = display or (shown and not line.strip())
+        text.append(line if shown else _paragraph_line(line))
+    lines[:] = text
+
+
+def _paragraph_line(line: str) -> str:
+    """Code between double backticks, every other sign that reStructuredText reads escaped; `Returns` and `Raises` start anew."""
+    parts = re.split(r"(`[^`]+`)", line)
+    line = "".join(f"`{part}`" if n % 2 else re.sub(r"([\\*|_])", r"\\\1", part) for n, part in enumerate(parts))
+    return re.sub(r"^(Returns|Raises|Same arguments)", r"\n\1", line)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", as_restructured_text)
