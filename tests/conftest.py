@@ -3,11 +3,11 @@
 import os
 
 import torch
-import torch._dynamo  # noqa: F401  (the first custom operator imports it, a second that every mutant would pay again)
 from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
 
 # ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
