@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .options import Options
-from .records import append, new_record
+from .records import append, git_commit, new_record
 from .tables import markdown
 
 PRESETS = {
@@ -56,7 +56,8 @@ def here(options: Options) -> None:
     started = time.perf_counter()
     call(sys.executable, "-W", "error", "-c", "import tucker_ref")
     files = [f"tests/test_{name}.py" for name in CORE]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rfE", *files], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--strict-markers", "-q", "-rfE", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
     counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])}
     import tucker_ref
 
@@ -91,6 +92,7 @@ def elsewhere(wheel: Path, python: str, numbers: str, records: Path) -> None:
 def call(*command, folder: Path | None = None) -> None:
     """Run a command.  Raises ValueError with what it printed if it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # nothing but what is installed
+    environment["GIT_COMMIT"] = git_commit()  # which a wheel does not know
     done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(map(str, command))} failed: {(done.stdout + done.stderr)[-4000:]}")

@@ -282,3 +282,14 @@ def test_columns_of_both_tensors_are_the_same_with_joint():
 def test_bad_arguments_are_named(convert, message):
     with pytest.raises(ValueError, match=message):
         convert()
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("d_model", [1, 24])
+def test_a_rotary_embedding_that_turns_nothing_changes_nothing(pairing, d_model):
+    """And a head wider than the model has channels to spare."""
+    layer = wide_awake(MultiHeadAttention(d_model, 3, head_dim=4, rotary=Rotary([0.0, 0.0], pairing)))
+    x = tokens(2, 5, d_model)
+    assert relative_error(to_gqa(layer, 3)(x), layer(x)) < 1e-10
+    if d_model > 12:
+        assert relative_error(to_mla(layer, 12, 12, shared_kv=False)(x), layer(x)) < 1e-10

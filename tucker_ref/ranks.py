@@ -217,7 +217,7 @@ def key_classes(width: int, rotary: Rotary | None, device) -> tuple[KeyClass, ..
     for frequency in rotary.frequencies.unique().tolist():
         chosen = rotary.frequencies == frequency
         a, b = first[chosen], second[chosen]
-        classes.append(KeyClass(0.0, torch.cat([a, b]), None) if frequency == 0 else KeyClass(frequency, a, b))
+        classes.append(KeyClass(0.0, torch.cat([a, b]).sort().values, None) if frequency == 0 else KeyClass(frequency, a, b))
     return tuple(classes)
 
 
