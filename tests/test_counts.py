@@ -1,0 +1,55 @@
+"""What `hostile` and `coverage` count in the reports of pytest and coverage.py, and that they record nothing when a test fails."""
+
+import json
+import subprocess
+
+import pytest
+
+from reproduce import coverage, hostile, records
+from reproduce.options import Options
+
+JUNIT = """<testsuites><testsuite>
+<testcase name="test_a[shape: x of one sequence-MHA]"/><testcase name="test_a[shape: x too narrow-GQA]"/>
+<testcase name="test_b[flex-not finite: -infinity-Tucker shared]"/><testcase name="test_c[MLA coupled-mask: a list]"/>
+<testcase name="test_d"/><testcase name="test_c[MHA-mask: a list]"><skipped/></testcase>
+</testsuite></testsuites>"""
+SUMMARY = dict(num_statements=10, covered_lines=9, num_branches=4, covered_branches=2, excluded_lines=1)
+FILES = {name: {"summary": SUMMARY} for name in ("tucker_ref/a.py", "tucker_ref/kernels/b.py", "reproduce/a.py")}
+
+
+def reported(monkeypatch, option: str, content: str, code: int = 0):
+    """In place of pytest: its report, and how it ends."""
+
+    def run(command, **_options):
+        (path,) = [part.removeprefix(option) for part in command if part.startswith(option)]
+        with open(path, "w") as file:
+            file.write(content)
+        return subprocess.CompletedProcess(command, code, "1 failed", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(records, "git_commit", lambda: "0123456789")
+
+
+def test_hostile_inputs_are_counted_by_kind(monkeypatch, tmp_path, capsys):
+    reported(monkeypatch, "--junitxml=", JUNIT)
+    hostile.run(Options("smoke", tmp_path, tmp_path))
+    (record,) = records.load(tmp_path, "hostile")
+    assert record["metrics"] == {"kinds": {"shape": 2, "not finite": 1, "mask": 1, "others": 1}, "skipped": 1}
+    assert "| together   | " in capsys.readouterr().out
+
+
+def test_lines_and_branches_are_summed_by_package(monkeypatch, tmp_path, capsys):
+    reported(monkeypatch, "--cov-report=json:", json.dumps({"files": FILES}))
+    coverage.run(Options("smoke", tmp_path, tmp_path))
+    (record,) = records.load(tmp_path, "coverage")
+    one = dict(lines=10, covered_lines=9, branches=4, covered_branches=2, left_out=1)
+    assert record["metrics"] == {"tucker_ref": {name: 2 * n for name, n in one.items()}, "reproduce": one}
+    assert "18 of 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module, option", [(hostile, "--junitxml="), (coverage, "--cov-report=json:")])
+def test_a_failed_test_is_not_counted(monkeypatch, tmp_path, module, option):
+    reported(monkeypatch, option, "", code=1)
+    with pytest.raises(ValueError, match="1 failed"):
+        module.run(Options("smoke", tmp_path, tmp_path))
+    assert not records.load(tmp_path)
