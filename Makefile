@@ -40,7 +40,7 @@ test: install
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov
-	$(RUN) -m pytest --nbval-lax tutorials
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
 
 book: install
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book]'
