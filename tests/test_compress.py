@@ -157,6 +157,16 @@ def test_a_tucker_layer_compresses_to_itself_at_its_own_ranks():
     assert error(layer, compress(layer, (4, 9, 8), (3, 7, 5)), "padded", "whole sequence") < EXACT
 
 
+def test_an_odd_unturned_part_is_filled_up_with_a_channel_of_zeros():
+    """Seven latent channels that do not turn, four that do: the latent has twelve, and the layer is the same."""
+    layer = wide_awake(MultiHeadLatentAttention(24, 3, 10, 7, rope_dim=4, rotary=Rotary.heads(4)))
+    query = full_ranks(layer)[0][1]
+    compressed, smaller = (compress(layer, (3, query, key), (3, 21, 7)) for key in (12, 10))
+    assert compressed.rotary.width == 12 and compressed.rotary.frequencies.count_nonzero() == 2
+    assert error(layer, compressed, "causal", "whole sequence") < EXACT
+    assert error(layer, smaller, "causal", "whole sequence") > 0.01  # control: one pair less
+
+
 def correlated(batch: int, n_tokens: int, seed: int) -> torch.Tensor:
     """Tokens that mostly lie in a few directions, with an offset, as the inputs of trained layers do."""
     mixing = torch.linalg.qr(tokens(1, 24, 24, seed=77)[0]).Q * 0.75 ** torch.arange(24)
