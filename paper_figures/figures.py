@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from reproduce.gpt2_report import of_row
 from reproduce.report import by_model, by_row, sizes_of
 from reproduce.targets import KERNEL
 
@@ -101,7 +102,7 @@ def breaking_down(records: list[dict], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.2))
     for number, r in enumerate(records):
         t, seen = r["config"]["train"], r["metrics"]["observations"]
-        row, _, change = r["method"].partition("], ")
+        change = r["method"].partition("], ")[2]
         label = f"{change or 'as it is'}, rate {t['learning_rate']:g}"
         style = {"color": f"C{number}", "linewidth": 1.6}
         left.plot([o["step"] for o in seen], [o["largest_logit"] for o in seen], **style)
@@ -109,7 +110,7 @@ def breaking_down(records: list[dict], path: Path) -> None:
     left.set(yscale="log", xlabel="step", ylabel="largest logit, all layers", title="attention logits")
     right.set(xlabel="step", ylabel="training loss (nats per token)", title="training loss", ylim=(None, 9))
     right.legend(fontsize=8)
-    name = row.removesuffix("]") + "]"
+    name = of_row(records[0])
     figure.suptitle(
         f"How {name} breaks down at high rates, and two cures: GPT-2's shape, REDUCED BUDGET, one seed", fontsize=11
     )

@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .ablations import ROW
 from .table2 import PRESETS, ROWS
@@ -24,7 +24,7 @@ def sweep_runs(records: list[dict]) -> list[dict]:
 def sweep_table(records: list[dict]) -> list[str]:
     """records: all there are.  Every row and warm-up by learning rate, each row's best in bold."""
     runs = sweep_runs(records)
-    table, best = rates_table(runs, lambda r: f"{r['method']}, warm-up {r['config']['train']['warmup_steps']}", of_row)
+    table, best = rates_table(runs, lambda r: f"{r['method']}, warm-up {_warmup(r)}")
     title = (
         f"**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: {_budget(runs)}, one seed; "
         "validation loss in nats/token, each row's best in bold.**"
@@ -44,7 +44,7 @@ def ablation_table(records: list[dict]) -> list[str]:
         if r["method"] in rows and r["config"]["train"]["learning_rate"] in rates and _key(r) not in known and _warmup(r) == 100
     ]
     runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
-    table, best = rates_table(runs, lambda r: r["method"], of_row)
+    table, _ = rates_table(runs, lambda r: r["method"])
     title = (
         f"**What makes {ROW} train well, REDUCED BUDGET: {_budget(runs)}, one seed, one change at a time; validation loss in "
         "nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
@@ -52,8 +52,8 @@ def ablation_table(records: list[dict]) -> list[str]:
     return [title, table, sources(changed)]
 
 
-def rates_table(runs: list[dict], label_of, best_of) -> tuple[str, dict[str, float]]:
-    """One line per label, one column per learning rate; bold is the lowest loss among those with the same best_of.
+def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str, dict[str, float]]:
+    """One line per label, one column per learning rate; bold is the lowest loss of each row.
 
     Returns: the table, and the lowest losses.
     """
@@ -64,14 +64,14 @@ def rates_table(runs: list[dict], label_of, best_of) -> tuple[str, dict[str, flo
     best: dict[str, float] = {}
     for group in found.values():
         if (loss := _mean(group)) is not None:
-            best[best_of(group[0])] = min(loss, best.get(best_of(group[0]), loss))
+            best[of_row(group[0])] = min(loss, best.get(of_row(group[0]), loss))
     lines = []
-    for label in sorted({label for label, _ in found}, key=[label for label, _ in found].index):
+    for label in dict.fromkeys(label for label, _ in found):
         cells = []
         for rate in rates:
             group = found.get((label, rate), [])
             loss = _mean(group)
-            bold = "**" if loss is not None and loss == best[best_of(group[0])] else ""
+            bold = "**" if loss is not None and loss == best[of_row(group[0])] else ""
             cells.append(f"{bold}{_cell(group)}{bold}")
         lines.append([label, *cells])
     return markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], lines), best
