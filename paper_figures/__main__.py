@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from reproduce import gpt2_report, records
+from reproduce import gpu_report, records
 
 from . import diagram, figures, style
 
@@ -40,7 +40,7 @@ def draw_all(folder: Path, out: Path) -> None:
     for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
         if runs := found(experiment, "smoke"):
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
-    if runs := gpt2_report.sweep_runs(records.load(folder)):
+    if runs := gpu_report.sweep_runs(records.load(folder)):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
     shown = (
         "Tucker [8,128,128]",
@@ -49,16 +49,20 @@ def draw_all(folder: Path, out: Path) -> None:
     )
     if runs := [r for r in found("ablations", "gpu-sweep") if r["method"] in shown]:
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
-    if runs := found("spectra", "smoke"):
-        figures.singular_values(runs, out / "spectra_smoke.png")
+    for experiment in gpu_report.BUDGETS:
+        if found(experiment, "gpu"):
+            figures.loss_against_size(records.load(folder), experiment, out / f"loss_against_size_{experiment}.png")
+    for preset in ("smoke", "gpu"):
+        if runs := found("spectra", preset):
+            figures.singular_values(runs, out / f"spectra_{preset}.png")
+        if runs := found("figure3", preset):
+            figures.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
     if runs := found("compress", "smoke"):
         figures.compression(runs, out / "compression_smoke.png")
     if runs := found("compress_speed", "paper") or found("compress_speed", "smoke"):
         figures.compression_cost(runs, out / "compression_cost.png")
     if runs := found("decode", "smoke"):
         figures.decoding(runs, out / "decoding_smoke.png")
-    if runs := found("figure3", "smoke"):
-        figures.accuracy_against_parameters(runs, out / "accuracy_against_parameters_smoke.png")
     speed = {r["method"]: r for r in found("speed", "gpu") or found("speed", "smoke")}
     if "contexts" in speed:
         figures.time_against_context([speed["contexts"]], out / "time_against_context.png")

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from reproduce.gpt2_report import of_row
+from reproduce.gpu_report import BUDGETS, of_row, settled, sizes
 from reproduce.report import by_model, by_row, sizes_of
 from reproduce.targets import KERNEL
 
@@ -68,6 +68,45 @@ def loss_curves(records: list[dict], title: str, path: Path) -> None:
     ax.set(xlabel="training tokens in millions", ylabel="training loss (nats per token)")
     ax.set_title(f"{title} rows at REDUCED SCALE: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}")
     ax.legend(title="row, with its final validation loss")
+    save(figure, path)
+
+
+def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
+    """Validation loss of the rows of "table2" or "table3" against their attention parameters and against their cache."""
+    groups, budget = settled(records, experiment), BUDGETS[experiment]
+    figure, axes = plt.subplots(1, 2, figsize=(11.6, 4.6), sharey=True)
+    for n, (ax, title) in enumerate(zip(axes, ("attention parameters in MB (BF16)", "KV cache of one context in MB (BF16)"))):
+        points = []
+        for label, group in groups.items():
+            losses = [r["metrics"]["validation_loss"] for r in group if "validation_loss" in r["metrics"]]
+            if losses:
+                spread = statistics.stdev(losses) if len(losses) > 1 else 0
+                points.append((sizes(group[0])[n], statistics.mean(losses), spread, label))
+        for x, y, spread, label in points:
+            kind = mechanism(label)
+            ax.errorbar(x, y, yerr=spread, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5)
+            text = label.removeprefix("Tucker ").replace("n_KV=", "").replace(" d_c=", " ")
+            ax.annotate(text, (x, y), (6, 3), textcoords="offset points", fontsize=8, color=COLOURS[kind])
+        base = next((y for _, y, _, label in points if label == budget.base), None)
+        if base:
+            ax.axhline(base, color="#999999", linewidth=1, linestyle=":")
+        ax.set(xscale="log", xlabel=title)
+        ax.margins(x=0.16)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        ax.minorticks_off()
+    axes[0].set_ylabel("validation loss (nats per token)")
+    handles = [plt.Line2D([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="", label=kind) for kind in COLOURS]
+    axes[0].legend(handles=handles)
+    c, m = (next(iter(groups.values()))[0][name] for name in ("config", "metrics"))
+    scale = "at the paper's shape, REDUCED BUDGET" if budget.preset.narrower == 1 else f"d {c['d_model']:,}, REDUCED SCALE"
+    seeds = {len(group) for group in groups.values()}
+    counted = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{max(seeds)} seed{'s' if max(seeds) > 1 else ''}"
+    figure.suptitle(
+        f"{budget.title} {scale}: {m['tokens_seen'] / 1e6:.0f}M tokens, {counted} a row",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
+    )  # fmt: skip
+    figure.tight_layout()
     save(figure, path)
 
 
@@ -140,8 +179,9 @@ def singular_values(records: list[dict], path: Path) -> None:
         line[0].set_ylabel("singular value over the largest")
     axes[0, 0].legend()
     c = records[0]["config"]
+    scale = "at the paper's shape, REDUCED BUDGET" if c["d_model"] == 768 else "at REDUCED SCALE"
     figure.suptitle(
-        f"Spectra of trained layers at REDUCED SCALE: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each), "
+        f"Spectra of trained layers {scale}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each), "
         f"{c['train']['steps']} steps", x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
@@ -286,7 +326,7 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
             ax.axhline(before, color=COLOURS["MHA"], linewidth=1, linestyle=":", label="MHA as pretrained")
         ax.set(xscale="log", xlabel="attention parameters")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k"))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1000:g}k"))
         ax.minorticks_off()
         ax.set_title(title)
     axes[0].set_ylabel("accuracy in %")

@@ -20,6 +20,7 @@ from . import (
     exactness,
     figure3,
     fuzz,
+    gpu_report,
     hostile,
     mutation,
     records,
@@ -91,12 +92,14 @@ def main() -> int:
             found = records.load(options.records)
             if not found:
                 raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
-            rendered = (report if options.command == "report" else claims).render(found)
-            checks = robustness_report.render(found) if options.command == "report" else ""
+            parts = {(report.BEGIN, report.END): (report if options.command == "report" else claims).render(found)}
+            if options.command == "report":
+                parts[robustness_report.BEGIN, robustness_report.END] = robustness_report.render(found)
+                parts[gpu_report.BEGIN, gpu_report.END] = gpu_report.commands(found)
             if options.write:
-                report.write_into(options.write, rendered, checks)
+                report.write_into(options.write, parts)
             else:
-                print("\n\n".join(part for part in (rendered, checks) if part))
+                print("\n\n".join(part for part in parts.values() if part))
         else:
             run(options)
     except KeyboardInterrupt:

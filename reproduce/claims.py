@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .gpt2_report import settled
+from .gpu_report import BUDGETS, settled, step_times
 from .report import FORMULAS, attention_mb, cache_mb, sizes_of
 from .tables import difference, markdown
 
@@ -109,8 +109,7 @@ def _share(experiment: str, rows: tuple[str, ...], of: str, low: float, high: fl
 
 def _competitive(records: list[dict]) -> tuple[str, str]:
     """Table 2's rows at the full budget of the preset `gpu`; where the row in question has not run, what its fellows show."""
-    runs = settled(records)
-    mean = {row: statistics.mean(r["metrics"]["validation_loss"] for r in group) for row, group in runs.items()}
+    mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table2").items()}
     if "MHA" not in mean:
         return "no run at a scale that could tell", UNTESTED
     above = {row: 100 * (loss / mean["MHA"] - 1) for row, loss in mean.items() if row.startswith("Tucker")}
@@ -122,7 +121,9 @@ def _competitive(records: list[dict]) -> tuple[str, str]:
 
 
 def _gpu_runs(records: list[dict], experiment: str) -> dict[str, list[dict]]:
-    """Metrics of the preset `gpu` by row."""
+    """Metrics of the preset `gpu` by row; of a table, those at its present settings."""
+    if experiment in BUDGETS:
+        records = [r for group in settled(records, experiment).values() for r in group]
     runs: dict[str, list[dict]] = {}
     for r in records:
         if (r["experiment"], r["preset"]) == (experiment, "gpu") and "diverged_at" not in r["metrics"]:
@@ -181,14 +182,7 @@ def _head_redundancy(records: list[dict]) -> tuple[str, str]:
 
 def _iteration_time(records: list[dict]) -> tuple[str, str]:
     """A training step of the true 1B shape: every Tucker row's time against multi-head attention's and GQA-8's."""
-    rows = [
-        row
-        for r in records
-        if (r["experiment"], r["preset"], r["method"]) == ("speed", "gpu", "models")
-        for row in r["metrics"]["rows"]
-        if row["model"] == "LLaMA" and "milliseconds" in row
-    ]
-    times = {row["row"]: row["milliseconds"] for row in rows}
+    times = step_times(records)
     tucker = [ms for label, ms in times.items() if label.startswith("Tucker")]
     if not tucker or "MHA" not in times:
         return "no run at a scale that could tell", UNTESTED

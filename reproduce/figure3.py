@@ -28,7 +28,10 @@ from .training import TrainConfig, train
 
 @dataclass(frozen=True)
 class Preset:
-    """pretrain: multi-head attention from scratch; finetune: every conversion, whose steps are set by `epochs`."""
+    """pretrain: multi-head attention from scratch; finetune: every conversion, whose steps are set by `epochs`.
+
+    augmented: every image of a batch is moved by up to SHIFT pixels each way, and half of them mirrored.
+    """
 
     patch_size: int
     d_model: int
@@ -39,7 +42,10 @@ class Preset:
     finetune: TrainConfig
     epochs: int
     seeds: tuple[int, ...] = (0,)
+    augmented: bool = False
 
+
+SHIFT = 4
 
 PRESETS = {
     "smoke": Preset(
@@ -79,7 +85,7 @@ PRESETS = {
             *(Row("Tucker", ranks=ranks) for ranks in ((12, 128, 128), (8, 64, 64), (8, 32, 32), (8, 24, 24), (6, 16, 16))),
         ),
         pretrain=TrainConfig(
-            steps=3000,
+            steps=6000,
             batch_size=512,
             learning_rate=1e-3,
             warmup_steps=300,
@@ -102,6 +108,7 @@ PRESETS = {
         ),
         epochs=3,
         seeds=(0, 1, 2, 3, 4),
+        augmented=True,
     ),
     "paper": None,  # other models and other data: figure3_paper.py
 }
@@ -129,18 +136,21 @@ def run(options: Options) -> None:
     shape |= {name: getattr(preset, name) for name in ("patch_size", "d_model", "n_heads", "n_layers")}
     for seed in options.seeds or preset.seeds:
         config = {**shape, "pretrain": dataclasses.asdict(preset.pretrain)}
+        if preset.augmented:
+            config["augmented"] = True
         start = Run("figure3", options, "MHA pretrained", config, seed, data.describe())
         config = {**config, "train": dataclasses.asdict(settings), "epochs": preset.epochs}
         runs = {row: Run("figure3", options, row.label, {**config, "row": row.config()}, seed, data.describe()) for row in rows}
         left = {row: this for row, this in runs.items() if not this.is_done()}
         if left:
-            model = pretrained(start, shape, preset.pretrain, data)
+            model = pretrained(start, shape, preset, data)
             for row, this in left.items():
-                fine_tune(copy.deepcopy(model), row, this, settings, preset.pretrain.steps, data)
+                fine_tune(copy.deepcopy(model), row, this, settings, preset, data)
 
 
-def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -> ViT:
+def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:
     """The multi-head model of this seed: from the output folder, or trained, recorded and kept there."""
+    settings = preset.pretrain
     path = model_path(this.options.out, f"figure3 {this.method} seed {this.seed}")
     if path.exists() and done(this.options.records, this.identity):
         model, metadata = load_vit(path)
@@ -148,7 +158,8 @@ def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -
             return model.to(this.options.device)
     torch.manual_seed(this.seed)
     model = build_vit(shape).to(this.options.device)
-    result = train(model, batches(data, settings, this.seed), loss_on(data), settings, this.checkpoint, this.title)
+    batch_at = batches(data, settings, this.seed, augmented=preset.augmented)
+    result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
     write_model(path, model, {"vit": json.dumps(shape), "run": this.identity})
     this.finish(
         {
@@ -162,12 +173,12 @@ def pretrained(this: Run, shape: dict, settings: TrainConfig, data: ImageData) -
     return model
 
 
-def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, first_step: int, data: ImageData) -> None:
+def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, preset: Preset, data: ImageData) -> None:
     """Convert every layer, measure, fine-tune, measure again, record."""
     for block in model.blocks:
         block.attention = row.converted(block.attention)
     at_once = judged(model, data, this.options.device)
-    batch_at = batches(data, settings, this.seed, first_step)
+    batch_at = batches(data, settings, this.seed, preset.pretrain.steps, preset.augmented)
     result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
     this.finish(
         {
@@ -196,14 +207,28 @@ def load_vit(path: Path) -> tuple[ViT, dict]:
     return fill(model, metadata, tensors, path), metadata
 
 
-def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int = 0) -> Callable:
+def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int = 0, augmented: bool = False) -> Callable:
     """step -> random images and their labels, a function of seed and step alone; first_step: where this phase begins."""
 
     def batch_at(step):
-        chosen = np.random.default_rng((seed, first_step + step)).integers(0, len(data.x_train), size=settings.batch_size)
-        return torch.from_numpy(data.x_train[chosen]), torch.from_numpy(data.y_train[chosen])
+        rng = np.random.default_rng((seed, first_step + step))
+        chosen = rng.integers(0, len(data.x_train), size=settings.batch_size)
+        images = data.x_train[chosen]  # (b, side, side, channels)
+        if augmented:
+            images = moved(images, rng)
+        return torch.from_numpy(images), torch.from_numpy(data.y_train[chosen])
 
     return batch_at
+
+
+def moved(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """images (b, side, side, channels), each moved by up to SHIFT pixels in both directions over black, half of them mirrored."""
+    side = images.shape[1]
+    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
+    first = rng.integers(0, 2 * SHIFT + 1, size=(2, len(images), 1))
+    rows, columns = first + np.arange(side)  # (b, side) each: which pixels of the padded image are seen
+    columns = np.where(rng.random((len(images), 1)) < 0.5, columns, columns[:, ::-1])
+    return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def loss_on(data: ImageData) -> Callable:

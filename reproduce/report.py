@@ -5,9 +5,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from . import robustness_report
 from .files import write_atomically
-from .gpt2_report import ablation_table, budget_tables, sweep_table
+from .gpu_report import ablation_table, budget_tables, sweep_table
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
@@ -438,15 +437,16 @@ DRAW = {
 }
 TOGETHER = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
-    ("table2", "gpu"): budget_tables,
+    ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
+    ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): ablation_table,
 }
 
 
-def write_into(path: Path, rendered: str, checks: str = "") -> None:
-    """Replace what stands between the two result marks of a Markdown file, and the checks where it has marks for those as well.
+def write_into(path: Path, parts: dict[tuple[str, str], str]) -> None:
+    """Replace what stands between pairs of marks of a Markdown file.  parts: by the pair, what belongs between.
 
-    Raises ValueError if it has no result marks.
+    Raises ValueError if it has not the marks of the results; those of other parts may be missing.
     """
     try:
         page = path.read_text()
@@ -454,7 +454,7 @@ def write_into(path: Path, rendered: str, checks: str = "") -> None:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     if BEGIN not in page or END not in page:
         raise ValueError(f"{path} lacks the marks between which results belong: {BEGIN} and {END}")
-    for begin, end, part in ((BEGIN, END, rendered), (robustness_report.BEGIN, robustness_report.END, checks)):
+    for (begin, end), part in parts.items():
         if part and begin in page and end in page:
             before, rest = page.split(begin, 1)
             page = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end, 1)[1]}"

@@ -115,6 +115,14 @@ TABLE2_BESIDE = (
     Row("Tucker", ranks=(8, 128, 64), shared_kv=True),
 )
 
+# Ours: as many attention parameters as one of the rows above has, or as large a cache.
+TABLE2_EQUAL = (
+    Row("Tucker", ranks=(12, 256, 256)),  # the parameters of MHA, the cache of GQA n_KV=4
+    Row("Tucker", ranks=(12, 200, 200)),  # the parameters of GQA n_KV=4
+    Row("Tucker", ranks=(8, 184, 176)),  # the parameters of MLA shared d_c=128
+    Row("MLA", latent=16, shared_kv=True),  # the parameters of Tucker [8,128,128]
+)
+
 # Table 3, LLaMA3-1B: d 2048, 32 heads; millions of parameters at 16 layers, or MB in BF16 at 8 (both readings fit).
 TABLE3 = (
     Row("MHA", paper={"size": 268}),

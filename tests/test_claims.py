@@ -1,16 +1,28 @@
 """The verdicts on quality: each can be reached, and refuted, by records."""
 
 import copy
+import dataclasses
 
 import pytest
 
 from reproduce import claims
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.gpu_report import BUDGETS
 
 
 def runs(experiment: str, losses: dict[str, list[float]], metric: str = "validation_loss") -> list[dict]:
+    """Runs of the preset `gpu` at its present settings, one per value."""
+    budget = BUDGETS.get(experiment)
     return [
-        {"experiment": experiment, "preset": "gpu", "method": row, "metrics": {metric: value, "attention_parameters": 100}}
+        {
+            "experiment": experiment,
+            "preset": "gpu",
+            "method": row,
+            "config": {"train": dataclasses.asdict(budget.preset.train) | {"learning_rate": budget.rate(row)}}
+            if budget
+            else {},
+            "metrics": {metric: value, "attention_parameters": 100},
+        }
         for row, values in losses.items()
         for value in values
     ]
@@ -56,3 +68,10 @@ def test_a_claim_of_quality_follows_the_records(where, records, verdict):
 def test_a_run_that_diverged_counts_for_nothing():
     broken = runs("table3", {TUCKER[2]: [4.0, 4.0]}, "diverged_at")
     assert claims._gpu_runs(broken, "table3") == {}
+
+
+def test_a_run_at_other_settings_counts_for_nothing():
+    found = runs("table3", {TUCKER[2]: [4.0]})
+    assert list(claims._gpu_runs(found, "table3")) == [TUCKER[2]]  # control
+    found[0]["config"]["train"]["learning_rate"] *= 2
+    assert claims._gpu_runs(found, "table3") == {}

@@ -1,0 +1,304 @@
+"""Tables of the language models that one GPU trained: learning rates, ablations, and Tables 2 and 3 at the full budget."""
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from . import figure3, table2, table3
+from .ablations import CASES, ROW
+from .ablations import PRESETS as ABLATIONS
+from .language import LanguagePreset
+from .rows import Row
+from .tables import difference, markdown, mean_and_spread
+
+BEGIN, END = "<!-- commands: written by `python -m reproduce report --write README.md` -->", "<!-- end of commands -->"
+LONG = ", warm-up four times longer"  # of the ablations, what belongs into the sweep as well
+
+
+def sweep_runs(records: list[dict]) -> list[dict]:
+    """Of all records, the runs that differ in row, rate and warm-up alone, under their row's name."""
+    plain = _of(records, "table2", "gpu-sweep")
+    longer = [r for r in _of(records, "ablations", "gpu-sweep") if r["method"].endswith(LONG)]
+    runs = plain + [{**r, "method": r["method"].removesuffix(LONG)} for r in longer]
+    order = [row.label for row in BUDGETS["table2"].rows]
+    return sorted(runs, key=lambda r: (order.index(r["method"]), _warmup(r), r["config"]["train"]["learning_rate"]))
+
+
+def sweep_table(records: list[dict]) -> list[str]:
+    """records: all there are.  Every row and warm-up by learning rate, each row's best in bold."""
+    runs = sweep_runs(records)
+    table, best = rates_table(runs, lambda r: f"{r['method']}, warm-up {_warmup(r)}")
+    title = (
+        f"**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: {_budget(runs)}, one seed; "
+        "validation loss in nats/token, each row's best in bold.**"
+    )
+    note = "; ".join(f"{row} {loss:.3f}" for row, loss in sorted(best.items(), key=lambda item: item[1]))
+    return [title, table, f"In order of what each row reaches at its own best: {note}.", sources(runs)]
+
+
+def ablation_table(records: list[dict]) -> list[str]:
+    """records: all there are.  What was changed in how one Tucker row is trained, by learning rate."""
+    changed = _of(records, "ablations", "gpu-sweep")
+    known = {(r["method"], r["config"]["train"]["learning_rate"]) for r in changed}
+    rates, rows = {rate for _, rate in known}, (ROW, "MHA")
+    plain = [
+        r
+        for r in _of(records, "table2", "gpu-sweep")
+        if r["method"] in rows and r["config"]["train"]["learning_rate"] in rates and _key(r) not in known and _warmup(r) == 100
+    ]
+    runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
+    table, _ = rates_table(runs, lambda r: r["method"])
+    title = (
+        f"**What makes {ROW} train well, REDUCED BUDGET: {_budget(runs)}, one seed, one change at a time; validation loss in "
+        "nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
+    )
+    return [title, table, sources(changed)]
+
+
+def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str, dict[str, float]]:
+    """One line per label, one column per learning rate; bold is the lowest loss of each row.
+
+    Returns: the table, and the lowest losses.
+    """
+    rates = sorted({r["config"]["train"]["learning_rate"] for r in runs})
+    found: dict[tuple, list[dict]] = defaultdict(list)
+    for r in runs:
+        found[label_of(r), r["config"]["train"]["learning_rate"]].append(r)
+    best: dict[str, float] = {}
+    for group in found.values():
+        if (loss := _mean(group)) is not None:
+            best[of_row(group[0])] = min(loss, best.get(of_row(group[0]), loss))
+    lines = []
+    for label in dict.fromkeys(label for label, _ in found):
+        cells = []
+        for rate in rates:
+            group = found.get((label, rate), [])
+            loss = _mean(group)
+            bold = "**" if loss is not None and loss == best[of_row(group[0])] else ""
+            cells.append(f"{bold}{_cell(group)}{bold}")
+        lines.append([label, *cells])
+    return markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], lines), best
+
+
+def of_row(record: dict) -> str:
+    """The row's own name, without what was changed."""
+    return re.split(r", (?![^\[]*\])", record["method"])[0]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One of the paper's tables as the preset `gpu` trains it.  base: the row that the paper sets the others beside."""
+
+    title: str
+    paper_steps: int
+    preset: LanguagePreset
+    rows: tuple[Row, ...]
+    base: str
+
+    def rate(self, label: str) -> float:
+        return self.preset.learning_rates.get(label, self.preset.train.learning_rate)
+
+
+BUDGETS = {
+    "table2": Budget("Table 2, GPT-2", 600_000, table2.PRESETS["gpu"], table2.ON_GPU_ROWS, "MHA"),
+    "table3": Budget("Table 3, Llama", 100_000, table3.PRESETS["gpu"], table3.TABLE3, "GQA n_KV=8"),
+}
+
+
+def settled(records: list[dict], experiment: str) -> dict[str, list[dict]]:
+    """The runs of "table2" or "table3" at the present settings of the preset `gpu`, by row; a row that has none is not there."""
+    budget, groups = BUDGETS[experiment], defaultdict(list)
+    now = budget.preset.train
+    for r in _of(records, experiment, "gpu"):
+        t = r["config"]["train"]
+        if (t["learning_rate"], t["warmup_steps"], t["steps"]) == (budget.rate(r["method"]), now.warmup_steps, now.steps):
+            groups[r["method"]].append(r)
+    return groups
+
+
+def budget_tables(records: list[dict], experiment: str) -> list[str]:
+    """records: all there are.  The rows of "table2" or "table3" at their best settings, then runs at other settings."""
+    budget, groups = BUDGETS[experiment], settled(records, experiment)
+    runs, times = _of(records, experiment, "gpu"), step_times(records) if experiment == "table3" else {}
+    base = _mean(groups.get(budget.base, []))
+    lines = []
+    for row in budget.rows:
+        group = groups.get(row.label)
+        time = [f"{times[row.label]:.0f}" if row.label in times else "not run yet"] if times else []
+        if not group:
+            lines.append([row.label, *["not run yet"] * 6, *time])
+            continue
+        losses = _losses(group)
+        above = f" ({difference(statistics.mean(losses), base)})" if base and losses and row.label != budget.base else ""
+        bits = [r["metrics"]["bits_per_byte"] for r in group if "bits_per_byte" in r["metrics"]]
+        speeds = [r["metrics"]["tokens_per_second"] for r in group if "tokens_per_second" in r["metrics"]]
+        lines.append(
+            [
+                row.label,
+                *(f"{megabytes:.2f}" for megabytes in sizes(group[0])),
+                f"{budget.rate(row.label):g}",
+                _cell(group, 4) + above,
+                mean_and_spread(bits, 4) if bits else "",
+                f"{statistics.mean(speeds) / 1e3:.0f}" if speeds else "",
+                *time,
+            ]
+        )
+    header = [
+        "row", "attention MB", "KV cache MB", "rate", f"validation loss (against {budget.base})", "bits per byte",
+        "1,000 tokens/s", *(["ms a step, LLaMA3-1B"] if times else []),
+    ]  # fmt: skip
+    parts = [_scale(budget, runs), markdown(header, lines), sources([r for group in groups.values() for r in group])]
+    kept = {id(r) for group in groups.values() for r in group}
+    if others := [r for r in runs if id(r) not in kept]:
+        rows = [
+            [r["method"], f"{r['config']['train']['learning_rate']:g}", f"{_warmup(r)}", r["data"]["name"], _cell([r])]
+            for r in sorted(others, key=lambda r: [row.label for row in budget.rows].index(r["method"]))
+        ]
+        parts += [
+            f"**{budget.title}, the same budget at other settings, one run each.** Runs on another text are not to be set beside those "
+            "above.",
+            markdown(["row", "rate", "warm-up", "text", "validation loss"], rows),
+        ]
+    return parts
+
+
+def _scale(budget: Budget, runs: list[dict]) -> str:
+    """The title of a table: what was trained, at which scale."""
+    c, t = runs[0]["config"], budget.preset.train
+    narrower = budget.preset.narrower
+    shape = (
+        " at the paper's shape, validation loss at REDUCED BUDGET"
+        if narrower == 1
+        else f", validation loss at REDUCED SCALE, not the paper's: d {c['d_model']:,}, {c['n_heads']} heads, {c['n_layers']} layers, "
+        f"N {c['context']:,}"
+    )
+    named = (
+        ""
+        if narrower == 1
+        else f" Rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
+    )
+    return (
+        f"**{budget.title}{shape}: {_budget(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; each mechanism at the best "
+        f"rate that the sweep found for it, warm-up {t.warmup_steps} steps.**{named} The paper's losses are not available to us."
+    )
+
+
+def sizes(record: dict) -> tuple[float, float]:
+    """Megabytes (10^6 bytes) in BF16 of a run's attention parameters, and of its cache for one whole context."""
+    m = record["metrics"]
+    return m["attention_parameters"] * 2 / 1e6, m["cache_per_token"] * record["config"]["context"] * 2 / 1e6
+
+
+def step_times(records: list[dict]) -> dict[str, float]:
+    """Milliseconds of one training step of LLaMA3-1B's true shape by row, as `speed` measured them."""
+    return {
+        row["row"]: row["milliseconds"]
+        for r in _of(records, "speed", "gpu")
+        if r["method"] == "models"
+        for row in r["metrics"]["rows"]
+        if row["model"] == "LLaMA" and "milliseconds" in row
+    }
+
+
+def sources(runs: list[dict]) -> str:
+    """Where numbers come from: data, devices, commits, minutes, and the commands with what varies between runs in capitals."""
+    names = {"data": [], "device": [], "commit": []}
+    for r in runs:
+        for kind, name in (
+            ("data", f"{r['data']['name']} (sha256 {r['data']['sha256'][:12]}…)"),
+            ("device", r["device"]),
+            ("commit", r["commit"][:10]),
+        ):
+            if name not in names[kind]:
+                names[kind].append(name)
+    said = ", ".join
+    versions = said(dict.fromkeys(r["versions"]["torch"] for r in runs))
+    minutes = statistics.median(r["wall_seconds"] for r in runs) / 60
+    return (
+        f"<sub>Data: {said(names['data'])}; {said(names['device'])}, torch {versions}; "
+        f"commits {said(names['commit'])}; about {minutes:.1f} minutes a run; "
+        f"{said(f'`{p}`' for p in patterns(r['command'] for r in runs))}. "
+        "± is the standard deviation over seeds, where there are several.</sub>"
+    )
+
+
+VARIED = {"--rows": "ROWS", "--learning-rate": "RATE", "--warmup-steps": "STEPS", "--seeds": "SEEDS"}
+
+
+def patterns(commands: Iterable[str]) -> list[str]:
+    """The commands without the folders of one machine and, as words, what varies between runs; one for all that are alike then."""
+    found: dict[str, set[str]] = {}
+    for command in commands:
+        start, *options = re.split(r" (?=--[a-z])", command)
+        named = {option.split(" ")[0]: option for option in options}
+        fixed = [option for name, option in sorted(named.items()) if name not in ("--records", "--out", *VARIED)]
+        found.setdefault(" ".join([start, *fixed]), set()).update(named.keys() & VARIED.keys())
+    return [" ".join([base, *(f"{name} {VARIED[name]}" for name in VARIED if name in used)]) for base, used in found.items()]
+
+
+TEXT = "--text wiki.txt.xz --validation held_out.txt.xz --bpe gpt2"
+
+
+def commands(records: list[dict]) -> str:
+    """records: all there are.  The commands of the preset `gpu` in the order to run them, with minutes and what comes out."""
+    swept = [r for r in _of(records, "table2", "gpu-sweep") if (_key(r)[1], _warmup(r)) == (2.4e-3, 400)]
+    sweep = f"table2 --preset gpu-sweep {TEXT} --learning-rate 2.4e-3 --warmup-steps 400"
+    changed = [r for r in _of(records, "ablations", "gpu-sweep") if _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate]
+    lines = [
+        _line(sweep, len(table2.TABLE2), swept, ("GQA n_KV=4", "Tucker [8,64,64]"), "validation_loss"),
+        _line(f"ablations --preset gpu-sweep {TEXT}", len(CASES), changed, (f"{ROW}, init std 0.02",), "validation_loss"),
+    ]
+    for experiment, small in (("table2", "Tucker [8,64,64]"), ("table3", "Tucker [32,64,64]")):
+        budget = BUDGETS[experiment]
+        runs = [r for group in settled(records, experiment).values() for r in group]
+        count = len(budget.rows) * len(budget.preset.seeds)
+        lines.append(_line(f"{experiment} --preset gpu {TEXT}", count, runs, (budget.base, small), "validation_loss"))
+    vit = figure3.PRESETS["gpu"]
+    count, runs = (1 + len(vit.rows)) * len(vit.seeds), _of(records, "figure3", "gpu")
+    lines.append(_line("figure3 --preset gpu --images images.npz", count, runs, ("MHA", "Tucker [8,24,24]"), "top1"))
+    return markdown(["after `python -m reproduce`", "runs", "minutes", "expect"], lines)
+
+
+def _line(command: str, count: int, runs: list[dict], rows: tuple[str, ...], metric: str) -> list[str]:
+    """count: how many runs the command makes.  Minutes are those of the runs on record, for as many."""
+    if not runs:
+        return [f"`{command}`", f"{count}", "not run yet", "not run yet"]
+    found = {row: [r["metrics"][metric] for r in runs if r["method"] == row and metric in r["metrics"]] for row in rows}
+    said = [f"{row} {mean_and_spread(values, 3)}" for row, values in found.items() if values]
+    minutes = count * statistics.mean(r["wall_seconds"] for r in runs) / 60
+    return [f"`{command}`", f"{count}", f"{minutes:.0f}", f"{metric.replace('_', ' ')}: {'; '.join(said)}"]
+
+
+def _of(records: Iterable[dict], experiment: str, preset: str) -> list[dict]:
+    return [r for r in records if (r["experiment"], r["preset"]) == (experiment, preset)]
+
+
+def _key(record: dict) -> tuple[str, float]:
+    return record["method"], record["config"]["train"]["learning_rate"]
+
+
+def _warmup(record: dict) -> int:
+    return record["config"]["train"]["warmup_steps"]
+
+
+def _losses(group: list[dict]) -> list[float]:
+    return [r["metrics"]["validation_loss"] for r in group if "validation_loss" in r["metrics"]]
+
+
+def _mean(group: list[dict]) -> float | None:
+    return statistics.mean(_losses(group)) if _losses(group) else None
+
+
+def _cell(group: list[dict], digits: int = 3) -> str:
+    if not group:
+        return "not run"
+    if broken := [r["metrics"]["diverged_at"] for r in group if "diverged_at" in r["metrics"]]:
+        return f"diverged at step {', '.join(map(str, broken))}"
+    return mean_and_spread(_losses(group), digits)
+
+
+def _budget(runs: list[dict]) -> str:
+    tokens = next((r["metrics"]["tokens_seen"] for r in runs if "tokens_seen" in r["metrics"]), 0)
+    return f"{tokens / 1e6:.1f}M training tokens"
