@@ -1,14 +1,21 @@
 """Rung 4: every backend means what "reference" means, in output and gradient."""
 
 import math
+import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import DIFFERENT, TOLERANCE, relative_error
 from helpers import attention_inputs as inputs
+from torch.nn.attention import SDPBackend
 
 from tucker_ref import TuckerAttention
 from tucker_ref.attend import FORCED, attend
+
+module = sys.modules["tucker_ref.attend"]  # its name in the package is the function's
 
 BACKENDS = ("reference", "sdpa", "math")  # those that take every shape, mask and dtype on every device, with gradients
 
@@ -19,6 +26,10 @@ SHAPES = [  # b, h, g, n, m, k, v
     (2, 12, 1, 7, 7, 6, 10),
     (2, 4, 2, 3, 9, 8, 4),
     (1, 6, 2, 1, 33, 8, 8),
+    (2, 6, 2, 1, 9, 8, 4),
+    (1, 4, 2, 8, 11, 8, 4),  # as many queries as a key is wide
+    (1, 4, 2, 5, 8, 8, 4),  # as many sources
+    (2, 4, 2, 2, 4, 8, 4),  # as many queries as groups, as many sources as heads
 ]
 
 
@@ -70,6 +81,7 @@ def test_backend_matches_reference_in_output_and_gradient(backend, shape, causal
     qkv = inputs(*shape, dtype)
     expected = run([t.detach().double().requires_grad_() for t in qkv], backend="reference", **options)
     for actual, wanted in zip(run(qkv, backend=backend, **options), expected):
+        assert actual.shape == wanted.shape
         # A single visible source has softmax 1: its query and key gradients are exactly zero, so compare on the output's scale.
         assert torch.linalg.norm(actual.double() - wanted) <= TOLERANCE[dtype] * (torch.linalg.norm(wanted) + 1)
 
@@ -179,7 +191,7 @@ def test_causal_aligns_the_last_query_with_the_last_source(backend):
         (dict(scale=math.inf), "scale is inf"),
         (dict(scale=0.0), "scale is 0.0"),
         (dict(scale=None), "scale is None"),
-        (dict(q=torch.ones(4, 5, 3)), "must be \\(batch, heads, tokens, width\\)"),
+        (dict(q=torch.ones(4, 5, 3)), "q \\(4, 5, 3\\), k .*must be \\(batch, heads, tokens, width\\)"),
         (dict(q=torch.ones(2, 3, 5, 8)), "3 query heads cannot be shared out evenly to 2"),
         (dict(k=torch.ones(2, 2, 5, 7)), "width must agree"),
         (dict(v=torch.ones(2, 2, 4, 8)), "source tokens"),
@@ -193,3 +205,132 @@ def test_bad_input_is_named(change, message):
     arguments = dict(q=torch.ones(2, 4, 5, 8), k=torch.ones(2, 2, 5, 8), v=torch.ones(2, 2, 5, 8), scale=1.0) | change
     with pytest.raises(ValueError, match=message):
         attend(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What PyTorch's attention is called with."""
+    seen, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **o: seen.append((q, k, v, o)) or real(q, k, v, **o))
+    return seen
+
+
+def test_no_key_is_repeated_for_the_heads_that_share_it(calls):
+    """Sec. 3.3: to PyTorch's kernels Tucker Attention is one key and value for all heads, and stays so in memory."""
+    for groups in (1, 2, 4):
+        q, k, v = inputs(2, 4, groups, 5, 5, 8, 8)
+        attend(q, k, v, scale=0.3, causal=True)
+        (_, seen_k, seen_v, options) = calls.pop()
+        assert seen_k is k and seen_v is v
+        assert options["is_causal"] and options["attn_mask"] is None and options["enable_gqa"] == (groups < 4)
+
+
+def test_while_decoding_the_heads_of_a_group_stand_where_queries_stand(calls):
+    q, k, v = inputs(2, 6, 2, 1, 9, 8, 4)
+    assert attend(q, k, v, scale=0.3).shape == (2, 6, 1, 4)
+    (seen_q, seen_k, _, options) = calls.pop()
+    assert seen_q.shape == (2, 2, 3, 8) and seen_k is k and not options.get("enable_gqa")
+
+
+def test_the_reference_and_empty_input_call_no_kernel(calls):
+    attend(*inputs(1, 2, 1, 3, 3, 4, 4), scale=0.3, backend="reference")
+    for shape in ((0, 2, 1, 3, 3, 4, 4), (1, 2, 1, 0, 3, 4, 4), (1, 2, 1, 3, 0, 4, 4)):
+        attend(*inputs(*shape), scale=0.3)
+    assert not calls
+    attend(*inputs(1, 2, 1, 3, 3, 4, 4), scale=0.3)
+    assert len(calls) == 1  # control
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_kernel_that_knows_no_groups_sees_each_key_as_often_as_it_is_used(calls, monkeypatch, shape, causal, compiling):
+    """PyTorch's "efficient" kernel needs a GPU: here another stands in its place. While it compiles, no warnings are caught."""
+    monkeypatch.setitem(FORCED, "efficient", SDPBackend.MATH)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    q, k, v = inputs(*shape)
+    for mask in (None, torch.ones(shape[3:5], dtype=torch.bool).tril(1)):
+        options = dict(scale=0.3, causal=causal, mask=mask)
+        expected = run((q, k, v), backend="reference", **options)
+        for backend, heads in (("math", k.shape[1]), ("efficient", q.shape[1])):
+            calls.clear()
+            for actual, wanted in zip(run((q, k, v), backend=backend, **options), expected):
+                assert actual.shape == wanted.shape
+                assert torch.linalg.norm(actual - wanted) <= TOLERANCE[torch.float64] * (torch.linalg.norm(wanted) + 1)
+            if shape[3] > 1:  # decoding needs no groups
+                assert calls[0][1].shape[1] == heads and calls[0][3]["enable_gqa"] == (heads < q.shape[1])
+
+
+def test_a_refusal_repeats_each_of_pytorch_s_reasons_once(monkeypatch):
+    def refuse(*_):
+        for text in (
+            "Too wide. (Triggered internally at a.cpp:1.)",
+            "Too wide. (Triggered internally at b.cpp:2.)",
+            "Too old.",
+        ):
+            warnings.warn(text, stacklevel=2)
+        raise RuntimeError("No available kernel.")
+
+    def refuse_without_a_word(*_):
+        raise RuntimeError("No available kernel.")
+
+    for refusal, reasons in ((refuse, "Too wide.; Too old."), (refuse_without_a_word, "No available kernel.")):
+        monkeypatch.setattr(module, "_sdpa", refusal)
+        with pytest.raises(ValueError) as error:
+            attend(*inputs(2, 4, 1, 5, 6, 8, 3), scale=1.0, backend="math")
+        shapes = "q (2, 4, 5, 8), k (2, 1, 6, 8), v (2, 1, 6, 3), torch.float64 on cpu"
+        assert str(error.value) == f"backend 'math' refuses {shapes}: {reasons}"
+
+
+def test_a_gradient_comes_back_in_the_layout_of_the_output():
+    for device in ("cpu", "meta"):
+        z = torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device).transpose(1, 2).requires_grad_()
+        dz = torch.randn(2, 4, 3, 5, dtype=torch.float64, device=device)
+        y = module.SameLayoutBack.apply(z)
+        (back,) = torch.autograd.grad(y, z, dz)
+        assert dz.stride() != z.stride() == back.stride() and back.dtype == dz.dtype and back.device == dz.device
+        if device == "cpu":
+            assert torch.equal(back, dz) and torch.equal(y, z)
+        same = torch.empty_like(z)
+        assert module.SameLayoutBack.backward(SimpleNamespace(strides=z.stride()), same) is same  # no copy where none is needed
+
+
+def test_on_a_gpu_gradients_are_laid_out_as_outputs(monkeypatch):
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    qkv, real = inputs(2, 4, 1, 5, 5, 8, 8), F.scaled_dot_product_attention
+    assert "SameLayoutBack" not in attend(*qkv, scale=0.3).grad_fn.name()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **o: real(*a, **o).as_subclass(OnGPU))
+    y = attend(*qkv, scale=0.3)
+    assert "SameLayoutBack" in y.grad_fn.name()
+    assert relative_error(y.as_subclass(torch.Tensor), attend(*qkv, scale=0.3, backend="reference")) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("backend", ["reference", "math"])
+def test_masks_are_made_where_the_tokens_are(backend):
+    """On PyTorch's "meta" device, which refuses to meet a tensor of another one."""
+    q, k, v = (t.to("meta") for t in inputs(1, 2, 2, 3, 5, 4, 4))
+    assert attend(q, k, v, scale=0.3, causal=True, backend=backend).device == q.device
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("shape", [(2, 4, 2, 1, 5, 1, 1), (2, 4, 1, 1, 5, 8, 4), (1, 4, 2, 2, 5, 1, 4), (2, 4, 2, 5, 5, 8, 8)])
+def test_triton_decodes_where_one_query_needs_no_gradient(monkeypatch, shape, trained):
+    pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
+    from tucker_ref.kernels import decode, latent_attention
+
+    called = []
+    for kernels, name in ((decode, "decode_attention"), (latent_attention, "flash_attention")):
+        real = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, name=name, real=real, **o: called.append(name) or real(*a, **o))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    qkv = [t.detach().to(device).requires_grad_(trained and n == 2) for n, t in enumerate(inputs(*shape, torch.float32))]
+    for causal in (False, True):
+        expected = attend(*qkv, scale=0.3, causal=causal, backend="reference")
+        assert relative_error(attend(*qkv, scale=0.3, causal=causal, backend="triton"), expected) < 1e-5
+        with torch.no_grad():
+            attend(*qkv, scale=0.3, causal=causal, backend="triton")
+    decodes = shape[3] == 1
+    once = "flash_attention" if trained or not decodes else "decode_attention"
+    assert called == 2 * [once, "decode_attention" if decodes else "flash_attention"]
