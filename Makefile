@@ -14,7 +14,7 @@ help:
 	@echo "make lint        check style and types"
 	@echo "make mutation    put faults into the library one by one: do the tests notice? (an hour or two)"
 	@echo "make fuzz        try the contract of every public function on hundreds of random inputs (minutes)"
-	@echo "make versions    build the wheel and test it in empty environments: several Pythons and NumPys (minutes)"
+	@echo "make versions    build the wheel and test it in empty environments: oldest and newest Python, torch and NumPy (minutes, gigabytes)"
 	@echo "make clean       remove .venv and out/"
 
 install: $(VENV)/.installed

@@ -25,7 +25,11 @@ from .tables import markdown
 
 PRESETS = {
     "smoke": (),  # here
-    "wheel": (("python3.11", "numpy==2.0.0"), ("python3.11", "numpy"), ("python3.13", "numpy")),
+    "wheel": (  # the oldest and the newest that pyproject.toml allows
+        ("python3.11", ("numpy==2.0.0", "torch==2.11.0")),
+        ("python3.11", ("numpy", "torch")),
+        ("python3.13", ("numpy", "torch")),
+    ),
 }
 ROOT = Path(__file__).parent.parent
 TOOLS = ("pytest", "hypothesis", "tensorly")
@@ -43,12 +47,12 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT)
         [wheel] = Path(folder).glob("*.whl")
-        for python, numbers in tqdm(combinations, "versions"):
+        for python, packages in tqdm(combinations, "versions"):
             if shutil.which(python) is None or subprocess.run([python, "-V"], capture_output=True).returncode:
                 tqdm.write(f"{python} is not on this machine: left out")
                 continue
-            tqdm.write(f"{python}, {numbers}")
-            elsewhere(wheel, python, numbers, options.records.absolute())
+            tqdm.write(f"{python}, {', '.join(packages)}")
+            elsewhere(wheel, python, packages, options.records.absolute())
 
 
 def here(options: Options) -> None:
@@ -74,15 +78,16 @@ def here(options: Options) -> None:
         raise ValueError(f"the tests do not pass with {method}: {(done.stdout + done.stderr)[-4000:]}")
 
 
-def elsewhere(wheel: Path, python: str, numbers: str, records: Path) -> None:
-    """An empty environment with the wheel, and the same tests run from a folder that is no repository."""
+def elsewhere(wheel: Path, python: str, packages: tuple[str, ...], records: Path) -> None:
+    """An empty environment with the wheel and these packages, and the same tests run from a folder that is no repository."""
     with tempfile.TemporaryDirectory() as folder:
         environment, place = Path(folder) / "environment", Path(folder) / "elsewhere"
         call(python, "-m", "venv", environment)
-        pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("numpy==")]
+        free = {package.split("==")[0] for package in packages}
+        pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.split("==")[0] not in free]
         (Path(folder) / "pins.txt").write_text("\n".join(pins))
         install = (environment / "bin" / "python", "-m", "pip", "install", "-q", "-c", Path(folder) / "pins.txt")
-        call(*install, f"{wheel}[reproduce,triton]", numbers, *TOOLS)
+        call(*install, f"{wheel}[reproduce,triton]", *packages, *TOOLS)
         shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("README.md", "pyproject.toml"):
             shutil.copy(ROOT / name, place)
