@@ -92,14 +92,16 @@ def main() -> int:
             found = records.load(options.records)
             if not found:
                 raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
-            parts = {(report.BEGIN, report.END): (report if options.command == "report" else claims).render(found)}
-            if options.command == "report":
-                parts[robustness_report.BEGIN, robustness_report.END] = robustness_report.render(found)
-                parts[gpu_report.BEGIN, gpu_report.END] = gpu_report.commands(found)
-            if options.write:
-                report.write_into(options.write, parts)
+            if options.command == "claims":
+                parts = {report: claims.render(found)}
             else:
-                print("\n\n".join(part for part in parts.values() if part))
+                parts = {report: report.render(found), robustness_report: robustness_report.render(found)}
+            if options.write:
+                if options.command == "report":
+                    parts |= {gpu_report: gpu_report.render(found), claims: claims.sentences(found)}
+                report.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
+            else:
+                print("\n\n".join(text for text in parts.values() if text))
         else:
             run(options)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from .gpu_report import BUDGETS, settled, step_times
 from .report import FORMULAS, attention_mb, cache_mb, sizes_of
 from .tables import difference, markdown
 
+BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
 REPRODUCED, FAILED, UNTESTED = "reproduced", "not reproduced", "not tested at this scale"
 
@@ -44,9 +45,23 @@ def verdicts(records: list[dict]) -> list[tuple[Claim, str, str]]:
 def render(records: list[dict]) -> str:
     """The table of claims, and the count of verdicts under it."""
     judged = verdicts(records)
+    return f"{_table(judged)}\n\n{_count(judged)}."
+
+
+def sentences(records: list[dict]) -> str:
+    """The table of what the paper claims in words, and the count of all verdicts under it."""
+    judged = verdicts(records)
+    return f"{_table([j for j in judged if j[0] in SENTENCES])}\n\nWith the sizes of Tables 1-3, {_count(judged)}."
+
+
+def _table(judged: list[tuple[Claim, str, str]]) -> str:
     rows = [[c.where, c.says, measured, c.refuted_if, verdict] for c, measured, verdict in judged]
+    return markdown(["claim", "paper", "measured", "refuted if", "verdict"], rows)
+
+
+def _count(judged: list[tuple[Claim, str, str]]) -> str:
     counts = ", ".join(f"{sum(v == verdict for *_, v in judged)} {verdict}" for verdict in (REPRODUCED, FAILED, UNTESTED))
-    return f"{markdown(['claim', 'paper', 'measured', 'refuted if', 'verdict'], rows)}\n\n{len(judged)} claims: {counts}."
+    return f"{len(judged)} claims: {counts}"
 
 
 def _formula_claims(records: list[dict]) -> list[Claim]:
@@ -121,9 +136,10 @@ def _competitive(records: list[dict]) -> tuple[str, str]:
 
 
 def _gpu_runs(records: list[dict], experiment: str) -> dict[str, list[dict]]:
-    """Metrics of the preset `gpu` by row; of a table, those at its present settings."""
+    """Metrics of the preset `gpu` by row; of a table, those at its present settings, in its order."""
     if experiment in BUDGETS:
-        records = [r for group in settled(records, experiment).values() for r in group]
+        groups = settled(records, experiment)
+        records = [r for row in BUDGETS[experiment].rows for r in groups.get(row.label, [])]
     runs: dict[str, list[dict]] = {}
     for r in records:
         if (r["experiment"], r["preset"]) == (experiment, "gpu") and "diverged_at" not in r["metrics"]:

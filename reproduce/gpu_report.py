@@ -241,6 +241,11 @@ def patterns(commands: Iterable[str]) -> list[str]:
 TEXT = "--text wiki.txt.xz --validation held_out.txt.xz --bpe gpt2"
 
 
+def render(records: list[dict]) -> str:
+    """records: all there are.  The commands with what they take and give, then what came out."""
+    return f"{commands(records)}\n\n{findings(records)}".strip()
+
+
 def commands(records: list[dict]) -> str:
     """records: all there are.  The commands of the preset `gpu` in the order to run them, with minutes and what comes out."""
     swept = [r for r in _of(records, "table2", "gpu-sweep") if (_key(r)[1], _warmup(r)) == (2.4e-3, 400)]
@@ -259,6 +264,33 @@ def commands(records: list[dict]) -> str:
     count, runs = (1 + len(vit.rows)) * len(vit.seeds), _of(records, "figure3", "gpu")
     lines.append(_line("figure3 --preset gpu --images images.npz", count, runs, ("MHA", "Tucker [8,24,24]"), "top1"))
     return markdown(["after `python -m reproduce`", "runs", "minutes", "expect"], lines)
+
+
+def findings(records: list[dict]) -> str:
+    """records: all there are.  What came out, in sentences whose numbers are those of the records; none without a run."""
+    said = []
+    for experiment, budget in BUDGETS.items():
+        groups = {label: group for label, group in settled(records, experiment).items() if _losses(group)}
+        if budget.base not in groups:
+            continue
+        loss, size = _mean(groups[budget.base]), groups[budget.base][0]["metrics"]["attention_parameters"]
+        others = [
+            f"{label} {difference(_mean(groups[label]), loss)} with {groups[label][0]['metrics']['attention_parameters'] / size:.0%}"
+            for label in (row.label for row in budget.rows)
+            if label in groups and label != budget.base
+        ]
+        said.append(
+            f"{budget.title}, loss against {budget.base}'s {loss:.3f}, with which share of its attention parameters: {'; '.join(others)}."
+        )
+    logits = {
+        r["method"].removeprefix(f"{ROW}, "): max(o["largest_logit"] for o in r["metrics"]["observations"])
+        for r in _of(records, "ablations", "gpu-sweep")
+        if of_row(r) == ROW and _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate and r["metrics"].get("observations")
+    }
+    if logits:
+        largest = "; ".join(f"{change if change != ROW else 'unchanged'} {value:,.0f}" for change, value in logits.items())
+        said.append(f"Largest attention logit of {ROW} in a run at the highest rate: {largest}.")
+    return "\n".join(f"- {sentence}" for sentence in said)
 
 
 def _line(command: str, count: int, runs: list[dict], rows: tuple[str, ...], metric: str) -> list[str]:

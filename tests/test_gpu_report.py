@@ -3,7 +3,9 @@
 import copy
 from pathlib import Path
 
-from reproduce import gpu_report, records
+import pytest
+
+from reproduce import claims, gpu_report, records
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED, _competitive
 
 COMMITTED = records.load(records.COMMITTED)
@@ -73,12 +75,18 @@ def test_competitive_is_judged_by_the_row_in_question_alone():
     assert _competitive([])[1] == UNTESTED
 
 
-def test_the_readme_shows_the_commands_with_minutes_and_results():
-    shown = (Path(__file__).parent.parent / "README.md").read_text().split(gpu_report.BEGIN)[1].split(gpu_report.END)[0].strip()
-    assert shown == gpu_report.commands(COMMITTED)
+@pytest.mark.parametrize(("part", "draw"), [(gpu_report, gpu_report.render), (claims, claims.sentences)])
+def test_the_readme_shows_what_the_records_say(part, draw):
+    shown = (Path(__file__).parent.parent / "README.md").read_text().split(part.BEGIN)[1].split(part.END)[0].strip()
+    assert shown == draw(COMMITTED)
+    assert shown != draw([r for r in COMMITTED if (r["experiment"], r["preset"]) != ("table2", "gpu")])  # control
+
+
+def test_commands_say_how_long_they_take_and_findings_need_runs():
     slower = [r | {"wall_seconds": 2 * r["wall_seconds"]} if r["wall_seconds"] else r for r in COMMITTED]
-    assert shown != gpu_report.commands(slower)  # control
-    assert gpu_report.commands([]).count("not run yet") == 2 * 5
+    assert gpu_report.commands(slower) != gpu_report.commands(COMMITTED)
+    assert gpu_report.commands([]).count("not run yet") == 2 * 5 and gpu_report.findings([]) == ""
+    assert "Tucker [8,64,64] +" in gpu_report.findings(COMMITTED)
 
 
 def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
