@@ -16,6 +16,7 @@ from tucker_ref import (
     TuckerAttention,
     tensor_attention,
 )
+from tucker_ref.tucker import LatentNorm, TuckerWeights
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 LENGTHS = pytest.mark.parametrize("batch, n_tokens", [(1, 1), (2, 7), (1, 63)])
@@ -476,3 +477,60 @@ def test_a_tucker_bias_reads_a_constant_one():
             weights = (queries @ before @ keys.mT * layer.scale).softmax(-1)
             expected = expected + weights @ values @ after.T @ layer.post.output.T
     assert relative_error(layer(x, causal=False), expected) < EXACT
+
+
+def test_more_heads_than_channels_start_orthonormal_too():
+    layer = TuckerAttention(2, 4, (3, 2, 2))
+    for weights in (layer.pre, layer.post):
+        assert relative_error(weights.head.T @ weights.head, torch.eye(3)) < 1e-5
+
+
+def test_weights_are_kept_without_gaps():
+    """Kernels and checkpoints read memory in order, however the tensors that were handed over lie in it."""
+    factors = {"head": torch.randn(2, 4), "query": torch.randn(3, 8), "key": torch.randn(5, 8)}
+    weights = TuckerWeights(torch.randn(5, 3, 2).permute(2, 1, 0), {name: factor.T for name, factor in factors.items()})
+    assert all(p.is_contiguous() for p in weights.parameters()) and torch.equal(weights.key, factors["key"].T)
+
+
+def test_a_layer_from_weights_knows_that_its_latents_are_normalised():
+    norms = tuple(LatentNorm(width) for width in (4, 5, 5))
+    for given in (None, norms):
+        layer = TuckerAttention(12, 3, (2, 4, 5))
+        made = TuckerAttention.from_weights(layer.pre, layer.post, scale=0.3, norms=given)
+        assert made.latent_norm == (given is not None) and (made.key_norm is norms[1]) == (given is not None)
+
+
+def test_what_is_moved_alone_leaves_its_parts_behind():
+    layer = TuckerAttention(12, 3, (2, 4, 5), bias=True, shared_kv=True)
+    layer.to_empty(device="meta", recurse=False)
+    assert layer.output_bias.is_meta and not any(p.is_meta for p in (*layer.pre.parameters(), *layer.post.parameters()))
+    layer.to_empty(device="meta")
+    assert all(p.is_meta for p in layer.parameters()) and layer.post.value is layer.pre.key
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_positions_are_made_where_the_tokens_are(shared):
+    """On PyTorch's "meta" device, which refuses to meet a tensor of another one."""
+    layer = TuckerAttention(12, 3, (2, 4, 4), shared_kv=shared, rotary=Rotary.latent(4)).to("meta")
+    cache, x = layer.new_cache(2, 5), torch.empty(2, 3, 12, device="meta")
+    assert layer(x).is_meta and layer(x, cache=cache).is_meta and cache.length == 3
+
+
+@CAUSAL
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, 2, 3])
+def test_our_kernel_takes_over_from_two_queries_on(monkeypatch, n_tokens, turned, causal):
+    pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
+    from tucker_ref.kernels import latent_attention as kernels
+
+    calls, real = [], kernels.latent_attention
+    monkeypatch.setattr(kernels, "latent_attention", lambda *a, **o: calls.append(a) or real(*a, **o))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = wide_awake(TuckerAttention(8, 2, (2, 4, 4), rotary=Rotary.latent(4, 3.0) if turned else None)).float().to(device)
+    x = tokens(2, n_tokens, 8).float().to(device)
+    positions = torch.tensor([1, 4, 9], device=device)[:n_tokens] if turned else None
+    expected = layer(x, causal=causal, positions=positions, backend="reference")
+    assert relative_error(layer(x, causal=causal, positions=positions, backend="triton"), expected) < 1e-5
+    assert len(calls) == (n_tokens > 1)
+    if turned and n_tokens > 1:  # control
+        assert relative_error(layer(x, causal=causal, backend="triton"), expected) > 1e-3
