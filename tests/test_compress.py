@@ -1,6 +1,7 @@
 """Rung 12: spectra and compression from the factored form, against the dense tensors that it never builds."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ from tucker_ref import (
     sthosvd,
     unfold,
 )
-from tucker_ref.compress import METHODS
-from tucker_ref.ranks import factored_tensors
+from tucker_ref.compress import METHODS, _ranks_for, subspaces
+from tucker_ref.ranks import Spectra, factored_tensors
 
 CELLS = {cell.name: cell for cell in cells() if not cell.norm and not cell.absorb}
 PLAIN = {name: cell for name, cell in CELLS.items() if cell.rotary == "none"}
@@ -95,6 +96,9 @@ def test_it_is_the_decomposition_of_the_dense_tensor(name):
             assert ours == pytest.approx(relative * np.linalg.norm(original), rel=1e-10)
             if method == "hosvd":
                 assert relative_error(weights.numpy().to_tensor(), reference(original, ranks).to_tensor()) < 1e-8
+            elif method == "sthosvd":  # keys first, then queries, then heads
+                backwards = reference(original.transpose(2, 1, 0), ranks[::-1]).to_tensor()
+                assert relative_error(weights.numpy().to_tensor(), backwards.transpose(2, 1, 0)) < 1e-8
             elif method == "hooi":  # a local optimum each
                 assert ours == pytest.approx(np.linalg.norm(original - reference(original, ranks).to_tensor()), rel=1e-2)
 
@@ -167,10 +171,10 @@ def test_an_odd_unturned_part_is_filled_up_with_a_channel_of_zeros():
     assert error(layer, smaller, "causal", "whole sequence") > 0.01  # control: one pair less
 
 
-def correlated(batch: int, n_tokens: int, seed: int) -> torch.Tensor:
+def correlated(batch: int, n_tokens: int, seed: int, width: int = 24) -> torch.Tensor:
     """Tokens that mostly lie in a few directions, with an offset, as the inputs of trained layers do."""
-    mixing = torch.linalg.qr(tokens(1, 24, 24, seed=77)[0]).Q * 0.75 ** torch.arange(24)
-    return 3 * (tokens(batch, n_tokens, 24, seed) + 0.3) @ mixing.T
+    mixing = torch.linalg.qr(tokens(1, width, width, seed=77)[0]).Q * 0.75 ** torch.arange(width)
+    return 3 * (tokens(batch, n_tokens, width, seed) + 0.3) @ mixing.T
 
 
 def errors_on(layer, compressed, x) -> tuple[float, float]:
@@ -238,6 +242,144 @@ def test_ranks_can_be_chosen_by_error(name):
         assert previous is None or all(a >= b for a, b in zip(pre + post, previous))
         previous = pre + post
     assert previous > choose_ranks(layer, relative_error=0.6)[0]  # control: a tighter bound takes larger ranks
+
+
+def by_hand(head, rows, columns, error=0.0, even=False):
+    return _ranks_for(Spectra(*(torch.tensor(values, dtype=torch.float64) for values in (head, rows, columns))), error, even)
+
+
+@pytest.mark.parametrize(
+    "spectrum, options, ranks",
+    [
+        (([2, 1, 0], [2, 1, 0, 0], [2, 1, 0, 0]), {}, (2, 2, 2)),  # zeros are never kept
+        (([2, 1, 0], [2, 1, 0, 0], [2, 1, 0, 0]), {"error": 0.7**0.5}, (1, 1, 1)),  # 1 <= 0.7 / 3 * 5
+        (([2, 1, 0], [2, 1, 0, 0], [2, 1, 0, 0]), {"error": 0.5**0.5}, (2, 2, 2)),
+        (([2, 1, 0], [2, 1, 0, 0], [2, 1, 0, 0]), {"error": 9.0}, (1, 1, 1)),  # one is the least
+        (([3, 0, 0], [1, 2, 2], [2, 2, 1]), {}, (1, 3, 3)),
+        (([1, 1, 1], [3**0.5, 0], [3**0.5, 0]), {}, (1, 1, 1)),  # within the product of the others, each mode
+        (([3**0.5, 0], [1, 1, 1], [3**0.5, 0]), {}, (1, 1, 1)),
+        (([3**0.5, 0], [3**0.5, 0], [1, 1, 1]), {}, (1, 1, 1)),
+        (([3**0.5, 0], [3**0.5, 0], [1, 1, 1]), {"even": True}, (1, 1, 4)),  # pairs, which nothing bounds
+        (([1, 1, 1], [3**0.5, 0], [3**0.5, 0]), {"even": True}, (2, 1, 2)),  # they bound the others
+        (([3**0.5, 0], [1, 1, 1], [3**0.5, 0]), {"even": True}, (1, 2, 2)),
+    ],
+)
+def test_ranks_for_an_error_are_the_least_that_keep_it(spectrum, options, ranks):
+    assert by_hand(*spectrum, **options) == ranks
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("error", [0.05, 0.2, 0.5, 0.8, 1.2])
+def test_a_budget_that_ranks_just_fill_gives_those_ranks(error, bias):
+    layer = wide_awake(MultiHeadAttention(24, 6, bias=bias))
+    ranks = choose_ranks(layer, relative_error=error)
+    size, cache = sum(p.numel() for p in compress(layer, *ranks).parameters()), ranks[0][2] + ranks[1][2]
+    assert choose_ranks(layer, max_parameters=size) == ranks
+    assert sum(p.numel() for p in compress(layer, *choose_ranks(layer, max_parameters=size - 1)).parameters()) < size
+    pre, post = choose_ranks(layer, max_cache=cache)
+    assert pre[2] + post[2] == cache and all(a >= b for a, b in zip(pre + post, ranks[0] + ranks[1]))
+
+
+def test_the_least_budget_is_one_channel_each():
+    layer = wide_awake(MultiHeadAttention(24, 6))  # spectra so flat that no smaller error than the largest cuts all but one
+    assert choose_ranks(layer, max_cache=2) == ((1, 1, 1), (1, 1, 1))
+    with pytest.raises(ValueError, match="max_cache = 1: even ranks"):
+        choose_ranks(layer, max_cache=1)
+
+
+def test_ranks_that_know_the_inputs_keep_the_error_on_them():
+    layer = wide_awake(MultiHeadAttention(24, 6))
+    moment = second_moment(layer, correlated(8, 200, seed=0))
+    for chosen in ({"relative_error": 0.3}, {"max_parameters": 1500}):
+        plain, aware = (choose_ranks(layer, **chosen, moment=m) for m in (None, moment))
+        assert plain != aware
+    pre, post = choose_ranks(layer, relative_error=0.3, moment=moment)
+    assert max(relative_errors(layer, compress(layer, pre, post, moment=moment), moment)) <= 0.3
+
+
+def span(columns: torch.Tensor) -> torch.Tensor:
+    """The projector on what these columns span: the same for every basis of it."""
+    q, _ = torch.linalg.qr(columns.detach().double())
+    return q @ q.T
+
+
+def leading_span(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    return span(torch.linalg.svd(matrix, full_matrices=False).U[:, :rank])
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_a_shared_latent_holds_what_leads_in_both_tensors(aware):
+    """Of the key unfolding of W and the value unfolding of W~, each over its norm, side by side."""
+    layer = wide_awake(MultiHeadAttention(12, 3))
+    with torch.no_grad():
+        layer.v_proj.weight.mul_(7)  # norms of their own
+    moment = second_moment(layer, correlated(8, 200, seed=0, width=12)) if aware else None
+    root = torch.linalg.cholesky(moment).mT if aware else torch.eye(12, dtype=torch.float64)
+    pre, post = (torch.from_numpy(tensor) for tensor in dense(layer))  # (h, d, d) each: queries x keys, outputs x values
+    whitened = torch.einsum("ds,hst,et->hde", root, pre, root), torch.einsum("hst,et->hse", post, root)
+    both = torch.cat([t.flatten(0, 1).T / t.norm() for t in whitened], dim=1)  # (d, 2 h d)
+    ranks, post_ranks = (2, 5, 4), (2, 3, 4)
+    small = compress(layer, ranks, post_ranks, shared_kv=True, moment=moment)
+    assert small.post.value is small.pre.key
+    latent = root @ small.pre.key.detach().double()
+    assert relative_error(span(latent), leading_span(both, 4)) < 1e-6
+    # HOSVD: each mode for itself, of the whole tensor before the softmax ...
+    assert relative_error(span(small.pre.head), leading_span(whitened[0].flatten(1), 2)) < 1e-6
+    assert relative_error(span(root @ small.pre.query), leading_span(whitened[0].transpose(0, 1).flatten(1), 5)) < 1e-6
+    # ... and of what the latent holds of the values after it.
+    read = whitened[1] @ span(latent)
+    assert relative_error(span(small.post.output), leading_span(read.transpose(0, 1).flatten(1), 3)) < 1e-6
+    assert relative_error(span(small.post.head), leading_span(read.flatten(1), 2)) < 1e-6
+    whole = compress(
+        layer, (3, 12, 4), (3, 12, 4), shared_kv=True, moment=moment
+    )  # nothing else is cut: read as well as can be
+    assert relative_error(whole.post.to_tensor() @ root.T, read) < 1e-6
+
+
+def test_a_latent_that_two_tensors_read_is_bounded_by_no_product_of_ranks():
+    layer = wide_awake(MultiHeadAttention(12, 3))
+    assert compress(layer, (1, 1, 3), shared_kv=True).ranks == (1, 1, 3)
+    with pytest.raises(ValueError, match="ranks"):
+        compress(layer, (1, 1, 3))
+    turning = wide_awake(MultiHeadAttention(12, 3, rotary=Rotary.heads(4)))
+    assert compress(turning, (1, 1, 4), (1, 2, 2)).ranks == (1, 1, 4)
+    with pytest.raises(ValueError, match=r"^ranks\[2\] is 14"):
+        compress(turning, (3, 12, 14), (3, 12, 12))
+    for ranks, post_ranks, named in (((4, 9, 4), (2, 4, 4), "ranks"), ((2, 4, 4), (4, 4, 4), "post_ranks")):
+        with pytest.raises(ValueError, match=rf"^{named}\[0\] is 4"):
+            compress(layer, ranks, post_ranks, shared_kv=True)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_with_a_fresh_rotary_embedding_the_old_one_is_forgotten(shared):
+    turning, still = (wide_awake(MultiHeadAttention(12, 3, rotary=r)) for r in (Rotary.heads(4), None))
+    still.load_state_dict(turning.state_dict())
+    fresh = Rotary.latent(4)
+    ours = compress(turning, (2, 5, 4), shared_kv=shared, rotary=fresh)
+    plain = compress(still, (2, 5, 4), shared_kv=shared)
+    for a, b in zip((ours.pre, ours.post), (plain.pre, plain.post)):
+        assert relative_error(a.to_tensor(), b.to_tensor()) < EXACT
+    assert ours.rotary is not fresh and torch.equal(ours.rotary.frequencies, fresh.frequencies)
+    assert ours.rotary.frequencies.data_ptr() != fresh.frequencies.data_ptr()  # its own, to change or to move
+
+
+def test_sweeps_end_when_they_gain_nothing_more(monkeypatch):
+    module, energies = sys.modules["tucker_ref.compress"], []
+    measure = module._energy
+    monkeypatch.setattr(module, "_energy", lambda *a: energies.append(measure(*a)) or energies[-1])
+    layer = wide_awake(MultiHeadAttention(12, 3))
+    counts = []
+    for scale in (1.0, 1e-6):  # energies far from one
+        with torch.no_grad():
+            layer.q_proj.weight.mul_(scale)
+        for ranks in ((3, 12, 12), (2, 5, 4), (2, 3, 3), (1, 2, 2), (3, 4, 3)):
+            (tensor, _), energies[:] = factored_tensors(layer), []
+            subspaces(tensor, ranks, "hooi")
+            gains = [after - before for before, after in zip(energies, energies[1:])]
+            assert all(gain > 1e-10 * before for gain, before in zip(gains[:-1], energies))
+            assert gains[-1] <= 1e-10 * energies[-2] or len(gains) == 20
+            counts.append(len(gains))
+    assert min(counts) == 1 and max(counts) == 20  # exact at once at full rank; some never settle
 
 
 @EVERY

@@ -75,7 +75,10 @@ def choose_ranks(
 
 
 def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> tuple[int, int, int]:
-    """The smallest ranks whose tails are each at most a third of the squared error allowed, within what ranks may be."""
+    """The smallest ranks whose tails are each at most a third of the squared error allowed, within what ranks may be.
+
+    even: of columns that turn in pairs, which no product of ranks bounds.
+    """
     allowed = relative_error**2 / 3 * (spectrum.rows**2).sum()
     ranks = []
     for values in (spectrum.head, spectrum.rows, spectrum.columns):
@@ -83,10 +86,9 @@ def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> tuple[in
         ranks.append(max(1, int((tails > allowed).sum())))
     if even:
         ranks[2] += ranks[2] % 2
-    limits = [len(values) for values in (spectrum.head, spectrum.rows, spectrum.columns)]
     for mode in (0, 1, 2):  # no rank may exceed the product of the others
         if not (even and mode == 2):
-            ranks[mode] = min(ranks[mode], limits[mode], math.prod(ranks) // ranks[mode])
+            ranks[mode] = min(ranks[mode], math.prod(ranks) // ranks[mode])
     return ranks[0], ranks[1], ranks[2]
 
 
@@ -146,7 +148,7 @@ def compress(
 
 def _truncated(tensor: FactoredTensor, name, ranks, method, names, dtype) -> tuple[TuckerWeights, Rotary | None]:
     """One tensor as core and factors, and the rotary embedding of the columns that were kept."""
-    kept = subspaces(tensor, ranks, method, name)
+    kept = subspaces(tensor, check_tensor_ranks(tensor, ranks, name), method)
     columns, right, turning = tensor.project(columns=kept.columns).latent()
     return _weights(tensor, kept, right, {names[0]: tensor.row_basis @ kept.rows, names[1]: columns}, dtype), turning
 
@@ -176,12 +178,10 @@ def subspaces(
     tensor: FactoredTensor,
     ranks: tuple[int, int, int],
     method: str,
-    name: str = "ranks",
     columns: tuple[torch.Tensor, ...] | None = None,
 ) -> Subspaces:
-    """The subspaces that `method` keeps.  Raises ValueError for ranks beyond the tensor's, unless the columns are given."""
+    """The subspaces that `method` keeps, of columns that are given or the leading ones."""
     if columns is None:
-        ranks = check_tensor_ranks(tensor, ranks, name)
         columns = leading_columns(tensor, tensor.column_grams(), ranks[2])
     if method == "sthosvd":
         partial = tensor.project(columns=columns)
