@@ -12,8 +12,10 @@ from tucker_ref import (
     MultiHeadAttention,
     MultiHeadLatentAttention,
     Rotary,
+    TuckerAttention,
     as_tucker,
     compress,
+    relative_errors,
     second_moment,
     to_gqa,
     to_mla,
@@ -293,3 +295,52 @@ def test_a_rotary_embedding_that_turns_nothing_changes_nothing(pairing, d_model)
     assert relative_error(to_gqa(layer, 3)(x), layer(x)) < 1e-10
     if d_model > 12:
         assert relative_error(to_mla(layer, 12, 12, shared_kv=False)(x), layer(x)) < 1e-10
+
+
+def columns_lost(slices: torch.Tensor, rank: int) -> float:
+    """Squared error of the best `rank` columns for all slices (h, d, e) together."""
+    return (torch.linalg.svdvals(slices.flatten(0, 1))[rank:] ** 2).sum().item()
+
+
+@pytest.mark.parametrize("head_dim", [4, 6])
+def test_the_head_of_a_group_is_the_best_on_the_inputs_that_are_known(head_dim):
+    """Logits weigh queries and keys by the inputs, outputs weigh values: the Frobenius optimum of the whitened slices."""
+    layer = wide_awake(MultiHeadAttention(12, 4, head_dim=head_dim))
+    moment = second_moment(layer, correlated(8, 200, seed=0, width=12))
+    root = torch.linalg.cholesky(moment).mT
+    small = to_gqa(layer, 2, moment=moment)
+    assert small.head_dim == head_dim
+    pre, post = (torch.from_numpy(tensor) for tensor in tensors(layer))
+    for whitened, measured in zip(
+        (torch.einsum("ds,hst,et->hde", root, pre, root), torch.einsum("hst,et->hse", post, root)),
+        relative_errors(layer, small, moment),
+    ):
+        least = sum(columns_lost(group, head_dim) for group in whitened.split(2))
+        assert measured**2 * whitened.norm() ** 2 == pytest.approx(least, rel=1e-6)
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_values_of_mla_are_read_from_the_shared_latent_as_well_as_can_be(aware):
+    layer = wide_awake(MultiHeadAttention(12, 3, head_dim=6))
+    moment = second_moment(layer, correlated(8, 200, seed=0, width=12)) if aware else None
+    root = torch.linalg.cholesky(moment).mT if aware else torch.eye(12, dtype=torch.float64)
+    small = to_mla(layer, 12, 5, moment=moment)
+    assert small.head_dim == 6
+    latent = root @ small.kv_a_proj_with_mqa.weight.detach().T
+    wanted, read = (torch.from_numpy(tensors(each)[1]) @ root.T for each in (layer, small))  # (h, outputs, whitened values)
+    assert relative_error(read, wanted @ latent @ torch.linalg.pinv(latent)) < 1e-8
+
+
+@pytest.mark.parametrize(("q_rank", "kv_rank"), [(12, 1), (1, 12), (1, 1)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_product_of_ranks_bounds_those_of_mla(q_rank, kv_rank, shared):
+    small = to_mla(wide_awake(MultiHeadAttention(12, 3)), q_rank, kv_rank, shared_kv=shared)
+    assert (small.q_rank, small.kv_rank) == (q_rank, kv_rank)
+
+
+@pytest.mark.parametrize(
+    ("convert", "name"), [(lambda layer: to_gqa(layer, 2), "to_gqa"), (lambda layer: to_mla(layer, 2, 2), "to_mla")]
+)
+def test_what_converts_which_layers_is_said(convert, name):
+    with pytest.raises(ValueError, match=f"layer is TuckerAttention; {name} converts MultiHeadAttention"):
+        convert(TuckerAttention(12, 3, (2, 4, 4)))

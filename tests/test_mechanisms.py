@@ -508,10 +508,18 @@ def test_what_is_moved_alone_leaves_its_parts_behind():
     assert all(p.is_meta for p in layer.parameters()) and layer.post.value is layer.pre.key
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_positions_are_made_where_the_tokens_are(shared):
+@pytest.mark.parametrize(
+    "layer",
+    [
+        TuckerAttention(12, 3, (2, 4, 4), rotary=Rotary.latent(4)),
+        TuckerAttention(12, 3, (2, 4, 4), shared_kv=True, rotary=Rotary.latent(4)),
+        MultiHeadLatentAttention(12, 3, 4, 4, rotary=Rotary.latent(4)),
+        MultiHeadAttention(12, 3, rotary=Rotary.heads(4)),
+    ],
+)
+def test_positions_are_made_where_the_tokens_are(layer):
     """On PyTorch's "meta" device, which refuses to meet a tensor of another one."""
-    layer = TuckerAttention(12, 3, (2, 4, 4), shared_kv=shared, rotary=Rotary.latent(4)).to("meta")
+    layer = layer.to("meta")
     cache, x = layer.new_cache(2, 5), torch.empty(2, 3, 12, device="meta")
     assert layer(x).is_meta and layer(x, cache=cache).is_meta and cache.length == 3
 
