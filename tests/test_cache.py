@@ -213,3 +213,30 @@ def test_positions_are_made_where_the_tokens_are():
     cache.append(torch.arange(3, device="meta"), key=torch.empty(2, 1, 3, 4, device="meta"))
     cache.append(key=torch.empty(2, 1, 1, 4, device="meta"))
     assert cache.positions(torch.device("meta")).shape == (2, 4) and cache.positions(torch.device("meta")).device.type == "meta"
+
+
+def test_every_layer_that_has_a_forward_of_its_own_keeps_its_cache():
+    class Stubborn(MultiHeadAttention):
+        def forward(self, x, *, cache=None, **options):
+            super().forward(x, cache=cache, **options)
+            raise RuntimeError("a kernel refuses")
+
+    class Heir(Stubborn):
+        pass
+
+    for kind in (Stubborn, Heir):
+        layer = kind(24, 3)
+        cache = layer.new_cache(1, 4)
+        with pytest.raises(RuntimeError, match="a kernel refuses"), torch.no_grad():
+            layer(torch.ones(1, 2, 24), cache=cache)
+        assert cache.length == 0
+    assert "forward" not in vars(Heir)  # what is inherited is wrapped already
+
+
+def test_positions_are_kept_where_the_tokens_are():
+    """On PyTorch's "meta" device, which refuses to meet a tensor of another one."""
+    cache = Cache({"key": (1, 2)}, 3, 5, dtype=torch.float32, device="meta", keep_positions=True)
+    token = torch.empty(3, 1, 1, 2, device="meta")
+    for positions in (None, torch.tensor([4], device="meta"), None):
+        cache.append(positions, key=token)
+    assert cache.positions(token.device).shape == (3, 3) and cache.positions(token.device).is_meta

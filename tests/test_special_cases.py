@@ -223,3 +223,29 @@ def test_as_tucker_keeps_the_dtype(dtype):
 def test_other_modules_are_refused():
     with pytest.raises(ValueError, match="layer is Linear"):
         as_tucker(nn.Linear(3, 3))
+
+
+HEADS_TO_SPARE = {  # modes that are smaller than the theorem's rank, or more than the other two ranks can tell apart
+    "MHA, more heads than products of channels": lambda: mha(2, 6, head_dim=1),
+    "MHA, wide heads": lambda: mha(4, 3, head_dim=4),
+    "MHA, wide heads that turn": lambda: mha(4, 3, head_dim=4, rotary=Rotary.heads(4)),
+    "MHA, many heads that turn": lambda: mha(2, 12, head_dim=2, rotary=Rotary.heads(2)),
+    "MLA, more heads than products of latents": lambda: mla(8, 8, 2, 2, head_dim=1),
+    "MLA, latents that turn": lambda: mla(8, 2, 2, 6, head_dim=1, rotary=Rotary.latent(6)),
+    "MLA, normalised latents wider than their heads": lambda: mla(8, 1, 4, 6, head_dim=2, shared_kv=False, latent_norm=True),
+    "MLA, one normalised latent wider than its heads": lambda: mla(8, 1, 4, 6, head_dim=2, latent_norm=True),
+    "MLA, one latent wider than its heads": lambda: mla(8, 1, 4, 6, head_dim=2),
+}
+
+
+@pytest.mark.parametrize("name", HEADS_TO_SPARE)
+def test_ranks_beyond_a_mode_or_a_product_are_cut_without_a_loss(name):
+    layer, x = HEADS_TO_SPARE[name](), tokens(2, 7, 8)
+    x = x[..., : layer.d_model]
+    tucker = as_tucker(layer)
+    assert relative_error(tucker(x), layer(x)) < EXACT
+    with torch.no_grad():
+        tucker.pre.core.mul_(3.0)
+    assert relative_error(tucker(x), layer(x)) > 1e-6  # control
+    mine, theirs = ({p.data_ptr() for p in (*each.parameters(), *each.buffers())} for each in (tucker, layer))
+    assert not mine & theirs  # weights and frequencies of its own
