@@ -31,7 +31,7 @@ from tucker_ref import (
     unfold,
 )
 from tucker_ref.compress import METHODS, _ranks_for, subspaces
-from tucker_ref.ranks import Spectra, factored_tensors
+from tucker_ref.ranks import Spectra, factored_tensors, numerical_rank, rounding_floor
 
 CELLS = {cell.name: cell for cell in cells() if not cell.norm and not cell.absorb}
 PLAIN = {name: cell for name, cell in CELLS.items() if cell.rotary == "none"}
@@ -223,6 +223,12 @@ def test_knowing_the_inputs_changes_nothing_at_full_rank(name):
     pre, post = full_ranks(layer)
     moment = second_moment(layer, correlated(4, 100, seed=0))
     assert error(layer, compress(layer, pre, post, moment=moment), "causal", "whole sequence") < 1e-10  # its root costs digits
+
+
+def test_damping_is_a_share_of_the_mean_square():
+    layer, x = MultiHeadAttention(24, 6), correlated(2, 30, seed=5)
+    plain, damped = (second_moment(layer, x, damping=damping) for damping in (0.0, 0.5))
+    assert relative_error(damped - plain, 0.5 * plain.diagonal().mean() * torch.eye(24, dtype=torch.float64)) < EXACT
 
 
 def test_spread_inputs_are_the_plain_case():
@@ -453,7 +459,12 @@ def test_dtype_and_layer_are_left_as_they_are(dtype):
 def test_effective_ranks_of_known_spectra():
     flat, single = torch.ones(7, dtype=torch.float64), torch.tensor([3.0, 0, 0], dtype=torch.float64)
     assert entropy_rank(flat) == pytest.approx(7) and entropy_rank(single) == pytest.approx(1)
+    assert entropy_rank(torch.zeros(3)) == 0.0
     assert energy_rank(flat, 0.99) == 7 and energy_rank(flat, 0.5) == 4 and energy_rank(single) == 1
+    assert energy_rank(flat, 1.0) == 7 and energy_rank(torch.ones(2), 0.5) == 1  # all of it; exactly the share is enough
+    floor = rounding_floor(torch.tensor([1.0, 0.0]))
+    assert numerical_rank(torch.tensor([1.0, floor], dtype=torch.float64)) == 1  # above the floor, not on it
+    assert numerical_rank(torch.tensor([1.0, 2 * floor], dtype=torch.float64)) == 2
     assert energy_rank(torch.tensor([10.0, 1.0, 0.1]), 0.99) == 1 and energy_rank(torch.tensor([10.0, 1.1, 0.1]), 0.99) == 2
 
 

@@ -2,10 +2,25 @@
 
 import pytest
 import torch
-from helpers import DIFFERENT, attention_inputs, relative_error
+from helpers import DIFFERENT, attention_inputs, relative_error, tokens
+from test_compress import CELLS
 
-from tucker_ref import Rotary, TuckerAttention
+from tucker_ref import (
+    MultiHeadAttention,
+    Rotary,
+    TuckerAttention,
+    as_tucker,
+    choose_ranks,
+    compress,
+    entropy_rank,
+    relative_errors,
+    second_moment,
+    spectra,
+    to_gqa,
+    to_mla,
+)
 from tucker_ref.attend import BACKENDS, FORCED, attend
+from tucker_ref.compress import METHODS
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -140,3 +155,29 @@ def test_decoding_can_be_captured_in_a_graph_and_replayed(backend):
     graph.replay()
     expected = attend(q.double(), k.double(), v.double(), scale=0.1, backend="reference")
     assert relative_error(z, expected) < BOUNDS[torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_layer_is_taken_apart_there_as_on_a_cpu(name):
+    """Spectra, ranks, compressed and converted layers: made on the layer's own device, with the same numbers."""
+    layer = CELLS[name].build()
+
+    def numbers(layer, x) -> list[float]:
+        moment = second_moment(layer, x)
+        pre, post = ranks = choose_ranks(layer, relative_error=0.4, moment=moment)
+        width = min(pre[2], post[2]) // 2 * 2  # of the latent that both share; channels that turn come in pairs
+        both = (pre[0], min(pre[1], width), width), (post[0], min(post[1], width), width)
+        made = [compress(layer, *ranks, method=method, moment=moment) for method in METHODS]
+        made += [compress(layer, *both, shared_kv=True, moment=moment), as_tucker(layer)]
+        if isinstance(layer, MultiHeadAttention):
+            made += [to_gqa(layer, 1, moment=moment), to_gqa(layer, 1, method="mean")]
+        if isinstance(layer, MultiHeadAttention) and not layer.bias:
+            made += [to_mla(layer, 6, 4, shared_kv=shared, moment=moment) for shared in (False, True)]
+        assert all(p.device == x.device for other in made for p in (*other.parameters(), *other.buffers()))
+        found = [value for other in made[:-1] for value in relative_errors(layer, other, moment)]
+        found += [value for spectrum in spectra(layer) for value in (*spectrum.head.tolist(), entropy_rank(spectrum.rows))]
+        return [*pre, *post, *found, *(other(x).square().sum().item() for other in made)]
+
+    x = tokens(2, 30, layer.d_model)
+    expected = numbers(layer, x)
+    assert numbers(layer.to("cuda"), x.to("cuda")) == pytest.approx(expected, rel=1e-6, abs=1e-6)

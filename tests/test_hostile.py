@@ -483,6 +483,7 @@ COMPRESSION = table(
         ("without tokens", X[:0]), ("NaN", X * NAN), ("too narrow", X[..., :3]), ("a number", torch.tensor(1.0)),
     )),
     ("moment: damping NaN", lambda: second_moment(MHA, X, damping=NAN), "damping is nan"),
+    ("moment: damping infinite", lambda: second_moment(MHA, X, damping=float("inf")), "damping is inf"),
     ("moment: damping negative", lambda: second_moment(MHA, X, damping=-1), "damping is -1"),
     *((f"ranks: share {share}", lambda share=share: energy_rank(torch.ones(3), share), f"share is {share}") for share in (0, 2, -1, NAN)),
 )  # fmt: skip
