@@ -295,10 +295,13 @@ def test_a_gradient_comes_back_in_the_layout_of_the_output():
         assert module.SameLayoutBack.backward(SimpleNamespace(strides=z.stride()), same) is same  # no copy where none is needed
 
 
-def test_on_a_gpu_gradients_are_laid_out_as_outputs(monkeypatch):
-    class OnGPU(torch.Tensor):
-        is_cuda = True
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU."""
 
+    is_cuda = True
+
+
+def test_on_a_gpu_gradients_are_laid_out_as_outputs(monkeypatch):
     qkv, real = inputs(2, 4, 1, 5, 5, 8, 8), F.scaled_dot_product_attention
     assert "SameLayoutBack" not in attend(*qkv, scale=0.3).grad_fn.name()
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **o: real(*a, **o).as_subclass(OnGPU))
@@ -334,3 +337,28 @@ def test_triton_decodes_where_one_query_needs_no_gradient(monkeypatch, shape, tr
     decodes = shape[3] == 1
     once = "flash_attention" if trained or not decodes else "decode_attention"
     assert called == 2 * [once, "decode_attention" if decodes else "flash_attention"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_on_a_gpu_flex_attention_is_compiled_or_an_error(monkeypatch):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled, real = [], torch.compile
+
+    def compile(function, **options):
+        if function is not flex_attention:  # which compiles parts of its own
+            return real(function, **options)
+        compiled.append(options)
+        return lambda *qkv, **how: function(*(t.as_subclass(torch.Tensor) for t in qkv), **how)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    module._compiled.cache_clear()
+    q, k, v = (t.detach() for t in inputs(2, 4, 2, 5, 7, 8, 8))
+    try:
+        for mask in (None, torch.rand(2, 4, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.7):
+            expected = attend(q, k, v, scale=0.3, causal=True, mask=mask, backend="reference")
+            y = attend(q.as_subclass(OnGPU), k, v, scale=0.3, causal=True, mask=mask, backend="flex")
+            assert relative_error(y, expected) < TOLERANCE[torch.float64]
+    finally:
+        module._compiled.cache_clear()
+    assert compiled == [{"dynamic": False, "fullgraph": True}]  # once, and never plain unseen
