@@ -149,8 +149,9 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         "row", "attention MB", "KV cache MB", "rate", f"validation loss (against {budget.base})", "bits per byte",
         "1,000 tokens/s", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
-    parts = [_scale(budget, runs), markdown(header, lines), sources([r for group in groups.values() for r in group])]
-    kept = {id(r) for group in groups.values() for r in group}
+    shown = [r for group in groups.values() for r in group]
+    parts = [_scale(budget, runs), markdown(header, lines), sources(shown or runs)]
+    kept = {id(r) for r in shown}
     if others := [r for r in runs if id(r) not in kept]:
         rows = [
             [r["method"], f"{r['config']['train']['learning_rate']:g}", f"{_warmup(r)}", r["data"]["name"], _cell([r])]
@@ -179,9 +180,10 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
         if narrower == 1
         else f" Rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
     )
+    rates = "each mechanism at the best rate that the sweep at GPT-2's shape found for it"
     return (
-        f"**{budget.title}{shape}: {_budget(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; each mechanism at the best "
-        f"rate that the sweep found for it, warm-up {t.warmup_steps} steps.**{named} The paper's losses are not available to us."
+        f"**{budget.title}{shape}: {_budget(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; {rates}, "
+        f"warm-up {t.warmup_steps} steps.**{named} The paper's losses are not available to us."
     )
 
 

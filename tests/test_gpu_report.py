@@ -29,6 +29,14 @@ def test_only_runs_at_the_preset_s_own_settings_stand_in_table_2():
     assert row_of(table, "MHA")[2] == "0.0012"
 
 
+@pytest.mark.parametrize("experiment", gpu_report.BUDGETS)
+def test_runs_at_other_settings_alone_are_shown_as_such(experiment):
+    other = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, "gpu")))
+    other["config"]["train"]["learning_rate"] = 0.77
+    _, table, note, _, others = gpu_report.budget_tables([other], experiment)
+    assert set(row_of(table, other["method"])) == {"not run yet"} and other["commit"][:10] in note and "0.77" in others
+
+
 def test_a_row_without_a_run_says_so():
     kept = [r for r in COMMITTED if (r["experiment"], r["preset"], r["method"]) != ("table2", "gpu", "Tucker [8,64,64]")]
     _, table, *_ = gpu_report.budget_tables(kept, "table2")
