@@ -171,6 +171,18 @@ def test_an_odd_unturned_part_is_filled_up_with_a_channel_of_zeros():
     assert error(layer, smaller, "causal", "whole sequence") > 0.01  # control: one pair less
 
 
+def test_an_odd_number_of_value_channels_beside_turning_keys_is_filled_up_too():
+    """Nine channels of values, twelve of keys in pairs: a shared latent of twenty-two holds them all."""
+    layer = wide_awake(MultiHeadAttention(9, 3, head_dim=4, rotary=Rotary.heads(4)))
+    compressed, smaller = (compress(layer, (3, 9, key), (3, 9, key), shared_kv=True) for key in (22, 10))
+    assert compressed.rotary.width == 22 and compressed.pre.key.shape == (9, 22)
+    assert compressed.rotary.frequencies.count_nonzero() == 6 and not compressed.rotary.frequencies[:5].any()
+    assert not compressed.pre.key[:, 9].any()  # the channel of zeros, after the nine
+    x = tokens(2, 7, 9)
+    assert relative_error(compressed(x), layer(x)) < EXACT
+    assert relative_error(smaller(x), layer(x)) > 0.01  # control: fewer channels than the keys alone have
+
+
 def correlated(batch: int, n_tokens: int, seed: int, width: int = 24) -> torch.Tensor:
     """Tokens that mostly lie in a few directions, with an offset, as the inputs of trained layers do."""
     mixing = torch.linalg.qr(tokens(1, width, width, seed=77)[0]).Q * 0.75 ** torch.arange(width)
