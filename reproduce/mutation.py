@@ -75,7 +75,8 @@ TESTS = {
                 SHRUNK),
     "attend": ("test_attend.py", *ATTENDED),
     "ranks": ("test_compress.py", "test_convert.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks",
-              "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK),
+              "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK,
+              "test_hostile.py::test_layers_with_weights_that_are_not_finite_have_no_approximation"),
     "compress": ("test_compress.py", "test_convert.py",
                  "test_contracts.py::test_compression_has_the_ranks_asked_for_and_the_error_promised", SHRUNK),
 }  # fmt: skip
