@@ -163,8 +163,7 @@ def _shared(layer, ranks, post_ranks, method, turned, moment) -> tuple[TuckerWei
     kept = subspaces(pre, ranks, method, columns=joint_columns(pre, post, ranks[2]))
     latent, right, turning = pre.project(columns=kept.columns).latent()
     post, post_right = read_from(post, latent, moment)
-    whole = tuple(torch.eye(basis.shape[1]).to(basis) for basis in post.column_bases)
-    post_kept = subspaces(post, post_ranks, method, columns=whole)
+    post_kept = subspaces(post, post_ranks, method)
     dtype = next(layer.parameters()).dtype
     latent = nn.Parameter(latent.to(dtype))
     return (
