@@ -32,6 +32,7 @@ def draw_all(folder: Path, out: Path) -> None:
     def found(experiment: str, preset: str) -> list[dict]:
         return records.load(folder, experiment, preset)
 
+    everything = records.load(folder)
     gpt2, llama = found("table2", "sizes"), found("table3", "sizes")
     if gpt2:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")
@@ -40,7 +41,7 @@ def draw_all(folder: Path, out: Path) -> None:
     for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
         if runs := found(experiment, "smoke"):
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
-    if runs := gpu_report.sweep_runs(records.load(folder)):
+    if runs := gpu_report.sweep_runs(everything):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
     shown = (
         "Tucker [8,128,128]",
@@ -50,8 +51,8 @@ def draw_all(folder: Path, out: Path) -> None:
     if runs := [r for r in found("ablations", "gpu-sweep") if r["method"] in shown]:
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
     for experiment in gpu_report.BUDGETS:
-        if found(experiment, "gpu"):
-            figures.loss_against_size(records.load(folder), experiment, out / f"loss_against_size_{experiment}.png")
+        if any(gpu_report.losses_of(group) for group in gpu_report.settled(everything, experiment).values()):
+            figures.loss_against_size(everything, experiment, out / f"loss_against_size_{experiment}.png")
     for preset in ("smoke", "gpu"):
         if runs := found("spectra", preset):
             figures.singular_values(runs, out / f"spectra_{preset}.png")

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from reproduce.gpu_report import BUDGETS, of_row, settled, sizes
+from reproduce.gpu_report import BUDGETS, losses_of, of_row, settled, sizes, tokens_of
 from reproduce.report import by_model, by_row, sizes_of
 from reproduce.targets import KERNEL
 
@@ -73,15 +73,15 @@ def loss_curves(records: list[dict], title: str, path: Path) -> None:
 
 def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     """Validation loss of the rows of "table2" or "table3" against their attention parameters and against their cache."""
-    groups, budget = settled(records, experiment), BUDGETS[experiment]
+    budget = BUDGETS[experiment]
+    groups = {label: group for label, group in settled(records, experiment).items() if losses_of(group)}
     figure, axes = plt.subplots(1, 2, figsize=(11.6, 4.6), sharey=True)
     for n, (ax, title) in enumerate(zip(axes, ("attention parameters in MB (BF16)", "KV cache of one context in MB (BF16)"))):
         points = []
         for label, group in groups.items():
-            losses = [r["metrics"]["validation_loss"] for r in group if "validation_loss" in r["metrics"]]
-            if losses:
-                spread = statistics.stdev(losses) if len(losses) > 1 else 0
-                points.append((sizes(group[0])[n], statistics.mean(losses), spread, label))
+            losses = losses_of(group)
+            spread = statistics.stdev(losses) if len(losses) > 1 else 0
+            points.append((sizes(group[0])[n], statistics.mean(losses), spread, label))
         for x, y, spread, label in points:
             kind = mechanism(label)
             ax.errorbar(x, y, yerr=spread, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5)
@@ -98,12 +98,12 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     axes[0].set_ylabel("validation loss (nats per token)")
     handles = [plt.Line2D([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="", label=kind) for kind in COLOURS]
     axes[0].legend(handles=handles)
-    c, m = (next(iter(groups.values()))[0][name] for name in ("config", "metrics"))
+    c = next(iter(groups.values()))[0]["config"]
     scale = "at the paper's shape, REDUCED BUDGET" if budget.preset.narrower == 1 else f"d {c['d_model']:,}, REDUCED SCALE"
     seeds = {len(group) for group in groups.values()}
     counted = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{max(seeds)} seed{'s' if max(seeds) > 1 else ''}"
     figure.suptitle(
-        f"{budget.title} {scale}: {m['tokens_seen'] / 1e6:.0f}M tokens, {counted} a row",
+        f"{budget.title} {scale}: {tokens_of([r for group in groups.values() for r in group])}, {counted} a row",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()

@@ -31,7 +31,7 @@ def sweep_table(records: list[dict]) -> list[str]:
     runs = sweep_runs(records)
     table, best = rates_table(runs, lambda r: f"{r['method']}, warm-up {_warmup(r)}")
     title = (
-        f"**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: {_budget(runs)}, one seed; "
+        f"**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: {tokens_of(runs)}, one seed; "
         "validation loss in nats/token, each row's best in bold.**"
     )
     note = "; ".join(f"{row} {loss:.3f}" for row, loss in sorted(best.items(), key=lambda item: item[1]))
@@ -51,7 +51,7 @@ def ablation_table(records: list[dict]) -> list[str]:
     runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
     table, _ = rates_table(runs, lambda r: r["method"])
     title = (
-        f"**What makes {ROW} train well, REDUCED BUDGET: {_budget(runs)}, one seed, one change at a time; validation loss in "
+        f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, one seed, one change at a time; validation loss in "
         "nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
     )
     return [title, table, sources(changed)]
@@ -130,7 +130,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         if not group:
             lines.append([row.label, *["not run yet"] * 6, *time])
             continue
-        losses = _losses(group)
+        losses = losses_of(group)
         above = f" ({difference(statistics.mean(losses), base)})" if base and losses and row.label != budget.base else ""
         bits = [r["metrics"]["bits_per_byte"] for r in group if "bits_per_byte" in r["metrics"]]
         speeds = [r["metrics"]["tokens_per_second"] for r in group if "tokens_per_second" in r["metrics"]]
@@ -182,7 +182,7 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
     )
     rates = "each mechanism at the best rate that the sweep at GPT-2's shape found for it"
     return (
-        f"**{budget.title}{shape}: {_budget(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; {rates}, "
+        f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; {rates}, "
         f"warm-up {t.warmup_steps} steps.**{named} The paper's losses are not available to us."
     )
 
@@ -272,7 +272,7 @@ def findings(records: list[dict]) -> str:
     """records: all there are.  What came out, in sentences whose numbers are those of the records; none without a run."""
     said = []
     for experiment, budget in BUDGETS.items():
-        groups = {label: group for label, group in settled(records, experiment).items() if _losses(group)}
+        groups = {label: group for label, group in settled(records, experiment).items() if losses_of(group)}
         if budget.base not in groups:
             continue
         loss, size = _mean(groups[budget.base]), groups[budget.base][0]["metrics"]["attention_parameters"]
@@ -317,12 +317,12 @@ def _warmup(record: dict) -> int:
     return record["config"]["train"]["warmup_steps"]
 
 
-def _losses(group: list[dict]) -> list[float]:
+def losses_of(group: list[dict]) -> list[float]:
     return [r["metrics"]["validation_loss"] for r in group if "validation_loss" in r["metrics"]]
 
 
 def _mean(group: list[dict]) -> float | None:
-    return statistics.mean(_losses(group)) if _losses(group) else None
+    return statistics.mean(losses_of(group)) if losses_of(group) else None
 
 
 def _cell(group: list[dict], digits: int = 3) -> str:
@@ -330,9 +330,9 @@ def _cell(group: list[dict], digits: int = 3) -> str:
         return "not run"
     if broken := [r["metrics"]["diverged_at"] for r in group if "diverged_at" in r["metrics"]]:
         return f"diverged at step {', '.join(map(str, broken))}"
-    return mean_and_spread(_losses(group), digits)
+    return mean_and_spread(losses_of(group), digits)
 
 
-def _budget(runs: list[dict]) -> str:
+def tokens_of(runs: list[dict]) -> str:
     tokens = next((r["metrics"]["tokens_seen"] for r in runs if "tokens_seen" in r["metrics"]), 0)
     return f"{tokens / 1e6:.1f}M training tokens"
