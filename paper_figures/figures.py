@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from reproduce.gpu_report import BUDGETS, losses_of, of_row, settled, sizes, tokens_of
 from reproduce.report import by_model, by_row, sizes_of
@@ -72,32 +73,40 @@ def loss_curves(records: list[dict], title: str, path: Path) -> None:
 
 
 def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
-    """Validation loss of the rows of "table2" or "table3" against their attention parameters and against their cache."""
+    """Validation loss of the rows of "table2" or "table3" against their attention parameters and against their cache.
+
+    A row that is more than 4 % above the one to compare with stands at the upper edge, with its loss.
+    """
     budget = BUDGETS[experiment]
     groups = {label: group for label, group in settled(records, experiment).items() if losses_of(group)}
-    figure, axes = plt.subplots(1, 2, figsize=(11.6, 4.6), sharey=True)
+    means = {label: statistics.mean(losses_of(group)) for label, group in groups.items()}
+    base = means.get(budget.base)
+    low = min(means.values())
+    edge = min(1.04 * (base or low), max(means.values()))
+    figure, axes = plt.subplots(1, 2, figsize=(12.6, 5.2), sharey=True)
     for n, (ax, title) in enumerate(zip(axes, ("attention parameters in MB (BF16)", "KV cache of one context in MB (BF16)"))):
         points = []
         for label, group in groups.items():
-            losses = losses_of(group)
-            spread = statistics.stdev(losses) if len(losses) > 1 else 0
-            points.append((sizes(group[0])[n], statistics.mean(losses), spread, label))
-        for x, y, spread, label in points:
-            kind = mechanism(label)
-            ax.errorbar(x, y, yerr=spread, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5)
+            kind, x, y, losses = mechanism(label), sizes(group[0])[n], means[label], losses_of(group)
             text = label.removeprefix("Tucker ").replace("n_KV=", "").replace(" d_c=", " ")
-            ax.annotate(text, (x, y), (6, 3), textcoords="offset points", fontsize=8, color=COLOURS[kind])
-        base = next((y for _, y, _, label in points if label == budget.base), None)
+            if y > edge:
+                ax.plot(x, edge, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, fillstyle="none")
+                points.append((x, edge, f"{text}: {y:.2f}", COLOURS[kind]))
+                continue
+            spread = statistics.stdev(losses) if len(losses) > 1 else 0
+            ax.errorbar(x, y, yerr=spread, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5)
+            points.append((x, y, text, COLOURS[kind]))
         if base:
             ax.axhline(base, color="#999999", linewidth=1, linestyle=":")
-        ax.set(xscale="log", xlabel=title)
+        ax.set(xscale="log", xlabel=title, ylim=(low - (edge - low) / 12, edge + (edge - low) / 12))
         ax.margins(x=0.16)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.minorticks_off()
+        ax.points = points
     axes[0].set_ylabel("validation loss (nats per token)")
     handles = [plt.Line2D([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="", label=kind) for kind in COLOURS]
-    axes[0].legend(handles=handles)
+    figure.legend(handles=handles, loc="upper right", ncols=len(handles))
     c = next(iter(groups.values()))[0]["config"]
     scale = "at the paper's shape, REDUCED BUDGET" if budget.preset.narrower == 1 else f"d {c['d_model']:,}, REDUCED SCALE"
     seeds = {len(group) for group in groups.values()}
@@ -107,7 +116,29 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
+    for ax in axes:
+        name_points(ax, ax.points)
     save(figure, path)
+
+
+# Where a point's name may stand, in points from the marker, best first: beside it, above, below, then further off.
+PLACES = [(7, 3), (7, -9), (-7, 3), (-7, -9), (0, 8), (0, -15), (7, 11), (7, -18), (-7, 11), (-7, -18), (0, 18), (0, -25)]
+
+
+def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> None:
+    """points: (x, y, name, colour).  Each name at the first place inside where it covers no marker and no name; axes as they will stay."""
+    corners = ax.transData.transform([point[:2] for point in points])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in corners]
+    for x, y, name, colour in sorted(points, key=lambda point: -point[1]):
+        for place in PLACES:
+            side = {1: "left", 0: "center", -1: "right"}[int(np.sign(place[0]))]
+            note = ax.annotate(name, (x, y), place, textcoords="offset points", ha=side, fontsize=8, color=colour)
+            box = note.get_window_extent()
+            inside = ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
+            if place == PLACES[-1] or inside and not any(box.overlaps(other) for other in taken):
+                break
+            note.remove()
+        taken.append(box)
 
 
 def learning_rates(records: list[dict], path: Path) -> None:
@@ -314,12 +345,15 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
         for label, group in tuned.items():
             values = [100 * value(r["metrics"]) for r in group]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            points.setdefault(mechanism(label), []).append(
-                (group[0]["metrics"]["attention_parameters"], statistics.mean(values), spread)
-            )
-        for kind, triples in points.items():
+            ranks = group[0]["config"]["row"]["ranks"]
+            line = f"Tucker, head rank {ranks[0]}" if ranks else mechanism(label)
+            points.setdefault(line, []).append((group[0]["metrics"]["attention_parameters"], statistics.mean(values), spread))
+        styles = lines_of(list(points))
+        for line, triples in points.items():
             x, y, spread = zip(*sorted(triples))
-            ax.errorbar(x, y, yerr=spread, label=kind, color=COLOURS[kind], marker=MARKERS[kind], markersize=5, capsize=2.5)
+            ax.errorbar(
+                x, y, yerr=spread, label=line, marker=MARKERS[mechanism(line)], markersize=5, capsize=2.5, **styles[line]
+            )
         if start:
             metric = "top5" if "top-5" in title else "top1"
             before = statistics.mean(100 * r["metrics"][metric] for r in start)

@@ -83,6 +83,7 @@ PRESETS = {
             *(Row("GQA", n_kv_heads=groups) for groups in (6, 3, 2, 1)),
             *(Row("MLA", latent=latent, shared_kv=True) for latent in (128, 64, 32, 16)),
             *(Row("Tucker", ranks=ranks) for ranks in ((12, 128, 128), (8, 64, 64), (8, 32, 32), (8, 24, 24), (6, 16, 16))),
+            *(Row("Tucker", ranks=ranks) for ranks in ((12, 64, 64), (12, 32, 32), (12, 20, 20))),  # no head given up
         ),
         pretrain=TrainConfig(
             steps=6000,

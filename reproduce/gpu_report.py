@@ -128,7 +128,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         group = groups.get(row.label)
         time = [f"{times[row.label]:.0f}" if row.label in times else "not run yet"] if times else []
         if not group:
-            lines.append([row.label, *["not run yet"] * 6, *time])
+            lines.append([row.label, *["not run yet"] * 7, *time])
             continue
         losses = losses_of(group)
         above = f" ({difference(statistics.mean(losses), base)})" if base and losses and row.label != budget.base else ""
@@ -141,13 +141,14 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
                 f"{budget.rate(row.label):g}",
                 _cell(group, 4) + above,
                 mean_and_spread(bits, 4) if bits else "",
+                f"{largest_logit(group):,.0f}",
                 f"{statistics.mean(speeds) / 1e3:.0f}" if speeds else "",
                 *time,
             ]
         )
     header = [
         "row", "attention MB", "KV cache MB", "rate", f"validation loss (against {budget.base})", "bits per byte",
-        "1,000 tokens/s", *(["ms a step, LLaMA3-1B"] if times else []),
+        "largest logit", "1,000 tokens/s", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
     shown = [r for group in groups.values() for r in group]
     parts = [_scale(budget, runs), markdown(header, lines), sources(shown or runs)]
@@ -180,10 +181,13 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
         if narrower == 1
         else f" Rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
     )
-    rates = "each mechanism at the best rate that the sweep at GPT-2's shape found for it"
+    found = (
+        "in the sweep at this shape" if narrower == 1 else "in the sweep at GPT-2's shape, or below where that has changed it"
+    )
     return (
-        f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; {rates}, "
-        f"warm-up {t.warmup_steps} steps.**{named} The paper's losses are not available to us."
+        f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; the rate that was "
+        f"best for the mechanism {found}; warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over "
+        "all layers and seeds: in the hundreds where training goes well. The paper's losses are not available to us."
     )
 
 
@@ -191,6 +195,11 @@ def sizes(record: dict) -> tuple[float, float]:
     """Megabytes (10^6 bytes) in BF16 of a run's attention parameters, and of its cache for one whole context."""
     m = record["metrics"]
     return m["attention_parameters"] * 2 / 1e6, m["cache_per_token"] * record["config"]["context"] * 2 / 1e6
+
+
+def largest_logit(runs: list[dict]) -> float:
+    """The largest attention logit that was seen in any of the runs."""
+    return max(o["largest_logit"] for r in runs for o in r["metrics"]["observations"])
 
 
 def step_times(records: list[dict]) -> dict[str, float]:
@@ -285,7 +294,7 @@ def findings(records: list[dict]) -> str:
             f"{budget.title}, loss against {budget.base}'s {loss:.3f}, with which share of its attention parameters: {'; '.join(others)}."
         )
     logits = {
-        r["method"].removeprefix(f"{ROW}, "): max(o["largest_logit"] for o in r["metrics"]["observations"])
+        r["method"].removeprefix(f"{ROW}, "): largest_logit([r])
         for r in _of(records, "ablations", "gpu-sweep")
         if of_row(r) == ROW and _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate and r["metrics"].get("observations")
     }

@@ -38,7 +38,7 @@ PRESETS = {
         train=dataclasses.replace(ON_GPU, steps=1500, warmup_steps=600),
         seeds=(0, 1, 2),
         keep_models=False,
-        learning_rates={row.label: 2.4e-3 for row in TABLE3 if row.mechanism == "Tucker"},
+        learning_rates={row.label: 2.4e-3 for row in TABLE3 if row.mechanism == "Tucker" or row.shared_kv},
         observe_every=100,
     ),
     # The paper's own scale; LLaMA3-1B's public depth, since the paper's number of layers is not known to us.

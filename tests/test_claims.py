@@ -53,6 +53,8 @@ CASES = [
     (ORDER, runs("table3", {**RIVALS, TUCKER[2]: [4.0]}), UNTESTED),
     (FIGURE, runs("figure3", {**WIDER, "Tucker [8,24,24]": [0.8, 0.81]}, "top1"), REPRODUCED),
     (FIGURE, runs("figure3", {**WIDER, "Tucker [8,24,24]": [0.7, 0.71]}, "top1"), FAILED),
+    (FIGURE, runs("figure3", {**WIDER, "Tucker [8,24,24]": [0.7, 0.71], "Tucker [12,20,20]": [0.8, 0.81]}, "top1"), REPRODUCED),
+    (FIGURE, runs("figure3", {**WIDER, "Tucker [8,24,24]": [0.7, 0.71], "Tucker [12,20,20]": [0.9]}, "top1"), FAILED),
     (SPECTRA, spectra(6.0, 10.0), REPRODUCED),
     (SPECTRA, spectra(6.0, 11.0), FAILED),
 ]  # fmt: skip

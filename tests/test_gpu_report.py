@@ -1,10 +1,13 @@
 """The tables of what one GPU trained: which runs belong together, and what is said where there is none."""
 
 import copy
+import itertools
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
+from paper_figures.figures import PLACES, name_points
 from reproduce import claims, gpu_report, records
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED, _competitive
 
@@ -81,6 +84,8 @@ def test_competitive_is_judged_by_the_row_in_question_alone():
     assert _competitive(with_loss(0.019))[1] == REPRODUCED
     assert _competitive(with_loss(0.021))[1] == FAILED
     assert _competitive([])[1] == UNTESTED
+    said = _competitive(COMMITTED)[0]
+    assert "[8,64,64]" in said and "shared" not in said and "[12,256,256]" not in said  # the paper's rows, not ours
 
 
 @pytest.mark.parametrize(("part", "draw"), [(gpu_report, gpu_report.render), (claims, claims.sentences)])
@@ -95,6 +100,28 @@ def test_commands_say_how_long_they_take_and_findings_need_runs():
     assert gpu_report.commands(slower) != gpu_report.commands(COMMITTED)
     assert gpu_report.commands([]).count("not run yet") == 2 * 5 and gpu_report.findings([]) == ""
     assert "Tucker [8,64,64] +" in gpu_report.findings(COMMITTED)
+
+
+def test_the_largest_logit_of_any_seed_is_shown():
+    group = gpu_report.settled(COMMITTED, "table2")["MHA"]
+    seen = [o["largest_logit"] for r in group for o in r["metrics"]["observations"]]
+    assert len(group) > 1 and gpu_report.largest_logit(group) == max(seen) > min(seen)
+    assert f"{max(seen):,.0f}" in row_of(gpu_report.budget_tables(COMMITTED, "table2")[1], "MHA")
+
+
+def test_names_of_points_cover_nothing():
+    figure, ax = plt.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k")]
+    name_points(ax, points)
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == ["second", "first", "third"]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(ax.bbox.contains(*box.max) for box in boxes)
+    beside = [ax.annotate(name, (x, y), PLACES[0], textcoords="offset points") for x, y, name, _ in points]
+    boxes = [text.get_window_extent() for text in beside]  # control: the first place for all
+    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max)
+    plt.close(figure)
 
 
 def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
