@@ -39,7 +39,7 @@ test: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --cov
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --cov
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
 
 book: install

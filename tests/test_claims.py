@@ -67,6 +67,13 @@ def test_a_claim_of_quality_follows_the_records(where, records, verdict):
     assert claim.judge([])[1] == UNTESTED
 
 
+def test_a_row_that_has_not_run_yet_is_said_to():
+    (claim,) = [c for c in claims.SENTENCES if c.where == "Sec. 4.2, GPT-2"]
+    found = runs("table2", {"MHA": [3.8], "Tucker [8,64,64]": [3.9]})
+    assert claim.judge(found) == ("not run yet; Tucker [8,64,64] +2.6 % against MHA", UNTESTED)
+    assert claim.judge(runs("table2", {"MHA": [3.8]})) == ("not run yet", UNTESTED)
+
+
 def test_a_run_that_diverged_counts_for_nothing():
     broken = runs("table3", {TUCKER[2]: [4.0, 4.0]}, "diverged_at")
     assert claims._gpu_runs(broken, "table3") == {}

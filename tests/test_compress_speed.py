@@ -1,5 +1,6 @@
 """The benchmark of the compression: it measures, and shows no ratio where the two results differ."""
 
+import itertools
 import sys
 
 import pytest
@@ -18,6 +19,15 @@ def test_both_ways_find_the_same_truncated_hosvd():
     ours, dense = (way(layer, (3, 10, 12)) for way in (compress_speed.from_factors, compress_speed.from_tensors))
     assert ours == pytest.approx(dense, rel=1e-10)
     assert ours != pytest.approx(compress_speed.from_factors(layer, (3, 10, 11)), rel=1e-3)  # control
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(61, 1), (59, compress_speed.REPEATS)])
+def test_what_takes_over_a_minute_is_done_once(monkeypatch, seconds, times):
+    clock = itertools.count(0, seconds)
+    monkeypatch.setattr(compress_speed.time, "perf_counter", lambda: next(clock))
+    ran = []
+    found = compress_speed._measure(lambda layer, ranks: ran.append(ranks), 64, torch.get_num_threads())
+    assert found["seconds"] == seconds and len(ran) == 1 + times  # the first one loads
 
 
 def test_a_run_is_recorded_and_reported(monkeypatch, tmp_path):

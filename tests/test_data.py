@@ -5,11 +5,12 @@ import lzma
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from reproduce.data.images import load_images
 from reproduce.data.text import load_text, read_documents
-from reproduce.language import batch_of
+from reproduce.language import batch_of, validate
 
 STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for k in range(40)) for n in range(30)]
 
@@ -118,6 +119,12 @@ def test_batches_depend_on_seed_and_step_alone():
     assert a.shape == (4, 17) and np.array_equal(a, b)
     assert (a[:, 1:] - a[:, :-1] == 1).all()  # windows are consecutive tokens
     assert not np.array_equal(a, batch_of(tokens, 4, 0, 4, 16)) and not np.array_equal(a, batch_of(tokens, 3, 1, 4, 16))
+
+
+def test_too_little_held_out_text_is_named(folder, tmp_path):
+    data = load_text(str(folder), 300, tmp_path)
+    with pytest.raises(ValueError, match=r"held-out tokens are fewer than one window of 100000"):
+        validate(torch.nn.Linear(1, 1), data, 100_000, 1, 10**6, "float32", "title")
 
 
 def test_the_last_token_can_be_drawn():

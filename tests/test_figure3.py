@@ -64,11 +64,16 @@ def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(figure3, "train", lambda *a: titles.append(a[-1]) or train(*a))
     run(tmp_path, rows=("MHA", "GQA n_KV=2"), seeds=(0,))
     assert titles == ["figure3 GQA n_KV=2 seed 0"]  # the finished row is skipped, the pretrained model read
+    run(tmp_path, rows=("MHA",), seeds=(0,))
+    assert len(titles) == 1  # nothing is left to do
     monkeypatch.setitem(
         figure3.PRESETS, "smoke", dataclasses.replace(tiny, pretrain=dataclasses.replace(tiny.pretrain, steps=7))
     )
     run(tmp_path, rows=("MHA",), seeds=(0,))
     assert titles[1:] == ["figure3 MHA pretrained seed 0", "figure3 MHA seed 0"]  # control: another model is another start
+    monkeypatch.setitem(figure3.PRESETS, "smoke", tiny)
+    run(tmp_path, rows=("MLA shared d_c=4",), seeds=(0,))
+    assert titles[3:] == ["figure3 MHA pretrained seed 0", "figure3 MLA shared d_c=4 seed 0"]  # the file holds that other model
 
 
 def test_fine_tuning_sees_other_batches_than_pretraining(tiny):
@@ -94,6 +99,15 @@ def test_only_an_augmented_preset_moves_what_it_trains_on(tiny):
     data, settings = figure3.load_images(None), tiny.finetune
     plain, moved = (figure3.batches(data, settings, 0, augmented=a)(0) for a in (False, True))
     assert torch.equal(plain[1], moved[1]) and not torch.equal(plain[0], moved[0])
+
+
+def test_an_augmented_run_says_so_and_is_another_run(tiny, monkeypatch, tmp_path):
+    plain = run(tmp_path / "plain", rows=("MHA",), seeds=(0,))
+    monkeypatch.setitem(figure3.PRESETS, "smoke", dataclasses.replace(tiny, augmented=True))
+    moved = run(tmp_path / "moved", rows=("MHA",), seeds=(0,))
+    assert all(r["config"].get("augmented") is None for r in plain) and all(r["config"]["augmented"] for r in moved)
+    for one, other in zip(plain, moved):
+        assert one["id"] != other["id"] and one["metrics"]["curve"] != other["metrics"]["curve"]
 
 
 def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):

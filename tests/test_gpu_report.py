@@ -38,6 +38,8 @@ def test_runs_at_other_settings_alone_are_shown_as_such(experiment):
     other["config"]["train"]["learning_rate"] = 0.77
     _, table, note, _, others = gpu_report.budget_tables([other], experiment)
     assert set(row_of(table, other["method"])) == {"not run yet"} and other["commit"][:10] in note and "0.77" in others
+    (own,) = list(gpu_report.settled(COMMITTED, experiment).values())[0][:1]
+    assert len(gpu_report.budget_tables([own], experiment)) == 3  # control: no table of others
 
 
 def test_a_row_without_a_run_says_so():

@@ -368,6 +368,8 @@ def test_what_is_not_hostile_runs(place, capsys):
     assert run("table3", "--rows", "MQA", "--steps", "1", "--text", place / "story.txt", *into(place)) == 0
     assert run("generate", "--model", place / "model.safetensors", "--prompt", "a", "--prompt", "b", "--tokens", "2") == 0
     assert "--- prompt 2" in capsys.readouterr().out
+    assert run("generate", "--model", place / "model.safetensors", "--prompt", "a", "--tokens", "2") == 0
+    assert "--- prompt" not in capsys.readouterr().out
     assert run("spectra", "--model", place / "model.safetensors", *into(place)) == 0
     assert run("report", "--records", place / "out" / "records") == 0
     assert run("claims", "--records", place / "out" / "records") == 0

@@ -1,15 +1,20 @@
 """Figure 3 at the paper's scale, with a small model and few photographs: the same images for any number of workers, every row trained."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from helpers import relative_error, tokens
 from PIL import Image
+from tokenizers import Tokenizer
 
 from reproduce import figure3, figure3_paper, records
+from reproduce.data import imagenet
 from reproduce.data.imagenet import centre_view, held_out_batches, load_photographs, training_batches, training_view
+from reproduce.distributed import Workers
 from reproduce.open_models import open_model
 from reproduce.options import Options
 from reproduce.rows import Row
@@ -35,6 +40,19 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def photographs(folder, tmp_path):
     return load_photographs(str(folder), tmp_path / "cache", side=16)
+
+
+def test_without_a_folder_the_hub_is_asked(photographs, monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((*arguments, options))
+        return {"train": photographs.train, "validation": photographs.test}
+
+    monkeypatch.setattr(imagenet, "import_datasets", lambda: SimpleNamespace(load_dataset=load_dataset))
+    found = load_photographs(None, tmp_path, side=16)
+    assert asked == [(imagenet.HUB_NAME, {"cache_dir": str(tmp_path)})]
+    assert found.describe() == photographs.describe() | {"name": imagenet.HUB_NAME}
 
 
 def test_photographs_carry_their_classes(photographs):
@@ -129,6 +147,33 @@ def test_every_row_of_a_public_model_is_converted_and_fine_tuned(tiny, folder, t
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
     figure3.run(options)
     assert len(records.load(tmp_path / "records")) == 4
+    second = dataclasses.replace(options, records=tmp_path / "second", workers=Workers(rank=1), rows=("MHA",), steps=2)
+    figure3.run(second)
+    assert not records.load(tmp_path / "second")  # of several workers the first alone records
+
+
+def test_a_named_checkpoint_takes_the_place_of_the_preset_s(tiny, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(figure3_paper, "fine_tune", lambda name, row, seed, options: asked.append((name, row.label)))
+    figure3.run(Options("paper", tmp_path / "out", tmp_path / "records", model="another", rows=("MHA",)))
+    assert asked == [("another", "MHA")]
+
+
+def test_a_language_model_is_refused(tmp_path):
+    shape = dict(n_embd=24, n_head=4, n_layer=1, vocab_size=30, n_positions=16)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(tmp_path / "gpt2")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(tokenizers.models.BPE()))
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="--model .*gpt2 takes no images"):
+        figure3.run(Options("paper", tmp_path / "out", tmp_path / "records", model=str(tmp_path / "gpt2")))
+
+
+@pytest.mark.parametrize(("cores", "workers", "decoders"), [(16, 4, 3), (2, 8, 1), (None, 1, 1)])
+def test_the_cores_of_a_machine_are_shared_by_its_workers(monkeypatch, cores, workers, decoders):
+    monkeypatch.setattr(figure3_paper.os, "cpu_count", lambda: cores)
+    assert figure3_paper.decoders(workers) == decoders
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of the workers, those on this machine
+    assert figure3_paper.decoders(8) == max(1, (cores or 1) // 2 - 1)
 
 
 def test_the_classifier_is_kept_where_it_fits(tiny):

@@ -1,7 +1,10 @@
 """Public checkpoints, randomly initialised and saved in their own formats: opened, compressed, saved, opened again."""
 
+import dataclasses
 import json
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +12,10 @@ from helpers import relative_error
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from reproduce import compress, records, spectra
-from reproduce.open_models import open_model
+from reproduce import compress, open_models, records, spectra
+from reproduce.open_models import Adapter, open_model
 from reproduce.options import Options
-from tucker_ref import TuckerAttention
+from tucker_ref import MultiHeadAttention, TuckerAttention
 from tucker_ref import compress as reduce
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
@@ -199,6 +202,12 @@ def test_a_rank_deficient_checkpoint_is_found_out(checkpoints, tmp_path):
     assert [second["pre"][mode]["rank"] for mode in ("head", "query")] == [6, 48]  # control
 
 
+def test_layers_with_biases_have_no_rows_of_mla():
+    shape = dict(n_heads=4, d_model=48, n_kv_heads=4, head_dim=12)
+    found = {bias: {row.mechanism for row in compress.default_rows({**shape, "bias": bias})} for bias in (False, True)}
+    assert found == {False: {"Tucker", "MLA", "GQA"}, True: {"Tucker", "GQA"}}
+
+
 def test_own_models_are_compressed_by_default_rows(tmp_path, text):
     from reproduce.language import build_model, load_model, model_path, save_model
 
@@ -273,6 +282,28 @@ def test_pickled_code_is_never_run(checkpoints, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_mask_that_is_added_to_logits_is_read_as_one_that_hides():
+    torch.manual_seed(0)
+    adapter = Adapter(MultiHeadAttention(24, 4), causal=True, returns_weights=False)
+    x, hides = torch.randn(2, 5, 24), torch.ones(5, 5, dtype=torch.bool).tril(-1).T
+    added = torch.zeros(5, 5).masked_fill(hides, torch.finfo(torch.float32).min)
+    torch.testing.assert_close(adapter(x, added), adapter(x))
+    assert relative_error(adapter(x, torch.zeros(5, 5)), adapter(x)) > 1e-2  # control: nothing hidden
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="--model gpt2: public models need transformers: pip install 'tucker-ref.public.'"):
+        open_model("gpt2")
+
+
+def test_weights_that_no_attention_here_has_are_named():
+    state = MultiHeadAttention(24, 4).state_dict()
+    assert open_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
+    with pytest.raises(ValueError, match="its attention holds q_norm.weight, which is not known here"):
+        open_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
+
+
 def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):
     config = transformers.LlamaConfig(
         **SHAPE, max_position_embeddings=64, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
@@ -288,6 +319,23 @@ def test_a_cache_of_transformers_is_refused_with_advice(checkpoints):
     opened.put(opened.layers)
     with pytest.raises(ValueError, match="use_cache=False"):
         opened.model(inputs_for("llama"), use_cache=True)
+
+
+def test_text_is_read_until_there_is_enough(tokenizer, text, monkeypatch, tmp_path):
+    opened = SimpleNamespace(tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024)
+    options = Options("smoke", tmp_path, tmp_path, text=str(text))
+    every = compress.text_samples(opened, options)
+    assert sum(map(len, every.calibration)) == compress.BATCHES * compress.WINDOWS  # as many windows as asked for
+    monkeypatch.setattr(compress, "BATCHES", 1)
+    fewer = compress.text_samples(opened, options)
+    assert len(fewer.calibration) == 1 and torch.equal(fewer.calibration[0], every.calibration[0])
+    assert fewer.sha256 != every.sha256  # it names the documents that were read
+    given = compress.text_samples(opened, dataclasses.replace(options, validation=str(text / "00.txt")))
+    assert torch.equal(given.calibration[0], fewer.calibration[0]) and not torch.equal(given.test[0], fewer.test[0])
+    opened.context = 10**6
+    monkeypatch.setattr(compress, "WINDOW", 10**6)
+    with pytest.raises(ValueError, match="text.* holds fewer than one window of 1000001 tokens"):
+        compress.text_samples(opened, options)
 
 
 def test_saving_needs_one_triple_of_ranks(tmp_path):

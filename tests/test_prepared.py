@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from reproduce.data import prepared
 from reproduce.data.prepared import open_prepared, prepare
 from reproduce.data.text import load_text
-from reproduce.language import batch_of
+from reproduce.language import batch_of, read_text
+from reproduce.options import Options
+from reproduce.table2 import PRESETS
 
 DOCUMENTS = [
     f"Letter {n}.\n" + "".join(f"On day {k} we sold {n * k} — no more.\n" for k in range(n % 7 + 3)) for n in range(55)
@@ -38,6 +41,18 @@ def tables(folder):
     return folder / "bpe"
 
 
+def test_without_files_the_hub_is_asked(monkeypatch):
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((*arguments, options))
+        return SimpleNamespace(skip=lambda count: [{"text": d} for d in DOCUMENTS[count:]])
+
+    monkeypatch.setattr(prepared, "import_datasets", lambda: SimpleNamespace(load_dataset=load_dataset))
+    assert list(prepared._documents("openwebtext", None, 3)) == DOCUMENTS[3:]
+    assert asked == [(prepared.SOURCES["openwebtext"], {"split": "train", "streaming": True})]
+
+
 def test_the_tokens_are_those_that_fit_into_memory(places, tmp_path):
     prepare("letters", tmp_path / "out", **places)
     data = open_prepared(str(tmp_path / "out"))
@@ -45,6 +60,9 @@ def test_the_tokens_are_those_that_fit_into_memory(places, tmp_path):
     for tokens, documents in ((data.train, train), (data.validation, DOCUMENTS[6::7])):
         assert int(data.token_bytes[tokens].sum()) == sum(len(d.encode()) for d in documents)
         assert (tokens == 0).sum() == len(documents)  # the end-of-text mark
+    assert np.array_equal(
+        read_text(PRESETS["paper"], Options("paper", tmp_path, tmp_path, text=str(tmp_path / "out"))).train, data.train
+    )
     for n, document in enumerate(train):
         (tmp_path / "text" / f"{n:02}.txt").write_text(document)  # as many as they were, so the last ones are held out too
     for n in range(len(train), len(DOCUMENTS)):

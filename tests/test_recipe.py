@@ -7,6 +7,7 @@ import torch
 from helpers import EXACT, relative_error
 
 from reproduce import ablations, records
+from reproduce.distributed import Workers
 from reproduce.models.gpt2 import GPT2
 from reproduce.options import Options
 from reproduce.recipe import Recipe, TuckerAdamW, decay_products, retract
@@ -157,3 +158,9 @@ def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
     assert [m.get("diverged_at") for m in wild] == [2, 2] and all("validation_loss" not in m for m in wild)
     assert all([o["step"] for o in m["observations"]] == [0] for m in wild)  # the next one would be NaN
     assert [m.get("diverged_at") for m in tame] == [None, None] and all(m["validation_loss"] > 0 for m in tame)
+    second = dataclasses.replace(options, records=tmp_path / "second", workers=Workers(rank=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ablations.PRESETS, "smoke", preset)
+        ablations.run(second)
+        ablations.run(dataclasses.replace(second, learning_rate=1e-3))
+    assert not records.load(tmp_path / "second")  # of several workers the first alone records

@@ -107,6 +107,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
+    def broken(file):
+        raise RuntimeError("PyTorch lost its file")
+
+    with pytest.raises(OSError, match="cannot be written: PyTorch lost its file"):
+        write_atomically(path, broken)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_no_litter_and_stays_an_interruption(tmp_path):
+    def interrupted(file):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", interrupted)
+    assert not list(tmp_path.iterdir())
+
 
 def test_committed_records_are_complete_and_hold_no_machine_paths():
     committed = records.load(records.COMMITTED)

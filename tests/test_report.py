@@ -3,6 +3,7 @@
 import copy
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from paper_figures import __main__ as figures_main
 from paper_figures import style
 from reproduce import claims, gpu_report, records, report, robustness_report
+from reproduce.__main__ import main
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +65,15 @@ def test_every_trained_row_of_table_2_is_there():
     trained = {r["method"] for r in COMMITTED if r["experiment"] == "table2" and r["preset"] == "smoke"}
     assert {"MHA", "GQA n_KV=4", "GQA n_KV=2", "MLA shared d_c=128"} < trained
     assert sum(label.startswith("Tucker") for label in trained) == 3
+
+
+def test_the_note_on_compression_counts_where_knowing_the_inputs_paid():
+    ways = {"aware": {"inputs": [0.1, 0.3], "loss": 3.0}, "plain": {"inputs": [0.2, 0.2], "loss": 3.1}}
+    record = {"method": "row", "metrics": {"ways": ways}, "device": "a device", "command": "a command"}
+    lost = "Knowing the inputs lowered the error of logits in 1 of 1 rows, the error of outputs in 0 of 1 rows"
+    assert report.compress_note([record]).startswith(f"<sub>{lost}, the loss in 1 of 1 rows; not error of outputs of row.")
+    del ways["plain"]["loss"]  # of images, for example
+    assert report.compress_note([record]).startswith(f"<sub>{lost}; not error of outputs of row.")
 
 
 def test_reduced_scale_is_said_in_the_table_itself():
@@ -123,15 +134,30 @@ def test_write_into_replaces_only_what_is_between_the_marks(tmp_path):
         report.write_into(page, {(report.BEGIN, report.END): "new"})
 
 
+def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"{report.BEGIN}\nold\n{report.END}\n")
+    monkeypatch.setattr("sys.argv", ["reproduce", "claims", "--write", str(page)])
+    assert (
+        main() == 0
+        and page.read_text() == f"{report.BEGIN}\n\n{claims.render(records.load(records.COMMITTED))}\n\n{report.END}\n"
+    )
+
+
 def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("table2.sizes", "table2.smoke", "figure3.smoke"):
+        shutil.copy(records.COMMITTED / f"{name}.json", few)
     images = []
-    for out in (tmp_path / "a", tmp_path / "b"):
-        monkeypatch.setattr("sys.argv", ["paper_figures", "--out", str(out)])
+    for folder, out in ((records.COMMITTED, tmp_path / "a"), (few, tmp_path / "b")):
+        monkeypatch.setattr("sys.argv", ["paper_figures", "--records", str(folder), "--out", str(out)])
         assert figures_main.main() == 0
         images.append({p.name: p.read_bytes() for p in out.iterdir()})
-    assert images[0] == images[1]  # the same records give the same bytes
-    assert set(images[0]) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
-    assert all(len(content) > 10_000 for content in images[0].values())
+    every, again = images
+    assert len(again) == 4 and again.items() <= every.items()  # the same records give the same bytes
+    assert set(every) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
+    assert all(len(content) > 10_000 for content in every.values())
 
 
 def test_every_mechanism_has_one_colour_of_its_own():

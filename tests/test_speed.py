@@ -115,6 +115,17 @@ def test_a_shape_with_rotary_embedding_is_a_llama():
     assert not list(speed.models(nameless, "cpu", None))
 
 
+def test_the_report_says_what_was_measured_alone():
+    assert speed_report.paragraph("a device", {}) == ""
+    committed = records.load(records.COMMITTED, "speed", "gpu")
+    layers = [r for r in committed if r["method"] == "layers"]
+    whole, part = ("\n".join(speed_report.speed_tables(found)) for found in (committed, layers))
+    assert "One attention layer" in part and "in the same run: copies at" not in part and "One new token" not in part
+    assert "in the same run: copies at" in whole and "One new token" in whole  # control
+    nothing = [{**layers[0], "metrics": {"rows": []}}]
+    assert "targets" not in "\n".join(speed_report.speed_tables(nothing)).lower()
+
+
 def test_the_report_of_models_names_what_was_refused():
     row = {"model": "GPT-2", "row": "MHA", "parameters": 10**6, "milliseconds": 2.0, "tokens_per_second": 5e3}
     row |= {"share_of_matmul": 0.25, "megabytes": None}

@@ -3,10 +3,12 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +50,46 @@ def test_a_writer_that_writes_in_place_is_caught(tmp_path):
     """Control: the kills do come in the middle of writing."""
     with pytest.raises(ValueError, match="cannot be read|lost a record|the file was damaged"):
         survival.recording(tmp_path, 30, random.Random(0), write_records_in_place)
+
+
+def ended(code: int) -> SimpleNamespace:
+    """A process that has ended."""
+    nothing = lambda timeout=None: None  # noqa: E731
+    return SimpleNamespace(exitcode=code, is_alive=lambda: False, kill=nothing, join=nothing)
+
+
+def failing(*_):
+    return ended(3)
+
+
+def forgetting(writer, folder, example, number, known, turn):
+    known.value = survival.APPENDS
+    return ended(0)
+
+
+def losing(writer, folder, example, number, known, turn):
+    known.value = 1
+    return ended(-signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (failing, "writer . failed; the file was damaged"),
+        (forgetting, "0 records, where each of"),
+        (losing, "lost a record when it was killed"),
+    ],
+)
+def test_a_writer_that_fails_forgets_or_loses_is_caught(tmp_path, monkeypatch, start, message):
+    monkeypatch.setattr(survival, "start", start)
+    with pytest.raises(ValueError, match=message):
+        survival.recording(tmp_path, 1, random.Random(0))
+
+
+def test_a_run_that_fails_by_itself_is_caught():
+    survival.finish(ended(0))
+    with pytest.raises(ValueError, match="a run that was not killed ended with exit status 3"):
+        survival.finish(ended(3))
 
 
 def write_something(folder, more):

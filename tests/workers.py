@@ -46,9 +46,13 @@ class Apart(Workers):
 def run(
     workers: Workers, dtype: torch.dtype, checkpoint: Path, rows: slice | None = None, stop: int = -1, compiled: bool = False
 ) -> list[float]:
-    """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped.  Returns: the loss of every step."""
+    """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped.
+
+    Returns: the loss of every step; on the first worker also that of the trained model, made whole, on the first batch.
+    """
+    fresh = lambda: GPT2(64, CONTEXT, 48, 12, 2, ROWS[dtype].build).to(dtype)  # noqa: E731
     torch.manual_seed(0)
-    model = GPT2(64, CONTEXT, 48, 12, 2, ROWS[dtype].build).to(dtype)
+    model = fresh()
     workers = workers.settled(CONFIG.batch_size, parameters=1)
     seen = []
 
@@ -65,7 +69,11 @@ def run(
     model.compile_parts = functools.partial(model.compile_parts, backend="aot_eager")  # needs no C++ compiler
     train(model, batch_at, loss_of, dataclasses.replace(CONFIG, compiled=compiled), checkpoint, "toy", workers=workers)
     steps = torch.stack(seen).unflatten(0, (-1, CONFIG.batch_size // workers.count // workers.micro_batch)).mean(1)
-    return workers.mean(steps).tolist()
+    curve = workers.mean(steps).tolist()
+    whole = workers.unsharded(model, fresh)
+    if workers.is_first:
+        curve.append(loss_of(whole, batch_of(TEXT, 0, 0, CONFIG.batch_size, CONTEXT)).item())
+    return curve
 
 
 def together(folder: Path) -> None:

@@ -97,9 +97,6 @@ class _Views(Dataset):
         view = training_view(row["image"], side, np.random.default_rng((self.seed, step, place)))
         return torch.from_numpy(view.copy()), row["label"]
 
-    def __len__(self) -> int:
-        return len(self.photographs.test)
-
 
 def training_batches(
     photographs: Photographs, batch_size: int, seed: int, rows: slice, processes: int
