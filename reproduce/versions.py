@@ -28,7 +28,7 @@ PRESETS = {
     "wheel": (  # the oldest and the newest that pyproject.toml allows
         ("python3.11", ("numpy==2.0.0", "torch==2.11.0")),
         ("python3.11", ("numpy", "torch")),
-        ("python3.13", ("numpy", "torch")),
+        ("python3.14", ("numpy", "torch")),
     ),
 }
 ROOT = Path(__file__).parent.parent
