@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from reproduce.gpu_report import BUDGETS, losses_of, of_row, settled, sizes, tokens_of
-from reproduce.report import by_model, by_row, sizes_of
+from reproduce.report import by_model, by_row, scale_of, sizes_of
 from reproduce.targets import KERNEL
 
 from .style import COLOURS, MARKERS, lines_of, mechanism
@@ -210,9 +210,8 @@ def singular_values(records: list[dict], path: Path) -> None:
         line[0].set_ylabel("singular value over the largest")
     axes[0, 0].legend()
     c = records[0]["config"]
-    scale = "at the paper's shape, REDUCED BUDGET" if c["d_model"] == 768 else "at REDUCED SCALE"
     figure.suptitle(
-        f"Spectra of trained layers {scale}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each), "
+        f"Spectra of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each), "
         f"{c['train']['steps']} steps", x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()

@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from . import table2, table3
 from .files import write_atomically
 from .gpu_report import ablation_table, budget_tables, sweep_table
 from .speed_report import speed_tables
@@ -77,11 +78,11 @@ def table2_sizes(records: list[dict]) -> list[str]:
 
 
 def table2_runs(records: list[dict]) -> list[str]:
-    return loss_table("Table 2, GPT-2", by_row(records), paper_width=768)
+    return loss_table("Table 2, GPT-2", by_row(records), paper_width=table2.PAPER_SHAPE["d_model"])
 
 
 def table3_runs(records: list[dict]) -> list[str]:
-    return loss_table("Table 3, Llama", by_row(records), paper_width=2048)
+    return loss_table("Table 3, Llama", by_row(records), paper_width=table3.PAPER_SHAPE["d_model"])
 
 
 def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> list[str]:
@@ -304,6 +305,12 @@ def growth(sizes: list[dict], way: str, what: str) -> float:
     return math.log(large[way][what] / small[way][what]) / math.log(large["d_model"] / small["d_model"])
 
 
+def scale_of(config: dict) -> str:
+    """Of a trained GPT-2: whether it has the paper's shape."""
+    paper = config["d_model"] == table2.PAPER_SHAPE["d_model"]
+    return "at the paper's shape, REDUCED BUDGET" if paper else "at REDUCED SCALE, not the paper's"
+
+
 def spectra_runs(records: list[dict]) -> list[str]:
     modes = [(side, mode) for side, layer in records[0]["metrics"]["trained"][0].items() for mode in layer]
 
@@ -320,9 +327,8 @@ def spectra_runs(records: list[dict]) -> list[str]:
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
         return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
     c = records[0]["config"]
-    scale = "at the paper's shape, REDUCED BUDGET" if c["d_model"] == 768 else "at REDUCED SCALE, not the paper's"
     title = (
-        f"**Effective ranks of trained layers {scale}: d {c['d_model']}, {c['n_heads']} heads, "
+        f"**Effective ranks of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, "
         f"{c['n_layers']} layers, {c['train']['steps']} steps.** exp(entropy) of the singular values of each unfolding, mean over "
         "layers; in brackets before training; then how many there are."
     )
