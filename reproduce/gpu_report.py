@@ -287,7 +287,7 @@ def findings(records: list[dict]) -> str:
         loss, size = _mean(groups[budget.base]), groups[budget.base][0]["metrics"]["attention_parameters"]
         others = [
             f"{label} {difference(_mean(groups[label]), loss)} with {groups[label][0]['metrics']['attention_parameters'] / size:.0%}"
-            for label in (row.label for row in budget.rows)
+            for label in (row.label for row in budget.rows if row.paper)  # ours are in the table
             if label in groups and label != budget.base
         ]
         said.append(
