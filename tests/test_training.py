@@ -93,6 +93,20 @@ def test_checkpoints_hold_no_code(tmp_path):
     }
 
 
+def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys):
+    def batch(step):
+        if step == 17:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh_model(), batch, loss_of, CONFIG, tmp_path / "c.pt", "run")
+    assert "run: stopped in step 17; the same command goes on from the last checkpoint" in capsys.readouterr().out
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
+    resumed = train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "run")
+    assert resumed.curve == train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "whole.pt", "run").curve
+
+
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     def batch(step):
         (x,) = batch_at(step)
