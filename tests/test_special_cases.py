@@ -229,6 +229,7 @@ HEADS_TO_SPARE = {  # modes that are smaller than the theorem's rank, or more th
     "MHA, more heads than products of channels": lambda: mha(2, 6, head_dim=1),
     "MHA, wide heads": lambda: mha(4, 3, head_dim=4),
     "MHA, wide heads that turn": lambda: mha(4, 3, head_dim=4, rotary=Rotary.heads(4)),
+    "MQA, more heads that turn than products of channels": lambda: gqa(2, 8, 1, head_dim=2, rotary=Rotary.heads(2)),
     "MHA, many heads that turn": lambda: mha(2, 12, head_dim=2, rotary=Rotary.heads(2)),
     "MLA, more heads than products of latents": lambda: mla(8, 8, 2, 2, head_dim=1),
     "MLA, latents that turn": lambda: mla(8, 2, 2, 6, head_dim=1, rotary=Rotary.latent(6)),
