@@ -29,10 +29,11 @@ def main() -> int:
 
 
 def draw_all(folder: Path, out: Path) -> None:
-    def found(experiment: str, preset: str) -> list[dict]:
-        return records.load(folder, experiment, preset)
-
     everything = records.load(folder)
+
+    def found(experiment: str, preset: str) -> list[dict]:
+        return [r for r in everything if (r["experiment"], r["preset"]) == (experiment, preset)]
+
     gpt2, llama = found("table2", "sizes"), found("table3", "sizes")
     if gpt2:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")

@@ -84,6 +84,7 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     low = min(means.values())
     edge = min(1.04 * (base or low), max(means.values()))
     figure, axes = plt.subplots(1, 2, figsize=(12.6, 5.2), sharey=True)
+    named = []  # points of each panel, whose names find their places once the axes have theirs
     for n, (ax, title) in enumerate(zip(axes, ("attention parameters in MB (BF16)", "KV cache of one context in MB (BF16)"))):
         points = []
         for label, group in groups.items():
@@ -103,7 +104,7 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.minorticks_off()
-        ax.points = points
+        named.append(points)
     axes[0].set_ylabel("validation loss (nats per token)")
     handles = [plt.Line2D([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="", label=kind) for kind in COLOURS]
     figure.legend(handles=handles, loc="upper right", ncols=len(handles))
@@ -116,8 +117,8 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
-    for ax in axes:
-        name_points(ax, ax.points)
+    for ax, points in zip(axes, named):
+        name_points(ax, points)
     save(figure, path)
 
 

@@ -141,7 +141,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
                 f"{budget.rate(row.label):g}",
                 _cell(group, 4) + above,
                 mean_and_spread(bits, 4) if bits else "",
-                f"{largest_logit(group):,.0f}",
+                f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
                 f"{statistics.mean(speeds) / 1e3:.0f}" if speeds else "",
                 *time,
             ]
@@ -197,9 +197,9 @@ def sizes(record: dict) -> tuple[float, float]:
     return m["attention_parameters"] * 2 / 1e6, m["cache_per_token"] * record["config"]["context"] * 2 / 1e6
 
 
-def largest_logit(runs: list[dict]) -> float:
-    """The largest attention logit that was seen in any of the runs."""
-    return max(o["largest_logit"] for r in runs for o in r["metrics"]["observations"])
+def largest_logit(runs: list[dict]) -> float | None:
+    """The largest attention logit that was seen in any of the runs, None if none was looked at."""
+    return max((o["largest_logit"] for r in runs for o in r["metrics"].get("observations", ())), default=None)
 
 
 def step_times(records: list[dict]) -> dict[str, float]:
@@ -294,9 +294,9 @@ def findings(records: list[dict]) -> str:
             f"{budget.title}, loss against {budget.base}'s {loss:.3f}, with which share of its attention parameters: {'; '.join(others)}."
         )
     logits = {
-        r["method"].removeprefix(f"{ROW}, "): largest_logit([r])
+        r["method"].removeprefix(f"{ROW}, "): logit
         for r in _of(records, "ablations", "gpu-sweep")
-        if of_row(r) == ROW and _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate and r["metrics"].get("observations")
+        if of_row(r) == ROW and _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate and (logit := largest_logit([r]))
     }
     if logits:
         largest = "; ".join(f"{change if change != ROW else 'unchanged'} {value:,.0f}" for change, value in logits.items())

@@ -1,5 +1,7 @@
 """What all tests share: one measure of error, one table of tolerances, and layers that show a wrong logit."""
 
+import sys
+
 import numpy as np
 import torch
 
@@ -48,3 +50,16 @@ def attention_inputs(b, h, g, n, m, k, v, dtype=torch.float64, device="cpu") -> 
     generator = torch.Generator().manual_seed(0)
     shapes = [(b, h, n, k), (b, g, m, k), (b, g, m, v)]
     return [torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes]
+
+
+def run_here(*arguments) -> int:
+    """What `python -m reproduce ...` exits with, in this process: an exception that it does not catch fails the test."""
+    from reproduce.__main__ import main  # all experiments: tests of the library start without them
+
+    before, sys.argv = sys.argv, ["reproduce", *map(str, arguments)]
+    try:
+        return main()
+    except SystemExit as stopped:  # by argparse
+        return stopped.code
+    finally:
+        sys.argv = before

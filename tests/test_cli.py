@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import run_here
 
-from reproduce.__main__ import labels, main
+from reproduce.__main__ import labels
 
 ROOT = Path(__file__).parent.parent
 ROW = "Tucker [8,64,64]"
@@ -59,6 +60,9 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(text, tmp_pat
     assert not list(killed.glob("checkpoints/*.pt"))  # dropped once the record is written
     again = run(*training(text, killed))
     assert again.returncode == 0 and "on record already, skipped" in again.stdout
+    other = tmp_path / "other"  # control: another seed has another loss
+    assert run(*training(text, other, "--seeds", "1")).returncode == 0
+    assert record_in(other)["metrics"]["validation_loss"] != expected["validation_loss"]
 
 
 def test_ctrl_c_says_how_to_go_on(text, tmp_path):
@@ -96,15 +100,10 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (["table9"], 2, "invalid choice: 'table9'"),
     ],
 )
-def test_errors_say_what_is_wrong_and_what_is_allowed(arguments, code, message, tmp_path, monkeypatch, capsys):
+def test_errors_say_what_is_wrong_and_what_is_allowed(arguments, code, message, tmp_path, capsys):
     if arguments[0] in ("table2", "figure3"):
         arguments = [*arguments, "--out", str(tmp_path), "--records", str(tmp_path / "records")]
-    monkeypatch.setattr("sys.argv", ["reproduce", *arguments])
-    try:
-        status = main()
-    except SystemExit as stopped:  # by argparse
-        status = stopped.code
-    assert status == code and message in capsys.readouterr().err
+    assert run_here(*arguments) == code and message in capsys.readouterr().err
 
 
 def test_an_error_is_one_line_and_an_exit_status():

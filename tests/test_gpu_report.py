@@ -38,7 +38,7 @@ def test_runs_at_other_settings_alone_are_shown_as_such(experiment):
     other["config"]["train"]["learning_rate"] = 0.77
     _, table, note, _, others = gpu_report.budget_tables([other], experiment)
     assert set(row_of(table, other["method"])) == {"not run yet"} and other["commit"][:10] in note and "0.77" in others
-    (own,) = list(gpu_report.settled(COMMITTED, experiment).values())[0][:1]
+    own = next(iter(gpu_report.settled(COMMITTED, experiment).values()))[0]
     assert len(gpu_report.budget_tables([own], experiment)) == 3  # control: no table of others
 
 
@@ -109,6 +109,10 @@ def test_the_largest_logit_of_any_seed_is_shown():
     seen = [o["largest_logit"] for r in group for o in r["metrics"]["observations"]]
     assert len(group) > 1 and gpu_report.largest_logit(group) == max(seen) > min(seen)
     assert f"{max(seen):,.0f}" in row_of(gpu_report.budget_tables(COMMITTED, "table2")[1], "MHA")
+    unseen = copy.deepcopy(group)
+    for r in unseen:
+        del r["metrics"]["observations"]
+    assert row_of(gpu_report.budget_tables(unseen, "table2")[1], "MHA")[-2] == ""
 
 
 def test_names_of_points_cover_nothing():

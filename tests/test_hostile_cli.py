@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers import run_here as run
 from safetensors import safe_open
 
-from reproduce import __main__ as cli
 from reproduce import files, records, report
 from reproduce.survival import CLOCK
 from reproduce.training import TrainConfig, train
@@ -37,17 +37,6 @@ STORY = "".join(f"line {n} of the tale, so long, and {n * n} more words.\n" for 
 
 def table(*cases):
     return [pytest.param(*case[1:], id=case[0]) for case in cases]
-
-
-def run(*arguments) -> int:
-    """What `python -m reproduce ...` exits with, in this process: an exception that it does not catch fails the test."""
-    before, sys.argv = sys.argv, ["reproduce", *map(str, arguments)]
-    try:
-        return cli.main()
-    except SystemExit as stopped:
-        return stopped.code
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 from helpers import relative_error, tokens
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from reproduce import figure3, figure3_paper, records
 from reproduce.data import imagenet
@@ -162,7 +161,7 @@ def test_a_named_checkpoint_takes_the_place_of_the_preset_s(tiny, monkeypatch, t
 def test_a_language_model_is_refused(tmp_path):
     shape = dict(n_embd=24, n_head=4, n_layer=1, vocab_size=30, n_positions=16)
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).save_pretrained(tmp_path / "gpt2")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(tokenizers.models.BPE()))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     tokenizer.save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="--model .*gpt2 takes no images"):
         figure3.run(Options("paper", tmp_path / "out", tmp_path / "records", model=str(tmp_path / "gpt2")))

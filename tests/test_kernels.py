@@ -21,14 +21,13 @@ HALF = [
         marks=pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 matrices as integers"),
     ),
 ]
-UNMEASURED = (
-    pytest.mark.no_cover
-)  # the interpreter takes twice as long where coverage is measured: one case of a kind is enough
+# The interpreter takes twice as long where coverage is measured: one case of a kind is enough.
+UNMEASURED = pytest.mark.no_cover
 
 
 def unmeasured(*cases) -> list:
-    """The cases of a parametrized test, each with this mark."""
-    return [pytest.param(*p.values, marks=[*p.marks, UNMEASURED]) for p in map(pytest.param, cases)]
+    """Each of these arguments of a parametrized test with this mark."""
+    return [pytest.param(case, marks=UNMEASURED) for case in cases]
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=["float32", "float16", "bfloat16"])
