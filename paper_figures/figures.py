@@ -123,14 +123,15 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
 
 
 # Where a point's name may stand, in points from the marker, best first: beside it, above, below, then further off.
-PLACES = [(7, 3), (7, -9), (-7, 3), (-7, -9), (0, 8), (0, -15), (7, 11), (7, -18), (-7, 11), (-7, -18), (0, 18), (0, -25)]
+PLACES = [(7, 3), (7, -9), (-7, 3), (-7, -9), (0, 8), (0, -15), (7, 11), (-7, 11), (0, 18), (7, -18), (-7, -18), (0, -25)]
 
 
 def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> None:
-    """points: (x, y, name, colour).  Each name at the first place inside where it covers no marker and no name; axes as they will stay."""
+    """points: (x, y, name, colour).  Each name at the first place inside where it covers no marker, bar or name; axes as they will stay."""
     corners = ax.transData.transform([point[:2] for point in points])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in corners]
-    for x, y, name, colour in sorted(points, key=lambda point: -point[1]):
+    taken += [Bbox(ax.transData.transform(bar)).padded(3) for bars in ax.collections for bar in bars.get_segments()]
+    for x, y, name, colour in sorted(points, key=lambda point: -len(point[2])):  # long ones fit in fewer places
         for place in PLACES:
             side = {1: "left", 0: "center", -1: "right"}[int(np.sign(place[0]))]
             note = ax.annotate(name, (x, y), place, textcoords="offset points", ha=side, fontsize=8, color=colour)
@@ -334,7 +335,7 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
     """Figure 3: accuracy against attention parameters, converted only and fine-tuned; a line per mechanism, bars over seeds."""
     start = [r for r in records if "train" not in r["config"]]
     tuned = by_row([r for r in records if "train" in r["config"]])
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.0))
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.3))
     panels = (
         ("top-1, converted only", lambda m: m["converted"]["top1"]),
         ("top-1, fine-tuned", lambda m: m["top1"]),
@@ -364,14 +365,15 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
         ax.minorticks_off()
         ax.set_title(title)
     axes[0].set_ylabel("accuracy in %")
-    axes[1].legend(loc="lower right")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=len(names))
     c, n_seeds = next(iter(tuned.values()))[0]["config"], max(map(len, tuned.values()))
     figure.suptitle(
         f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted, "
         f"fine-tuned for {c['epochs']} epochs; {n_seeds} seed{'s' if n_seeds > 1 else ''}",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     save(figure, path)
 
 

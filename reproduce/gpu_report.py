@@ -123,6 +123,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
     budget, groups = BUDGETS[experiment], settled(records, experiment)
     runs, times = _of(records, experiment, "gpu"), step_times(records) if experiment == "table3" else {}
     base = _mean(groups.get(budget.base, []))
+    card, speeds = speeds_on_one_card(runs)
     lines = []
     for row in budget.rows:
         group = groups.get(row.label)
@@ -133,7 +134,6 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         losses = losses_of(group)
         above = f" ({difference(statistics.mean(losses), base)})" if base and losses and row.label != budget.base else ""
         bits = [r["metrics"]["bits_per_byte"] for r in group if "bits_per_byte" in r["metrics"]]
-        speeds = [r["metrics"]["tokens_per_second"] for r in group if "tokens_per_second" in r["metrics"]]
         lines.append(
             [
                 row.label,
@@ -142,13 +142,13 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
                 _cell(group, 4) + above,
                 mean_and_spread(bits, 4) if bits else "",
                 f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
-                f"{statistics.mean(speeds) / 1e3:.0f}" if speeds else "",
+                f"{speeds[row.label] / 1e3:.0f}" if row.label in speeds else "another card",
                 *time,
             ]
         )
     header = [
         "row", "attention MB", "KV cache MB", "rate", f"validation loss (against {budget.base})", "bits per byte",
-        "largest logit", "1,000 tokens/s", *(["ms a step, LLaMA3-1B"] if times else []),
+        "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
     shown = [r for group in groups.values() for r in group]
     parts = [_scale(budget, runs), markdown(header, lines), sources(shown or runs)]
@@ -187,7 +187,8 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
     return (
         f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; the rate that was "
         f"best for the mechanism {found}; warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over "
-        "all layers and seeds: in the hundreds where training goes well. The paper's losses are not available to us."
+        "all layers and seeds: hundreds are usual, thousands say that the attention of some layer has run away. The paper's losses are "
+        "not available to us."
     )
 
 
@@ -200,6 +201,15 @@ def sizes(record: dict) -> tuple[float, float]:
 def largest_logit(runs: list[dict]) -> float | None:
     """The largest attention logit that was seen in any of the runs, None if none was looked at."""
     return max((o["largest_logit"] for r in runs for o in r["metrics"].get("observations", ())), default=None)
+
+
+def speeds_on_one_card(runs: list[dict]) -> tuple[str, dict[str, float]]:
+    """The card that has trained most of the rows, and its tokens per second by row, means over all of their runs, at any rate."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for r in runs:
+        found[r["device"]][r["method"]].append(r["metrics"].get("tokens_per_second") or 0)
+    card = max(found, key=lambda device: len(found[device]))
+    return card, {row: statistics.mean(speeds) for row, speeds in found[card].items()}
 
 
 def step_times(records: list[dict]) -> dict[str, float]:

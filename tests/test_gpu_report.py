@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.transforms import Bbox
 
 from paper_figures.figures import PLACES, name_points
 from reproduce import claims, gpu_report, records
@@ -115,18 +116,33 @@ def test_the_largest_logit_of_any_seed_is_shown():
     assert row_of(gpu_report.budget_tables(unseen, "table2")[1], "MHA")[-2] == ""
 
 
+def test_speeds_are_those_of_the_card_that_trained_most_rows():
+    runs = [
+        {"device": card, "method": row, "metrics": {"tokens_per_second": speed}}
+        for card, row, speed in (("A", "MHA", 9), ("A", "MHA", 9), ("B", "MHA", 4), ("B", "MHA", 6), ("B", "MQA", 3))
+    ]
+    assert gpu_report.speeds_on_one_card(runs) == ("B", {"MHA": 5, "MQA": 3})
+    moved = copy.deepcopy(gpu_report.settled(COMMITTED, "table2"))
+    for r in moved["MHA"]:
+        r["device"] = "another"
+    table = gpu_report.budget_tables([r for group in moved.values() for r in group], "table2")[1]
+    assert row_of(table, "MHA")[-1] == "another card" and row_of(table, "MQA")[-1] != "another card"  # control
+
+
 def test_names_of_points_cover_nothing():
     figure, ax = plt.subplots()
     ax.set(xlim=(0, 1), ylim=(0, 1))
-    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k")]
+    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k"), (0.1, 0.5, "fourth", "k")]
+    ax.errorbar(0.12, 0.5, yerr=0.03)
+    bar = Bbox(ax.transData.transform([(0.12, 0.47), (0.12, 0.53)]))
     name_points(ax, points)
     boxes = [text.get_window_extent() for text in ax.texts]
-    assert [text.get_text() for text in ax.texts] == ["second", "first", "third"]
+    assert {text.get_text() for text in ax.texts} == {name for _, _, name, _ in points}
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(ax.bbox.contains(*box.max) for box in boxes)
+    assert all(ax.bbox.contains(*box.max) and not bar.overlaps(box) for box in boxes)
     beside = [ax.annotate(name, (x, y), PLACES[0], textcoords="offset points") for x, y, name, _ in points]
     boxes = [text.get_window_extent() for text in beside]  # control: the first place for all
-    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max)
+    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max) and bar.overlaps(boxes[3])
     plt.close(figure)
 
 
