@@ -298,6 +298,22 @@ def test_a_budget_that_ranks_just_fill_gives_those_ranks(error, bias):
     assert pre[2] + post[2] == cache and all(a >= b for a, b in zip(pre + post, ranks[0] + ranks[1]))
 
 
+def test_a_budget_takes_the_smallest_error_that_fits():
+    layer, errors = wide_awake(MultiHeadAttention(24, 6)), [0.0]
+    with torch.no_grad():  # both tensors are almost the same one: their ranks change at almost the same errors
+        layer.v_proj.weight.copy_(layer.k_proj.weight * (1 + 1e-6 * torch.randn(24, 24)))
+        layer.o_proj.weight.copy_(layer.q_proj.weight.T)
+    for spectrum in spectra(layer):  # ranks change where a third of the squared error allowed passes a tail
+        for values in (spectrum.head, spectrum.rows, spectrum.columns):
+            tails = (values**2).flip(0).cumsum(0) / (spectrum.rows**2).sum()
+            errors += (3 * tails).sqrt().mul(1 + 1e-12).tolist()
+    choices = [choose_ranks(layer, relative_error=error) for error in sorted(errors)]
+    sizes = [sum(p.numel() for p in TuckerAttention(24, 6, *ranks).parameters()) for ranks in choices]
+    assert len(set(sizes)) > 40  # control: budgets of many kinds
+    for budget in sizes:
+        assert choose_ranks(layer, max_parameters=budget) == choices[next(n for n, size in enumerate(sizes) if size <= budget)]
+
+
 def test_the_least_budget_is_one_channel_each():
     layer = wide_awake(MultiHeadAttention(24, 6))  # spectra so flat that no smaller error than the largest cuts all but one
     assert choose_ranks(layer, max_cache=2) == ((1, 1, 1), (1, 1, 1))
