@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from . import figure3, table2, table3
-from .ablations import CASES, ROW
+from .ablations import CASES, CURES, ROW
 from .ablations import PRESETS as ABLATIONS
 from .language import LanguagePreset
 from .rows import Row
@@ -55,6 +55,19 @@ def ablation_table(records: list[dict]) -> list[str]:
         "nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
     )
     return [title, table, sources(changed)]
+
+
+def cures_table(records: list[dict]) -> list[str]:
+    """records: all there are.  What held the logits back in the sweep, at Table 2's full budget, beside Table 2's runs without it."""
+    cured, plain = _of(records, "ablations", "gpu"), settled(records, "table2")
+    lines = []
+    for label in dict.fromkeys(of_row(r) for r in cured):
+        changed = [[r] for r in cured if of_row(r) == label]
+        for group in ([plain[label]] if label in plain else []) + changed:
+            rate, logit = _key(group[0])[1], largest_logit(group)
+            lines.append([group[0]["method"], f"{rate:g}", _cell(group, 4), f"{logit:,.0f}" if logit else ""])
+    title = f"**What holds the attention logits back, at the budget of Table 2, {tokens_of(cured)}, REDUCED BUDGET.**"
+    return [title, markdown(["row", "rate", "validation loss", "largest logit"], lines), sources(cured)]
 
 
 def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str, dict[str, float]]:
@@ -281,6 +294,8 @@ def commands(records: list[dict]) -> str:
         runs = [r for group in settled(records, experiment).values() for r in group]
         count = len(budget.rows) * len(budget.preset.seeds)
         lines.append(_line(f"{experiment} --preset gpu {TEXT}", count, runs, (budget.base, small), "validation_loss"))
+    cured = _of(records, "ablations", "gpu")
+    lines.append(_line(f"ablations --preset gpu {TEXT}", len(CURES), cured, (f"{ROW}, normalised latents",), "validation_loss"))
     vit = figure3.PRESETS["gpu"]
     count, runs = (1 + len(vit.rows)) * len(vit.seeds), _of(records, "figure3", "gpu")
     lines.append(_line("figure3 --preset gpu --images images.npz", count, runs, ("MHA", "Tucker [8,24,24]"), "top1"))

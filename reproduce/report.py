@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import table2, table3
 from .files import write_atomically
-from .gpu_report import ablation_table, budget_tables, sweep_table
+from .gpu_report import ablation_table, budget_tables, cures_table, sweep_table
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
@@ -446,6 +446,7 @@ TOGETHER = {  # drawn from several experiments' records
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): ablation_table,
+    ("ablations", "gpu"): cures_table,
 }
 
 

@@ -65,6 +65,20 @@ def test_a_run_that_diverged_is_shown_as_such():
     assert row_of(table, "Tucker [8,128,128], decay of the product")[-1] == "diverged at step 300"
 
 
+def test_cures_stand_beside_the_runs_without_them():
+    plain = gpu_report.settled(COMMITTED, "table2")["Tucker [8,128,128]"]
+    cured = copy.deepcopy(plain[0])
+    cured |= {"experiment": "ablations", "method": "Tucker [8,128,128], normalised latents"}
+    cured["metrics"] |= {"validation_loss": 3.5, "observations": [{"largest_logit": 55.0}]}
+    table = gpu_report.cures_table([*COMMITTED, cured])[1]
+    assert row_of(table, "Tucker [8,128,128], normalised latents") == ["0.0024", "3.5000", "55"]
+    assert row_of(table, "Tucker [8,128,128]  ")[1:] == [
+        gpu_report._cell(plain, 4),
+        f"{gpu_report.largest_logit(plain):,.0f}",
+    ]
+    assert len(gpu_report.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it
+
+
 def test_commands_that_differ_in_what_is_swept_are_one():
     commands = [
         "python -m reproduce table2 --preset gpu --rows Tucker [8,64,64],MLA shared d_c=128 --out out --learning-rate 1",
@@ -101,7 +115,7 @@ def test_the_readme_shows_what_the_records_say(part, draw):
 def test_commands_say_how_long_they_take_and_findings_need_runs():
     slower = [r | {"wall_seconds": 2 * r["wall_seconds"]} if r["wall_seconds"] else r for r in COMMITTED]
     assert gpu_report.commands(slower) != gpu_report.commands(COMMITTED)
-    assert gpu_report.commands([]).count("not run yet") == 2 * 5 and gpu_report.findings([]) == ""
+    assert gpu_report.commands([]).count("not run yet") == 2 * 6 and gpu_report.findings([]) == ""
     assert "Tucker [8,64,64] +" in gpu_report.findings(COMMITTED)
 
 

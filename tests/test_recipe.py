@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import EXACT, relative_error
 
-from reproduce import ablations, records
+from reproduce import ablations, language, records
 from reproduce.distributed import Workers
 from reproduce.models.gpt2 import GPT2
 from reproduce.options import Options
@@ -139,6 +139,23 @@ def test_ablations_record_what_was_changed(tmp_path):
     }
     assert "recipe" not in found["MHA"] and found["MHA, warm-up four times longer"]["recipe"] == {"warmup": 4}
     assert found["MHA, warm-up four times longer"]["train"]["warmup_steps"] == 8
+
+
+def test_cures_are_tried_on_the_row_that_broke_down_and_on_the_widest_at_table_2s_rates(monkeypatch, tmp_path):
+    tried = []
+    monkeypatch.setattr(
+        ablations, "train_rows", lambda name, cases, model, preset, options: tried.append((list(cases), preset))
+    )
+    options = Options("gpu", tmp_path, tmp_path, rows=("normalised latents",))
+    ablations.run(options)
+    ablations.run(Options("smoke", tmp_path, tmp_path))
+    (cures, preset), (cases, _) = tried
+    assert [(row.label, recipe.config()) for row, recipe in cures] == [
+        (label, {"latent_norm": True}) for label in ("Tucker [8,128,128]", "Tucker [12,256,256]")
+    ]
+    rates = [language.settings_of(row, recipe, preset, options).learning_rate for row, recipe in cures]
+    assert rates == [2.4e-3, 1.2e-3]
+    assert len(cases) == len(ablations.CASES) > len(ablations.CURES)  # control
 
 
 def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
