@@ -62,7 +62,7 @@ EXPERIMENTS = {
 TOGETHER = ("table2", "table3", "figure3")  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
-PRESETS = sorted({"smoke"}.union(*(getattr(module, "PRESETS", ()) for module in EXPERIMENTS.values())))
+SMOKE = ("smoke",)  # the presets of what has but one scale
 EPILOG = """
 examples:
   python -m reproduce all                              everything at smoke scale: some minutes on two cores
@@ -89,19 +89,7 @@ def main() -> int:
         elif options.command == "prepare":
             prepare(options.text, options.out, options.files, options.bpe)
         elif options.command in ("report", "claims"):
-            found = records.load(options.records)
-            if not found:
-                raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
-            if options.command == "claims":
-                parts = {report: claims.render(found)}
-            else:
-                parts = {report: report.render(found), robustness_report: robustness_report.render(found)}
-            if options.write:
-                if options.command == "report":
-                    parts |= {gpu_report: gpu_report.render(found), claims: claims.sentences(found)}
-                report.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
-            else:
-                print("\n\n".join(text for text in parts.values() if text))
+            show_records(options)
         else:
             run(options)
     except KeyboardInterrupt:
@@ -110,6 +98,21 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def show_records(options: argparse.Namespace) -> None:
+    found = records.load(options.records)
+    if not found:
+        raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
+    if options.command == "claims":
+        parts = {report: claims.render(found)}
+    else:
+        parts = {report: report.render(found), robustness_report: robustness_report.render(found)}
+    if not options.write:
+        return print("\n\n".join(text for text in parts.values() if text))
+    if options.command == "report":
+        parts |= {gpu_report: gpu_report.render(found), claims: claims.sentences(found)}
+    report.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
 
 
 def run(options: argparse.Namespace) -> None:
@@ -150,12 +153,7 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
         gpu_memory=options.gpu_memory,
     )
     for name in names:
-        module = EXPERIMENTS[name]
-        if options.preset not in getattr(module, "PRESETS", {"smoke": None}):
-            raise ValueError(
-                f"{name} has no preset {options.preset!r}; it has {', '.join(getattr(module, 'PRESETS', ['smoke']))}"
-            )
-        module.run(chosen)
+        EXPERIMENTS[name].run(chosen)
     if not options.dry_run:
         print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
 
@@ -177,8 +175,15 @@ def parse() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in EXPERIMENTS.items():
-        add_run_arguments(commands.add_parser(name, help=module.__doc__.split("\n\n")[0].replace("\n", " ")))
-    add_run_arguments(commands.add_parser("all", help=f"every experiment but {' and '.join(NOT_IN_ALL)}, one after the other"))
+        command = commands.add_parser(
+            name,
+            help=module.__doc__.split("\n\n")[0].replace("\n", " "),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_run_arguments(command, tuple(getattr(module, "PRESETS", SMOKE)))
+    every = commands.add_parser("all", help=f"every experiment but {' and '.join(NOT_IN_ALL)}, one after the other")
+    add_run_arguments(every, SMOKE)
     add_prepare_arguments(commands.add_parser("prepare", help="tokenise a text too large for memory, for --text"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
@@ -190,10 +195,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="smoke", help="the scale (default: smoke, minutes on a CPU; paper: days)"
-    )
+def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> None:
+    scales = "the scale (default: smoke, minutes on a CPU" + ("; paper: days)" if "paper" in presets else ")")
+    parser.add_argument("--preset", choices=presets, default="smoke", help=scales)
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")

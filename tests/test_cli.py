@@ -89,7 +89,7 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (["table2", "--text", "/nowhere"], 1, "--text /nowhere: no such file or folder"),
         (["figure3", "--images", "/nowhere.npz"], 1, "--images /nowhere.npz: no such file"),
         (["report", "--records", "/nowhere"], 1, "/nowhere holds no records"),
-        (["figure3", "--preset", "gpu-sweep"], 1, "figure3 has no preset 'gpu-sweep'; it has smoke"),
+        (["figure3", "--preset", "gpu-sweep"], 2, "--preset: invalid choice: 'gpu-sweep'"),
         (["table2", "--seeds", "one"], 2, "'one' is not a list of integers such as 0,1,2"),
         (["table2", "--seeds", "-1"], 2, "'-1' is not a list of integers"),
         (["table2", "--steps", "0"], 2, "'0' is not a number of 1 or more"),
@@ -122,3 +122,5 @@ def test_help_teaches():
     assert result.returncode == 0
     for word in ("table2", "figure3", "compress", "report", "claims", "examples:", "goes on from its last checkpoint"):
         assert word in result.stdout
+    own = run("table3", "--help").stdout
+    assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,paper}" in own and "gpu-sweep" not in own

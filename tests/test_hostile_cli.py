@@ -317,7 +317,7 @@ COMMANDS = table(
     wrong("--rows", "MHA,Tukker", "no row is called Tukker; there are: MHA", 1),
     wrong("--rows", "[8", r"no row is called \[8", 1),
     wrong("--speed", "9", "unrecognized arguments: --speed=9"),
-    ("option: a preset of another experiment", ["figure3", "--preset", "gpu-sweep"], 1, "figure3 has no preset 'gpu-sweep'; it has smoke"),
+    ("option: a preset of another experiment", ["figure3", "--preset", "gpu-sweep"], 2, "--preset: invalid choice: 'gpu-sweep'"),
     ("option: no command", [], 2, "the following arguments are required: COMMAND"),
     ("option: an unknown command", ["table9"], 2, "invalid choice: 'table9'"),
     ("option: no prompt", ["generate", "--model", "model.safetensors"], 2, "required: --prompt"),
