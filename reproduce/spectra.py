@@ -28,9 +28,10 @@ def run(options: Options) -> None:
     """One record for the model that was named, or per model in the output folder.  Raises ValueError if there is none."""
     if options.model:
         opened = open_model(options.model)
-        metrics = {"trained": of_layers(tqdm(opened.layers.values(), "spectra"))}
+        metrics = {"trained": of_layers(opened.layers.values(), options.device)}
         config = {"model": opened.name, **shape_of(opened.layers)}
-        append(options.records, new_record("spectra", "models", opened.name, config, metrics), replace=True)
+        record = new_record("spectra", "models", opened.name, config, metrics, device=options.device)
+        append(options.records, record, replace=True)
         for side, modes in MODES.items():
             for mode in modes:
                 print(f"{side} {mode}: {', '.join(in_words(layer[side][mode]) for layer in metrics['trained'])}")
@@ -49,15 +50,19 @@ def run(options: Options) -> None:
         torch.manual_seed(seed)
         fresh = build_model(config)
         trained, initial = ([block.attention for block in m.blocks] for m in (model, fresh))
-        metrics = {"trained": of_layers(trained), "initial": of_layers(initial, values=False)}
-        append(options.records, new_record("spectra", options.preset, label, config, metrics, seed=seed), replace=True)
+        metrics = {
+            "trained": of_layers(trained, options.device),
+            "initial": of_layers(initial, options.device, values=False),
+        }
+        record = new_record("spectra", options.preset, label, config, metrics, seed=seed, device=options.device)
+        append(options.records, record, replace=True)
 
 
-def of_layers(layers: Iterable[nn.Module], values: bool = True) -> list[dict]:
-    """Per layer and mode: ranks, the rounding floor, and with `values` the singular values over the largest."""
+def of_layers(layers: Iterable[nn.Module], device: str = "cpu", values: bool = True) -> list[dict]:
+    """Per layer and mode: ranks, the rounding floor, and with `values` the singular values over the largest; computed on `device`."""
     found = []
-    for layer in layers:
-        both = dict(zip(MODES, spectra(layer)))
+    for layer in tqdm(layers, "layers", leave=False):
+        both = dict(zip(MODES, spectra(layer.to(device))))
         found.append({side: {mode: of_mode(s, values) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
     return found
 

@@ -9,6 +9,7 @@ from reproduce import records, spectra
 from reproduce.language import build_model, model_path, save_model
 from reproduce.options import Options
 from reproduce.rows import TABLE2
+from tucker_ref import MultiHeadAttention
 
 CONFIG = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 50}
 
@@ -35,6 +36,12 @@ def test_ranks_of_saved_models_are_recorded(tmp_path):
         and "values" not in mha["metrics"]["initial"][0]["pre"]["head"]
     )
     assert tucker["metrics"]["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
+
+
+def test_the_layers_are_taken_to_the_device_named():
+    assert len(spectra.of_layers([MultiHeadAttention(12, 3)], "cpu")) == 1  # control
+    with pytest.raises(ValueError, match="holds no values"):
+        spectra.of_layers([MultiHeadAttention(12, 3)], "meta")
 
 
 def test_without_models_it_says_what_to_run_first(tmp_path):
