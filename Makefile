@@ -24,7 +24,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; name one with PYTHON=...')"
 	@$(PYTHON) -m venv $(VENV)
-	@printf "installing into $(VENV), a minute or two "; \
+	@printf "installing into $(VENV), two minutes or three "; \
 	(while sleep 2; do printf .; done) & dots=$$!; trap "kill $$dots" EXIT; \
 	$(PIP) torch && $(PIP) -e '.[reproduce,tutorials,dev]' && \
 	{ $(RUN) -W ignore -m compileall -qq -j 0 $(VENV)/lib || true; }
