@@ -155,7 +155,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
                 _cell(group, 4) + above,
                 mean_and_spread(bits, 4) if bits else "",
                 f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
-                f"{speeds[row.label] / 1e3:.0f}" if row.label in speeds else "another card",
+                f"{speeds[row.label] / 1e3:.0f}" if row.label in speeds else "another card" if losses else "",
                 *time,
             ]
         )
@@ -194,14 +194,12 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
         if narrower == 1
         else f" Rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
     )
-    found = (
-        "in the sweep at this shape" if narrower == 1 else "in the sweep at GPT-2's shape, or below where that has changed it"
-    )
+    swept = "this" if narrower == 1 else "GPT-2's"
     return (
         f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; the rate that was "
-        f"best for the mechanism {found}; warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over "
-        "all layers and seeds: hundreds are usual, thousands say that the attention of some layer has run away. The paper's losses are "
-        "not available to us."
+        f"best for the mechanism in the sweep at {swept} shape, or below where that has changed it; warm-up {t.warmup_steps} "
+        f"steps.**{named} The largest logit is that of every 100th step, over all layers and seeds: hundreds are usual, thousands say "
+        "that the attention of some layer has run away. The paper's losses are not available to us."
     )
 
 
@@ -217,11 +215,12 @@ def largest_logit(runs: list[dict]) -> float | None:
 
 
 def speeds_on_one_card(runs: list[dict]) -> tuple[str, dict[str, float]]:
-    """The card that has trained most of the rows, and its tokens per second by row, means over all of their runs, at any rate."""
+    """The card that has trained most of the rows, and its tokens per second by row: means over the runs that ended, at any rate."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for r in runs:
-        found[r["device"]][r["method"]].append(r["metrics"].get("tokens_per_second") or 0)
-    card = max(found, key=lambda device: len(found[device]))
+        if speed := r["metrics"].get("tokens_per_second"):
+            found[r["device"]][r["method"]].append(speed)
+    card = max(found, key=lambda device: len(found[device]), default="no run ended")
     return card, {row: statistics.mean(speeds) for row, speeds in found[card].items()}
 
 

@@ -50,7 +50,9 @@ PRESETS = {
         seeds=(0, 1, 2),
         observe_every=100,
         learning_rates={
-            row.label: 2.4e-3 for row in ON_GPU_ROWS if row.mechanism == "Tucker" and row.ranks[0] < 12 and not row.shared_kv
+            row.label: 2.4e-3
+            for row in ON_GPU_ROWS
+            if row.mechanism == "Tucker" and row.ranks[0] < PAPER_SHAPE["n_heads"] and not row.shared_kv
         },
     ),
     # The paper's own scale; where it tells no setting, those of nanoGPT's GPT-2, which takes as many steps on the same text.

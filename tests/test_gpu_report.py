@@ -135,7 +135,9 @@ def test_speeds_are_those_of_the_card_that_trained_most_rows():
         {"device": card, "method": row, "metrics": {"tokens_per_second": speed}}
         for card, row, speed in (("A", "MHA", 9), ("A", "MHA", 9), ("B", "MHA", 4), ("B", "MHA", 6), ("B", "MQA", 3))
     ]
-    assert gpu_report.speeds_on_one_card(runs) == ("B", {"MHA": 5, "MQA": 3})
+    broken = {"device": "B", "method": "MHA", "metrics": {"diverged_at": 7}}
+    assert gpu_report.speeds_on_one_card([*runs, broken]) == ("B", {"MHA": 5, "MQA": 3})
+    assert gpu_report.speeds_on_one_card([broken]) == ("no run ended", {})
     moved = copy.deepcopy(gpu_report.settled(COMMITTED, "table2"))
     for r in moved["MHA"]:
         r["device"] = "another"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import run_here
 
 from reproduce import plan, records, table2
-from reproduce.__main__ import EXPERIMENTS, labels, main, rate
+from reproduce.__main__ import EXPERIMENTS, labels, rate
 from reproduce.distributed import Workers
 from reproduce.models.block import Block
 from reproduce.options import Options
@@ -54,9 +55,8 @@ def test_the_readme_quotes_every_experiment():
     ],
 )
 def test_errors_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["reproduce", *arguments, "--out", str(tmp_path / "out")])
     monkeypatch.chdir(tmp_path)
-    assert main() == 1 and message in capsys.readouterr().err
+    assert run_here(*arguments, "--out", tmp_path / "out") == 1 and message in capsys.readouterr().err
 
 
 def test_gpus_reach_the_plan_and_a_rate_is_read(tmp_path, monkeypatch, capsys):
@@ -65,8 +65,7 @@ def test_gpus_reach_the_plan_and_a_rate_is_read(tmp_path, monkeypatch, capsys):
     assert rate("1e-3") == 1e-3
     monkeypatch.chdir(tmp_path)
     for gpus, same in (("8", True), ("4", False)):  # the second is the control
-        monkeypatch.setattr("sys.argv", ["reproduce", *arguments, "--gpus", gpus])
-        assert main() == 0 and (capsys.readouterr().out == expected) == same
+        assert run_here(*arguments, "--gpus", gpus) == 0 and (capsys.readouterr().out == expected) == same
 
 
 def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_here
 
 from paper_figures import __main__ as figures_main
 from paper_figures import style
 from reproduce import claims, gpu_report, records, report, robustness_report
-from reproduce.__main__ import main
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED
 
 ROOT = Path(__file__).parent.parent
@@ -133,14 +133,11 @@ def test_write_into_replaces_only_what_is_between_the_marks(tmp_path):
         report.write_into(page, {(report.BEGIN, report.END): "new"})
 
 
-def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path, monkeypatch):
+def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"{report.BEGIN}\nold\n{report.END}\n")
-    monkeypatch.setattr("sys.argv", ["reproduce", "claims", "--write", str(page)])
-    assert (
-        main() == 0
-        and page.read_text() == f"{report.BEGIN}\n\n{claims.render(records.load(records.COMMITTED))}\n\n{report.END}\n"
-    )
+    assert run_here("claims", "--write", page) == 0
+    assert page.read_text() == f"{report.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{report.END}\n"
 
 
 def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
