@@ -92,6 +92,14 @@ def test_a_run_that_fails_by_itself_is_caught():
         survival.finish(ended(3))
 
 
+def test_a_run_that_ends_before_its_kill_is_compared_and_another_begins(tmp_path, monkeypatch):
+    codes, compared = iter([0, 0, 0, -signal.SIGKILL, 0]), []  # to warm up, untouched; too fast, killed, to its end
+    monkeypatch.setattr(survival, "start", lambda *_: ended(next(codes)))
+    same = lambda whole, attempt: compared.append((whole.name, attempt.name))  # noqa: E731
+    tally = survival.survive(None, tmp_path, 1, random.Random(0), same)
+    assert compared == [("whole", "0"), ("whole", "1")] and (tally.kills, tally.ends) == (1, 2)
+
+
 def write_something(folder, more):
     records.append(folder, records.new_record("e", "p", "m", {}, {"loss": 1.0 + more}))
 
