@@ -14,6 +14,7 @@ RECIPES = (
     Recipe("cores at a quarter of the rate", core_rate=0.25),
     Recipe("factors at a quarter of the rate", factor_rate=0.25),
     Recipe("factors kept orthonormal", retracted=True),
+    Recipe("factors kept orthonormal by retraction", retracted=True, carried=False),
     Recipe("decay of the product", product_decay=True),
     Recipe("cores at a quarter of the rate with the longer warm-up", core_rate=0.25, warmup=4),
     Recipe("warm-up four times longer", warmup=4),

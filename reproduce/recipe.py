@@ -19,8 +19,8 @@ class Recipe:
 
     init: of Tucker's cores and factors, one of INITS; latent_norm: RMSNorm on its latents; core_rate, factor_rate: learning
     rates of its cores and its factors, over the rate of all else; retracted: factors brought back to orthonormal columns after
-    every step, what that takes away going into the core; product_decay: weight decay pulls the two attention tensors towards
-    zero, not their cores and factors one by one; warmup: how many times longer.
+    every step; carried: what that takes away goes into the cores, otherwise it is dropped; product_decay: weight decay pulls the
+    two attention tensors towards zero, not their cores and factors one by one; warmup: how many times longer.
     """
 
     name: str = "as it is"
@@ -29,6 +29,7 @@ class Recipe:
     core_rate: float = 1.0
     factor_rate: float = 1.0
     retracted: bool = False
+    carried: bool = True
     product_decay: bool = False
     warmup: int = 1
 
@@ -104,7 +105,7 @@ class TuckerAdamW(torch.optim.AdamW):
             if self.product_decay:
                 decay_products(side, self.param_groups[0]["lr"] * self.product_decay)
             if self.recipe.retracted:
-                retract(side)
+                retract(side, self.recipe.carried)
         return loss
 
 
@@ -126,13 +127,18 @@ def decay_products(tensors: list[TuckerWeights], share: float) -> None:
 
 
 @torch.no_grad()
-def retract(tensors: list[TuckerWeights]) -> None:
-    """U = Q R for every factor, Q in its place and R in the core: orthonormal columns again, the same attention tensor."""
+def retract(tensors: list[TuckerWeights], carried: bool) -> None:
+    """U = Q R for every factor, with Q in its place: orthonormal columns again.
+
+    carried: R goes into the core, which leaves the attention tensor as it is. But Adam's steps lengthen the columns, so the core
+    then grows with every step. Dropping R, the usual retraction to the Stiefel manifold, has no such effect.
+    """
     cores, *factors = stacked(tensors)
     for n, u in enumerate(factors):
         r = torch.linalg.cholesky(u.mT @ u).mT  # upper triangular, (l, rank, rank)
         factors[n] = torch.linalg.solve_triangular(r, u, upper=True, left=False)
-        cores = times(cores, r, n)
+        if carried:
+            cores = times(cores, r, n)
     for i, weights in enumerate(tensors):
         weights.core.copy_(cores[i])
         for factor, u in zip(weights.factors, factors):

@@ -48,11 +48,24 @@ def layers(*seeds):
 def test_retraction_changes_the_factors_and_not_the_tensors():
     tensors = layers(0, 1)
     before = [w.to_tensor().detach() for w in tensors]
-    retract(tensors)
+    retract(tensors, carried=True)
     for weights, tensor in zip(tensors, before):
         assert relative_error(weights.to_tensor(), tensor) < EXACT
         for factor in weights.factors:
             assert torch.allclose(factor.T @ factor, torch.eye(factor.shape[1], dtype=torch.float64), atol=1e-12)
+
+
+def test_retraction_without_carrying_takes_q_of_each_factor_and_leaves_the_cores():
+    tensors, before = layers(0, 1), layers(0, 1)
+    retract(tensors, carried=False)
+    for weights, old in zip(tensors, before):
+        assert torch.equal(weights.core, old.core)
+        assert relative_error(weights.to_tensor(), old.to_tensor()) > 0.1  # control: what was dropped is something
+        for q, u in zip(weights.factors, old.factors):
+            r = q.detach().T @ u.detach()
+            assert torch.allclose(q.T @ q, torch.eye(q.shape[1], dtype=torch.float64), atol=1e-12)
+            assert torch.allclose(q @ r, u, atol=1e-12) and torch.allclose(r.tril(-1), torch.zeros_like(r), atol=1e-12)
+            assert (r.diagonal() > 0).all()
 
 
 def test_decay_of_the_product_is_a_step_down_its_squared_norm():
