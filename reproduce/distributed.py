@@ -157,7 +157,9 @@ def started(device: str, micro_batch: int | None = None, sharding: str | None = 
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
+        torch.distributed.init_process_group("nccl", timeout=PATIENCE, device_id=torch.device(device))
+    else:
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         with nullcontext() if rank == 0 else _silence():
