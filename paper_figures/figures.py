@@ -79,27 +79,31 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     """
     budget = BUDGETS[experiment]
     groups = {label: group for label, group in settled(records, experiment).items() if losses_of(group)}
-    means = {label: statistics.mean(losses_of(group)) for label, group in groups.items()}
+    losses = {label: losses_of(group) for label, group in groups.items()}
+    means = {label: statistics.mean(found) for label, found in losses.items()}
+    spreads = {label: statistics.stdev(found) if len(found) > 1 else 0 for label, found in losses.items()}
     base = means.get(budget.base)
-    low = min(means.values())
-    edge = min(1.04 * (base or low), max(means.values()))
+    edge = min(1.04 * (base or min(means.values())), max(means.values()))
+    low = min(means[label] - spreads[label] for label in means)
+    high = max(edge, *(means[label] + spreads[label] for label in means if means[label] <= edge))
     figure, axes = plt.subplots(1, 2, figsize=(12.6, 5.2), sharey=True)
     named = []  # points of each panel, whose names find their places once the axes have theirs
     for n, (ax, title) in enumerate(zip(axes, ("attention parameters in MB (BF16)", "KV cache of one context in MB (BF16)"))):
         points = []
         for label, group in groups.items():
-            kind, x, y, losses = mechanism(label), sizes(group[0])[n], means[label], losses_of(group)
+            kind, x, y = mechanism(label), sizes(group[0])[n], means[label]
             text = label.removeprefix("Tucker ").replace("n_KV=", "").replace(" d_c=", " ")
             if y > edge:
                 ax.plot(x, edge, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, fillstyle="none")
                 points.append((x, edge, f"{text}: {y:.2f}", COLOURS[kind]))
                 continue
-            spread = statistics.stdev(losses) if len(losses) > 1 else 0
-            ax.errorbar(x, y, yerr=spread, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5)
+            ax.errorbar(
+                x, y, yerr=spreads[label], color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5, elinewidth=1.2
+            )
             points.append((x, y, text, COLOURS[kind]))
         if base:
             ax.axhline(base, color="#999999", linewidth=1, linestyle=":")
-        ax.set(xscale="log", xlabel=title, ylim=(low - (edge - low) / 12, edge + (edge - low) / 12))
+        ax.set(xscale="log", xlabel=title, ylim=(low - (high - low) / 12, high + (high - low) / 12))
         ax.margins(x=0.16)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from . import table2, table3
 from .files import write_atomically
-from .gpu_report import ablation_table, budget_tables, cures_table, sweep_table
+from .gpu_report import ablation_table, budget_tables, cures_table, patterns, sweep_table
+from .rows import TABLE2
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
 
@@ -322,6 +323,8 @@ def spectra_runs(records: list[dict]) -> list[str]:
         before = f" ({means['initial']:.1f})" if "initial" in means else ""
         return f"{means['trained']:.1f}{before} of {r['metrics']['trained'][0][side][mode]['size']}"
 
+    order = [row.label for row in TABLE2]
+    records = sorted(records, key=lambda r: order.index(r["method"]) if r["method"] in order else len(order))
     rows = [[r["method"], *(cell(r, *m) for m in modes)] for r in records]
     if records[0]["preset"] == "models":
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
@@ -333,7 +336,9 @@ def spectra_runs(records: list[dict]) -> list[str]:
         "layers; in brackets before training; then how many there are."
     )
     header = ["GPT-2 row", *mode_titles(modes)]
-    return [title, markdown(header, rows), f"<sub>{records[0]['device']}; `{records[0]['command']}`</sub>"]
+    devices = ", ".join(dict.fromkeys(r["device"] for r in records))
+    commands = ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records))
+    return [title, markdown(header, rows), f"<sub>{devices}; {commands}</sub>"]
 
 
 def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
