@@ -27,21 +27,24 @@ PAPER_SCHEDULE = "the paper's latent schedule"  # the control of `exactness` tha
 
 
 def render(records: list[dict]) -> str:
-    """All tables, in the paper's order, each with where its numbers come from.  Returns: Markdown."""
+    """All tables under a heading per experiment, in the paper's order, each with where its numbers come from.  Returns: Markdown."""
     groups = defaultdict(list)
     for record in records:
         groups[record["experiment"], record["preset"]].append(record)
     sections = []
-    for experiment, draw in DRAW.items():
+    for experiment, (heading, draw) in DRAW.items():
+        tables = []
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment:
                 try:
                     if (name, preset) in TOGETHER:
-                        sections += TOGETHER[name, preset](records)
+                        tables += TOGETHER[name, preset](records)
                     else:
-                        sections += draw[preset if preset in draw else "runs"](group)
+                        tables += draw[preset if preset in draw else "runs"](group)
                 except (KeyError, TypeError) as error:
                     raise ValueError(f"{name}.{preset}.json: a record lacks what its table shows: {error}") from error
+        if tables:
+            sections += [f"### {heading}", *tables]
     return "\n\n".join(sections)
 
 
@@ -433,18 +436,18 @@ def provenance(record: dict, extra: str = "", command: str = "") -> str:
     return "<sub>" + "; ".join(p for p in parts if p) + "</sub>"
 
 
-DRAW = {
-    "exactness": {"float64": exactness_cells},
-    "table1": {"sizes": table1_sizes},
-    "table2": {"sizes": table2_sizes, "runs": table2_runs},
-    "ablations": {"runs": lambda records: []},
-    "spectra": {"runs": spectra_runs},
-    "table3": {"sizes": table3_sizes, "runs": table3_runs},
-    "compress": {"runs": compress_runs},
-    "compress_speed": {"runs": compress_speed_runs},
-    "figure3": {"runs": figure3_runs},
-    "decode": {"runs": decode_runs},
-    "speed": {"runs": speed_tables},
+DRAW = {  # the heading, and what draws each preset's records
+    "exactness": ("Exact special cases", {"float64": exactness_cells}),
+    "table1": ("Table 1: parameters and cache", {"sizes": table1_sizes}),
+    "table2": ("Table 2: GPT-2", {"sizes": table2_sizes, "runs": table2_runs}),
+    "ablations": ("What makes it train well", {"runs": lambda records: []}),
+    "spectra": ("Ranks of trained layers", {"runs": spectra_runs}),
+    "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": table3_runs}),
+    "compress": ("Compressed without training", {"runs": compress_runs}),
+    "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
+    "figure3": ("Figure 3: vision transformers", {"runs": figure3_runs}),
+    "decode": ("Decoding", {"runs": decode_runs}),
+    "speed": ("Speed on a GPU", {"runs": speed_tables}),
 }
 TOGETHER = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
