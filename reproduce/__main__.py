@@ -59,7 +59,20 @@ EXPERIMENTS = {
     "fuzz": fuzz,
     "versions": versions,
 }
-TOGETHER = ("table2", "table3", "figure3")  # what several workers may train
+LANGUAGE = ("rows", "seeds", "training", "text", "bpe")
+TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out, --records and --device
+    "table2": (*LANGUAGE, "workers"),
+    "table3": (*LANGUAGE, "workers"),
+    "ablations": LANGUAGE,
+    "spectra": ("rows", "seeds", "model"),
+    "compress": ("rows", "text", "images", "model", "compression"),
+    "figure3": ("rows", "seeds", "training", "images", "pretrained", "workers"),
+    "decode": ("rows",),
+    "speed": ("rows",),
+    "mutation": ("rows",),
+    "all": ("seeds", "training", "text", "bpe", "images"),
+}
+TOGETHER = [name for name, groups in TAKES.items() if "workers" in groups]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
 SMOKE = ("smoke",)  # the presets of what has but one scale
@@ -118,8 +131,8 @@ def show_records(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     check_device(options.device)
     with started(options.device, options.micro_batch, options.sharding) as (workers, device):
-        if (workers.count > 1 or options.dry_run) and options.command not in TOGETHER:
-            raise ValueError(f"{options.command} knows neither torchrun nor --dry-run; they are for {', '.join(TOGETHER)}")
+        if workers.count > 1 and options.command not in TOGETHER:
+            raise ValueError(f"{options.command} does not run under torchrun; {', '.join(TOGETHER)} do")
         if options.gpus and not options.dry_run:
             raise ValueError(
                 "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8 -m reproduce ..."
@@ -131,27 +144,8 @@ def run(options: argparse.Namespace) -> None:
 
 def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None:
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
-    chosen = Options(
-        preset=options.preset,
-        out=options.out,
-        records=options.records,
-        device=device,
-        rows=labels(options.rows),
-        seeds=options.seeds,
-        learning_rate=options.learning_rate,
-        steps=options.steps,
-        warmup_steps=options.warmup_steps,
-        text=options.text,
-        validation=options.validation,
-        bpe=options.bpe,
-        images=options.images,
-        model=options.model,
-        ranks=options.ranks,
-        save=options.save,
-        workers=workers,
-        dry_run=options.dry_run,
-        gpu_memory=options.gpu_memory,
-    )
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
+    chosen = Options(**given | {"device": device, "workers": workers})
     for name in names:
         EXPERIMENTS[name].run(chosen)
     if not options.dry_run:
@@ -181,9 +175,9 @@ def parse() -> argparse.Namespace:
             description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        add_run_arguments(command, tuple(getattr(module, "PRESETS", SMOKE)))
-    every = commands.add_parser("all", help=f"every experiment but {' and '.join(NOT_IN_ALL)}, one after the other")
-    add_run_arguments(every, SMOKE)
+        add_run_arguments(command, tuple(getattr(module, "PRESETS", SMOKE)), TAKES.get(name, ()))
+    rest = f"every experiment but {', '.join(NOT_IN_ALL[:-1])} and {NOT_IN_ALL[-1]}, one after the other"
+    add_run_arguments(commands.add_parser("all", help=rest, description=rest), SMOKE, TAKES["all"])
     add_prepare_arguments(commands.add_parser("prepare", help="tokenise a text too large for memory, for --text"))
     add_generate_arguments(commands.add_parser("generate", help="continue prompts with a model that table2 or table3 trained"))
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
@@ -195,31 +189,58 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...]) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
     scales = "the scale (default: smoke, minutes on a CPU" + ("; paper: days)" if "paper" in presets else ")")
     parser.add_argument("--preset", choices=presets, default="smoke", help=scales)
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
-    parser.add_argument("--rows", default="", help="labels of the rows to train, separated by commas (default: all)")
-    parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
-    parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
-    parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
-    parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
     )
+    parser.set_defaults(micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where `workers` is not taken
+    for group in takes:
+        GROUPS[group](parser)
+
+
+def add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rows", type=labels, default=(), help="which to run, by the labels of their table, separated by commas (default: all)"
+    )
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
+    parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
+    parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
-        help="training text: .txt, .gz, .xz, a folder of them, or one that `prepare` wrote (default: the standard library's source)",
+        help="text: .txt, .gz, .xz or a folder of them, for training one that `prepare` wrote too (default: the standard library's "
+        "source)",
     )
     parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
+
+
+def add_bpe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits); in the preset paper a folder with "
         "train/CLASS/*.jpg and validation/CLASS/*.jpg (default: ImageNet-1k from the Hugging Face hub)",
     )
-    workers = parser.add_argument_group("for table2, table3 and figure3 on many GPUs, started with torchrun")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    workers = parser.add_argument_group("on many GPUs, started with torchrun")
     workers.add_argument(
         "--micro-batch", type=positive, help="sequences or images that a worker takes at a time (default: the preset's)"
     )
@@ -229,15 +250,36 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...])
     workers.add_argument("--dry-run", action="store_true", help="print batches, steps, memory and settings; train nothing")
     workers.add_argument("--gpus", type=positive, help="for --dry-run: how many GPUs (default: the workers of torchrun)")
     workers.add_argument("--gpu-memory", type=float, default=80.0, help="for --dry-run: of each GPU, in GB (default: 80)")
-    models = parser.add_argument_group("for compress and spectra")
-    models.add_argument(
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--model",
         help=".safetensors from out/models, or a GPT-2, Llama-style or ViT checkpoint by folder or hub name (timm's too)",
     )
-    models.add_argument(
-        "--ranks", type=triples, default=(), help='for compress: "8,64,64;8,32,32" (default: a range of budgets)'
-    )
-    models.add_argument("--save", type=Path, help="for compress: write the compressed model to this .safetensors file")
+
+
+def add_pretrained(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="in the preset paper: a checkpoint of timm's, by name (default: those of the paper)")
+
+
+def add_compression(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=triples, default=(), help='"8,64,64;8,32,32" (default: a range of budgets)')
+    parser.add_argument("--save", type=Path, help="write the compressed model to this .safetensors file")
+
+
+GROUPS = {
+    "rows": add_rows,
+    "seeds": add_seeds,
+    "training": add_training,
+    "text": add_text,
+    "bpe": add_bpe,
+    "images": add_images,
+    "workers": add_workers,
+    "model": add_model,
+    "pretrained": add_pretrained,
+    "compression": add_compression,
+}
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:

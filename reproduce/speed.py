@@ -102,16 +102,13 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """One record per section, which grows with every row that is measured."""
+    """One record per section, which grows with every row that is measured.  Raises ValueError for a section that is not there."""
     preset, started = PRESETS[options.preset], time.perf_counter()
+    sections = {"limits": limit_rows, "layers": layers, "contexts": contexts, "decode": decode, "models": models}
+    if unknown := set(options.rows) - set(sections):
+        raise ValueError(f"--rows: no section is called {', '.join(sorted(unknown))}; there are: {'; '.join(sections)}")
     rates = limits(preset, options.device)
-    for name, section in (
-        ("limits", limit_rows),
-        ("layers", layers),
-        ("contexts", contexts),
-        ("decode", decode),
-        ("models", models),
-    ):
+    for name, section in sections.items():
         if options.rows and name not in options.rows:
             continue
         rows, config = [], {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats}

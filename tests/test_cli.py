@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from helpers import run_here
 
-from reproduce.__main__ import labels
+from reproduce.__main__ import EXPERIMENTS, TAKES, labels
+from reproduce.distributed import Workers
+from reproduce.options import Options
 
 ROOT = Path(__file__).parent.parent
 ROW = "Tucker [8,64,64]"
@@ -98,6 +100,13 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (["compress", "--model", "/nowhere/at/all"], 1, "--model /nowhere/at/all: no such file or folder"),
         (["spectra", "--model", "/nowhere.safetensors"], 1, "/nowhere.safetensors is not a readable safetensors file"),
         (["table9"], 2, "invalid choice: 'table9'"),
+        (["decode", "--text", "novel.txt"], 2, "unrecognized arguments: --text novel.txt"),
+        (["exactness", "--dry-run"], 2, "unrecognized arguments: --dry-run"),
+        (
+            ["speed", "--rows", "layers,naps"],
+            1,
+            "no section is called naps; there are: limits; layers; contexts; decode; models",
+        ),
     ],
 )
 def test_errors_say_what_is_wrong_and_what_is_allowed(arguments, code, message, tmp_path, capsys):
@@ -124,3 +133,31 @@ def test_help_teaches():
         assert word in result.stdout
     own = run("table3", "--help").stdout
     assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,paper}" in own and "gpu-sweep" not in own
+    assert "--dry-run" in own and "--images" not in own
+
+
+GIVEN = {  # one argument of each group of options, and where it arrives
+    "rows": ("--rows", "MHA", {"rows": ("MHA",)}),
+    "seeds": ("--seeds", "3,4", {"seeds": (3, 4)}),
+    "training": ("--steps", "9", {"steps": 9}),
+    "text": ("--text", "novel.txt", {"text": "novel.txt"}),
+    "bpe": ("--bpe", "gpt2", {"bpe": "gpt2"}),
+    "images": ("--images", "x.npz", {"images": "x.npz"}),
+    "workers": ("--micro-batch", "2", {"workers": Workers(micro_batch=2)}),
+    "model": ("--model", "gpt2", {"model": "gpt2"}),
+    "pretrained": ("--model", "vit", {"model": "vit"}),
+    "compression": ("--ranks", "4,4,4", {"ranks": ((4, 4, 4),)}),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, monkeypatch):
+    received = []
+    monkeypatch.setattr(EXPERIMENTS[name], "run", received.append)
+    for group, (option, value, where) in GIVEN.items():
+        takes = group in TAKES.get(name, ()) or (option == "--model" and {"model", "pretrained"} & {*TAKES.get(name, ())})
+        assert run_here(name, "--device", "cpu", option, value) == (0 if takes else 2)
+        if takes:
+            assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
+    assert run_here(name, "--device", "cpu") == 0
+    assert received == [Options("smoke", Path("out"), Path("out/records"))]

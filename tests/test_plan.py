@@ -49,7 +49,6 @@ def test_the_readme_quotes_every_experiment():
             "is trained on openwebtext: name a folder with --text that `python -m reproduce prepare",
         ),
         (["table2", "--gpus", "8"], "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8"),
-        (["exactness", "--dry-run"], "exactness knows neither torchrun nor --dry-run; they are for table2, table3, figure3"),
         (["figure3", "--dry-run"], "figure3 knows torchrun and --dry-run in its preset paper alone"),
         (["prepare", "wikipedia"], "known are openwebtext, openwebtext2; any other text needs --files"),
     ],
