@@ -156,7 +156,7 @@ def figure3_runs(records: list[dict]) -> list[str]:
             [
                 label,
                 f"{metrics[0]['attention_parameters']:,}",
-                percent("top1", at_once) if at_once else "",
+                percent("top1", at_once) if at_once else "not converted",
                 percent("top1", metrics),
                 percent("top5", metrics),
             ]
@@ -369,7 +369,7 @@ def exactness_cells(records: list[dict]) -> list[str]:
                 rotary,
                 becomes.get(rotary, "the paper's latent schedule"),
                 f"{max(max(c['errors'].values()) for c in found):.0e}",
-                f"{min(schedule):.1f}: not exact" if schedule else "",
+                f"{min(schedule):.1f}: not exact" if schedule else "no RoPE" if rotary == "none" else "the same",
                 f"{min(min(c['controls'].values()) for c in found):.1f}",
                 "no: norms are not linear" if "norms" in layer else "yes",
             ]

@@ -24,7 +24,8 @@ def speed_tables(records: list[dict]) -> list[str]:
     source = (
         f"{first['device']}, torch {first['versions']['torch']}, {config}; commit {first['commit'][:10]}; `{first['command']}`"
     )
-    return [*parts, f"<sub>Medians, the L2 cache full of other lines before each call; {source}</sub>"]
+    notes = "Medians, the L2 cache full of other lines before each call; —: our kernel was timed for Tucker Attention's latents alone"
+    return [*parts, f"<sub>{notes}; {source}</sub>"]
 
 
 def paragraph(device: str, sections: Sections) -> str:
@@ -71,7 +72,7 @@ def layer_table(rows: list[dict]) -> str:
                 *(_cell(found.get(backend), "milliseconds", ".2f") for backend in backends),
                 f"{best / mha:.2f}" if best and mha else "",
                 f"{stock:,.0f}" if stock else "",
-                f"{ours:,.0f}" if ours else "",
+                f"{ours:,.0f}" if ours else "—",
             ]
         )
     header = ["layer", *(f"ms, {b}" for b in backends), "best over MHA", "peak MB, PyTorch's kernels", "peak MB, ours"]
