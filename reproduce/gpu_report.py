@@ -34,8 +34,25 @@ def sweep_table(records: list[dict]) -> list[str]:
         f"**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: {tokens_of(runs)}, one seed; "
         "validation loss in nats/token, each row's best in bold.**"
     )
-    note = "; ".join(f"{row} {loss:.3f}" for row, loss in sorted(best.items(), key=lambda item: item[1]))
-    return [title, table, f"In order of what each row reaches at its own best: {note}.", sources(runs)]
+    tried = {row: sorted({_warmup(r) for r in runs if r["method"] == row}) for row in best}
+    alone = {row: f" (warm-up {found[0]} alone)" if len(found) == 1 else "" for row, found in tried.items()}
+    note = "; ".join(f"{row} {loss:.3f}{alone[row]}" for row, loss in sorted(best.items(), key=lambda item: item[1]))
+    return [title, table, f"In order of what each row reaches at its own best: {note}.{gaps(runs)}", sources(runs)]
+
+
+def gaps(runs: list[dict]) -> str:
+    """Why the sweep leaves out some rates: a sentence, empty where nothing is left out or the reason does not hold."""
+    ran = {(r["method"], _warmup(r), _key(r)[1]): _mean([r]) for r in runs}  # the loss, None of a run that diverged
+    rates, shortest = {rate for _, _, rate in ran}, min(warmup for _, warmup, _ in ran)
+    left_out = {(row, rate) for row, warmup, _ in ran for rate in rates if (row, warmup, rate) not in ran}
+
+    def was_worse(row: str, rate: float) -> bool:
+        short = {other: loss for other in rates if (loss := ran.get((row, shortest, other))) is not None}
+        return rate in short and short[rate] > min(short.values())
+
+    if not left_out or not all(was_worse(*cell) for cell in left_out):
+        return ""
+    return " The longer warm-up was not run at rates where another had been better with the shorter one."
 
 
 def ablation_table(records: list[dict]) -> list[str]:

@@ -60,6 +60,19 @@ def test_the_sweep_holds_the_ablations_long_warm_ups_and_marks_each_row_s_best()
     assert order.index("Tucker") < order.index("MLA")
 
 
+def test_rates_that_the_sweep_left_out_have_a_reason_that_holds():
+    runs = gpu_report.sweep_runs(COMMITTED)
+    row, reason = "Tucker [8,64,64]", "not run at rates where another had been better"
+    assert reason in gpu_report.gaps(runs)
+    best = min(
+        (r for r in runs if r["method"] == row and gpu_report._warmup(r) == 100), key=lambda r: r["metrics"]["validation_loss"]
+    )
+    best_rate = best["config"]["train"]["learning_rate"]
+    without = [r for r in runs if (r["method"], r["config"]["train"]["learning_rate"]) != (row, best_rate) or r is best]
+    assert len(without) == len(runs) - 1 and gpu_report.gaps(without) == ""  # control: left out where the short one was best
+    assert gpu_report.gaps([best]) == ""  # nothing is left out
+
+
 def test_a_run_that_diverged_is_shown_as_such():
     table = gpu_report.ablation_table(COMMITTED)[1]
     assert row_of(table, "Tucker [8,128,128], decay of the product")[-1] == "diverged at step 300"
