@@ -1,4 +1,4 @@
-"""What the paper claims, written down before any run, and the verdict that the records give.
+"""What the paper claims, with what would count against it, and the verdict that the records give.
 
 Values and sentences are those that readers of the paper quote; its tables were not available to us first-hand. A size is
 reproduced if it lies within SIZE_TOLERANCE of the paper's figure: wide enough for a last digit that was cut or rounded,

@@ -71,7 +71,18 @@ def ablation_table(records: list[dict]) -> list[str]:
         f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, one seed, one change at a time; validation loss in "
         "nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
     )
-    return [title, table, sources(changed)]
+    notes = []
+    for own in (r for r in changed if r["method"] == ROW):
+        twins = [r for r in _of(records, "table2", "gpu-sweep") if (_key(r), _warmup(r)) == (_key(own), _warmup(own))]
+        if (loss := _mean(twins)) is not None:
+            notes.append(
+                f"The unchanged row was run at {_key(own)[1]:g} once more than in the sweep, where it ended at {loss:.3f}: "
+                "where a run breaks down, it ends anywhere."
+            )
+    cases, there = [f"{row}, {recipe.name}" for row, recipe in CASES if recipe.config()], {r["method"] for r in changed}
+    if waiting := [case for case in cases if case not in there]:
+        notes.append(f"Not run yet: {'; '.join(waiting)}.")
+    return [title, table, *([" ".join(notes)] if notes else []), sources(changed)]
 
 
 def cures_table(records: list[dict]) -> list[str]:

@@ -3,6 +3,7 @@
 Public models come by name or folder through transformers or timm; without --model, those that table2 trained.
 """
 
+import time
 from collections.abc import Iterable
 
 import torch
@@ -27,10 +28,11 @@ MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 def run(options: Options) -> None:
     """One record for the model that was named, or per model in the output folder.  Raises ValueError if there is none."""
     if options.model:
-        opened = open_model(options.model)
+        opened, started = open_model(options.model), time.perf_counter()
         metrics = {"trained": of_layers(opened.layers.values(), options.device)}
         config = {"model": opened.name, **shape_of(opened.layers)}
-        record = new_record("spectra", "models", opened.name, config, metrics, device=options.device)
+        seconds = time.perf_counter() - started
+        record = new_record("spectra", "models", opened.name, config, metrics, device=options.device, wall_seconds=seconds)
         append(options.records, record, replace=True)
         for side, modes in MODES.items():
             for mode in modes:
@@ -48,13 +50,16 @@ def run(options: Options) -> None:
     for (label, seed), path in tqdm(found.items(), "spectra"):
         model, _, config = load_model(path)
         torch.manual_seed(seed)
-        fresh = build_model(config)
+        fresh, started = build_model(config), time.perf_counter()
         trained, initial = ([block.attention for block in m.blocks] for m in (model, fresh))
         metrics = {
             "trained": of_layers(trained, options.device),
             "initial": of_layers(initial, options.device, values=False),
         }
-        record = new_record("spectra", options.preset, label, config, metrics, seed=seed, device=options.device)
+        seconds = time.perf_counter() - started
+        record = new_record(
+            "spectra", options.preset, label, config, metrics, seed=seed, device=options.device, wall_seconds=seconds
+        )
         append(options.records, record, replace=True)
 
 

@@ -78,6 +78,15 @@ def test_a_run_that_diverged_is_shown_as_such():
     assert row_of(table, "Tucker [8,128,128], decay of the product")[-1] == "diverged at step 300"
 
 
+def test_a_case_of_the_ablations_that_is_not_on_record_is_named():
+    without = [r for r in COMMITTED if r["method"] != "Tucker [8,128,128], normalised latents"]
+    waiting, said = (
+        next((part for part in gpu_report.ablation_table(r) if "Not run yet" in part), "") for r in (without, COMMITTED)
+    )
+    assert "Tucker [8,128,128], normalised latents" in waiting and "normalised latents" not in said
+    assert "ended at 6.747" in waiting  # the sweep's run of the same setting as the ablations' own
+
+
 def test_cures_stand_beside_the_runs_without_them():
     plain = gpu_report.settled(COMMITTED, "table2")["Tucker [8,128,128]"]
     cured = copy.deepcopy(plain[0])
