@@ -107,10 +107,10 @@ def survive(work: Callable, folder: Path, kills: int, chance: random.Random, sam
     same(a, b): raises ValueError where the two differ.
     """
     tally, started = Tally(), time.perf_counter()
-    whole = folder / "whole"
+    untouched = folder / "whole"
     finish(start(check_files, folder))  # the first worker waits until the process is warm
     begun = time.perf_counter()
-    finish(start(work, whole))
+    finish(start(work, untouched))
     length = time.perf_counter() - begun
     attempt = folder / "0"
     while True:
@@ -127,7 +127,7 @@ def survive(work: Callable, folder: Path, kills: int, chance: random.Random, sam
                 continue
         finish(process)
         length = min(length, time.perf_counter() - begun)
-        same(whole, attempt)
+        same(untouched, attempt)
         tally.files += check_files(attempt)
         tally.parts += len(list(attempt.rglob("*.part")))
         tally.ends += 1
@@ -171,12 +171,17 @@ def check_files(folder: Path) -> int:
     count = 0
     for pattern, read in readers.items():
         for path in folder.rglob(pattern):
-            try:
-                read(path)
-            except Exception as error:
-                raise ValueError(f"after a kill {path} cannot be read: {error}") from error
+            whole(read, path)
             count += 1
     return count
+
+
+def whole(read: Callable, path: Path):
+    """What `read` makes of a file or folder.  Raises ValueError, naming it, if it cannot be read."""
+    try:
+        return read(path)
+    except Exception as error:
+        raise ValueError(f"after a kill {path} cannot be read: {error}") from error
 
 
 def options_of(folder: Path, **more) -> Options:
@@ -230,7 +235,7 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
                 tally.kills += 1
                 tally.moments.append(round(known[victim].value / APPENDS, 3))
                 tally.files += check_files(attempt)
-                kept = {r["seed"] for r in records.load(attempt) if r["method"] == f"writer {victim}"}
+                kept = {r["seed"] for r in whole(records.load, attempt) if r["method"] == f"writer {victim}"}
                 if not set(range(known[victim].value)) <= kept:
                     raise ValueError(f"{attempt}: writer {victim} lost a record when it was killed")
                 turns[victim].value = 0
@@ -278,6 +283,6 @@ def same_files(expected: Path, actual: Path) -> None:
     ]
     if both[0].keys() != both[1].keys():
         raise ValueError(f"{actual} holds {sorted(map(str, both[1]))}, not {sorted(map(str, both[0]))}")
-    for path, whole in both[0].items():
-        if both[1][path] != whole:
+    for path, expected_content in both[0].items():
+        if both[1][path] != expected_content:
             raise ValueError(f"{actual / path} differs from what an uninterrupted run leaves")

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from helpers import run_here
 
+from reproduce import __main__
 from reproduce.__main__ import EXPERIMENTS, TAKES, labels
 from reproduce.distributed import Workers
 from reproduce.options import Options
@@ -161,3 +163,9 @@ def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, mo
             assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
     assert run_here(name, "--device", "cpu") == 0
     assert received == [Options("smoke", Path("out"), Path("out/records"))]
+
+
+def test_an_experiment_that_several_workers_cannot_train_refuses_torchrun(monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "started", lambda *_: nullcontext((Workers(count=2), "cpu")))
+    assert run_here("decode", "--device", "cpu") == 1
+    assert "decode does not run under torchrun; table2, table3, figure3 do" in capsys.readouterr().err

@@ -114,6 +114,7 @@ ATTEMPTS = {  # what readers write, and a part of what they must be told
         "1/sqrt(width of the query)",
     ),
     "mask of SDPA": (e02.check_causal, lambda n, m: torch.ones(n, m).tril() > 0, "you aligned the first ones"),
+    "a mask of ones": (e02.check_causal, lambda n, m: torch.ones(n, m).tril(m - n), "a mask is boolean"),
     "columns of a Linear": (
         e02.check_tensor,
         lambda layer: torch.stack(
@@ -142,6 +143,11 @@ ATTEMPTS = {  # what readers write, and a part of what they must be told
     "a core of all heads": (e05.check_core, lambda q, k: torch.einsum("hsk,htk->st", q, k), "(5, 6), it should be (3, 5, 6)"),
     "a core the other way round": (e05.check_core, lambda q, k: k @ q.mT, "query and key have changed places"),
     "a transpose too few": (e05.check_gauge, lambda c, k, a: (c @ torch.linalg.inv(a), k @ a), "the inverse is transposed"),
+    "a flat core": (
+        e05.check_gauge,
+        lambda c, k, a: (e05.gauge(c, k, a)[0].flatten(0, 1), k @ a),
+        "the core keeps its shape (2, 3, 4)",
+    ),
     "RoFormer's pairs": (
         e06.check_rotation,
         lambda x, n, f: torch.view_as_real(
@@ -164,6 +170,16 @@ ATTEMPTS = {  # what readers write, and a part of what they must be told
         e07.check_join,
         lambda a, la, b, lb: (la.exp()[:, None] * a + lb.exp()[:, None] * b) / (la.exp() + lb.exp())[:, None],
         "overflows",
+    ),
+    "the first sum for the largest": (
+        e07.check_join,
+        lambda a, la, b, lb: (a + (lb - la).exp()[:, None] * b) / (1 + (lb - la).exp())[:, None],
+        "subtract the larger of the two",
+    ),
+    "tiles that divide one another": (
+        e07.check_tiles,
+        lambda n, q, s: ((n // q) * (n // s) + n // min(q, s)) / 2,
+        "4.5 is not it",
     ),
     "half of all tiles": (e07.check_tiles, lambda n, q, s: (n // q) * (n // s) // 2, "half of all tiles is close"),
     "a cache of keys": (e07.check_max_tokens, lambda size, n, t, v, b: size // (n * t * b), "values are cached too"),

@@ -63,8 +63,15 @@ def check_causal(attempt) -> bool:
         ),
         "rows are queries, columns are sources": lambda n, m: mask(n, m).T,
     }
+
+    def booleans(n, m):
+        result = attempt(n, m)
+        if isinstance(result, torch.Tensor) and result.dtype != torch.bool:
+            raise TypeError(f"a mask is boolean, True where a query may look; yours is {result.dtype}")
+        return result
+
     inputs = [(4, 4), (3, 8), (1, 5)]
-    return judge(attempt, inputs, mask, mistakes, "query j sees the sources up to j + m - n")
+    return judge(booleans, inputs, mask, mistakes, "query j sees the sources up to j + m - n")
 
 
 def check_tensor(attempt) -> bool:

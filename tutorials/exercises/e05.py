@@ -67,6 +67,8 @@ def check_gauge(attempt) -> bool:
             if result is None or result is Ellipsis:
                 return None
             core, key = result
+            if core.shape != arguments[0].shape:
+                raise ValueError(f"the core keeps its shape {tuple(arguments[0].shape)}; yours has {tuple(core.shape)}")
             return torch.cat([core.reshape(-1), key.reshape(-1)])
 
         return both

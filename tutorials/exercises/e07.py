@@ -16,7 +16,7 @@ def check_join(attempt) -> bool:
     lse1, lse2 = torch.randn(2, 4, generator=generator, dtype=torch.float64)
     return judge(
         attempt,
-        [(z1, lse1, z2, lse2), (z1, lse1 + 2000, z2, lse2 + 2000)],
+        [(z1, lse1, z2, lse2), (z1, lse1 + 2000, z2, lse2 + 2000), (z1, lse1, z2, lse2 + 2000)],
         join,
         {
             "this is the plain mean; the part with the larger sum weighs more": lambda a, la, b, lb: (a + b) / 2,
@@ -25,6 +25,9 @@ def check_join(attempt) -> bool:
             ),
             "exp overflows for large lse; subtract the larger one first, or use softmax": lambda a, la, b, lb: (
                 (la.exp()[:, None] * a + lb.exp()[:, None] * b) / (la.exp() + lb.exp())[:, None]
+            ),
+            "exp overflows where lse2 is far above lse1; subtract the larger of the two, whichever it is": lambda a, la, b, lb: (
+                (a + (lb - la).exp()[:, None] * b) / (1 + (lb - la).exp())[:, None]
             ),
             "the weights are not divided by their sum": lambda a, la, b, lb: la.exp()[:, None] * a + lb.exp()[:, None] * b,
             "the logarithms themselves are no weights; take their exponentials": lambda a, la, b, lb: (
@@ -44,7 +47,7 @@ def tiles(n, queries, sources):
 def check_tiles(attempt) -> bool:
     return judge(
         attempt,
-        [(128, 32, 16), (64, 8, 32), (64, 16, 16)],
+        [(128, 32, 16), (64, 8, 32), (64, 16, 16), (12, 4, 6)],
         tiles,
         {
             "this is all tiles; those above the diagonal are skipped": lambda n, q, s: (n // q) * (n // s),
