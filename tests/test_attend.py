@@ -362,3 +362,15 @@ def test_on_a_gpu_flex_attention_is_compiled_or_an_error(monkeypatch):
     finally:
         module._compiled.cache_clear()
     assert compiled == [{"dynamic": False, "fullgraph": True}]  # once, and never plain unseen
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "math", "efficient"])
+def test_a_negative_scale_hides_the_future_all_the_same(backend):
+    q, k, v = inputs(2, 4, 2, 6, 6, 5, 5, dtype=torch.float32)
+    try:
+        z = attend(q, k, v, scale=-0.3, causal=True, backend=backend)
+    except ValueError as error:
+        pytest.skip(f"no such kernel here: {error}")
+    expected = attend(q, k, v, scale=-0.3, causal=True, backend="reference")
+    torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
+    assert relative_error(attend(q, k, v, scale=0.3, causal=True), expected) > 0.01  # control: the sign counts

@@ -88,3 +88,12 @@ def test_all_four_weights_need_the_same_heads(wrong):
     weights[wrong] = weights[wrong][:2]
     with pytest.raises(ValueError, match="the numbers of heads, first, must agree"):
         multi_head_attention(np.ones((5, 12)), *weights)
+
+
+def test_the_textbook_computes_as_precisely_as_its_weights():
+    x, rng = np.eye(3, dtype=int), np.random.default_rng(0)
+    w_q, w_k, w_v = rng.standard_normal((3, 2, 3, 4))
+    w_o = rng.standard_normal((2, 4, 3))
+    y = multi_head_attention(x, w_q, w_k, w_v, w_o)
+    assert y.dtype == np.float64
+    np.testing.assert_array_equal(y, multi_head_attention(x.astype(float), w_q, w_k, w_v, w_o))

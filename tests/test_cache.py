@@ -240,3 +240,17 @@ def test_positions_are_kept_where_the_tokens_are():
     for positions in (None, torch.tensor([4], device="meta"), None):
         cache.append(positions, key=token)
     assert cache.positions(token.device).shape == (3, 3) and cache.positions(token.device).is_meta
+
+
+@pytest.mark.parametrize("made_in_inference", [True, False])
+def test_a_cache_may_be_used_in_and_out_of_inference_mode(made_in_inference):
+    layer = wide_awake(TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)))
+    x, places = torch.randn(2, 3, 24, dtype=torch.float64), torch.arange(3) + 5
+    with torch.inference_mode(made_in_inference):
+        cache = layer.new_cache(2, 8)
+    with torch.inference_mode():
+        first = layer(x[:, :2], cache=cache, positions=places[:2])
+    with torch.no_grad():
+        last = layer(x[:, 2:], cache=cache, positions=places[2:])
+        expected = layer(x, positions=places)
+    torch.testing.assert_close(torch.cat([first, last], dim=1), expected)

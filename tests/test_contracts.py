@@ -473,7 +473,7 @@ def test_compression_has_the_ranks_asked_for_and_the_error_promised(layer, metho
     try:
         ranks, post_ranks = tr.choose_ranks(layer, max_cache=budget)
     except ValueError as error:
-        assert f"max_cache = {budget}: even ranks" in str(error)
+        assert f"max_cache = {budget}: even the smallest ranks" in str(error)
     else:
         assert ranks[2] + post_ranks[2] <= budget
 

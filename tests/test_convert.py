@@ -344,3 +344,10 @@ def test_no_product_of_ranks_bounds_those_of_mla(q_rank, kv_rank, shared):
 def test_what_converts_which_layers_is_said(convert, name):
     with pytest.raises(ValueError, match=f"layer is TuckerAttention; {name} converts MultiHeadAttention"):
         convert(TuckerAttention(12, 3, (2, 4, 4)))
+
+
+def test_a_conversion_has_a_rotary_embedding_of_its_own():
+    layer = MultiHeadAttention(8, 2, rotary=Rotary.heads(4))
+    for other in (to_gqa(layer, 1), to_gqa(layer, 1, method="mean")):
+        other.to("meta")
+        assert layer.rotary is not other.rotary and layer(torch.randn(1, 3, 8)).isfinite().all()

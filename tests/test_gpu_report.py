@@ -193,3 +193,14 @@ def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
     assert [row[-1] for row in cells.values()] == [f"{times[label]:.0f}" for label in cells]
     without = gpu_report.budget_tables([r for r in COMMITTED if r["experiment"] != "speed"], "table3")
     assert "ms a step" in table and "ms a step" not in without[1]
+
+
+def test_the_ablations_say_nothing_more_where_there_is_nothing_to_say():
+    known = {r["method"] for r in COMMITTED if r["experiment"] == "ablations"}
+    example = next(r for r in COMMITTED if r["method"] == "Tucker [8,128,128], init std 0.02")
+    missing = [
+        f"{row}, {recipe.name}" for row, recipe in gpu_report.CASES if recipe.config() and f"{row}, {recipe.name}" not in known
+    ]
+    full = [*COMMITTED, *(example | {"method": method} for method in missing)]
+    without = [r for r in full if (r["experiment"], r["preset"]) != ("table2", "gpu-sweep")]
+    assert len(gpu_report.ablation_table(full)) == 4 and len(gpu_report.ablation_table(without)) == 3

@@ -275,3 +275,17 @@ def test_a_compiler_knows_the_shape_of_what_decoding_returns():
 
     q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 9, 8, 4, torch.float32))
     torch.library.opcheck(decode, (q, k, v, 0.3), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_no_sequences_with_positions_of_their_own_give_none():
+    layer = TuckerAttention(24, 6, (4, 9, 8), rotary=Rotary.latent(8)).to(DEVICE)
+    x, places = torch.randn(0, 5, 24, device=DEVICE), torch.zeros(0, 5, dtype=torch.long, device=DEVICE)
+    assert layer(x, positions=places, backend="triton").shape == (0, 5, 24)
+
+
+def test_one_token_in_double_precision_is_exact():
+    if DEVICE != "cpu":
+        pytest.skip("double precision is for the interpreter")
+    q, k, v = (torch.randn(shape, dtype=torch.float64) for shape in ((1, 4, 1, 8), (1, 1, 40, 8), (1, 1, 40, 8)))
+    z, expected = (attend(q, k, v, scale=0.5, backend=backend) for backend in ("triton", "reference"))
+    assert relative_error(z, expected) < 1e-12

@@ -542,3 +542,43 @@ def test_our_kernel_takes_over_from_two_queries_on(monkeypatch, n_tokens, turned
     assert len(calls) == (n_tokens > 1)
     if turned and n_tokens > 1:  # control
         assert relative_error(layer(x, causal=causal, backend="triton"), expected) > 1e-3
+
+
+def test_normalised_latents_wider_than_the_model_start_with_the_promised_variance():
+    torch.manual_seed(0)
+    x, places = torch.randn(8, 64, 32), torch.zeros(64, dtype=torch.long)
+    deviations = []
+    for norm in (True, False):
+        layer = TuckerAttention(32, 4, (4, 16, 256), (4, 16, 16), rotary=Rotary.latent(256), latent_norm=norm)
+        p, k = layer.query_norm(x @ layer.pre.query), layer.key_norm(x @ layer.pre.key)
+        logits = torch.einsum("bns,hst,bmt->bhnm", p, layer.pre.head_cores(), layer.rotary(k, places)) * layer.scale
+        deviations.append((logits.var() / (32 * 0.02**2) ** 2).item())
+    assert deviations == pytest.approx([1, 1], rel=0.25)
+
+
+def test_mla_resets_its_norms():
+    layer = MultiHeadLatentAttention(24, 4, 10, 8, latent_norm=True, shared_kv=False)
+    norms = (layer.q_a_layernorm, layer.kv_a_layernorm, layer.v_a_layernorm)
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.fill_(5.0)
+    layer.reset_parameters()
+    assert all((norm.weight == 1).all() for norm in norms)
+
+
+def test_two_latents_do_not_load_into_one():
+    separate, shared = TuckerAttention(24, 4, (3, 8, 8)), TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
+    with pytest.raises(RuntimeError, match="pre.key and post.value differ; this layer shares one latent"):
+        shared.load_state_dict(separate.state_dict())
+    other = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
+    other.load_state_dict(shared.state_dict())  # control: its own kind does
+    assert torch.equal(other.pre.key, shared.pre.key) and other.post.value is other.pre.key
+    with torch.device("meta"):
+        empty = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
+    empty.load_state_dict(shared.state_dict(), assign=True)
+    assert torch.equal(empty.pre.key, shared.pre.key)
+
+
+def test_half_precision_becomes_numpy_in_single():
+    layer = TuckerAttention(24, 4, (3, 8, 8)).bfloat16()
+    assert layer.pre.numpy().core.dtype == np.float32

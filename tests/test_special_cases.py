@@ -250,3 +250,9 @@ def test_ranks_beyond_a_mode_or_a_product_are_cut_without_a_loss(name):
     assert relative_error(tucker(x), layer(x)) > 1e-6  # control
     mine, theirs = ({p.data_ptr() for p in (*each.parameters(), *each.buffers())} for each in (tucker, layer))
     assert not mine & theirs  # weights and frequencies of its own
+
+
+def test_a_tucker_form_lies_in_memory_as_it_reads():
+    for shared in (True, False):
+        tucker = as_tucker(MultiHeadLatentAttention(8, 2, 4, 4, shared_kv=shared))
+        assert all(parameter.is_contiguous() for parameter in tucker.parameters())

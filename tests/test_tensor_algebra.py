@@ -89,3 +89,8 @@ def test_other_bad_input_is_named():
         multilinear_rank(np.full((2, 2), np.nan))
     with pytest.raises(ValueError, match="rtol is -1"):
         multilinear_rank(tensor, rtol=-1)
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match="tensor is float16; it must be a NumPy array of real numbers, at least float32"):
+        multilinear_rank(np.ones((2, 2, 2), np.float16))

@@ -56,6 +56,8 @@ def attend(
 
 def _sdpa(q, k, v, scale, causal, mask, grouped: bool = True):
     """grouped: whether the kernel may be told that heads share keys; else it sees each key as often as it is used."""
+    if scale < 0:  # PyTorch's kernel on a CPU hides with -inf before it scales: the future would be seen, at +inf
+        q, scale = -q, -scale
     b, h, n, _ = q.shape
     if n == 1 and mask is None:
         # Decoding: one token sees all sources, so the heads of a group can stand where queries stand, and K and V stay as
@@ -116,7 +118,7 @@ def _triton(q, k, v, scale, causal):
     from .kernels.latent_attention import flash_attention
 
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if q.shape[2] == 1 and not trained:
+    if q.shape[2] == 1 and not trained and q.dtype != torch.float64:  # its sums are float32
         return decode_attention(q, k, v, scale=scale)
     return flash_attention(q, k, v, scale=scale, causal=causal)
 

@@ -64,7 +64,7 @@ def multi_head_attention(
     x: (N, d); w_q, w_k, w_v: (n_H, d, d_H); w_o: (n_H, d_H, d).  Returns: (N, d).
     """
     _check_heads(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
-    y = np.zeros_like(x)
+    y = np.zeros(x.shape, np.result_type(x, w_q, w_k, w_v, w_o, np.float32))
     for q, k, v, o in zip(w_q, w_k, w_v, w_o):
         logits = (x @ q) @ (x @ k).T / np.sqrt(q.shape[1])  # (n, m)
         if causal:

@@ -38,10 +38,11 @@ class Cache:
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype!r}; it must be a floating-point dtype such as torch.bfloat16")
         self.batch, self.max_tokens, self.length = batch, max_tokens, 0
-        self.streams = {
-            name: torch.zeros(batch, heads, max_tokens, width, dtype=dtype, device=device)
-            for name, (heads, width) in streams.items()
-        }
+        with torch.inference_mode(False):  # made there, it could not be written anywhere else
+            self.streams = {
+                name: torch.zeros(batch, heads, max_tokens, width, dtype=dtype, device=device)
+                for name, (heads, width) in streams.items()
+            }
         self.keep_positions = keep_positions
         self._positions: torch.Tensor | None = None  # none while tokens stand where they are stored: 0, 1, 2, ...
 
@@ -77,7 +78,8 @@ class Cache:
         for name, tensor in new.items():
             self.streams[name][:, :, self.length : end] = tensor.detach()
         if self.keep_positions and positions is not None and self._positions is None:
-            self._positions = torch.arange(self.max_tokens, device=positions.device).repeat(self.batch, 1)
+            with torch.inference_mode(False):
+                self._positions = torch.arange(self.max_tokens, device=positions.device).repeat(self.batch, 1)
         if self._positions is not None:
             default = torch.arange(self.length, end, device=self._positions.device)
             self._positions[:, self.length : end] = default if positions is None else positions

@@ -65,7 +65,8 @@ def choose_ranks(
 
     low, high = 0.0, 3**0.5  # at the upper end every mode may be cut to one
     if not fits(high):
-        raise ValueError(f"max_parameters = {max_parameters}, max_cache = {max_cache}: even ranks {ranks_at(high)} exceed it")
+        budget = f"max_parameters = {max_parameters}" if max_cache is None else f"max_cache = {max_cache}"
+        raise ValueError(f"{budget}: even the smallest ranks, {ranks_at(high)}, exceed it")
     if fits(low):
         return ranks_at(low)
     for _ in range(60):  # bisection to the last bit
@@ -80,15 +81,23 @@ def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> tuple[in
     even: of columns that turn in pairs, which no product of ranks bounds.
     """
     allowed = relative_error**2 / 3 * (spectrum.rows**2).sum()
-    ranks = []
-    for values in (spectrum.head, spectrum.rows, spectrum.columns):
-        tails = (values**2).flip(0).cumsum(0).flip(0)  # tails[r]: what rank r discards
-        ranks.append(max(1, int((tails > allowed).sum())))
+    tails = [  # tails[mode][r]: what rank r discards, nothing at the end
+        F.pad((values**2).flip(0).cumsum(0).flip(0), (0, 1)) for values in (spectrum.head, spectrum.rows, spectrum.columns)
+    ]
+    ranks = [max(1, int((tail > allowed).sum())) for tail in tails]
     if even:
         ranks[2] += ranks[2] % 2
-    for mode in (0, 1, 2):  # no rank may exceed the product of the others
-        if not (even and mode == 2):
-            ranks[mode] = min(ranks[mode], math.prod(ranks) // ranks[mode])
+    bounded = (0, 1) if even else (0, 1, 2)
+    # No rank may exceed the product of the others. Cut down to it, it would discard more than was allowed; so less is allowed,
+    # and ranks grow in the order of what they discard, at most to the tensor's own, which are within each other's product.
+    while any(ranks[mode] ** 2 > math.prod(ranks) for mode in bounded):
+        discarded = [tail[rank].item() for tail, rank in zip(tails, ranks)]
+        mode = discarded.index(max(discarded))
+        if discarded[mode] == 0:
+            break  # the tensor's own ranks, but for singular values that are rounding errors
+        ranks[mode] += 2 if even and mode == 2 else 1
+    for mode in bounded:
+        ranks[mode] = min(ranks[mode], math.prod(ranks) // ranks[mode])
     return ranks[0], ranks[1], ranks[2]
 
 
@@ -232,16 +241,19 @@ def relative_errors(layer: nn.Module, approximation: nn.Module, moment: torch.Te
     """|W - W_hat| / |W| of the pre- and of the post-softmax tensor; with a moment, of logits and of outputs on such inputs.
 
     Measured on the difference of both layers' factors, which may be of any mechanism, down to about 1e-8.
-    Raises ValueError for layers of different d_model or n_heads, a layer whose tensor is zero, and as `slices_of` does.
+    Raises ValueError for layers of different d_model, n_heads or scale, biases in one of them alone, a layer whose tensor is
+    zero, and as `slices_of` does.
     """
     root, errors = root_of(moment), []
     pairs = list(zip(slices_of(layer), slices_of(approximation), (root, None)))
-    for name in ("d_model", "n_heads"):
+    for name in ("d_model", "n_heads", "scale"):
         if getattr(layer, name) != getattr(approximation, name):
             raise ValueError(
                 f"{name} is {getattr(layer, name)} in layer and {getattr(approximation, name)} in its approximation"
             )
     for exact, ours, row_root in pairs:
+        if len(exact.columns) != len(ours.columns):
+            raise ValueError("biases are in one of layer and its approximation alone; they must be in both or in neither")
         difference, whole = (tensor.whitened(row_root, root).squared_norm() for tensor in (exact.minus(ours), exact))
         if whole == 0:
             raise ValueError("layer has a tensor of zeros; no error can be relative to it")

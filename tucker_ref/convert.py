@@ -6,6 +6,8 @@ of the query, the key and the value mode for all heads. Both leave the head mode
 W_h = W_h^Q W_h^K^T and W~_h, not of the projections, so that the numbers can be compared with `compress`.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,7 +37,7 @@ def to_gqa(
     k = layer.head_dim
     n_sources = layer.k_proj.out_features // k
     result = GroupedQueryAttention(
-        layer.d_model, layer.n_heads, n_kv_heads, head_dim=k, bias=layer.bias, rotary=layer.rotary
+        layer.d_model, layer.n_heads, n_kv_heads, head_dim=k, bias=layer.bias, rotary=copy.deepcopy(layer.rotary)
     ).to(layer.k_proj.weight)
     if n_sources % n_kv_heads:
         raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide the layer's {n_sources} key/value heads")

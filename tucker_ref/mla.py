@@ -90,6 +90,9 @@ class MultiHeadLatentAttention(CachedAttention):
         for up in (self.q_b_proj, self.kv_b_proj):
             nn.init.normal_(up.weight, std=std * (d / up.in_features) ** 0.5)
         nn.init.normal_(self.o_proj.weight, std=std * output_gain)
+        for norm in (self.q_a_layernorm, self.kv_a_layernorm, *([] if self.shared_kv else [self.v_a_layernorm])):
+            if isinstance(norm, nn.RMSNorm):
+                norm.reset_parameters()
 
     def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-head W^UK (h, k, t) and W^UV (h, v, t), views of kv_b_proj; t is the latent width."""

@@ -121,7 +121,7 @@ def _dense(blocks: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class FactoredTensor:
-    """The same in whitened coordinates: W_h = Q_1 left_h right_h^T Q_2^T, with orthonormal Q_1 and one Q_2 per class.
+    """The same in whitened coordinates: W_h = Re(Q_1 left_h right_h^T Q_2^H), with orthonormal Q_1 and one Q_2 per class, summed.
 
     row_basis: Q_1 (D, s); left: (h, s, k); classes: what of mode 2 may be mixed; column_bases: Q_2 (D, c) per class, complex
     where it turns; rights: (h, c, k) per class.  All float64.
@@ -243,7 +243,9 @@ def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
         return None
     if not isinstance(moment, torch.Tensor) or moment.ndim != 2 or not moment.is_floating_point():
         raise ValueError("moment is no floating-point matrix; it must come from second_moment")
-    root, failed = torch.linalg.cholesky_ex(moment)
+    if moment.shape[0] != moment.shape[1]:
+        raise ValueError(f"moment {tuple(moment.shape)} is not square; it must come from second_moment")
+    root, failed = torch.linalg.cholesky_ex(moment.double())
     if failed or not root.isfinite().all():
         raise ValueError(f"moment {tuple(moment.shape)} is not positive definite; it must come from second_moment")
     return root.mT
@@ -337,7 +339,8 @@ def _of_weights(layer) -> tuple[Parts, Rotary | None, Parts]:
     """P, left, L, right before the softmax, the rotary embedding, and P, left, L, right after it; so too below."""
 
     def parts(weights):
-        cores = weights.head_cores().detach()  # (h, s, t)
+        core, head = weights.core.detach().double(), weights.factors[0].detach().double()  # mixed in less, it would gain ranks
+        cores = torch.einsum("rst,hr->hst", core, head)  # (h, s, t)
         identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)
         return weights.factors[1].detach(), cores, weights.factors[2].detach(), identity
 

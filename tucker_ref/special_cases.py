@@ -90,7 +90,7 @@ def _latent(layer: MultiHeadLatentAttention) -> TuckerAttention:
     w_uq, w_qr = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).split([k, rope], dim=1)  # (h, k, s), (h, rope, s)
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
     heads = torch.eye(h).to(w_o)
-    key = nn.Parameter(w_dk.T.clone())  # (d, t + rope)
+    key = nn.Parameter(w_dk.T.clone(memory_format=torch.contiguous_format))  # (d, t + rope)
     core = torch.cat([torch.einsum("hks,hkt->hst", w_uq, w_uk), w_qr.mT], dim=2)  # (h, s, t + rope)
     t, rotary = layer.kv_rank, copy.deepcopy(layer.rotary)
     if rope:

@@ -73,10 +73,10 @@ def _without(shape: tuple[int, ...], mode: int) -> tuple[int, ...]:
 
 
 def check_array(name: str, array: np.ndarray) -> None:
-    """Raise ValueError unless this is a NumPy array of real numbers."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+    """Raise ValueError unless this is a NumPy array of real numbers, of a dtype in which NumPy decomposes matrices."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype == np.float16:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} is {kind}; it must be a NumPy array of real numbers")
+        raise ValueError(f"{name} is {kind}; it must be a NumPy array of real numbers, at least float32")
 
 
 def _check_mode(order: int, mode: int) -> None:

@@ -57,7 +57,9 @@ class TuckerWeights(nn.Module):
 
     def numpy(self) -> TuckerTensor:
         """The same tensor as rung 2 knows it."""
-        core, *factors = (p.detach().cpu().numpy() for p in (self.core, *self.factors))
+        core, *factors = (  # NumPy computes in no half precision
+            p.detach().cpu().to(torch.promote_types(p.dtype, torch.float32)).numpy() for p in (self.core, *self.factors)
+        )
         return TuckerTensor(core, tuple(factors))
 
 
@@ -129,6 +131,7 @@ class TuckerAttention(CachedAttention):
         self.query_norm: nn.Module = LatentNorm(s) if latent_norm else nn.Identity()
         self.key_norm: nn.Module = LatentNorm(t) if latent_norm else nn.Identity()
         self.value_norm: nn.Module = LatentNorm(v) if latent_norm and not shared_kv else nn.Identity()
+        self.register_load_state_dict_pre_hook(_check_tied)
         self.register_load_state_dict_post_hook(_tie)
         self.reset_parameters()
 
@@ -201,9 +204,9 @@ class TuckerAttention(CachedAttention):
                 return
             logit_variance = (d * std**2) ** 2
             output_variance = d * std**2 * d * (std * output_gain) ** 2
-            # Latents have variance 1, less where a rotated latent is wider than the model and cannot be orthonormal.
-            core_size = self.pre.core.numel() * min(1.0, d / self.ranks[2])
-            post_core_size = self.post.core.numel() * min(1.0, d / self.post_ranks[2])
+            # Latents have variance 1, less where one without a norm is wider than the model and cannot be orthonormal.
+            narrow, post_narrow = (1.0 if self.latent_norm else min(1.0, d / r[2]) for r in (self.ranks, self.post_ranks))
+            core_size, post_core_size = self.pre.core.numel() * narrow, self.post.core.numel() * post_narrow
             self.pre.core.normal_(std=(logit_variance * self.n_heads / self.scale**2 / core_size) ** 0.5)
             self.post.core.normal_(std=(output_variance * d / post_core_size) ** 0.5)
 
@@ -258,6 +261,15 @@ class TuckerAttention(CachedAttention):
         if self.rotary is not None:
             k = self.rotary(k, places)
         return (k, v) if cache is None else cache.append(key=k, value=v)
+
+
+def _check_tied(
+    layer: TuckerAttention, state: dict, prefix: str, _metadata, _strict, _missing, _unexpected, errors: list
+) -> None:
+    """Two latents cannot become one: say so, as load_state_dict says what else does not fit."""
+    key, value = (state.get(prefix + name) for name in ("pre.key", "post.value"))
+    if layer.shared_kv and key is not None and value is not None and not (key.is_meta or torch.equal(key, value)):
+        errors.append(f"{prefix}pre.key and {prefix}post.value differ; this layer shares one latent between them")
 
 
 def _tie(layer: TuckerAttention, _incompatible_keys=None) -> None:

@@ -365,7 +365,7 @@ def _empty_outputs(p, v, heads):
 
 def _angle_step(cos) -> int:
     """How far one sequence's angles lie from the next one's: zero where all sequences share them."""
-    return 0 if cos is None or cos.ndim == 2 else cos[0].numel()
+    return 0 if cos is None or cos.ndim == 2 else cos.shape[1] * cos.shape[2]
 
 
 @torch.library.custom_op("tucker_ref::flash_backward", mutates_args=())
