@@ -8,28 +8,35 @@ from reproduce import gpu_report, records
 
 from . import diagram, figures, style
 
+IMAGES = Path(__file__).parent / "images"
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures", description="Redraw every figure from records, offline, in seconds."
     )
     parser.add_argument("--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images", help="where the images go")
+    parser.add_argument(
+        "--out", type=Path, help="where the images go (default: those of this repository; of other records, out/figures)"
+    )
     options = parser.parse_args()
+    out = options.out or (IMAGES if options.records == records.COMMITTED else Path("out/figures"))
     style.use()
-    options.out.mkdir(parents=True, exist_ok=True)
-    diagram.draw(options.out / "tucker_attention.png")
     try:
-        draw_all(options.records, options.out)
+        draw_all(options.records, out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"figures are in {options.out}")
+    print(f"figures are in {out}")
     return 0
 
 
 def draw_all(folder: Path, out: Path) -> None:
     everything = records.load(folder)
+    if not everything:
+        raise ValueError(f"{folder} holds no records; run an experiment first, or name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    diagram.draw(out / "tucker_attention.png")
 
     def found(experiment: str, preset: str) -> list[dict]:
         return [r for r in everything if (r["experiment"], r["preset"]) == (experiment, preset)]
@@ -40,7 +47,7 @@ def draw_all(folder: Path, out: Path) -> None:
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
     for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
-        if runs := found(experiment, "smoke"):
+        if runs := [r for r in found(experiment, "smoke") if gpu_report.losses_of([r])]:  # not those that diverged
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
     if runs := gpu_report.sweep_runs(everything):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")

@@ -117,7 +117,9 @@ def show_records(options: argparse.Namespace) -> None:
     found = records.load(options.records)
     if not found:
         raise ValueError(f"{options.records} holds no records; run an experiment first, or name another folder")
-    if options.command == "claims":
+    if options.command == "claims" and options.write and claims.BEGIN in text_of(options.write):
+        parts = {claims: claims.sentences(found)}  # the page has a place for them beside its results
+    elif options.command == "claims":
         parts = {report: claims.render(found)}
     else:
         parts = {report: report.render(found), robustness_report: robustness_report.render(found)}
@@ -126,6 +128,11 @@ def show_records(options: argparse.Namespace) -> None:
     if options.command == "report":
         parts |= {gpu_report: gpu_report.render(found), claims: claims.sentences(found)}
     report.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
+
+
+def text_of(page: Path) -> str:
+    """Nothing where it cannot be read: who writes into it says why."""
+    return page.read_text(errors="replace") if page.is_file() else ""
 
 
 def run(options: argparse.Namespace) -> None:

@@ -38,8 +38,10 @@ def run(options: Options) -> None:
     """One record per model and row, and the compressed model itself if it was asked for."""
     if options.save and len(options.ranks) != 1:
         raise ValueError("--save keeps one compressed model; give exactly one triple of --ranks with it")
+    if options.save and not options.model:
+        raise ValueError("--save keeps one compressed model; say of which with --model")
     if options.save:  # looked at before the work, not after it
-        if options.save.is_dir() or (options.model and options.save.resolve() == Path(options.model).resolve()):
+        if options.save.is_dir() or options.save.resolve() == Path(options.model).resolve():
             raise ValueError(f"--save {options.save}: a folder, or the model itself; name another file")
         options.save.parent.mkdir(parents=True, exist_ok=True)
     for name in [options.model] if options.model else own_models(options):

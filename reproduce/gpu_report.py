@@ -93,7 +93,7 @@ def cures_table(records: list[dict]) -> list[str]:
         changed = [[r] for r in cured if of_row(r) == label]
         for group in ([plain[label]] if label in plain else []) + changed:
             rate, logit = _key(group[0])[1], largest_logit(group)
-            lines.append([group[0]["method"], f"{rate:g}", _cell(group, 4), f"{logit:,.0f}" if logit else ""])
+            lines.append([group[0]["method"], f"{rate:g}", loss_cell(group, 4), f"{logit:,.0f}" if logit else ""])
     title = f"**What holds the attention logits back, at the budget of Table 2, {tokens_of(cured)}, REDUCED BUDGET.**"
     return [title, markdown(["row", "rate", "validation loss", "largest logit"], lines), sources(cured)]
 
@@ -118,7 +118,7 @@ def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str,
             group = found.get((label, rate), [])
             loss = _mean(group)
             bold = "**" if loss is not None and loss == best[of_row(group[0])] else ""
-            cells.append(f"{bold}{_cell(group)}{bold}")
+            cells.append(f"{bold}{loss_cell(group)}{bold}")
         lines.append([label, *cells])
     return markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], lines), best
 
@@ -180,7 +180,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
                 row.label,
                 *(f"{megabytes:.2f}" for megabytes in sizes(group[0])),
                 f"{budget.rate(row.label):g}",
-                _cell(group, 4) + above,
+                loss_cell(group, 4) + above,
                 mean_and_spread(bits, 4) if bits else "",
                 f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
                 f"{speeds[row.label] / 1e3:.0f}" if row.label in speeds else "another card" if losses else "",
@@ -196,7 +196,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
     kept = {id(r) for r in shown}
     if others := [r for r in runs if id(r) not in kept]:
         rows = [
-            [r["method"], f"{r['config']['train']['learning_rate']:g}", f"{_warmup(r)}", r["data"]["name"], _cell([r])]
+            [r["method"], f"{r['config']['train']['learning_rate']:g}", f"{_warmup(r)}", r["data"]["name"], loss_cell([r])]
             for r in sorted(others, key=lambda r: [row.label for row in budget.rows].index(r["method"]))
         ]
         parts += [
@@ -386,7 +386,7 @@ def _mean(group: list[dict]) -> float | None:
     return statistics.mean(losses_of(group)) if losses_of(group) else None
 
 
-def _cell(group: list[dict], digits: int = 3) -> str:
+def loss_cell(group: list[dict], digits: int = 3) -> str:
     if not group:
         return "not run"
     if broken := [r["metrics"]["diverged_at"] for r in group if "diverged_at" in r["metrics"]]:

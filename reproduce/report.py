@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import table2, table3
 from .files import write_atomically
-from .gpu_report import ablation_table, budget_tables, cures_table, patterns, sweep_table
+from .gpu_report import ablation_table, budget_tables, cures_table, loss_cell, patterns, sweep_table
 from .rows import TABLE2
 from .speed_report import speed_tables
 from .tables import difference, markdown, mean_and_spread
@@ -96,20 +96,22 @@ def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> lis
     rows = []
     for label, group in runs.items():
         metrics = [r["metrics"] for r in group]
+        bits = [m["bits_per_byte"] for m in metrics if "bits_per_byte" in m]  # none of a run that diverged
         rows.append(
             [
                 label,
                 *([f"{rates[label]:g}"] if own else []),
                 f"{metrics[0]['attention_parameters']:,}",
                 f"{metrics[0]['cache_per_token']:,}",
-                mean_and_spread([m["validation_loss"] for m in metrics], 3),
-                mean_and_spread([m["bits_per_byte"] for m in metrics], 3),
+                loss_cell(group),
+                mean_and_spread(bits, 3) if bits else "—",
             ]
         )
-    c = example["config"]
+    c, train = example["config"], example["config"]["train"]
+    tokens = train["steps"] * train["batch_size"] * c["context"]
     scale = (
         f"**{title}, validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, "
-        f"N {c['context']}, {example['metrics']['tokens_seen'] / 1e6:.2f}M training tokens.** The rows are named as in the paper; "
+        f"N {c['context']}, {tokens / 1e6:.2f}M training tokens.** The rows are named as in the paper; "
         f"all widths and ranks but the head rank are divided by {paper_width // c['d_model']}. "
         "The paper's losses are not available to us."
     )

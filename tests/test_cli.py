@@ -102,6 +102,7 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (["compress", "--model", "/nowhere/at/all"], 1, "--model /nowhere/at/all: no such file or folder"),
         (["spectra", "--model", "/nowhere.safetensors"], 1, "/nowhere.safetensors is not a readable safetensors file"),
         (["table9"], 2, "invalid choice: 'table9'"),
+        (["compress", "--ranks", "4,4,4", "--save", "x"], 1, "--save keeps one compressed model; say of which with --model"),
         (["decode", "--text", "novel.txt"], 2, "unrecognized arguments: --text novel.txt"),
         (["exactness", "--dry-run"], 2, "unrecognized arguments: --dry-run"),
         (

@@ -95,7 +95,7 @@ def test_cures_stand_beside_the_runs_without_them():
     table = gpu_report.cures_table([*COMMITTED, cured])[1]
     assert row_of(table, "Tucker [8,128,128], normalised latents") == ["0.0024", "3.5000", "55"]
     assert row_of(table, "Tucker [8,128,128]  ")[1:] == [
-        gpu_report._cell(plain, 4),
+        gpu_report.loss_cell(plain, 4),
         f"{gpu_report.largest_logit(plain):,.0f}",
     ]
     assert len(gpu_report.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it

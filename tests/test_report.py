@@ -140,6 +140,42 @@ def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     assert page.read_text() == f"{report.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{report.END}\n"
 
 
+def test_claims_leave_results_alone_where_a_page_has_a_place_for_them(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n")
+    assert run_here("claims", "--write", page) == 0
+    assert page.read_text() == (
+        f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n"
+    )
+
+
+def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
+    runs = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("table2", "smoke")]
+    left = {name: runs[0]["metrics"][name] for name in ("attention_parameters", "cache_per_token", "curve")}
+    broken = runs[0] | {"metrics": left | {"diverged_at": 7}}
+    table = report.loss_table("Table 2", report.by_row([broken, *runs[1:]]), 768)[1].splitlines()
+    assert (
+        "diverged at step 7" in table[2]
+        and table[3:] == report.loss_table("Table 2", report.by_row(runs), 768)[1].splitlines()[3:]
+    )
+    for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
+        for record in found:
+            records.append(tmp_path / name, record)
+        monkeypatch.setattr("sys.argv", ["paper_figures", "--records", str(tmp_path / name), "--out", str(tmp_path / name)])
+        assert figures_main.main() == 0
+        assert (tmp_path / name / "loss_curves_table2_smoke.png").exists() == drawn
+
+
+def test_figures_of_other_records_leave_those_of_the_repository_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    records.append(Path("records"), next(r for r in COMMITTED if r["experiment"] == "decode"))
+    monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "records"])
+    assert figures_main.main() == 0 and "figures are in out/figures" in capsys.readouterr().out
+    assert Path("out/figures/tucker_attention.png").exists()
+    monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "nowhere"])
+    assert figures_main.main() == 1 and "nowhere holds no records" in capsys.readouterr().err
+
+
 def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
     images = []
     for out in (tmp_path / "a", tmp_path / "b"):

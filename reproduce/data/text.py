@@ -159,7 +159,8 @@ def _learn_byte_pairs(documents: list[str], vocab_size: int) -> Tokenizer:
     )
     share = min(1.0, 4e6 / sum(map(len, documents)))
     sample = [d[: int(len(d) * share) + 1] for d in documents]
-    tokenizer.train_from_iterator(tqdm(sample, "learning byte pairs", leave=False), trainer)
+    with tqdm(sample, "learning byte pairs", leave=False) as progress:  # dropped within the trainer, it would swallow a Ctrl-C
+        tokenizer.train_from_iterator(progress, trainer)
     return tokenizer
 
 
