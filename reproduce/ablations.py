@@ -5,6 +5,7 @@ import dataclasses
 from .language import train_rows
 from .options import Options
 from .recipe import INITS, Recipe
+from .runs import check_labels
 from .table2 import ON_GPU_ROWS, PAPER_SHAPE
 from .table2 import PRESETS as TABLE2_PRESETS
 
@@ -49,9 +50,6 @@ def run(options: Options) -> None:
     """One record per case and seed.  --rows: the recipes' names."""
     preset, rows = PRESETS[options.preset], {row.label: row for row in ON_GPU_ROWS}
     cases = [(rows[label], recipe) for label, recipe in (CURES if options.preset == "gpu" else CASES)]
-    known = list(dict.fromkeys(recipe.name for _, recipe in cases))
-    unknown = set(options.rows) - set(known)
-    if unknown:
-        raise ValueError(f"--rows: no recipe is called {', '.join(sorted(unknown))}; there are: {'; '.join(known)}")
+    check_labels("recipe", options.rows, dict.fromkeys(recipe.name for _, recipe in cases))
     chosen = [(row, recipe) for row, recipe in cases if not options.rows or recipe.name in options.rows]
     train_rows("ablations", chosen, {"model": "gpt2", **PAPER_SHAPE}, preset, options)

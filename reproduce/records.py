@@ -78,6 +78,13 @@ def load(folder: Path, experiment: str | None = None, preset: str | None = None)
     return records
 
 
+def load_some(folder: Path) -> list[dict]:
+    """All records of a folder.  Raises ValueError where there is none, and as `load` does."""
+    if records := load(folder):
+        return records
+    raise ValueError(f"{folder} holds no records; run an experiment first, or name another folder")
+
+
 def append(folder: Path, record: dict, *, replace: bool = False) -> None:
     """Add a record to its file, whole or not at all.
 

@@ -68,13 +68,17 @@ class Run:
         self.checkpoint.unlink(missing_ok=True)
 
 
+def check_labels(kind: str, labels: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for a label of --rows that is not among the known ones.  kind: what the labels are of, in a word."""
+    known = list(known)
+    if unknown := set(labels) - set(known):
+        raise ValueError(f"--rows: no {kind} is called {', '.join(sorted(unknown))}; there are: {'; '.join(known)}")
+
+
 def selected(rows: Iterable[Row], labels: tuple[str, ...]) -> list[Row]:
     """The rows with these labels, all if none is given.  Raises ValueError for a label that no row has."""
     rows = list(rows)
-    unknown = set(labels) - {row.label for row in rows}
-    if unknown:
-        known = "; ".join(row.label for row in rows)
-        raise ValueError(f"--rows: no row is called {', '.join(sorted(unknown))}; there are: {known}")
+    check_labels("row", labels, [row.label for row in rows])
     return [row for row in rows if not labels or row.label in labels]
 
 

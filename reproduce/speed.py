@@ -25,6 +25,7 @@ from .models.llama import Llama
 from .options import Options
 from .records import append, new_record
 from .rows import TABLE2, TABLE3, Row
+from .runs import check_labels
 from .table3 import ROPE_BASE
 
 GATE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}  # relative error in output and input gradient that may still be timed
@@ -105,8 +106,7 @@ def run(options: Options) -> None:
     """One record per section, which grows with every row that is measured.  Raises ValueError for a section that is not there."""
     preset, started = PRESETS[options.preset], time.perf_counter()
     sections = {"limits": limit_rows, "layers": layers, "contexts": contexts, "decode": decode, "models": models}
-    if unknown := set(options.rows) - set(sections):
-        raise ValueError(f"--rows: no section is called {', '.join(sorted(unknown))}; there are: {'; '.join(sections)}")
+    check_labels("section", options.rows, sections)
     rates = limits(preset, options.device)
     for name, section in sections.items():
         if options.rows and name not in options.rows:

@@ -1,9 +1,9 @@
 """Rung 14. Flash attention with the core mixed inside: no per-head query ever reaches device memory (Triton).
 
 Tucker Attention has one query latent per token, P (n, s), small per-head cores T_h (s, t), and one key and value for all heads.
-A stock kernel wants every head's queries Q_h = P T_h in memory, h t numbers a token in place of s. This one loads a tile of P and one T_h,
-multiplies them on chip, and goes on as flash attention does (Dao et al. 2022): with Q_h K^T tile by tile, a running maximum and a
-running sum per query, and a logarithm of the sum kept for the backward pass, which computes every tile again.
+A stock kernel wants every head's queries Q_h = P T_h in memory, h t numbers a token in place of s. This one loads a tile of P and
+one T_h, multiplies them on chip, and goes on as flash attention does (Dao et al. 2022): with Q_h K^T tile by tile, a running maximum
+and a running sum per query, and a logarithm of the sum kept for the backward pass, which computes every tile again.
 
 Rotary embedding turns Q_h on chip too. Keys and cores come with their channels in pair order: the first channels of all pairs, then
 the second ones. A dot product does not mind, and a tile held as these two halves is turned as complex numbers are multiplied:
