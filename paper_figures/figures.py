@@ -104,7 +104,7 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
         if base:
             ax.axhline(base, color="#999999", linewidth=1, linestyle=":")
         ax.set(xscale="log", xlabel=title, ylim=(low - (high - low) / 12, high + (high - low) / 12))
-        ax.margins(x=0.16)
+        ax.margins(x=0.2)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.minorticks_off()

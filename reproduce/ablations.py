@@ -18,6 +18,8 @@ RECIPES = (
     Recipe("factors kept orthonormal by retraction", retracted=True, carried=False),
     Recipe("decay of the product", product_decay=True),
     Recipe("cores at a quarter of the rate with the longer warm-up", core_rate=0.25, warmup=4),
+    Recipe("factors at a quarter of the rate with the longer warm-up", factor_rate=0.25, warmup=4),
+    Recipe("factors kept orthonormal by retraction with the longer warm-up", retracted=True, carried=False, warmup=4),
     Recipe("warm-up four times longer", warmup=4),
 )
 ROW = "Tucker [8,128,128]"  # the one that broke down

@@ -88,12 +88,14 @@ def ablation_table(records: list[dict]) -> list[str]:
 def cures_table(records: list[dict]) -> list[str]:
     """records: all there are.  What held the logits back in the sweep, at Table 2's full budget, beside Table 2's runs without it."""
     cured, plain = _of(records, "ablations", "gpu"), settled(records, "table2")
+    changed: dict[tuple, list[dict]] = defaultdict(list)
+    for r in cured:
+        changed[of_row(r), *_key(r)].append(r)
     lines = []
-    for label in dict.fromkeys(of_row(r) for r in cured):
-        changed = [[r] for r in cured if of_row(r) == label]
-        for group in ([plain[label]] if label in plain else []) + changed:
-            rate, logit = _key(group[0])[1], largest_logit(group)
-            lines.append([group[0]["method"], f"{rate:g}", loss_cell(group, 4), f"{logit:,.0f}" if logit else ""])
+    for label in dict.fromkeys(row for row, *_ in changed):
+        for group in ([plain[label]] if label in plain else []) + [runs for (row, *_), runs in changed.items() if row == label]:
+            logit = largest_logit(group)
+            lines.append([group[0]["method"], f"{_key(group[0])[1]:g}", loss_cell(group, 4), f"{logit:,.0f}" if logit else ""])
     title = f"**What holds the attention logits back, at the budget of Table 2, {tokens_of(cured)}, REDUCED BUDGET.**"
     return [title, markdown(["row", "rate", "validation loss", "largest logit"], lines), sources(cured)]
 
@@ -195,14 +197,16 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
     parts = [_scale(budget, runs), markdown(header, lines), sources(shown or runs)]
     kept = {id(r) for r in shown}
     if others := [r for r in runs if id(r) not in kept]:
-        rows = [
-            [r["method"], f"{r['config']['train']['learning_rate']:g}", f"{_warmup(r)}", r["data"]["name"], loss_cell([r])]
-            for r in sorted(others, key=lambda r: [row.label for row in budget.rows].index(r["method"]))
-        ]
+        order, found = [row.label for row in budget.rows], defaultdict(list)
+        for r in sorted(others, key=lambda r: order.index(r["method"])):
+            found[*_key(r), _warmup(r), r["data"]["name"]].append(r)
+        rows = []
+        for (label, rate, warmup, text), group in found.items():
+            logit = largest_logit(group)
+            rows.append([label, f"{rate:g}", f"{warmup}", text, loss_cell(group), f"{logit:,.0f}" if logit else ""])
         parts += [
-            f"**{budget.title}, the same budget at other settings, one run each.** Runs on another text are not to be set beside those "
-            "above.",
-            markdown(["row", "rate", "warm-up", "text", "validation loss"], rows),
+            f"**{budget.title}, the same budget at other settings.** Runs on another text are not to be set beside those above.",
+            markdown(["row", "rate", "warm-up", "text", "validation loss", "largest logit"], rows),
         ]
     return parts
 

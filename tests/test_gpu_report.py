@@ -33,6 +33,17 @@ def test_only_runs_at_the_preset_s_own_settings_stand_in_table_2():
     assert row_of(table, "MHA")[2] == "0.0012"
 
 
+def test_seeds_at_another_setting_are_one_line_and_settings_are_not():
+    run = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["MHA"][0])
+    run["config"]["train"]["learning_rate"] = 0.77
+    again = copy.deepcopy(run) | {"seed": 1}
+    run["metrics"]["validation_loss"], again["metrics"]["validation_loss"] = 3.0, 3.2
+    others = gpu_report.budget_tables([run, again], "table2")[-1]
+    assert row_of(others, "MHA")[:4] == ["0.77", "800", run["data"]["name"], "3.100 ± 0.141 (2)"]
+    again["config"]["train"]["warmup_steps"] = 9  # control
+    assert len(gpu_report.budget_tables([run, again], "table2")[-1].splitlines()) == 4
+
+
 @pytest.mark.parametrize("experiment", gpu_report.BUDGETS)
 def test_runs_at_other_settings_alone_are_shown_as_such(experiment):
     other = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, "gpu")))
@@ -92,13 +103,17 @@ def test_cures_stand_beside_the_runs_without_them():
     cured = copy.deepcopy(plain[0])
     cured |= {"experiment": "ablations", "method": "Tucker [8,128,128], normalised latents"}
     cured["metrics"] |= {"validation_loss": 3.5, "observations": [{"largest_logit": 55.0}]}
-    table = gpu_report.cures_table([*COMMITTED, cured])[1]
+    table = gpu_report.cures_table([*[r for r in COMMITTED if r["experiment"] == "table2"], cured])[1]
     assert row_of(table, "Tucker [8,128,128], normalised latents") == ["0.0024", "3.5000", "55"]
     assert row_of(table, "Tucker [8,128,128]  ")[1:] == [
         gpu_report.loss_cell(plain, 4),
         f"{gpu_report.largest_logit(plain):,.0f}",
     ]
     assert len(gpu_report.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it
+    again = copy.deepcopy(cured) | {"seed": 1}
+    assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 3  # seeds are one line
+    again["config"]["train"]["learning_rate"] *= 2
+    assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 4  # control: rates are not
 
 
 def test_commands_that_differ_in_what_is_swept_are_one():
