@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from reproduce import gpu_report, records
+from reproduce.tables import alike, largest
 
 from . import diagram, figures, style
 
@@ -13,7 +14,9 @@ IMAGES = Path(__file__).parent / "images"
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m paper_figures", description="Redraw every figure from records, offline, in seconds."
+        prog="python -m paper_figures",
+        description="Redraw every figure from records, offline, in seconds. Where there are runs on several data or budgets, "
+        "those of which there are most are drawn.",
     )
     parser.add_argument("--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed)")
     parser.add_argument(
@@ -45,7 +48,9 @@ def draw_all(folder: Path, out: Path) -> None:
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
     for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
-        if runs := [r for r in found(experiment, "smoke") if gpu_report.losses_of([r])]:  # not those that diverged
+        if runs := largest(
+            alike([r for r in found(experiment, "smoke") if gpu_report.losses_of([r])])
+        ):  # not those that diverged
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
     if runs := gpu_report.sweep_runs(everything):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
@@ -60,9 +65,10 @@ def draw_all(folder: Path, out: Path) -> None:
         if any(gpu_report.losses_of(group) for group in gpu_report.settled(everything, experiment).values()):
             figures.loss_against_size(everything, experiment, out / f"loss_against_size_{experiment}.png")
     for preset in ("smoke", "gpu"):
-        if runs := found("spectra", preset):
+        if runs := largest(alike(found("spectra", preset))):
             figures.singular_values(runs, out / f"spectra_{preset}.png")
-        if runs := found("figure3", preset):
+        runs = largest(alike([r for r in found("figure3", preset) if "diverged_at" not in r["metrics"]]))
+        if any("train" in r["config"] for r in runs):
             figures.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
     if runs := found("compress", "smoke"):
         figures.compression(runs, out / "compression_smoke.png")

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from reproduce.gpu_report import BUDGETS, losses_of, of_row, settled, sizes, tokens_of
-from reproduce.report import by_model, by_row, scale_of, sizes_of
+from reproduce.report import by_model, by_row, epochs_of, scale_of, sizes_of
 from reproduce.targets import KERNEL
 
 from .style import COLOURS, MARKERS, lines_of, mechanism
@@ -371,10 +371,11 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
     axes[0].set_ylabel("accuracy in %")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=len(names))
-    c, n_seeds = next(iter(tuned.values()))[0]["config"], max(map(len, tuned.values()))
+    example, n_seeds = next(iter(tuned.values()))[0], max(map(len, tuned.values()))
+    c = example["config"]
     figure.suptitle(
         f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted, "
-        f"fine-tuned for {c['epochs']} epochs; {n_seeds} seed{'s' if n_seeds > 1 else ''}",
+        f"fine-tuned for {epochs_of(example)}; {n_seeds} seed{'s' if n_seeds > 1 else ''}",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout(rect=(0, 0.06, 1, 1))

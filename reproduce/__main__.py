@@ -153,8 +153,11 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     chosen = Options(**given | {"device": device, "workers": workers})
     for name in names:
         EXPERIMENTS[name].run(chosen)
-    if not options.dry_run:
-        print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws the tables")
+    if options.dry_run:
+        return
+    if workers.is_first and options.command in report.DRAW:  # what tests the code says itself what came out
+        print(report.render(records.load(options.records), names), end="\n\n")
+    print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")
 
 
 def check_device(name: str) -> None:
@@ -254,7 +257,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
     workers.add_argument("--dry-run", action="store_true", help="print batches, steps, memory and settings; train nothing")
     workers.add_argument("--gpus", type=positive, help="for --dry-run: how many GPUs (default: the workers of torchrun)")
-    workers.add_argument("--gpu-memory", type=float, default=80.0, help="for --dry-run: of each GPU, in GB (default: 80)")
+    workers.add_argument("--gpu-memory", type=rate, default=80.0, help="for --dry-run: of each GPU, in GB (default: 80)")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

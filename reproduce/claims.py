@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .gpu_report import BUDGETS, settled, step_times
 from .report import FORMULAS, attention_mb, cache_mb, sizes_of
 from .rows import TABLE2
-from .tables import difference, markdown
+from .tables import alike, difference, largest, markdown
 
 BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
@@ -138,13 +138,15 @@ def _competitive(records: list[dict]) -> tuple[str, str]:
 
 
 def _gpu_runs(records: list[dict], experiment: str) -> dict[str, list[dict]]:
-    """Metrics of the preset `gpu` by row; of a table, those at its present settings, in its order."""
+    """Metrics of the preset `gpu` by row; of a table, those at its present settings, in its order, else of the most that are alike."""
     if experiment in BUDGETS:
         groups = settled(records, experiment)
-        records = [r for row in BUDGETS[experiment].rows for r in groups.get(row.label, [])]
+        chosen = [r for row in BUDGETS[experiment].rows for r in groups.get(row.label, [])]
+    else:
+        chosen = largest(alike([r for r in records if (r["experiment"], r["preset"]) == (experiment, "gpu")]))
     runs: dict[str, list[dict]] = {}
-    for r in records:
-        if (r["experiment"], r["preset"]) == (experiment, "gpu") and "diverged_at" not in r["metrics"]:
+    for r in chosen:
+        if "diverged_at" not in r["metrics"]:
             runs.setdefault(r["method"], []).append(r["metrics"])
     return runs
 

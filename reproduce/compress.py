@@ -79,6 +79,9 @@ class Samples:
 
 def compress_model(opened: OpenModel, options: Options) -> None:
     """Every row on every layer, in every way; a record per row."""
+    takes, other = ("text", "images") if opened.tokenizer else ("images", "text")
+    if options.model and getattr(options, other):  # of several models, ours, each takes what it can use
+        raise ValueError(f"--{other}: {opened.name} takes {takes}, not {other}")
     data = text_samples(opened, options) if opened.tokenizer else image_samples(opened, options)
     opened.model.to(options.device)
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}

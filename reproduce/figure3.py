@@ -1,5 +1,7 @@
 """Figure 3, ViT: accuracy against attention parameters. A vision transformer is pretrained with multi-head attention; its layers
-are converted to GQA, MLA and Tucker at several budgets, and each conversion is fine-tuned for the same few epochs."""
+are converted to GQA, MLA and Tucker at several budgets, and each conversion is fine-tuned for the same few epochs.
+
+--steps, --warmup-steps and --learning-rate are those of the fine-tuning."""
 
 import copy
 import dataclasses
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from .data.images import ImageData, load_images
 from .distributed import ALONE, Workers
@@ -23,7 +26,7 @@ from .rows import Row
 from .runs import Run, override, selected
 from .saved import described, fill, read_model, write_model
 from .sizes import count_parameters
-from .training import TrainConfig, train
+from .training import Diverged, TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """Per seed one record of the pretrained model and one per row.  --steps and --learning-rate are those of the fine-tuning."""
+    """Per seed one record of the pretrained model and one per row."""
     if options.preset == "paper":
         from . import figure3_paper  # it opens models, and what opens models knows this module
 
@@ -150,7 +153,10 @@ def run(options: Options) -> None:
 
 
 def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:
-    """The multi-head model of this seed: from the output folder, or trained, recorded and kept there."""
+    """The multi-head model of this seed: from the output folder, or trained, recorded and kept there.
+
+    Raises Diverged if its training does.
+    """
     settings = preset.pretrain
     path = model_path(this.options.out, f"figure3 {this.method} seed {this.seed}")
     if path.exists() and done(this.options.records, this.identity):
@@ -175,22 +181,22 @@ def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:
 
 
 def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, preset: Preset, data: ImageData) -> None:
-    """Convert every layer, measure, fine-tune, measure again, record."""
+    """Convert every layer, measure, fine-tune, measure again, record; a run that diverges is on record as such."""
     for block in model.blocks:
         block.attention = row.converted(block.attention)
-    at_once = judged(model, data, this.options.device)
+    before = {
+        "converted": judged(model, data, this.options.device),
+        "attention_parameters": count_parameters(block.attention for block in model.blocks),
+    }
     batch_at = batches(data, settings, this.seed, preset.pretrain.steps, preset.augmented)
-    result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
-    this.finish(
-        {
-            **judged(model, data, this.options.device),
-            "converted": at_once,
-            "images_seen": settings.steps * settings.batch_size,
-            "attention_parameters": count_parameters(block.attention for block in model.blocks),
-            "curve": result.curve,
-        },
-        result.seconds,
-    )
+    try:
+        result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
+    except Diverged as error:
+        tqdm.write(f"{error}; recorded")
+        return this.finish({"diverged_at": error.step, **before, "curve": error.result.curve}, error.result.seconds)
+    seen = settings.steps * settings.batch_size
+    after = judged(model, data, this.options.device)
+    this.finish({**after, **before, "images_seen": seen, "curve": result.curve}, result.seconds)
 
 
 def build_vit(shape: dict) -> ViT:

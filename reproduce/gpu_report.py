@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from .ablations import CASES, CURES, ROW
 from .ablations import PRESETS as ABLATIONS
 from .language import LanguagePreset
 from .rows import Row
-from .tables import difference, markdown, mean_and_spread
+from .tables import alike, commit_of, difference, largest, markdown, mean_and_spread
 
 BEGIN, END = "<!-- commands: written by `python -m reproduce report --write README.md` -->", "<!-- end of commands -->"
 LONG = ", warm-up four times longer"  # of the ablations, what belongs into the sweep as well
@@ -21,7 +21,7 @@ def sweep_runs(records: list[dict]) -> list[dict]:
     """Of all records, the runs that differ in row, rate and warm-up alone, under their row's name."""
     plain = _of(records, "table2", "gpu-sweep")
     longer = [r for r in _of(records, "ablations", "gpu-sweep") if r["method"].endswith(LONG)]
-    runs = plain + [{**r, "method": r["method"].removesuffix(LONG)} for r in longer]
+    runs = on_one_text(plain + [{**r, "method": r["method"].removesuffix(LONG)} for r in longer])
     order = [row.label for row in BUDGETS["table2"].rows]
     return sorted(runs, key=lambda r: (order.index(r["method"]), _warmup(r), r["config"]["train"]["learning_rate"]))
 
@@ -57,12 +57,13 @@ def gaps(runs: list[dict]) -> str:
 
 def ablation_table(records: list[dict]) -> list[str]:
     """records: all there are.  What was changed in how one Tucker row is trained, by learning rate."""
-    changed = _of(records, "ablations", "gpu-sweep")
+    changed = on_one_text(_of(records, "ablations", "gpu-sweep"))
+    sweep = [r for r in _of(records, "table2", "gpu-sweep") if r["data"]["sha256"] == changed[0]["data"]["sha256"]]
     known = {(r["method"], r["config"]["train"]["learning_rate"]) for r in changed}
     rates, rows = {rate for _, rate in known}, (ROW, "MHA")
     plain = [
         r
-        for r in _of(records, "table2", "gpu-sweep")
+        for r in sweep
         if r["method"] in rows and r["config"]["train"]["learning_rate"] in rates and _key(r) not in known and _warmup(r) == 100
     ]
     runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
@@ -73,7 +74,7 @@ def ablation_table(records: list[dict]) -> list[str]:
     )
     notes = []
     for own in (r for r in changed if r["method"] == ROW):
-        twins = [r for r in _of(records, "table2", "gpu-sweep") if (_key(r), _warmup(r)) == (_key(own), _warmup(own))]
+        twins = [r for r in sweep if (_key(r), _warmup(r)) == (_key(own), _warmup(own))]
         if (loss := _mean(twins)) is not None:
             notes.append(
                 f"The unchanged row was run at {_key(own)[1]:g} once more than in the sweep, where it ended at {loss:.3f}: "
@@ -87,7 +88,8 @@ def ablation_table(records: list[dict]) -> list[str]:
 
 def cures_table(records: list[dict]) -> list[str]:
     """records: all there are.  What held the logits back in the sweep, at Table 2's full budget, beside Table 2's runs without it."""
-    cured, plain = _of(records, "ablations", "gpu"), settled(records, "table2")
+    cured = on_one_text(_of(records, "ablations", "gpu"))
+    plain = settled([r for r in records if r["data"] and r["data"]["sha256"] == cured[0]["data"]["sha256"]], "table2")
     changed: dict[tuple, list[dict]] = defaultdict(list)
     for r in cured:
         changed[of_row(r), *_key(r)].append(r)
@@ -125,6 +127,12 @@ def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str,
     return markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], lines), best
 
 
+def on_one_text(runs: list[dict]) -> list[dict]:
+    """Those on the text of most of them: losses on different ones are not to be compared."""
+    texts = Counter(r["data"]["sha256"] for r in runs)
+    return [r for r in runs if r["data"]["sha256"] == max(texts, key=texts.__getitem__)]
+
+
 def of_row(record: dict) -> str:
     """The row's own name, without what was changed."""
     return re.split(r", (?![^\[]*\])", record["method"])[0]
@@ -132,10 +140,14 @@ def of_row(record: dict) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """One of the paper's tables as the preset `gpu` trains it.  base: the row that the paper sets the others beside."""
+    """One of the paper's tables as the preset `gpu` trains it.
+
+    paper_steps, width: the paper's steps and d; base: the row that the paper sets the others beside.
+    """
 
     title: str
     paper_steps: int
+    width: int
     preset: LanguagePreset
     rows: tuple[Row, ...]
     base: str
@@ -145,19 +157,33 @@ class Budget:
 
 
 BUDGETS = {
-    "table2": Budget("Table 2, GPT-2", 600_000, table2.PRESETS["gpu"], table2.ON_GPU_ROWS, "MHA"),
-    "table3": Budget("Table 3, Llama", 100_000, table3.PRESETS["gpu"], table3.TABLE3, "GQA n_KV=8"),
+    "table2": Budget(
+        "Table 2, GPT-2", 600_000, table2.PAPER_SHAPE["d_model"], table2.PRESETS["gpu"], table2.ON_GPU_ROWS, "MHA"
+    ),
+    "table3": Budget(
+        "Table 3, Llama", 100_000, table3.PAPER_SHAPE["d_model"], table3.PRESETS["gpu"], table3.TABLE3, "GQA n_KV=8"
+    ),
 }
 
 
 def settled(records: list[dict], experiment: str) -> dict[str, list[dict]]:
-    """The runs of "table2" or "table3" at the present settings of the preset `gpu`, by row; a row that has none is not there."""
+    """The runs of "table2" or "table3" at the present settings of the preset `gpu`, by row; a row that has none is not there.
+
+    On the text on which there are most of them.
+    """
     budget, groups = BUDGETS[experiment], defaultdict(list)
     now = budget.preset.train
-    for r in _of(records, experiment, "gpu"):
-        t = r["config"]["train"]
-        if (t["learning_rate"], t["warmup_steps"], t["steps"]) == (budget.rate(r["method"]), now.warmup_steps, now.steps):
-            groups[r["method"]].append(r)
+
+    def is_settled(record: dict) -> bool:
+        t = record["config"]["train"]
+        return (t["learning_rate"], t["warmup_steps"], t["steps"]) == (
+            budget.rate(record["method"]),
+            now.warmup_steps,
+            now.steps,
+        )
+
+    for r in largest(alike(list(filter(is_settled, _of(records, experiment, "gpu"))))):
+        groups[r["method"]].append(r)
     return groups
 
 
@@ -274,7 +300,7 @@ def sources(runs: list[dict]) -> str:
         for kind, name in (
             ("data", f"{r['data']['name']} (sha256 {r['data']['sha256'][:12]}…)"),
             ("device", r["device"]),
-            ("commit", r["commit"][:10]),
+            ("commit", commit_of(r)),
         ):
             if name not in names[kind]:
                 names[kind].append(name)
@@ -393,9 +419,13 @@ def _mean(group: list[dict]) -> float | None:
 def loss_cell(group: list[dict], digits: int = 3) -> str:
     if not group:
         return "not run"
-    if broken := [r["metrics"]["diverged_at"] for r in group if "diverged_at" in r["metrics"]]:
-        return f"diverged at step {', '.join(map(str, broken))}"
-    return mean_and_spread(losses_of(group), digits)
+    return diverged(group) or mean_and_spread(losses_of(group), digits)
+
+
+def diverged(group: list[dict]) -> str:
+    """Which of the runs broke off, in words; empty if none did."""
+    broken = [f"{r['metrics']['diverged_at']}" for r in group if "diverged_at" in r["metrics"]]
+    return f"diverged at step {', '.join(broken)}" if broken else ""
 
 
 def tokens_of(runs: list[dict]) -> str:

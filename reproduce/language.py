@@ -26,7 +26,7 @@ from .plan import Plan
 from .recipe import Recipe
 from .rows import Row
 from .runs import Run, override
-from .saved import described, fill, read_model, write_model
+from .saved import described, fill, read_metadata, read_model, write_model
 from .sizes import count_cached, count_parameters
 from .training import Diverged, TrainConfig, TrainResult, train
 
@@ -102,7 +102,20 @@ def plan_of(
     known: tuple,
     ours: tuple,
 ) -> Plan:
-    """What `train_rows` would take, for --dry-run.  known, ours: settings that the paper tells, and those that we chose."""
+    """What `train_rows` would take, for --dry-run.
+
+    known, ours: settings that the paper tells, and those that we chose; of the preset `paper`, the others are ours altogether.
+    """
+    if options.preset != "paper":
+        rates = dict.fromkeys(f"{settings_of(row, recipe, preset, options).learning_rate:g}" for row, recipe in rows)
+        known, ours = (
+            (),
+            (
+                f"AdamW at a peak rate of {' or '.join(rates)}, by row"
+                if len(rates) > 1
+                else f"AdamW at a peak rate of {next(iter(rates))}",
+            ),
+        )
     configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
     settings = settings_of(*rows[0], preset, options)
     return Plan(
@@ -146,6 +159,11 @@ def train_rows(
             run = Run(experiment, options, method, config, seed, data.describe())
             if not run.is_done():
                 train_one(run, settings, data, preset, recipe)
+            elif preset.keep_models and run.options.workers.is_first and not kept_model(run):
+                tqdm.write(
+                    f"{run.title}: its model is no longer in {model_path(options.out, run.title).parent}; to train it again, "
+                    "name another folder with --records"
+                )
 
 
 def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
@@ -185,7 +203,7 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
-        save_model(model_path(run.options.out, run.title), model, config, data.tokenizer)
+        keep_model(run, model, data.tokenizer)
     run.finish(
         {
             **metrics,
@@ -258,9 +276,34 @@ def model_path(out: Path, title: str) -> Path:
     return out / "models" / f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', title)}.safetensors"
 
 
-def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str) -> None:
-    """Weights, config and tokenizer in one safetensors file."""
-    write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer})
+def keep_model(run: Run, model: LanguageModel, tokenizer: str) -> None:
+    """Under the run's title; the model of another run with that title (other text, steps, preset) moves to a name with that run's id."""
+    path = model_path(run.options.out, run.title)
+    if path.exists() and (other := run_of(path)) != run.identity:
+        aside = path.with_stem(f"{path.stem}-{other}")
+        path.rename(aside)
+        tqdm.write(f"{path} was the model of another run, which is in {aside} now")
+    save_model(path, model, run.config, tokenizer, run.identity)
+
+
+def kept_model(run: Run) -> Path | None:
+    """Where this run's model is kept, if it is."""
+    path = model_path(run.options.out, run.title)
+    places = (path, path.with_stem(f"{path.stem}-{run.identity}"))
+    return next((place for place in places if place.exists() and run_of(place) == run.identity), None)
+
+
+def run_of(path: Path) -> str:
+    """The id of the run whose model a file holds; "unknown" of a damaged file, or one that does not say."""
+    try:
+        return read_metadata(path).get("run", "unknown")
+    except ValueError:
+        return "unknown"
+
+
+def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str, run: str = "unknown") -> None:
+    """Weights, config, tokenizer and the id of the run in one safetensors file."""
+    write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer, "run": run})
 
 
 def load_model(path: Path) -> tuple[LanguageModel, str, dict]:

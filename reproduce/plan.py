@@ -28,7 +28,7 @@ class Plan:
     """tokens: of one sequence or image; outputs: logits of one; samples: what the batch counts; data: what is trained on.
 
     build: row's label -> its model; block: row's label -> one of its blocks; shape: what a record of the same model says of it.
-    known, ours: settings that the paper tells, and those that we chose.
+    known, ours: settings that the paper tells, none at a scale of ours; and those that we chose.
     """
 
     experiment: str
@@ -57,9 +57,14 @@ def show(plans: list[Plan], options: Options) -> None:
     """Print the plans of one experiment for the workers in `options`, which need not exist."""
     for plan in plans:
         _show_models(plan, options)
-    print(fill(f"Known from the paper: {'; '.join(plan.known)}.", WIDTH) + "\n")
     ours = "; ".join((*plan.ours, *_recipe(plan.settings)))
-    print(fill(f"Our choice, because the paper's is not known to us: {ours}.", WIDTH) + "\n")
+    if plan.known:
+        print(fill(f"Known from the paper: {'; '.join(plan.known)}.", WIDTH) + "\n")
+        print(fill(f"Our choice, because the paper's is not known to us: {ours}.", WIDTH) + "\n")
+    else:
+        print(fill(f"Our choice: {ours}.", WIDTH) + "\n")
+    if changed := _changes(options):
+        print(fill(f"Changed on the command line: {', '.join(changed)}.", WIDTH) + "\n")
     print(FORMULAS + "\n")
     print("\n".join(dict.fromkeys(fill(_hours(plan, options.workers.count), WIDTH) for plan in plans)))
 
@@ -152,6 +157,12 @@ def throughput(plan: Plan, label: str) -> tuple[int, str] | None:
     return max(runs, default=None)
 
 
+def _changes(options: Options) -> list[str]:
+    """What the command line has in place of the preset's."""
+    given = {"steps": options.steps, "warm-up steps": options.warmup_steps, "learning rate": options.learning_rate}
+    return [f"{name} {value:,}" for name, value in given.items() if value is not None]
+
+
 def _recipe(settings: TrainConfig) -> Iterable[str]:
     """The settings of `train` that are known for no experiment."""
     yield (
@@ -159,4 +170,4 @@ def _recipe(settings: TrainConfig) -> Iterable[str]:
         f"gradients clipped at norm {settings.gradient_clip:g}"
     )
     yield f"{settings.warmup_steps:,} warm-up steps, then a cosine down to {settings.final_share:g} of the peak rate"
-    yield "bfloat16 autocast over float32 weights; no dropout"
+    yield ("bfloat16 autocast over float32 weights" if settings.precision == "bfloat16" else "float32") + "; no dropout"

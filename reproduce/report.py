@@ -3,14 +3,26 @@
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 
-from . import table2, table3
+from . import table2
 from .files import write_atomically
-from .gpu_report import ablation_table, budget_tables, cures_table, loss_cell, patterns, sweep_table
+from .gpu_report import (
+    BUDGETS,
+    ablation_table,
+    budget_tables,
+    cures_table,
+    diverged,
+    loss_cell,
+    on_one_text,
+    patterns,
+    sweep_table,
+)
 from .rows import TABLE2
 from .speed_report import speed_tables
-from .tables import difference, markdown, mean_and_spread
+from .tables import alike, commit_of, difference, markdown, mean_and_spread
 
 BEGIN, END = "<!-- results: written by `python -m reproduce report --write README.md` -->", "<!-- end of results -->"
 FORMULAS = {
@@ -26,8 +38,11 @@ FORMULAS = {
 PAPER_SCHEDULE = "the paper's latent schedule"  # the control of `exactness` that has a column of its own
 
 
-def render(records: list[dict]) -> str:
-    """All tables under a heading per experiment, in the paper's order, each with where its numbers come from.  Returns: Markdown."""
+def render(records: list[dict], experiments: Container[str] | None = None) -> str:
+    """The tables of these experiments, all if None, under a heading each, in the paper's order, with where the numbers come from.
+
+    records: of all experiments, since some tables hold several.  Returns: Markdown, empty where nothing is to be shown.
+    """
     groups = defaultdict(list)
     for record in records:
         groups[record["experiment"], record["preset"]].append(record)
@@ -35,7 +50,7 @@ def render(records: list[dict]) -> str:
     for experiment, (heading, draw) in DRAW.items():
         tables = []
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
-            if name == experiment:
+            if name == experiment and (experiments is None or name in experiments):
                 try:
                     if (name, preset) in TOGETHER:
                         tables += TOGETHER[name, preset](records)
@@ -81,16 +96,14 @@ def table2_sizes(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows)]
 
 
-def table2_runs(records: list[dict]) -> list[str]:
-    return loss_table("Table 2, GPT-2", by_row(records), paper_width=table2.PAPER_SHAPE["d_model"])
+def each(draw: Callable[[list[dict]], list[str]]) -> Callable[[list[dict]], list[str]]:
+    """Draws a table for each group of runs that are alike."""
+    return lambda records: [part for group in alike(records) for part in draw(group)]
 
 
-def table3_runs(records: list[dict]) -> list[str]:
-    return loss_table("Table 3, Llama", by_row(records), paper_width=table3.PAPER_SHAPE["d_model"])
-
-
-def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> list[str]:
-    example = next(iter(runs.values()))[0]
+def loss_table(experiment: str, records: list[dict]) -> list[str]:
+    """Runs of "table2" or "table3" that are `alike`: each row's sizes and what it reached."""
+    budget, runs = BUDGETS[experiment], by_row(records)
     rates = {label: group[0]["config"]["train"]["learning_rate"] for label, group in runs.items()}
     own = len(set(rates.values())) > 1
     rows = []
@@ -107,18 +120,41 @@ def loss_table(title: str, runs: dict[str, list[dict]], paper_width: int) -> lis
                 mean_and_spread(bits, 3) if bits else "—",
             ]
         )
-    c, train = example["config"], example["config"]["train"]
-    tokens = train["steps"] * train["batch_size"] * c["context"]
-    scale = (
-        f"**{title}, validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, "
-        f"N {c['context']}, {tokens / 1e6:.2f}M training tokens.** The rows are named as in the paper; "
-        f"all widths and ranks but the head rank are divided by {paper_width // c['d_model']}. "
-        "The paper's losses are not available to us."
-    )
-    header = ["row, narrowed", *(["rate"] if own else []), "attention parameters", "cached per token"]
+    c, train = records[0]["config"], records[0]["config"]["train"]
+    tokens = f"{train['steps'] * train['batch_size'] * c['context'] / 1e6:,.2f}M training tokens"
+    narrower = budget.width // c["d_model"]
+    if narrower > 1:
+        scale = f", validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}, {tokens}"
+        named = f" The rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
+    else:
+        short = train["steps"] < budget.paper_steps
+        scale = f" at the paper's shape, validation loss{' at REDUCED BUDGET' if short else ''}: {tokens}"
+        named = f" {train['steps']:,} steps in place of {budget.paper_steps:,}." if short else ""
+    header = [
+        "row, narrowed" if narrower > 1 else "row",
+        *(["rate"] if own else []),
+        "attention parameters",
+        "cached per token",
+    ]
     header += ["validation loss (nats/token)", "bits per byte"]
     said = "each row at its own learning rate" if own else f"learning rate {rates.popitem()[1]:g} for every row"
-    return [scale, markdown(header, rows), provenance(example, said)]
+    title = f"**{budget.title}{scale}.**{named} The paper's losses are not available to us."
+    return [title, markdown(header, rows), provenance(records[0], said)]
+
+
+def ablation_runs(records: list[dict]) -> list[str]:
+    """At a scale that shows no more than that each recipe runs."""
+    groups = defaultdict(list)
+    for r in on_one_text(records):
+        groups[r["method"]].append(r)
+    example = next(iter(groups.values()))[0]
+    c = example["config"]
+    title = (
+        f"**Initialisations and cures at REDUCED SCALE, d {c['d_model']}, {c['n_layers']} layers, {c['train']['steps']} steps: each of "
+        "them runs; which is best this is too short to tell.**"
+    )
+    rows = [[method, loss_cell(group)] for method, group in groups.items()]
+    return [title, markdown(["row", "validation loss (nats/token)"], rows), provenance(example)]
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -146,33 +182,53 @@ def table3_sizes(records: list[dict]) -> list[str]:
 
 
 def figure3_runs(records: list[dict]) -> list[str]:
+    example = next((r for r in records if "train" in r["config"]), None)
+    if example is None:  # nothing is fine-tuned yet
+        return []
     rows = []
     for label, group in by_row(records).items():
         metrics = [r["metrics"] for r in group]
-
-        def percent(name: str, where: list[dict]) -> str:
-            return mean_and_spread([100 * m[name] for m in where], 1)
-
+        ended = [m for m in metrics if "diverged_at" not in m]
         at_once = [m["converted"] for m in metrics if "converted" in m]
         rows.append(
             [
                 label,
                 f"{metrics[0]['attention_parameters']:,}",
                 percent("top1", at_once) if at_once else "not converted",
-                percent("top1", metrics),
-                percent("top5", metrics),
+                percent("top1", ended) if ended == metrics else diverged(group),
+                percent("top5", ended) if ended else "—",
             ]
         )
-    example = next(r for r in records if "train" in r["config"])
     c, data = example["config"], example["data"]
-    title = (
-        f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a ViT of d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} "
-        f"layers, pretrained with MHA for {c['pretrain']['steps']:,} steps on {data['train_images']:,} images of {data['name']}, "
-        f"converted, and fine-tuned for {c['epochs']} epochs; {data['test_images']:,} test images.** "
-        "The paper fine-tunes ViTs that were pretrained on far more images; its accuracies are not available to us."
-    )
+    rest = f"fine-tuned for {epochs_of(example)}; {data['test_images']:,} test images.**"
+    if "pretrain" in c:
+        title = (
+            f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a ViT of d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} "
+            f"layers, pretrained with MHA for {c['pretrain']['steps']:,} steps on {data['train_images']:,} images of {data['name']}, "
+            f"converted, and {rest} The paper fine-tunes ViTs that were pretrained on far more images; its accuracies are not "
+            "available to us."
+        )
+    else:
+        title = (
+            f"**Figure 3 as a table: {c['model']}, pretrained by others, converted, and on {data['train_images']:,} images of "
+            f"{data['name']} {rest} The paper's accuracies are not available to us."
+        )
     header = ["row", "attention parameters", "top-1 %, converted only", "top-1 %, fine-tuned", "top-5 %, fine-tuned"]
-    return [title, markdown(header, rows), provenance(example, f"learning rate {c['train']['learning_rate']:g} for every row")]
+    rates = ", ".join(dict.fromkeys(f"{r['config']['train']['learning_rate']:g}" for r in records if "train" in r["config"]))
+    return [title, markdown(header, rows), provenance(example, f"learning rate {rates} for every row")]
+
+
+def percent(name: str, metrics: list[dict]) -> str:
+    return mean_and_spread([100 * m[name] for m in metrics], 1)
+
+
+def epochs_of(record: dict) -> str:
+    """Over how many epochs a run of Figure 3 was fine-tuned, in words."""
+    train, images = record["config"]["train"], record["data"]["train_images"]
+    epochs = record["config"]["epochs"]
+    if train["steps"] == epochs * images // train["batch_size"]:
+        return f"{epochs} epochs"
+    return f"{train['steps']:,} steps at REDUCED BUDGET, {train['steps'] * train['batch_size'] / images:.2g} epochs"
 
 
 def decode_runs(records: list[dict]) -> list[str]:
@@ -395,26 +451,14 @@ def sizes_of(records: list[dict]) -> list[dict]:
 
 
 def by_row(records: list[dict]) -> dict[str, list[dict]]:
-    """Training runs by row, in the order of their first run; one group holds the seeds of one configuration on one text.
-
-    Where a row was run in several configurations, the later ones say in their label what they changed.
-    """
-    groups: dict[str, list[dict]] = {}
-    first: dict[str, dict] = {}
+    """Runs that are `alike` by row, the seeds of a row together. Where a row was run at several rates, the later ones say theirs."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    rates: dict[str, float | None] = {}
     for record in records:
-        settings = {**_flat(record["config"]), "data": record["data"]["name"], "sha256": record["data"]["sha256"]}
-        base = first.setdefault(record["method"], settings)
-        changed = [f"{k}={v}" for k, v in settings.items() if v != base.get(k)]
-        groups.setdefault(", ".join([record["method"], *changed]), []).append(record)
+        rate = record["config"].get("train", {}).get("learning_rate")
+        own = rate == rates.setdefault(record["method"], rate)
+        groups[record["method"] if own else f"{record['method']}, rate {rate:g}"].append(record)
     return groups
-
-
-def _flat(config: dict) -> dict:
-    """Nested settings side by side, by their innermost names."""
-    flat = {}
-    for name, value in config.items():
-        flat.update(_flat(value) if isinstance(value, dict) else {name: value})
-    return flat
 
 
 def attention_mb(row: dict, shape: dict) -> float:
@@ -433,7 +477,7 @@ def provenance(record: dict, extra: str = "", command: str = "") -> str:
         f"{settings['steps']:,} steps at global batch {settings['batch_size']}",
         extra,
         f"± is the standard deviation over seeds, where there are several; {record['device']}, torch {record['versions']['torch']}",
-        f"commit {record['commit'][:10]}; " + (command or f"`{record['command']}`"),
+        f"commit {commit_of(record)}; " + (command or f"`{record['command']}`"),
     ]
     return "<sub>" + "; ".join(p for p in parts if p) + "</sub>"
 
@@ -441,13 +485,13 @@ def provenance(record: dict, extra: str = "", command: str = "") -> str:
 DRAW = {  # the heading, and what draws each preset's records
     "exactness": ("Exact special cases", {"float64": exactness_cells}),
     "table1": ("Table 1: parameters and cache", {"sizes": table1_sizes}),
-    "table2": ("Table 2: GPT-2", {"sizes": table2_sizes, "runs": table2_runs}),
-    "ablations": ("What makes it train well", {"runs": lambda records: []}),
-    "spectra": ("Ranks of trained layers", {"runs": spectra_runs}),
-    "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": table3_runs}),
+    "table2": ("Table 2: GPT-2", {"sizes": table2_sizes, "runs": each(partial(loss_table, "table2"))}),
+    "ablations": ("What makes it train well", {"runs": ablation_runs}),
+    "spectra": ("Ranks of trained layers", {"runs": each(spectra_runs), "models": spectra_runs}),
+    "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": each(partial(loss_table, "table3"))}),
     "compress": ("Compressed without training", {"runs": compress_runs}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
-    "figure3": ("Figure 3: vision transformers", {"runs": figure3_runs}),
+    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs)}),
     "decode": ("Decoding", {"runs": decode_runs}),
     "speed": ("Speed on a GPU", {"runs": speed_tables}),
 }
@@ -463,14 +507,15 @@ TOGETHER = {  # drawn from several experiments' records
 def write_into(path: Path, parts: dict[tuple[str, str], str]) -> None:
     """Replace what stands between pairs of marks of a Markdown file.  parts: by the pair, what belongs between.
 
-    Raises ValueError if it has not the marks of the results; those of other parts may be missing.
+    Raises ValueError if it has not the marks of the first part; those of others may be missing.
     """
     try:
         page = path.read_text()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{path} lacks the marks between which results belong: {BEGIN} and {END}")
+    begin, end = next(iter(parts))
+    if begin not in page or end not in page:
+        raise ValueError(f"{path} lacks the marks between which results belong: {begin} and {end}")
     for (begin, end), part in parts.items():
         if part and begin in page and end in page:
             before, rest = page.split(begin, 1)

@@ -1,6 +1,6 @@
 """The README's section of checks on the code itself: one line for each of them that is on record."""
 
-from .tables import markdown
+from .tables import commit_of, markdown
 
 BEGIN, END = "<!-- checks: written by the same command -->", "<!-- end of checks -->"
 
@@ -20,7 +20,7 @@ def render(records: list[dict]) -> str:
 def source(records: list[dict]) -> str:
     """The commands that made them, and the commits that ran."""
     commands = ", ".join(dict.fromkeys(f"`{r['command'].split(' --')[0]}`" for r in records))
-    return f"{commands} at {', '.join(dict.fromkeys(r['commit'][:10] for r in records))}"
+    return f"{commands} at {', '.join(dict.fromkeys(commit_of(r) for r in records))}"
 
 
 def mutants(records: list[dict]) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from .options import Options
 from .records import append, new_record
 from .rows import TABLE2
 from .runs import selected
+from .table2 import PAPER_SHAPE
 from .table2 import PRESETS as LANGUAGE_PRESETS
 
 PRESETS = {name: preset for name, preset in LANGUAGE_PRESETS.items() if preset.keep_models}
@@ -47,8 +48,11 @@ def run(options: Options) -> None:
     found = {key: path for key, path in paths.items() if path.exists()}
     if not found:
         raise ValueError(f"{options.out / 'models'} holds no model of table2; run `python -m reproduce table2` first")
+    width = PAPER_SHAPE["d_model"] // preset.narrower
     for (label, seed), path in tqdm(found.items(), "spectra"):
         model, _, config = load_model(path)
+        if config["d_model"] != width:
+            raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
         torch.manual_seed(seed)
         fresh, started = build_model(config), time.perf_counter()
         trained, initial = ([block.attention for block in m.blocks] for m in (model, fresh))

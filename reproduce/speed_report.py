@@ -1,6 +1,6 @@
 """The performance section of the report: a paragraph, tables, and every target with its verdict, all from one speed run."""
 
-from .tables import markdown
+from .tables import commit_of, markdown
 from .targets import TARGETS, Sections, decoding, layer
 
 
@@ -21,9 +21,7 @@ def speed_tables(records: list[dict]) -> list[str]:
         parts += ["**Targets, set before they were measured.**", markdown(["target", "measured", "bound", "verdict"], rows)]
     first = records[0]
     config = ", ".join(f"{k} {v}" for k, v in first["config"].items())
-    source = (
-        f"{first['device']}, torch {first['versions']['torch']}, {config}; commit {first['commit'][:10]}; `{first['command']}`"
-    )
+    source = f"{first['device']}, torch {first['versions']['torch']}, {config}; commit {commit_of(first)}; `{first['command']}`"
     notes = "Medians, the L2 cache full of other lines before each call; —: our kernel was timed for Tucker Attention's latents alone"
     return [*parts, f"<sub>{notes}; {source}</sub>"]
 

@@ -1,4 +1,4 @@
-"""Markdown tables, and the small arithmetic that every table needs."""
+"""Markdown tables, which runs may stand in one, and the small arithmetic that every table needs."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -33,6 +33,41 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'s' if number > 1 else ''}"
 
 
+def commit_of(record: dict) -> str:
+    """The commit that ran, short, and whether the tree differed from it."""
+    commit, plus, changes = record["commit"].partition("+")
+    return commit[:10] + plus + changes
+
+
 def difference(ours: float, paper: float) -> str:
     """ours / paper - 1 in per cent, signed."""
     return f"{100 * (ours / paper - 1):+.1f} %"
+
+
+def alike(records: list[dict]) -> list[list[dict]]:
+    """Training runs that may stand in one table, in the order of their first runs: all is alike but rows, learning rates and seeds.
+
+    A pretrained model, which has but a part of the settings, stands with whatever was made of it.
+    """
+    groups: list[tuple[dict, list[int]]] = []
+    for n in sorted(range(len(records)), key=lambda n: "train" not in records[n]["config"]):  # what is pretrained comes last
+        settings = _settings(records[n])
+        fitting = [places for known, places in groups if settings.items() <= known.items()]
+        if not fitting:
+            groups.append((settings, []))
+            fitting = [groups[-1][1]]
+        for places in fitting:
+            places.append(n)
+    return [[records[n] for n in sorted(places)] for _, places in groups]
+
+
+def largest(groups: list[list[dict]]) -> list[dict]:
+    """The group of most runs, of equal ones the last; empty if there is none."""
+    return max(reversed(groups), key=len, default=[])
+
+
+def _settings(record: dict) -> dict:
+    """What defines a run, side by side, but for its row and learning rate."""
+    config = {name: value for name, value in record["config"].items() if name not in ("row", "attention")}
+    train = {name: value for name, value in config.pop("train", {}).items() if name != "learning_rate"}
+    return {**config, **{f"train.{name}": value for name, value in train.items()}, "data": (record["data"] or {}).get("sha256")}

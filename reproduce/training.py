@@ -117,6 +117,7 @@ def train(
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
+        tqdm.write(f"{title}: goes on after step {first_step:,}, from {checkpoint}")
     workers.agree(first_step, f"{checkpoint} is not the same file for all workers; they need one folder for --out")
     losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
     started = time.perf_counter()

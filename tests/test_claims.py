@@ -18,6 +18,7 @@ def runs(experiment: str, losses: dict[str, list[float]], metric: str = "validat
             "experiment": experiment,
             "preset": "gpu",
             "method": row,
+            "data": None,
             "config": {"train": dataclasses.asdict(budget.preset.train) | {"learning_rate": budget.rate(row)}}
             if budget
             else {},

@@ -76,6 +76,24 @@ def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
     assert titles[3:] == ["figure3 MHA pretrained seed 0", "figure3 MLA shared d_c=4 seed 0"]  # the file holds that other model
 
 
+def test_a_fine_tuning_that_diverges_is_on_record_and_stops_no_other(tiny, tmp_path, monkeypatch, capsys):
+    loss_on = figure3.loss_on
+
+    def broken(data):
+        loss = loss_on(data)
+        return lambda model, *batch: (
+            loss(model, *batch) * (float("nan") if type(model.blocks[0].attention).__name__.startswith("Grouped") else 1.0)
+        )
+
+    monkeypatch.setattr(figure3, "loss_on", broken)
+    rows = ("GQA n_KV=2", "MHA")
+    start, first, second = run(tmp_path, rows=rows, seeds=(0,))
+    assert first["method"] == "MHA" and "top1" in first["metrics"]  # rows keep their order
+    assert second["metrics"]["diverged_at"] == 1 and "top1" not in second["metrics"] and "converted" in second["metrics"]
+    assert "at step 1; recorded" in capsys.readouterr().out
+    assert len(run(tmp_path, rows=rows, seeds=(0,))) == 3  # and is not tried again
+
+
 def test_fine_tuning_sees_other_batches_than_pretraining(tiny):
     data = figure3.load_images(None)
     settings = dataclasses.replace(tiny.finetune, steps=3)

@@ -143,12 +143,22 @@ def test_padding_masks_reach_the_layers(kind, checkpoints):
 
 
 def run(tmp_path, checkpoint, text, **more) -> None:
-    compress.run(Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoint), text=str(text), **more))
+    compress.run(Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoint), text=text and str(text), **more))
+
+
+@pytest.mark.parametrize(
+    "kind, option, message", [("gpt2", "images", "takes text, not images"), ("vit", "text", "takes images, not text")]
+)
+def test_compress_refuses_data_that_the_model_cannot_take(kind, option, message, checkpoints, tmp_path):
+    options = Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoints / kind), **{option: "anything"})
+    with pytest.raises(ValueError, match=f"--{option}: {kind} {message}"):
+        compress.run(options)
 
 
 @EVERY
 @torch.no_grad()
 def test_compress_measures_saves_and_opens_again(kind, checkpoints, text, tmp_path):
+    text = None if kind == "vit" else text  # it takes images
     ranks = ((4, 24, 16), (6, 12, 12))
     run(tmp_path, checkpoints / kind, text, ranks=ranks)
     rows = records.load(tmp_path / "records", "compress", "models")

@@ -59,12 +59,28 @@ def test_errors_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys
 
 
 def test_gpus_reach_the_plan_and_a_rate_is_read(tmp_path, monkeypatch, capsys):
-    expected = dry_run(tmp_path, capsys, rows=("MHA",))
+    expected = dry_run(tmp_path, capsys, rows=("MHA",), learning_rate=1e-3)
     arguments = ["table2", "--preset", "paper", "--dry-run", "--rows", "MHA", "--learning-rate", "1e-3"]
     assert rate("1e-3") == 1e-3
     monkeypatch.chdir(tmp_path)
     for gpus, same in (("8", True), ("4", False)):  # the second is the control
         assert run_here(*arguments, "--gpus", gpus) == 0 and (capsys.readouterr().out == expected) == same
+
+
+def test_what_the_command_line_changes_is_said(tmp_path, capsys):
+    plain, changed = (
+        dry_run(tmp_path, capsys, rows=("MHA",), **given) for given in ({}, {"steps": 1000, "learning_rate": 2e-3})
+    )
+    assert "Changed" not in plain and "Changed on the command line: steps 1,000, learning rate 0.002.\n" in changed
+    assert "Known from the paper" in plain and "Known from the paper" in changed
+
+
+def test_a_scale_of_ours_knows_nothing_from_the_paper(tmp_path, capsys):
+    printed = dry_run(tmp_path, capsys, preset="gpu", rows=("MHA", "Tucker [8,64,64]"), workers=Workers())
+    assert "paper" not in printed and "Our choice: AdamW at a peak rate of 0.0012 or 0.0024, by row; betas" in printed
+    assert "bfloat16 autocast" in printed
+    smoke = dry_run(tmp_path, capsys, preset="smoke", rows=("MHA",), workers=Workers())
+    assert "at a peak rate of 0.002; betas" in smoke and "; float32; no dropout." in " ".join(smoke.split())
 
 
 def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):

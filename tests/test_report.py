@@ -12,7 +12,7 @@ from helpers import run_here
 
 from paper_figures import __main__ as figures_main
 from paper_figures import style
-from reproduce import claims, gpu_report, records, report, robustness_report
+from reproduce import claims, gpu_report, records, report, robustness_report, tables
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED
 
 ROOT = Path(__file__).parent.parent
@@ -50,14 +50,96 @@ def test_a_changed_record_changes_the_report():
     assert len(rows) > 60 and not [before[i] for i in rows if before[i] == after[i]]
 
 
-def test_runs_of_one_row_in_two_configurations_are_not_averaged():
-    runs = [r for r in COMMITTED if r["experiment"] == "table2" and r["preset"] == "smoke" and r["method"] == "MHA"]
-    other = copy.deepcopy(runs[0])
+def smoke_run(experiment="table2", **changes) -> dict:
+    """A copy of the first committed one, with another train setting or field."""
+    run = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, "smoke")))
+    train = {name: value for name, value in changes.items() if name in run["config"].get("train", {})}
+    if train:
+        run["config"]["train"] |= train
+    return run | {name: value for name, value in changes.items() if name not in train}
+
+
+def test_runs_of_one_row_in_two_configurations_stand_in_two_tables():
+    run, seed, steps, rate = smoke_run(), smoke_run(seed=1), smoke_run(steps=7), smoke_run(learning_rate=0.77)
+    text = smoke_run(data=run["data"] | {"name": "novel.txt", "sha256": "0123456789abcdef" * 4})
+    assert tables.alike([run, text, steps, seed, rate]) == [[run, seed, rate], [text], [steps]]
+    assert tables.largest(tables.alike([run, steps, seed])) == [run, seed] and tables.largest([]) == []
+    assert tables.largest([[run], [steps]]) == [steps]  # the last of equals
+    groups = report.by_row([run, seed, rate])
+    assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, rate 0.77": 1}
+    drawn = report.render([run, text, steps])
+    assert drawn.count("| MHA ") == 3 and "7 steps at" in drawn and "novel.txt (sha256 0123456789ab…)" in drawn
+    assert all(len(line) < 400 for line in drawn.splitlines())
+
+
+def test_a_pretrained_model_stands_with_all_that_was_made_of_it():
+    found = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("figure3", "smoke")]
+    start, made = (next(r for r in found if ("train" in r["config"]) == trained) for trained in (False, True))
+    other = copy.deepcopy(made)
     other["config"]["train"]["steps"] = 7
-    seed = copy.deepcopy(runs[0])
-    seed["seed"] = 1
-    groups = report.by_row([runs[0], other, seed])
-    assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, steps=7": 1}
+    assert tables.alike([start, made, other]) == [[start, made], [start, other]]
+    stranger = copy.deepcopy(start)
+    stranger["config"]["pretrain"]["steps"] = 7
+    assert tables.alike([stranger, made]) == [[made], [stranger]]  # control
+    drawn = report.render([start, made, other])
+    assert "fine-tuned for 3 epochs" in drawn and "fine-tuned for 7 steps at REDUCED BUDGET, 0.31 epochs" in drawn
+    assert report.render([start]) == ""  # nothing is fine-tuned yet
+
+
+def test_a_fine_tuning_that_diverged_is_a_row():
+    found = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("figure3", "smoke")][:3]
+    broken = copy.deepcopy(found[1])
+    broken["metrics"] = {name: broken["metrics"][name] for name in ("converted", "attention_parameters")} | {"diverged_at": 9}
+    row = next(line for line in report.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA  "))
+    assert [cell.strip() for cell in row.split("|")[4:6]] == ["diverged at step 9", "—"]
+
+
+@pytest.mark.parametrize("experiment, width, steps", [("table2", 768, 600_000), ("table3", 2048, 100_000)])
+def test_the_paper_s_own_scale_is_not_called_reduced(experiment, width, steps):
+    run = smoke_run(experiment, preset="paper", steps=steps)
+    run["config"] |= {"d_model": width}
+    drawn = report.render([run])
+    assert "at the paper's shape, validation loss: " in drawn and "REDUCED" not in drawn and "narrowed" not in drawn
+    run["config"]["train"]["steps"] = 5
+    drawn = report.render([run])
+    assert "validation loss at REDUCED BUDGET: " in drawn and f"5 steps in place of {steps:,}." in drawn
+
+
+def test_the_paper_s_vision_transformers_have_a_table():
+    run = smoke_run(
+        "figure3", preset="paper", method="MHA, vit", data={"name": "photographs", "sha256": "0" * 64} | SOME_IMAGES
+    )
+    run["config"] = {"model": "vit", "image_size": 224, "epochs": 10, "row": {}, "train": {"steps": 20, "batch_size": 5}}
+    run["config"]["train"] |= {"learning_rate": 1e-3}
+    drawn = report.render([run])
+    assert (
+        "**Figure 3 as a table: vit, pretrained by others, converted, and on 10 images of photographs fine-tuned for 10 epochs"
+        in drawn
+    )
+    assert "REDUCED" not in drawn and "| MHA, vit |" in drawn
+
+
+SOME_IMAGES = {"train_images": 10, "test_images": 4}
+
+
+def test_one_experiment_s_tables_can_be_had_alone():
+    alone = report.render(COMMITTED, ["table2"])
+    assert alone.startswith("### Table 2: GPT-2\n") and alone.count("\n### ") == 0 and alone in report.render(COMMITTED)
+
+
+def test_ablations_at_smoke_scale_are_shown_as_too_short():
+    run = smoke_run(experiment="table2", preset="smoke") | {
+        "experiment": "ablations",
+        "method": "Tucker [8,128,128], init xavier",
+    }
+    drawn = report.render([run])
+    assert "REDUCED SCALE" in drawn and "too short to tell" in drawn and "| Tucker [8,128,128], init xavier |" in drawn
+
+
+def test_a_changed_tree_is_said_with_its_commit():
+    commit = "0123456789" * 4
+    assert tables.commit_of({"commit": commit}) == "0123456789" and tables.commit_of({"commit": "unknown"}) == "unknown"
+    assert tables.commit_of({"commit": commit + "+changes"}) == "0123456789+changes"
 
 
 def test_every_trained_row_of_table_2_is_there():
@@ -140,6 +222,13 @@ def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     assert page.read_text() == f"{report.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{report.END}\n"
 
 
+def test_claims_need_no_place_for_results(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n")
+    assert run_here("claims", "--write", page) == 0
+    assert page.read_text() == f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n"
+
+
 def test_claims_leave_results_alone_where_a_page_has_a_place_for_them(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n")
@@ -153,11 +242,8 @@ def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
     runs = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("table2", "smoke")]
     left = {name: runs[0]["metrics"][name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = runs[0] | {"metrics": left | {"diverged_at": 7}}
-    table = report.loss_table("Table 2", report.by_row([broken, *runs[1:]]), 768)[1].splitlines()
-    assert (
-        "diverged at step 7" in table[2]
-        and table[3:] == report.loss_table("Table 2", report.by_row(runs), 768)[1].splitlines()[3:]
-    )
+    table, whole = (report.loss_table("table2", found)[1].splitlines() for found in ([broken, *runs[1:]], runs))
+    assert "diverged at step 7" in table[2] and table[3:] == whole[3:]
     for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
         for record in found:
             records.append(tmp_path / name, record)

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from reproduce import ablations, figure3, language, records, table2, table3
+from reproduce import ablations, figure3, language, records, survival, table2, table3
 from reproduce.options import Options
+from reproduce.recipe import Recipe
 
 TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3": figure3}
 
@@ -48,3 +49,30 @@ def test_committed_runs_are_known_to_this_code(tmp_path, monkeypatch):
         assert r["id"] in known, (r["experiment"], r["preset"], r["method"], r["seed"])
     changed = {"data": {**r["data"], "sha256": "another"}}  # control
     assert r["id"] not in identities(r | changed, tmp_path, monkeypatch)
+
+
+def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
+    """Another rate is another run: its model does not take the place of the first one, and whose model a file holds is known."""
+    (tmp_path / "text").mkdir()
+    for n in range(10):
+        (tmp_path / "text" / f"{n}.txt").write_text(f"{n} words and more. " * 40)
+    options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "text"), steps=1)
+
+    def train(**changes) -> str:
+        rows, given = [(survival.ROWS[0], Recipe())], dataclasses.replace(options, **changes)
+        language.train_rows("table2", rows, survival.SHAPE, survival.TOY, given)
+        return capsys.readouterr().out
+
+    train()
+    path = language.model_path(tmp_path, "table2 MHA seed 0")
+    first = path.read_bytes()
+    (record,) = records.load(tmp_path / "records")
+    aside = path.with_stem(f"{path.stem}-{record['id']}")
+    assert language.run_of(path) == record["id"] and "no longer" not in train()
+    assert f"{path} was the model of another run, which is in {aside} now" in train(learning_rate=1e-3)
+    assert aside.read_bytes() == first != path.read_bytes() and len(records.load(tmp_path / "records")) == 2
+    assert "no longer" not in train()  # it is found where it is now
+    aside.unlink()
+    assert "its model is no longer in" in train() and "no longer" not in train(learning_rate=1e-3)
+    path.write_bytes(b"damaged")
+    assert language.run_of(path) == "unknown" and "which is in" in train(learning_rate=3e-3)

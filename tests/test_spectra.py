@@ -1,5 +1,7 @@
 """The spectra experiment on models that it finds, and its refusal where there are none."""
 
+import dataclasses
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -14,7 +16,14 @@ from tucker_ref import MultiHeadAttention
 CONFIG = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 50}
 
 
-def test_ranks_of_saved_models_are_recorded(tmp_path):
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(
+        spectra.PRESETS, "smoke", dataclasses.replace(spectra.PRESETS["smoke"], narrower=768 // CONFIG["d_model"])
+    )
+
+
+def test_ranks_of_saved_models_are_recorded(tmp_path, tiny):
     for row in (TABLE2[0], TABLE2[-1]):
         config = CONFIG | {"row": row.config(), "attention": row.narrowed(16).config(), "train": {}}
         torch.manual_seed(0)
@@ -36,6 +45,18 @@ def test_ranks_of_saved_models_are_recorded(tmp_path):
         and "values" not in mha["metrics"]["initial"][0]["pre"]["head"]
     )
     assert tucker["metrics"]["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
+
+
+def test_a_model_of_another_preset_is_not_taken_for_one_of_this(tmp_path, tiny):
+    config = CONFIG | {"row": TABLE2[0].config(), "attention": TABLE2[0].config(), "train": {}}
+    path = model_path(tmp_path, "table2 MHA seed 0")
+    save_model(path, build_model(config), config, Tokenizer(BPE()).to_str())
+    options = Options("smoke", tmp_path, tmp_path / "records")
+    with pytest.raises(ValueError, match="seed-0.safetensors is not of the preset gpu: d is 48, not 768"):
+        spectra.run(dataclasses.replace(options, preset="gpu"))
+    assert not records.load(tmp_path / "records")
+    spectra.run(options)  # control
+    assert len(records.load(tmp_path / "records")) == 1
 
 
 def test_the_layers_are_taken_to_the_device_named():

@@ -104,6 +104,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path, capsys):
     assert "run: stopped in step 17; the same command goes on from the last checkpoint" in capsys.readouterr().out
     assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 10
     resumed = train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "run")
+    assert f"run: goes on after step 10, from {tmp_path / 'c.pt'}" in capsys.readouterr().out
     assert resumed.curve == train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "whole.pt", "run").curve
 
 
