@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from reproduce import gpu_report, records
+from reproduce.report import by_command
 from reproduce.tables import alike, largest
 
 from . import diagram, figures, style
@@ -52,7 +53,7 @@ def draw_all(folder: Path, out: Path) -> None:
             alike([r for r in found(experiment, "smoke") if gpu_report.losses_of([r])])
         ):  # not those that diverged
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
-    if runs := gpu_report.sweep_runs(everything):
+    if runs := [r for r in gpu_report.sweep_runs(everything) if gpu_report.losses_of([r])]:  # not those that diverged
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
     shown = (
         "Tucker [8,128,128]",
@@ -62,7 +63,7 @@ def draw_all(folder: Path, out: Path) -> None:
     if runs := [r for r in found("ablations", "gpu-sweep") if r["method"] in shown]:
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
     for experiment in gpu_report.BUDGETS:
-        if any(gpu_report.losses_of(group) for group in gpu_report.settled(everything, experiment).values()):
+        if any(not gpu_report.diverged(group) for group in gpu_report.settled(everything, experiment).values()):
             figures.loss_against_size(everything, experiment, out / f"loss_against_size_{experiment}.png")
     for preset in ("smoke", "gpu"):
         if runs := largest(alike(found("spectra", preset))):
@@ -74,7 +75,7 @@ def draw_all(folder: Path, out: Path) -> None:
         figures.compression(runs, out / "compression_smoke.png")
     if runs := found("compress_speed", "paper") or found("compress_speed", "smoke"):
         figures.compression_cost(runs, out / "compression_cost.png")
-    if runs := found("decode", "smoke"):
+    if runs := largest(by_command(found("decode", "smoke"))):
         figures.decoding(runs, out / "decoding_smoke.png")
     speed = {r["method"]: r for r in found("speed", "gpu") or found("speed", "smoke")}
     if "contexts" in speed:

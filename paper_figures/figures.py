@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from reproduce.gpu_report import BUDGETS, losses_of, of_row, settled, sizes, tokens_of
+from reproduce.gpu_report import BUDGETS, diverged, losses_of, of_row, seeds_in_words, settled, sizes, tokens_of
 from reproduce.report import by_model, by_row, epochs_of, scale_of, sizes_of
 from reproduce.targets import KERNEL
 
@@ -78,7 +78,7 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     A row that is more than 4 % above the one to compare with stands at the upper edge, with its loss.
     """
     budget = BUDGETS[experiment]
-    groups = {label: group for label, group in settled(records, experiment).items() if losses_of(group)}
+    groups = {label: group for label, group in settled(records, experiment).items() if not diverged(group)}
     losses = {label: losses_of(group) for label, group in groups.items()}
     means = {label: statistics.mean(found) for label, found in losses.items()}
     spreads = {label: statistics.stdev(found) if len(found) > 1 else 0 for label, found in losses.items()}
@@ -157,7 +157,8 @@ def learning_rates(records: list[dict], path: Path) -> None:
     for ax, warmup in zip(axes[0], warmups):
         for label in labels:
             group = [r for r in records if (r["method"], r["config"]["train"]["warmup_steps"]) == (label, warmup)]
-            points = sorted((r["config"]["train"]["learning_rate"], r["metrics"]["validation_loss"]) for r in group)
+            at = {rate: [r for r in group if r["config"]["train"]["learning_rate"] == rate] for rate in rates}
+            points = [(rate, statistics.mean(losses_of(found))) for rate, found in at.items() if found]
             ax.plot(*(zip(*points) if points else ([], [])), marker=MARKERS[mechanism(label)], label=label, **styles[label])
         ax.set(
             xscale="log",
@@ -169,7 +170,7 @@ def learning_rates(records: list[dict], path: Path) -> None:
     axes[0, 0].set_ylabel("validation loss (nats per token)")
     axes[0, -1].legend()
     tokens = records[0]["metrics"]["tokens_seen"] / 1e6
-    figure.suptitle(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, one seed")
+    figure.suptitle(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, {seeds_in_words(records)}")
     save(figure, path)
 
 

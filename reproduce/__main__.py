@@ -232,7 +232,9 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         help="text: .txt, .gz, .xz or a folder of them, for training one that `prepare` wrote too (default: the standard library's "
         "source)",
     )
-    parser.add_argument("--validation", help="held-out text (default: every tenth document of --text)")
+    parser.add_argument(
+        "--validation", help="held-out text (default: every tenth document of --text; what is prepared has its own)"
+    )
 
 
 def add_bpe(parser: argparse.ArgumentParser) -> None:

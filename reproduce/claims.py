@@ -126,34 +126,47 @@ def _share(experiment: str, rows: tuple[str, ...], of: str, low: float, high: fl
 def _competitive(records: list[dict]) -> tuple[str, str]:
     """Table 2's rows at the full budget of the preset `gpu`; where the row in question has not run, what its fellows show."""
     mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table2").items()}
+    row = "Tucker [8,128,64]"
+    if row in _broken(records, "table2"):
+        return f"{row} diverged", FAILED
     if "MHA" not in mean:
         return "no run at a scale that could tell", UNTESTED
     asked = [row.label for row in TABLE2 if row.mechanism == "Tucker" and row.label in mean]
     above = {row: 100 * (mean[row] / mean["MHA"] - 1) for row in asked}
     said = "; ".join(f"{row} {percent:+.1f} %" for row, percent in above.items())
-    row = "Tucker [8,128,64]"
     if row not in above:
         return f"not run yet; {said} against MHA" if said else "not run yet", UNTESTED
     return f"{said} against MHA, 100M tokens", REPRODUCED if above[row] <= 2 else FAILED
 
 
 def _gpu_runs(records: list[dict], experiment: str) -> dict[str, list[dict]]:
-    """Metrics of the preset `gpu` by row; of a table, those at its present settings, in its order, else of the most that are alike."""
-    if experiment in BUDGETS:
-        groups = settled(records, experiment)
-        chosen = [r for row in BUDGETS[experiment].rows for r in groups.get(row.label, [])]
-    else:
-        chosen = largest(alike([r for r in records if (r["experiment"], r["preset"]) == (experiment, "gpu")]))
+    """Metrics of the preset `gpu` by row, without rows of which a run broke off."""
     runs: dict[str, list[dict]] = {}
-    for r in chosen:
-        if "diverged_at" not in r["metrics"]:
+    broken = _broken(records, experiment)
+    for r in _chosen(records, experiment):
+        if r["method"] not in broken:
             runs.setdefault(r["method"], []).append(r["metrics"])
     return runs
+
+
+def _broken(records: list[dict], experiment: str) -> set[str]:
+    """Rows of the preset `gpu` of which a run broke off: what the others reached is not what the row reaches."""
+    return {r["method"] for r in _chosen(records, experiment) if "diverged_at" in r["metrics"]}
+
+
+def _chosen(records: list[dict], experiment: str) -> list[dict]:
+    """Runs of the preset `gpu`; of a table, those at its present settings, in its order, else the most that are alike."""
+    if experiment in BUDGETS:
+        groups = settled(records, experiment)
+        return [r for row in BUDGETS[experiment].rows for r in groups.get(row.label, [])]
+    return largest(alike([r for r in records if (r["experiment"], r["preset"]) == (experiment, "gpu")]))
 
 
 def _llama_loss(records: list[dict]) -> tuple[str, str]:
     """Every Tucker row of Table 3 against GQA-8, in a smaller model."""
     mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table3").items()}
+    if broken := [row for row in _broken(records, "table3") if row.startswith("Tucker")]:
+        return f"{', '.join(sorted(broken))} diverged", FAILED
     tucker = [row for row in mean if row.startswith("Tucker")]
     if "GQA n_KV=8" not in mean or len(tucker) < 3:
         return "no run at a scale that could tell", UNTESTED
@@ -172,6 +185,8 @@ def _no_worse(experiment: str, rows: tuple[str, ...], rivals: tuple[str, ...], m
         runs = _gpu_runs(records, experiment)
         enough = {label for label, found in runs.items() if len(found) >= 2}
         candidates = [row for row in rows if row in enough]
+        if broken := _broken(records, experiment).intersection(rows):
+            return f"{', '.join(sorted(broken))} diverged", FAILED
         if not candidates or not enough.issuperset(rivals):
             return "no two seeds at a scale that could tell", UNTESTED
         found = {label: [m[metric] for m in runs[label]] for label in enough}
@@ -189,16 +204,19 @@ def _no_worse(experiment: str, rows: tuple[str, ...], rivals: tuple[str, ...], m
 
 
 def _head_redundancy(records: list[dict]) -> tuple[str, str]:
-    """Effective ranks of the head modes of a multi-head GPT-2 at the paper's shape, means over layers."""
-    for r in records:
-        if (r["experiment"], r["preset"], r["method"]) == ("spectra", "gpu", "MHA"):
-            layers = r["metrics"]["trained"]
-            shares = [
-                statistics.mean(x[side]["head"]["entropy_rank"] / x[side]["head"]["size"] for x in layers) for side in layers[0]
-            ]
-            said = " and ".join(f"{share:.0%}" for share in shares)
-            return f"{said} of n_H before and after the softmax", REPRODUCED if max(shares) <= 0.9 else FAILED
-    return "no run at a scale that could tell", UNTESTED
+    """Effective ranks of the head modes of multi-head GPT-2s at the paper's shape and Table 2's budget, means over layers and seeds."""
+    steps = BUDGETS["table2"].preset.train.steps
+    layers = [
+        layer
+        for r in records
+        if (r["experiment"], r["preset"], r["method"]) == ("spectra", "gpu", "MHA") and r["config"]["train"]["steps"] == steps
+        for layer in r["metrics"]["trained"]
+    ]
+    if not layers:
+        return "no run at a scale that could tell", UNTESTED
+    shares = [statistics.mean(x[side]["head"]["entropy_rank"] / x[side]["head"]["size"] for x in layers) for side in layers[0]]
+    said = " and ".join(f"{share:.0%}" for share in shares)
+    return f"{said} of n_H before and after the softmax", REPRODUCED if max(shares) <= 0.9 else FAILED
 
 
 def _iteration_time(records: list[dict]) -> tuple[str, str]:

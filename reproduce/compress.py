@@ -21,7 +21,7 @@ from tucker_ref import gqa_cost, relative_errors, second_moment
 from .data.images import load_images
 from .data.text import VALIDATION_SHARE, read_documents
 from .figure3 import as_input
-from .language import model_path
+from .language import model_of
 from .open_models import OpenModel, open_model, shape_of
 from .options import Options
 from .records import append, new_record
@@ -43,6 +43,8 @@ def run(options: Options) -> None:
     if options.save:  # looked at before the work, not after it
         if options.save.is_dir() or options.save.resolve() == Path(options.model).resolve():
             raise ValueError(f"--save {options.save}: a folder, or the model itself; name another file")
+        if options.save.suffix != ".safetensors":
+            raise ValueError(f"--save {options.save}: its name must end in .safetensors")
         options.save.parent.mkdir(parents=True, exist_ok=True)
     for name in [options.model] if options.model else own_models(options):
         compress_model(open_model(name), options)
@@ -50,8 +52,9 @@ def run(options: Options) -> None:
 
 def own_models(options: Options) -> list[str]:
     """The multi-head models of table2 and table3 in the output folder.  Raises ValueError if there is none."""
-    paths = [model_path(options.out, f"{experiment} MHA seed 0") for experiment in ("table2", "table3")]
-    found = [str(path) for path in paths if path.exists()]
+    seed = options.seeds[0] if options.seeds else 0
+    paths = [model_of(options.out, f"{experiment} MHA seed {seed}", options.preset) for experiment in ("table2", "table3")]
+    found = [str(path) for path in paths if path]
     if not found:
         raise ValueError(f"{options.out / 'models'} holds no multi-head model; run table2 first, or name a model with --model")
     return found
@@ -88,6 +91,8 @@ def compress_model(opened: OpenModel, options: Options) -> None:
     known, seen = (moments(opened, layers, batches) for batches in (data.calibration, data.test))
     before = predictions(opened, data)
     config = {"model": opened.name, **shape_of(layers)}
+    if opened.run:
+        config["run"] = opened.run
     rows = selected([Row("Tucker", ranks=ranks) for ranks in options.ranks] or default_rows(config), options.rows)
     preset = "models" if options.model else options.preset
     for row in tqdm(rows, f"compress {opened.name}"):

@@ -24,7 +24,7 @@ from .options import Options
 from .records import done
 from .rows import Row
 from .runs import Run, override, selected
-from .saved import described, fill, read_model, write_model
+from .saved import described, fill, kept, make_room, read_model, write_model
 from .sizes import count_parameters
 from .training import Diverged, TrainConfig, train
 
@@ -126,6 +126,8 @@ def run(options: Options) -> None:
         return figure3_paper.run(options)
     if options.workers.count > 1 or options.dry_run:
         raise ValueError("figure3 knows torchrun and --dry-run in its preset paper alone")
+    if options.model or options.workers.micro_batch or options.workers.sharding:
+        raise ValueError("figure3 knows --model, --micro-batch and --sharding in its preset paper alone")
     preset = PRESETS[options.preset]
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)
@@ -159,14 +161,13 @@ def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:
     """
     settings = preset.pretrain
     path = model_path(this.options.out, f"figure3 {this.method} seed {this.seed}")
-    if path.exists() and done(this.options.records, this.identity):
-        model, metadata = load_vit(path)
-        if metadata["run"] == this.identity:
-            return model.to(this.options.device)
+    if done(this.options.records, this.identity) and (place := kept(path, this.identity)):
+        return load_vit(place)[0].to(this.options.device)
     torch.manual_seed(this.seed)
     model = build_vit(shape).to(this.options.device)
     batch_at = batches(data, settings, this.seed, augmented=preset.augmented)
     result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
+    make_room(path, this.identity)
     write_model(path, model, {"vit": json.dumps(shape), "run": this.identity})
     this.finish(
         {

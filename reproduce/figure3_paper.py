@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from tucker_ref import MultiHeadAttention
 
@@ -22,7 +23,7 @@ from .plan import Plan, show
 from .rows import Row
 from .runs import Run, override, selected
 from .sizes import count_parameters
-from .training import TrainConfig, train
+from .training import Diverged, TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ def run(options: Options) -> None:
         models = (dataclasses.replace(models[0], name=options.model),)
     chosen = [(pretrained, selected(pretrained.rows, options.rows)) for pretrained in models]
     if options.dry_run:
+        if options.model:
+            raise ValueError(
+                f"--dry-run knows the shapes of {' and '.join(m.name for m in PRESET.models)} alone, not --model's"
+            )
         return show([plan_of(pretrained, rows, options) for pretrained, rows in chosen], options)
     for pretrained, rows in chosen:
         for seed in options.seeds or PRESET.seeds:
@@ -158,17 +163,19 @@ def fine_tune(name: str, row: Row, seed: int, options: Options) -> None:
 
     at_once = judged()
     batch_at = training_batches(photographs, settings.batch_size, seed, workers.rows(settings.batch_size), processes)
-    result = train(model, batch_at, loss_of, settings, this.checkpoint, this.title, workers=workers)
-    metrics = {
-        **judged(),
+    before = {
         "converted": at_once,
-        "images_seen": settings.steps * settings.batch_size,
         "attention_parameters": count_parameters(model.get_submodule(place) for place in opened.layers),
         "workers": workers.describe(settings.batch_size),
-        "curve": result.curve,
     }
+    try:
+        result = train(model, batch_at, loss_of, settings, this.checkpoint, this.title, workers=workers)
+        after = {**judged(), "images_seen": settings.steps * settings.batch_size}
+    except Diverged as error:
+        tqdm.write(f"{error}; recorded")
+        result, after = error.result, {"diverged_at": error.step}
     if workers.is_first:
-        this.finish(metrics, result.seconds)
+        this.finish({**after, **before, "curve": result.curve}, result.seconds)
     workers.wait()
 
 

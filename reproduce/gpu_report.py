@@ -21,7 +21,7 @@ def sweep_runs(records: list[dict]) -> list[dict]:
     """Of all records, the runs that differ in row, rate and warm-up alone, under their row's name."""
     plain = _of(records, "table2", "gpu-sweep")
     longer = [r for r in _of(records, "ablations", "gpu-sweep") if r["method"].endswith(LONG)]
-    runs = on_one_text(plain + [{**r, "method": r["method"].removesuffix(LONG)} for r in longer])
+    runs = of_one_budget(plain + [{**r, "method": r["method"].removesuffix(LONG)} for r in longer])
     order = [row.label for row in BUDGETS["table2"].rows]
     return sorted(runs, key=lambda r: (order.index(r["method"]), _warmup(r), r["config"]["train"]["learning_rate"]))
 
@@ -31,8 +31,8 @@ def sweep_table(records: list[dict]) -> list[str]:
     runs = sweep_runs(records)
     table, best = rates_table(runs, lambda r: f"{r['method']}, warm-up {_warmup(r)}")
     title = (
-        f"**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: {tokens_of(runs)}, one seed; "
-        "validation loss in nats/token, each row's best in bold.**"
+        "**Sweep of learning rate and warm-up for Table 2 at the paper's GPT-2 shape, REDUCED BUDGET: "
+        f"{tokens_of(runs)}, {seeds_in_words(runs)}; validation loss in nats/token, each row's best in bold.**"
     )
     tried = {row: sorted({_warmup(r) for r in runs if r["method"] == row}) for row in best}
     alone = {row: f" (warm-up {found[0]} alone)" if len(found) == 1 else "" for row, found in tried.items()}
@@ -57,8 +57,8 @@ def gaps(runs: list[dict]) -> str:
 
 def ablation_table(records: list[dict]) -> list[str]:
     """records: all there are.  What was changed in how one Tucker row is trained, by learning rate."""
-    changed = on_one_text(_of(records, "ablations", "gpu-sweep"))
-    sweep = [r for r in _of(records, "table2", "gpu-sweep") if r["data"]["sha256"] == changed[0]["data"]["sha256"]]
+    changed = of_one_budget(_of(records, "ablations", "gpu-sweep"))
+    sweep = [r for r in _of(records, "table2", "gpu-sweep") if budget_of(r) == budget_of(changed[0])]
     known = {(r["method"], r["config"]["train"]["learning_rate"]) for r in changed}
     rates, rows = {rate for _, rate in known}, (ROW, "MHA")
     plain = [
@@ -69,8 +69,8 @@ def ablation_table(records: list[dict]) -> list[str]:
     runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
     table, _ = rates_table(runs, lambda r: r["method"])
     title = (
-        f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, one seed, one change at a time; validation loss in "
-        "nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
+        f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, {seeds_in_words(runs)}, one change at a time; "
+        "validation loss in nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
     )
     notes = []
     for own in (r for r in changed if r["method"] == ROW):
@@ -88,8 +88,8 @@ def ablation_table(records: list[dict]) -> list[str]:
 
 def cures_table(records: list[dict]) -> list[str]:
     """records: all there are.  What held the logits back in the sweep, at Table 2's full budget, beside Table 2's runs without it."""
-    cured = on_one_text(_of(records, "ablations", "gpu"))
-    plain = settled([r for r in records if r["data"] and r["data"]["sha256"] == cured[0]["data"]["sha256"]], "table2")
+    cured = of_one_budget(_of(records, "ablations", "gpu"))
+    plain = settled([r for r in _of(records, "table2", "gpu") if budget_of(r) == budget_of(cured[0])], "table2")
     changed: dict[tuple, list[dict]] = defaultdict(list)
     for r in cured:
         changed[of_row(r), *_key(r)].append(r)
@@ -127,10 +127,21 @@ def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str,
     return markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], lines), best
 
 
-def on_one_text(runs: list[dict]) -> list[dict]:
-    """Those on the text of most of them: losses on different ones are not to be compared."""
-    texts = Counter(r["data"]["sha256"] for r in runs)
-    return [r for r in runs if r["data"]["sha256"] == max(texts, key=texts.__getitem__)]
+def of_one_budget(runs: list[dict]) -> list[dict]:
+    """Those on the text and over the steps of most of them: losses on other ones are not to be set beside theirs."""
+    counts = Counter(map(budget_of, runs))
+    return [r for r in runs if budget_of(r) == max(counts, key=counts.__getitem__)]
+
+
+def budget_of(record: dict) -> tuple:
+    """What text a run was trained on, in which byte pairs, and over how many steps."""
+    data = record["data"]
+    return data["sha256"], data.get("byte_pairs"), record["config"]["train"]["steps"]
+
+
+def seeds_in_words(runs: list[dict]) -> str:
+    seeds = len({r["seed"] for r in runs})
+    return "one seed" if seeds == 1 else f"up to {seeds} seeds"
 
 
 def of_row(record: dict) -> str:
@@ -192,7 +203,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
     budget, groups = BUDGETS[experiment], settled(records, experiment)
     runs, times = _of(records, experiment, "gpu"), step_times(records) if experiment == "table3" else {}
     base = _mean(groups.get(budget.base, []))
-    card, speeds = speeds_on_one_card(runs)
+    card, speeds = speeds_on_one_card([r for r in runs if r["config"]["train"]["steps"] == budget.preset.train.steps])
     lines = []
     for row in budget.rows:
         group = groups.get(row.label)
@@ -200,9 +211,9 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         if not group:
             lines.append([row.label, *["not run yet"] * 7, *time])
             continue
-        losses = losses_of(group)
+        losses = [] if diverged(group) else losses_of(group)
         above = f" ({difference(statistics.mean(losses), base)})" if base and losses and row.label != budget.base else ""
-        bits = [r["metrics"]["bits_per_byte"] for r in group if "bits_per_byte" in r["metrics"]]
+        bits = [r["metrics"]["bits_per_byte"] for r in group] if losses else []
         lines.append(
             [
                 row.label,
@@ -220,19 +231,20 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
     shown = [r for group in groups.values() for r in group]
-    parts = [_scale(budget, runs), markdown(header, lines), sources(shown or runs)]
+    parts = [_scale(budget, shown or runs), markdown(header, lines), sources(shown or runs)]
     kept = {id(r) for r in shown}
     if others := [r for r in runs if id(r) not in kept]:
         order, found = [row.label for row in budget.rows], defaultdict(list)
         for r in sorted(others, key=lambda r: order.index(r["method"])):
-            found[*_key(r), _warmup(r), r["data"]["name"]].append(r)
+            found[*_key(r), _warmup(r), budget_of(r)].append(r)
         rows = []
-        for (label, rate, warmup, text), group in found.items():
-            logit = largest_logit(group)
-            rows.append([label, f"{rate:g}", f"{warmup}", text, loss_cell(group), f"{logit:,.0f}" if logit else ""])
+        for (label, rate, warmup, (*_, steps)), group in found.items():
+            logit, text = largest_logit(group), group[0]["data"]["name"]
+            cells = [label, f"{rate:g}", f"{warmup}", f"{steps:,}", text, loss_cell(group), f"{logit:,.0f}" if logit else ""]
+            rows.append(cells)
         parts += [
-            f"**{budget.title}, the same budget at other settings.** Runs on another text are not to be set beside those above.",
-            markdown(["row", "rate", "warm-up", "text", "validation loss", "largest logit"], rows),
+            f"**{budget.title}, at other settings.** Runs on another text or over other steps are not to be set beside those above.",
+            markdown(["row", "rate", "warm-up", "steps", "text", "validation loss", "largest logit"], rows),
         ]
     return parts
 
@@ -273,9 +285,11 @@ def largest_logit(runs: list[dict]) -> float | None:
 
 
 def speeds_on_one_card(runs: list[dict]) -> tuple[str, dict[str, float]]:
-    """The card that has trained most of the rows, and its tokens per second by row: means over the runs that ended, at any rate."""
+    """The card that has trained most of the rows, and its tokens per second by row: means over runs on one GPU, at any rate."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for r in runs:
+        if r["metrics"].get("workers", {"workers": 1})["workers"] > 1:
+            continue
         if speed := r["metrics"].get("tokens_per_second"):
             found[r["device"]][r["method"]].append(speed)
     card = max(found, key=lambda device: len(found[device]), default="no run ended")
@@ -363,7 +377,7 @@ def findings(records: list[dict]) -> str:
     """records: all there are.  What came out, in sentences whose numbers are those of the records; none without a run."""
     said = []
     for experiment, budget in BUDGETS.items():
-        groups = {label: group for label, group in settled(records, experiment).items() if losses_of(group)}
+        groups = {label: group for label, group in settled(records, experiment).items() if not diverged(group)}
         if budget.base not in groups:
             continue
         loss, size = _mean(groups[budget.base]), groups[budget.base][0]["metrics"]["attention_parameters"]

@@ -26,7 +26,7 @@ from .plan import Plan
 from .recipe import Recipe
 from .rows import Row
 from .runs import Run, override
-from .saved import described, fill, read_metadata, read_model, write_model
+from .saved import described, fill, kept, make_room, read_metadata, read_model, write_model
 from .sizes import count_cached, count_parameters
 from .training import Diverged, TrainConfig, TrainResult, train
 
@@ -89,6 +89,8 @@ def read_text(preset: LanguagePreset, options: Options) -> TextData:
             f"`python -m reproduce prepare {preset.text} --out FOLDER` wrote"
         )
     if is_prepared(options.text):
+        if unused := [name for name in ("validation", "bpe") if getattr(options, name)]:
+            raise ValueError(f"--{unused[0]}: {options.text} is prepared, with byte pairs and a held-out part of its own")
         return open_prepared(options.text)
     return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
 
@@ -159,7 +161,7 @@ def train_rows(
             run = Run(experiment, options, method, config, seed, data.describe())
             if not run.is_done():
                 train_one(run, settings, data, preset, recipe)
-            elif preset.keep_models and run.options.workers.is_first and not kept_model(run):
+            elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):
                 tqdm.write(
                     f"{run.title}: its model is no longer in {model_path(options.out, run.title).parent}; to train it again, "
                     "name another folder with --records"
@@ -203,7 +205,9 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
-        keep_model(run, model, data.tokenizer)
+        path, about_run = model_path(run.options.out, run.title), {"run": run.identity, "preset": run.options.preset}
+        make_room(path, run.identity)
+        save_model(path, model, config, data.tokenizer, **about_run, data=json.dumps(run.data))
     run.finish(
         {
             **metrics,
@@ -276,34 +280,19 @@ def model_path(out: Path, title: str) -> Path:
     return out / "models" / f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', title)}.safetensors"
 
 
-def keep_model(run: Run, model: LanguageModel, tokenizer: str) -> None:
-    """Under the run's title; the model of another run with that title (other text, steps, preset) moves to a name with that run's id."""
-    path = model_path(run.options.out, run.title)
-    if path.exists() and (other := run_of(path)) != run.identity:
-        aside = path.with_stem(f"{path.stem}-{other}")
-        path.rename(aside)
-        tqdm.write(f"{path} was the model of another run, which is in {aside} now")
-    save_model(path, model, run.config, tokenizer, run.identity)
+def model_of(out: Path, title: str, preset: str) -> Path | None:
+    """The newest model with this title that this preset trained: under its name, or moved aside."""
+    path = model_path(out, title)
+    aside = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"), key=lambda place: -place.stat().st_mtime)
+    for place in ([path] if path.exists() else []) + aside:
+        if read_metadata(place).get("preset", preset) == preset:
+            return place
+    return None
 
 
-def kept_model(run: Run) -> Path | None:
-    """Where this run's model is kept, if it is."""
-    path = model_path(run.options.out, run.title)
-    places = (path, path.with_stem(f"{path.stem}-{run.identity}"))
-    return next((place for place in places if place.exists() and run_of(place) == run.identity), None)
-
-
-def run_of(path: Path) -> str:
-    """The id of the run whose model a file holds; "unknown" of a damaged file, or one that does not say."""
-    try:
-        return read_metadata(path).get("run", "unknown")
-    except ValueError:
-        return "unknown"
-
-
-def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str, run: str = "unknown") -> None:
-    """Weights, config, tokenizer and the id of the run in one safetensors file."""
-    write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer, "run": run})
+def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str, **more: str) -> None:
+    """Weights, config and tokenizer in one safetensors file.  more: what else it should say, such as the run and its preset."""
+    write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer, **more})
 
 
 def load_model(path: Path) -> tuple[LanguageModel, str, dict]:

@@ -28,6 +28,7 @@ class OpenModel:
 
     context: the longest text it takes, None for images; image_size: side of its images in pixels, None for text.
     tokenizer: JSON for `tokenizers`; metadata: what a file of its weights must say to be opened again.
+    run: the id of the run that trained it here, if one did.
     """
 
     name: str
@@ -39,6 +40,7 @@ class OpenModel:
     context: int | None = None
     image_size: int | None = None
     tokenizer: str | None = None
+    run: str | None = None
 
     def put(self, layers: dict[str, nn.Module]) -> None:
         """These attention layers in their places."""
@@ -115,8 +117,9 @@ def _open_own(path: Path) -> OpenModel:
     layers = {f"blocks.{n}.attention": block.attention for n, block in enumerate(model.blocks)}
     metadata = {"config": json.dumps(config), "tokenizer": tokenizer}
     return OpenModel(
-        path.stem, model, layers, _call, lambda layer: layer, metadata, context=config["context"], tokenizer=tokenizer
-    )
+        path.stem, model, layers, _call, lambda layer: layer, metadata,
+        context=config["context"], tokenizer=tokenizer, run=read_metadata(path).get("run"),
+    )  # fmt: skip
 
 
 def _open_vit(path: Path) -> OpenModel:
@@ -145,7 +148,7 @@ def _open_public_file(path: Path) -> OpenModel:
             transformers = _transformers(path)
             config = transformers.AutoConfig.for_model(**public["config"])
             model = getattr(transformers, public["class"])._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-            opened = _transformers_model(metadata["name"], model, metadata.get("tokenizer"))
+            opened = _transformers_model(metadata["name"], model, metadata.get("tokenizer"), public.get("pixels"))
         places = json.loads(metadata["attention"])  # of the Tucker layers inside their adapters
         opened.put({place.removesuffix(".attention"): opened.layers[place.removesuffix(".attention")] for place in places})
     fill(opened.model, metadata, tensors, path)
@@ -169,27 +172,46 @@ def _open_transformers(name: str) -> OpenModel:
             raise ValueError(f"its model type is {config.model_type}; known here are {', '.join(TEXT + IMAGES)}")
         of = transformers.AutoModelForCausalLM if config.model_type in TEXT else transformers.AutoModelForImageClassification
         model = of.from_pretrained(name, weights_only=True, attn_implementation="sdpa", dtype=torch.float32)
-        tokenizer = None
+        tokenizer = pixels = None
         if config.model_type in TEXT:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer.to_str()
+        else:
+            pixels = _pixels_of(transformers, name)
     except Exception as error:  # whatever a damaged or missing checkpoint makes the library raise
         raise ValueError(f"--model {name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
-    return _transformers_model(Path(name).name if Path(name).exists() else name, model.eval(), tokenizer)
+    return _transformers_model(Path(name).name if Path(name).exists() else name, model.eval(), tokenizer, pixels)
 
 
-def _transformers_model(name: str, model: nn.Module, tokenizer: str | None) -> OpenModel:
+def _pixels_of(transformers, name: str) -> list | None:
+    """Mean and standard deviation of each channel, in [0, 1], that this vision transformer was trained with, where it says so."""
+    try:
+        said = transformers.ImageProcessingMixin.get_image_processor_dict(name)[0]
+    except OSError:  # no such file beside the model
+        return None
+    return [said["image_mean"], said["image_std"]] if {"image_mean", "image_std"} <= said.keys() else None
+
+
+def _standardised(x: torch.Tensor, pixels: list | None) -> torch.Tensor:
+    """Images in [-1, 1], (b, channels, side, side), as a model takes them; pixels: as `_pixels_of` gives them, None for [-1, 1]."""
+    if pixels is None:
+        return x
+    mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in pixels)  # (channels, 1, 1)
+    return ((x + 1) / 2 - mean) / std
+
+
+def _transformers_model(name: str, model: nn.Module, tokenizer: str | None, pixels: list | None = None) -> OpenModel:
     config, is_text = model.config, model.config.model_type in TEXT
     if is_text:
         config.use_cache = False
     rotary = _rotary_of(model)
     layers = {place: _layer_of(module, rotary) for place, module in model.named_modules() if type(module).__name__ in ATTENTION}
-    public = {"class": type(model).__name__, "config": config.to_dict()}
+    public = {"class": type(model).__name__, "config": config.to_dict()} | ({"pixels": pixels} if pixels else {})
     metadata = {"public": json.dumps(public)} | ({"tokenizer": tokenizer} if tokenizer else {})
     return OpenModel(
         name,
         model,
         layers,
-        lambda model, x: model(x).logits,
+        lambda model, x: model(x if is_text else _standardised(x, pixels)).logits,
         lambda layer: Adapter(layer, causal=is_text, returns_weights=True),
         metadata,
         context=config.max_position_embeddings if is_text else None,
@@ -267,11 +289,12 @@ def _timm_model(name: str, model: nn.Module, public: dict) -> OpenModel:
                 state[f"o_proj.{part}"] = getattr(attention.proj, part)
         state |= {f"{kind}.{k}": v for kind in ("q_norm", "k_norm") for k, v in getattr(attention, kind).state_dict().items()}
         layers[f"blocks.{n}.attn"] = _multi_head(state, attention.head_dim, attention.scale, None)
+    pixels = [list(model.pretrained_cfg[kind]) for kind in ("mean", "std")]
     return OpenModel(
         name,
         model,
         layers,
-        _call,
+        lambda model, x: model(_standardised(x, pixels)),
         lambda layer: Adapter(layer, causal=False, returns_weights=False),
         {"public": json.dumps(public)},
         image_size=model.patch_embed.img_size[0],

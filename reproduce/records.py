@@ -32,7 +32,10 @@ TYPES = {"id": str, "experiment": str, "preset": str, "method": str, "config": d
 
 def run_id(experiment: str, preset: str, method: str, config: dict, seed: int | None, data: dict | None) -> str:
     """What tells one run from another, as 16 hex digits."""
-    parts = json.dumps([experiment, preset, method, config, seed, data and data["sha256"]], sort_keys=True)
+    known = [experiment, preset, method, config, seed, data and data["sha256"]]
+    if data and "byte_pairs" in data:
+        known.append(data["byte_pairs"])
+    parts = json.dumps(known, sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 

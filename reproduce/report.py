@@ -7,7 +7,6 @@ from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
-from . import table2
 from .files import write_atomically
 from .gpu_report import (
     BUDGETS,
@@ -16,7 +15,7 @@ from .gpu_report import (
     cures_table,
     diverged,
     loss_cell,
-    on_one_text,
+    of_one_budget,
     patterns,
     sweep_table,
 )
@@ -96,9 +95,9 @@ def table2_sizes(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows)]
 
 
-def each(draw: Callable[[list[dict]], list[str]]) -> Callable[[list[dict]], list[str]]:
-    """Draws a table for each group of runs that are alike."""
-    return lambda records: [part for group in alike(records) for part in draw(group)]
+def each(draw: Callable[[list[dict]], list[str]], grouped: Callable = alike) -> Callable[[list[dict]], list[str]]:
+    """Draws a table for each group of runs that may stand in one."""
+    return lambda records: [part for group in grouped(records) for part in draw(group)]
 
 
 def loss_table(experiment: str, records: list[dict]) -> list[str]:
@@ -144,9 +143,12 @@ def loss_table(experiment: str, records: list[dict]) -> list[str]:
 
 def ablation_runs(records: list[dict]) -> list[str]:
     """At a scale that shows no more than that each recipe runs."""
-    groups = defaultdict(list)
-    for r in on_one_text(records):
-        groups[r["method"]].append(r)
+    groups, runs = defaultdict(list), of_one_budget(records)
+    for r in runs:
+        rate = r["config"]["train"]["learning_rate"]
+        groups[r["method"] if rate == runs[0]["config"]["train"]["learning_rate"] else f"{r['method']}, rate {rate:g}"].append(
+            r
+        )
     example = next(iter(groups.values()))[0]
     c = example["config"]
     title = (
@@ -231,6 +233,21 @@ def epochs_of(record: dict) -> str:
     return f"{train['steps']:,} steps at REDUCED BUDGET, {train['steps'] * train['batch_size'] / images:.2g} epochs"
 
 
+def by_command(records: list[dict]) -> list[list[dict]]:
+    """Timings that were taken in one run: of one command on one device."""
+    groups = defaultdict(list)
+    for r in records:
+        groups[r["command"], r["device"], r["commit"]].append(r)
+    return list(groups.values())
+
+
+def by_device(records: list[dict]) -> list[list[dict]]:
+    groups = defaultdict(list)
+    for r in records:
+        groups[r["device"]].append(r)
+    return list(groups.values())
+
+
 def decode_runs(records: list[dict]) -> list[str]:
     contexts = list(records[0]["metrics"]["milliseconds"])
     mha = next((r["metrics"]["milliseconds"] for r in records if r["method"] == "MHA"), None)
@@ -264,7 +281,7 @@ def by_model(records: list[dict]) -> list[list[dict]]:
     """Records of one model on one set of samples together."""
     groups = defaultdict(list)
     for r in records:
-        groups[r["config"]["model"], r["data"]["sha256"]].append(r)
+        groups[r["config"]["model"], r["config"].get("run"), r["data"]["sha256"]].append(r)
     return list(groups.values())
 
 
@@ -368,9 +385,10 @@ def growth(sizes: list[dict], way: str, what: str) -> float:
 
 
 def scale_of(config: dict) -> str:
-    """Of a trained GPT-2: whether it has the paper's shape."""
-    paper = config["d_model"] == table2.PAPER_SHAPE["d_model"]
-    return "at the paper's shape, REDUCED BUDGET" if paper else "at REDUCED SCALE, not the paper's"
+    """Of a trained GPT-2: whether it has the paper's shape, and was trained as long."""
+    if config["d_model"] < BUDGETS["table2"].width:
+        return "at REDUCED SCALE, not the paper's"
+    return "at the paper's shape" + (", REDUCED BUDGET" if config["train"]["steps"] < BUDGETS["table2"].paper_steps else "")
 
 
 def spectra_runs(records: list[dict]) -> list[str]:
@@ -386,7 +404,8 @@ def spectra_runs(records: list[dict]) -> list[str]:
 
     order = [row.label for row in TABLE2]
     records = sorted(records, key=lambda r: order.index(r["method"]) if r["method"] in order else len(order))
-    rows = [[r["method"], *(cell(r, *m) for m in modes)] for r in records]
+    several = len({r["seed"] for r in records}) > 1
+    rows = [[r["method"] + (f", seed {r['seed']}" if several else ""), *(cell(r, *m) for m in modes)] for r in records]
     if records[0]["preset"] == "models":
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
         return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
@@ -492,8 +511,8 @@ DRAW = {  # the heading, and what draws each preset's records
     "compress": ("Compressed without training", {"runs": compress_runs}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
     "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs)}),
-    "decode": ("Decoding", {"runs": decode_runs}),
-    "speed": ("Speed on a GPU", {"runs": speed_tables}),
+    "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
+    "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
 }
 TOGETHER = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from tqdm import tqdm
 
 from tucker_ref import Rotary, TuckerAttention
 
@@ -63,6 +64,28 @@ def described(path: Path):
         yield
     except Exception as error:
         raise ValueError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from error
+
+
+def make_room(path: Path, run: str) -> None:
+    """Whatever another run has kept under this name moves to a name with that run's id."""
+    if path.exists() and (other := run_of(path)) != run:
+        aside = path.with_stem(f"{path.stem}-{other}")
+        path.rename(aside)
+        tqdm.write(f"{path} was the model of another run, which is in {aside} now")
+
+
+def kept(path: Path, run: str) -> Path | None:
+    """Where the model of this run is that was kept under this name, if it is there."""
+    places = (path, path.with_stem(f"{path.stem}-{run}"))
+    return next((place for place in places if place.exists() and run_of(place) == run), None)
+
+
+def run_of(path: Path) -> str:
+    """The id of the run whose model a file holds; "unknown" of a damaged file, or one that does not say."""
+    try:
+        return read_metadata(path).get("run", "unknown")
+    except ValueError:
+        return "unknown"
 
 
 def describe(layer: TuckerAttention) -> dict:

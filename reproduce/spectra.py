@@ -3,6 +3,7 @@
 Public models come by name or folder through transformers or timm; without --model, those that table2 trained.
 """
 
+import json
 import time
 from collections.abc import Iterable
 
@@ -13,12 +14,13 @@ from tqdm import tqdm
 from tucker_ref import energy_rank, entropy_rank, spectra
 from tucker_ref.ranks import Spectra, numerical_rank, rounding_floor
 
-from .language import LanguagePreset, build_model, load_model, model_path
+from .language import LanguagePreset, build_model, load_model, model_of
 from .open_models import open_model, shape_of
 from .options import Options
 from .records import append, new_record
 from .rows import TABLE2
 from .runs import selected
+from .saved import read_metadata
 from .table2 import PAPER_SHAPE
 from .table2 import PRESETS as LANGUAGE_PRESETS
 
@@ -40,17 +42,18 @@ def run(options: Options) -> None:
                 print(f"{side} {mode}: {', '.join(in_words(layer[side][mode]) for layer in metrics['trained'])}")
         return
     preset: LanguagePreset = PRESETS[options.preset]
-    paths = {
-        (row.label, seed): model_path(options.out, f"table2 {row.label} seed {seed}")
+    found = {
+        (row.label, seed): path
         for row in selected(TABLE2, options.rows)
         for seed in options.seeds or preset.seeds
+        if (path := model_of(options.out, f"table2 {row.label} seed {seed}", options.preset))
     }
-    found = {key: path for key, path in paths.items() if path.exists()}
     if not found:
         raise ValueError(f"{options.out / 'models'} holds no model of table2; run `python -m reproduce table2` first")
     width = PAPER_SHAPE["d_model"] // preset.narrower
     for (label, seed), path in tqdm(found.items(), "spectra"):
         model, _, config = load_model(path)
+        data = json.loads(read_metadata(path).get("data", "null"))
         if config["d_model"] != width:
             raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
         torch.manual_seed(seed)
@@ -62,7 +65,7 @@ def run(options: Options) -> None:
         }
         seconds = time.perf_counter() - started
         record = new_record(
-            "spectra", options.preset, label, config, metrics, seed=seed, device=options.device, wall_seconds=seconds
+            "spectra", options.preset, label, config, metrics, seed=seed, data=data, device=options.device, wall_seconds=seconds
         )
         append(options.records, record, replace=True)
 

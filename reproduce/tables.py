@@ -67,7 +67,8 @@ def largest(groups: list[list[dict]]) -> list[dict]:
 
 
 def _settings(record: dict) -> dict:
-    """What defines a run, side by side, but for its row and learning rate."""
+    """What defines a run, side by side, but for its row and, unless all rows share one as in Figure 3, its learning rate."""
     config = {name: value for name, value in record["config"].items() if name not in ("row", "attention")}
-    train = {name: value for name, value in config.pop("train", {}).items() if name != "learning_rate"}
-    return {**config, **{f"train.{name}": value for name, value in train.items()}, "data": (record["data"] or {}).get("sha256")}
+    own = () if "epochs" in config else ("learning_rate",)
+    train = {f"train.{name}": value for name, value in config.pop("train", {}).items() if name not in own}
+    return {**config, **train, **{name: (record["data"] or {}).get(name) for name in ("sha256", "byte_pairs")}}

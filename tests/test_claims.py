@@ -36,6 +36,7 @@ def spectra(pre: float, post: float) -> list[dict]:
             "experiment": "spectra",
             "preset": "gpu",
             "method": "MHA",
+            "config": {"train": {"steps": BUDGETS["table2"].preset.train.steps}},
             "metrics": {"trained": [{"pre": head(pre), "post": head(post)}]},
         }
     ]
@@ -78,6 +79,25 @@ def test_a_row_that_has_not_run_yet_is_said_to():
 def test_a_run_that_diverged_counts_for_nothing():
     broken = runs("table3", {TUCKER[2]: [4.0, 4.0]}, "diverged_at")
     assert claims._gpu_runs(broken, "table3") == {}
+
+
+@pytest.mark.parametrize("where", [LLAMA, ORDER])
+def test_a_row_of_which_a_run_diverged_has_failed(where):
+    (claim,) = [c for c in claims.SENTENCES if c.where == where and "iteration" not in c.says]
+    found = runs("table3", {**RIVALS, **{row: [4.0, 4.0] for row in TUCKER}})
+    assert claim.judge(found)[1] == REPRODUCED  # control
+    found += runs("table3", {TUCKER[2]: [7]}, "diverged_at")
+    assert claim.judge(found) == (f"{TUCKER[2]} diverged", FAILED)
+    rival = runs("table3", {"GQA n_KV=8": [7]}, "diverged_at") + found[:-1]
+    assert claim.judge(rival)[1] == UNTESTED  # what to compare with is not known
+
+
+def test_head_modes_are_those_of_runs_of_the_table_s_length():
+    short = spectra(6.0, 6.0)
+    short[0]["config"]["train"]["steps"] = 20
+    assert claims._head_redundancy(short)[1] == UNTESTED and claims._head_redundancy(short + spectra(6.0, 11.0))[1] == FAILED
+    both = claims._head_redundancy(spectra(12.0, 12.0) + spectra(6.0, 6.0))
+    assert both == ("75% and 75% of n_H before and after the softmax", REPRODUCED)  # the mean over seeds
 
 
 def test_a_run_at_other_settings_counts_for_nothing():

@@ -8,9 +8,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from reproduce.data import text
 from reproduce.data.images import load_images
 from reproduce.data.text import load_text, read_documents
 from reproduce.language import batch_of, validate
+from reproduce.records import run_id
 
 STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for k in range(40)) for n in range(30)]
 
@@ -201,3 +203,28 @@ def test_given_byte_pairs_are_used(tmp_path):
     given = load_text(str(tmp_path / "a.txt"), 999, tmp_path / "cache", bpe=str(tmp_path))
     assert given.vocab_size == 300 and np.array_equal(given.train, learned.train)
     assert np.array_equal(given.token_bytes, learned.token_bytes)
+
+
+def test_as_many_learned_byte_pairs_as_gpt2_has_are_not_taken_for_them(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    learned = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache")
+    assert "byte_pairs" not in learned.describe()  # nothing could be mistaken
+    monkeypatch.setattr(text, "GPT2_VOCABULARY", 300)
+    Tokenizer.from_str(learned.tokenizer).model.save(str(tmp_path))
+    given = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache", bpe=str(tmp_path))
+    assert learned.describe() == given.describe() | {"byte_pairs": "learned"}
+    ids = {run_id("table2", "gpu", "MHA", {}, 0, data.describe()) for data in (learned, given)}
+    assert len(ids) == 2
+
+
+def test_tokens_of_other_tables_are_not_taken_from_the_cache(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    seen = set()
+    for size in (300, 280):
+        tables = tmp_path / str(size)
+        tables.mkdir()
+        Tokenizer.from_str(load_text(str(tmp_path / "a.txt"), size, tmp_path / "cache").tokenizer).model.save(str(tables))
+        seen.add(load_text(str(tmp_path / "a.txt"), 999, tmp_path / "cache", bpe=str(tables)).vocab_size)
+    assert seen == {300, 280}
+    with pytest.raises(ValueError, match="--bpe nowhere: vocab.json and merges.txt not found there"):
+        load_text(str(tmp_path / "a.txt"), 999, tmp_path / "cache", bpe="nowhere")

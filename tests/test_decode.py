@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reproduce import decode, records
+from reproduce import decode, records, report
 from reproduce.options import Options
 from reproduce.rows import TABLE2
 
@@ -33,3 +33,13 @@ def test_every_row_is_recorded_with_the_bytes_of_table_2(tmp_path, monkeypatch):
 @torch.no_grad()
 def test_mla_is_timed_in_its_absorbed_form():
     assert decode.build(TABLE2[3], "cpu").absorb
+
+
+def test_times_of_two_runs_stand_in_two_tables():
+    """A ratio to multi-head attention is one within a run; other commands and devices have another."""
+    committed = [r for r in records.load(records.COMMITTED, "decode") if r["preset"] == "smoke"]
+    elsewhere = [r | {"device": "another device"} for r in committed]
+    assert report.by_command(committed + elsewhere) == [committed, elsewhere]
+    drawn = report.render(committed + elsewhere)
+    assert drawn.count("**Decoding") == 2 and "another device" in drawn
+    assert report.render(committed).count("**Decoding") == 1  # control

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reproduce import figure3, records, spectra
+from reproduce.distributed import Workers
 from reproduce.options import Options
 from reproduce.rows import Row
 
@@ -73,7 +74,11 @@ def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
     assert titles[1:] == ["figure3 MHA pretrained seed 0", "figure3 MHA seed 0"]  # control: another model is another start
     monkeypatch.setitem(figure3.PRESETS, "smoke", tiny)
     run(tmp_path, rows=("MLA shared d_c=4",), seeds=(0,))
-    assert titles[3:] == ["figure3 MHA pretrained seed 0", "figure3 MLA shared d_c=4 seed 0"]  # the file holds that other model
+    assert titles[3:] == ["figure3 MLA shared d_c=4 seed 0"]  # the first start was moved aside, and is found there
+    for path in (tmp_path / "models").iterdir():
+        path.unlink()
+    run(tmp_path, rows=("Tucker [3,4,4]",), seeds=(0,))
+    assert titles[4:] == ["figure3 MHA pretrained seed 0", "figure3 Tucker [3,4,4] seed 0"]  # control: none is there
 
 
 def test_a_fine_tuning_that_diverges_is_on_record_and_stops_no_other(tiny, tmp_path, monkeypatch, capsys):
@@ -134,6 +139,12 @@ def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
     spectra.run(Options("smoke", tmp_path, tmp_path / "records", model=str(path)))
     (record,) = records.load(tmp_path / "records", "spectra")
     assert len(record["metrics"]["trained"]) == 2
+
+
+@pytest.mark.parametrize("given", [{"model": "vit"}, {"workers": Workers(micro_batch=2)}, {"workers": Workers(sharding="ddp")}])
+def test_what_the_paper_s_preset_alone_knows_is_refused(given, tmp_path):
+    with pytest.raises(ValueError, match="figure3 knows --model, --micro-batch and --sharding in its preset paper alone"):
+        figure3.run(Options("smoke", tmp_path, tmp_path, **given))
 
 
 def test_another_file_is_refused(tmp_path):

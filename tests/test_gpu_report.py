@@ -39,7 +39,7 @@ def test_seeds_at_another_setting_are_one_line_and_settings_are_not():
     again = copy.deepcopy(run) | {"seed": 1}
     run["metrics"]["validation_loss"], again["metrics"]["validation_loss"] = 3.0, 3.2
     others = gpu_report.budget_tables([run, again], "table2")[-1]
-    assert row_of(others, "MHA")[:4] == ["0.77", "800", run["data"]["name"], "3.100 ± 0.141 (2)"]
+    assert row_of(others, "MHA")[:5] == ["0.77", "800", "3,052", run["data"]["name"], "3.100 ± 0.141 (2)"]
     again["config"]["train"]["warmup_steps"] = 9  # control
     assert len(gpu_report.budget_tables([run, again], "table2")[-1].splitlines()) == 4
 
@@ -219,3 +219,55 @@ def test_the_ablations_say_nothing_more_where_there_is_nothing_to_say():
     full = [*COMMITTED, *(example | {"method": method} for method in missing)]
     without = [r for r in full if (r["experiment"], r["preset"]) != ("table2", "gpu-sweep")]
     assert len(gpu_report.ablation_table(full)) == 4 and len(gpu_report.ablation_table(without)) == 3
+
+
+def trial(experiment="table2", preset="gpu", **settings) -> dict:
+    """A copy of a committed run with other training settings, and a loss that would be noticed."""
+    run = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, preset)))
+    run["config"]["train"] |= settings
+    run["metrics"] |= {"validation_loss": 9.0, "tokens_per_second": 1e9, "tokens_seen": 1}
+    return run
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_short_trial_changes_no_table_but_its_own_line(first):
+    """Whether it stands before or after the others."""
+    for short in (trial(steps=20), trial(preset="gpu-sweep", steps=20), trial("ablations", "gpu-sweep", steps=20)):
+        found = [short, *COMMITTED] if first else [*COMMITTED, short]
+        assert gpu_report.sweep_table(found) == gpu_report.sweep_table(COMMITTED)
+        assert gpu_report.ablation_table(found) == gpu_report.ablation_table(COMMITTED)
+        assert gpu_report.cures_table(found) == gpu_report.cures_table(COMMITTED)
+        assert gpu_report.findings(found) == gpu_report.findings(COMMITTED)
+        title, table, *_, others = gpu_report.budget_tables(found, "table2")
+        assert [title, table] == gpu_report.budget_tables(COMMITTED, "table2")[:2]
+        assert (" 20 " in others and "9.000" in others) == (short["preset"] == "gpu")
+    changed = trial()  # control: a run of the same budget does count
+    assert gpu_report.budget_tables([*COMMITTED, changed], "table2")[1] != table
+
+
+def test_seeds_are_counted_for_the_titles():
+    runs = gpu_report.sweep_runs(COMMITTED)
+    assert gpu_report.seeds_in_words(runs) == "one seed" and ", one seed; " in gpu_report.sweep_table(COMMITTED)[0]
+    assert gpu_report.seeds_in_words([*runs, runs[0] | {"seed": 7}]) == "up to 2 seeds"
+
+
+def test_speed_is_that_of_one_gpu():
+    run = gpu_report.settled(COMMITTED, "table2")["MHA"][0]
+    many = copy.deepcopy(run)
+    many["metrics"] |= {"workers": {"workers": 8}, "tokens_per_second": 1e9}
+    assert gpu_report.speeds_on_one_card([run, many]) == gpu_report.speeds_on_one_card([run])
+    many["metrics"]["workers"]["workers"] = 1  # control
+    assert gpu_report.speeds_on_one_card([run, many]) != gpu_report.speeds_on_one_card([run])
+
+
+def test_a_row_of_which_a_run_broke_off_has_no_mean():
+    broken = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0])
+    broken["metrics"] = {name: broken["metrics"][name] for name in ("attention_parameters", "cache_per_token", "curve")}
+    broken["metrics"]["diverged_at"] = 300
+    found = [*COMMITTED, broken]
+    cells = row_of(gpu_report.budget_tables(found, "table2")[1], "Tucker [8,64,64]")
+    assert cells[3:5] == ["diverged at step 300", ""]
+    assert "Tucker [8,64,64]" not in gpu_report.findings(found).split("\n")[0]
+    assert claims._competitive(found)[1] == REPRODUCED  # another row's
+    broken["method"] = "Tucker [8,128,64]"
+    assert claims._competitive(found) == ("Tucker [8,128,64] diverged", FAILED)

@@ -306,6 +306,7 @@ COMMANDS = table(
     *(compressed("--save", file, 1, message) for file, message in (
         ("folder", "--save .*folder: a folder, or the model itself; name another file"),
         ("model.safetensors", "--save .*model.safetensors: a folder, or the model itself"),
+        ("small.st", "--save .*small.st: its name must end in .safetensors"),
         ("file/small.safetensors", "file"),
     )),
     ("option: compress --save two", ["compress", "--ranks=4,4,4;2,2,2", "--save", "x"], 1, "exactly one triple of --ranks"),

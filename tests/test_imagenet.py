@@ -1,6 +1,7 @@
 """Figure 3 at the paper's scale, with a small model and few photographs: the same images for any number of workers, every row trained."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,7 +52,15 @@ def test_without_a_folder_the_hub_is_asked(photographs, monkeypatch, tmp_path):
     monkeypatch.setattr(imagenet, "import_datasets", lambda: SimpleNamespace(load_dataset=load_dataset))
     found = load_photographs(None, tmp_path, side=16)
     assert asked == [(imagenet.HUB_NAME, {"cache_dir": str(tmp_path)})]
-    assert found.describe() == photographs.describe() | {"name": imagenet.HUB_NAME}
+    assert found.describe() | {"sha256": ""} == photographs.describe() | {"name": imagenet.HUB_NAME, "sha256": ""}
+
+
+def test_other_photographs_in_the_same_classes_are_other_data(photographs, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    same = load_photographs(str(tmp_path / "other"), tmp_path / "cache", side=16)
+    Image.new("RGB", (99, 99)).save(tmp_path / "other" / "train" / "dark" / "0.jpg")
+    assert photographs.sha256 == same.sha256  # control: where a folder lies changes nothing
+    assert load_photographs(str(tmp_path / "other"), tmp_path / "cache2", side=16).sha256 != same.sha256
 
 
 def test_photographs_carry_their_classes(photographs):

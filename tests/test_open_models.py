@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import warnings
 from types import SimpleNamespace
@@ -155,6 +156,25 @@ def test_compress_refuses_data_that_the_model_cannot_take(kind, option, message,
         compress.run(options)
 
 
+@torch.no_grad()
+def test_images_are_standardised_as_the_model_was_trained(checkpoints, tmp_path):
+    """Images come in [-1, 1], which is what most vision transformers take; one that says otherwise gets what it says."""
+    shutil.copytree(checkpoints / "vit", tmp_path / "vit")
+    x = inputs_for("vit").clamp(-1, 1)
+    plain = open_model(str(tmp_path / "vit"))
+    assert torch.equal(plain.logits(plain.model, x), make("vit")(x).logits)
+    said = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(said))
+    opened = open_model(str(tmp_path / "vit"))
+    mean, std = (torch.tensor(values)[:, None, None] for values in said.values())
+    expected = make("vit")((x / 2 + 0.5 - mean) / std).logits
+    torch.testing.assert_close(opened.logits(opened.model, x), expected)
+    assert relative_error(opened.logits(opened.model, x), plain.logits(plain.model, x)) > 1e-3  # control
+    opened.save(tmp_path / "small.safetensors")
+    again = open_model(str(tmp_path / "small.safetensors"))
+    torch.testing.assert_close(again.logits(again.model, x), expected)
+
+
 @EVERY
 @torch.no_grad()
 def test_compress_measures_saves_and_opens_again(kind, checkpoints, text, tmp_path):
@@ -236,6 +256,8 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
             parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)
     save_model(model_path(tmp_path, "table2 MHA seed 0"), model, config, learned.to_str())
     compress.run(Options("smoke", tmp_path, tmp_path / "records", text=str(text)))
+    with pytest.raises(ValueError, match="holds no multi-head model"):
+        compress.run(Options("smoke", tmp_path, tmp_path / "records", text=str(text), seeds=(1,)))
     rows = records.load(tmp_path / "records", "compress", "smoke")
     assert {r["method"].split()[0] for r in rows} == {"Tucker", "MLA", "GQA"}
     assert all(
@@ -383,6 +405,7 @@ def test_timm(monkeypatch, tmp_path, qkv_bias):
     expected = source(x).clone()
     opened.put(opened.layers)
     assert relative_error(opened.model(x), expected) < 1e-5
+    assert relative_error(opened.logits(opened.model, x), expected) < 1e-5  # its images lie in [-1, 1]
     smaller = {place: reduce(layer, (4, 24, 16)) for place, layer in opened.layers.items()}
     opened.put(smaller)
     opened.save(tmp_path / "small.safetensors")

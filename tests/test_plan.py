@@ -83,6 +83,13 @@ def test_a_scale_of_ours_knows_nothing_from_the_paper(tmp_path, capsys):
     assert "at a peak rate of 0.002; betas" in smoke and "; float32; no dropout." in " ".join(smoke.split())
 
 
+def test_a_vision_transformer_of_unknown_shape_has_no_plan(tmp_path, capsys):
+    with pytest.raises(
+        ValueError, match="--dry-run knows the shapes of google/vit-large-patch32-224-in21k and google/vit-base"
+    ):
+        dry_run(tmp_path, capsys, EXPERIMENTS["figure3"], model="vit_tiny_patch16_224")
+
+
 def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):
     printed = dry_run(tmp_path, capsys, workers=Workers(count=16, micro_batch=10), rows=("MHA",))
     assert "Global batch 480 sequences = 16 workers x 10 at a time x 3, 491,520 tokens a step." in printed

@@ -135,6 +135,20 @@ def test_damage_is_named(places, tmp_path):
         prepare("letters", tmp_path / "pdf", **(places | {"files": "all.pdf"}))
 
 
+def test_what_a_prepared_text_has_of_its_own_cannot_be_given(places, tmp_path):
+    prepare("letters", tmp_path / "out", **places)
+    for option in ("validation", "bpe"):
+        options = Options("smoke", tmp_path, tmp_path, text=str(tmp_path / "out"), **{option: str(tmp_path / "text")})
+        with pytest.raises(ValueError, match=f"--{option}: .*out is prepared, with byte pairs and a held-out part of its own"):
+            read_text(PRESETS["smoke"], options)
+
+
+def test_a_table_without_texts_is_refused(places, tmp_path):
+    (tmp_path / "other.jsonl").write_text(json.dumps({"body": "a letter"}) + "\n")
+    with pytest.raises(ValueError, match='other.jsonl: its columns are body; one of them must be "text"'):
+        prepare("letters", tmp_path / "out", **(places | {"files": str(tmp_path / "other.jsonl")}))
+
+
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'tucker-ref\[paper\]'"):

@@ -8,6 +8,7 @@ import numpy as np
 from reproduce import ablations, figure3, language, records, survival, table2, table3
 from reproduce.options import Options
 from reproduce.recipe import Recipe
+from reproduce.saved import make_room, run_of
 
 TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3": figure3}
 
@@ -68,11 +69,28 @@ def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
     first = path.read_bytes()
     (record,) = records.load(tmp_path / "records")
     aside = path.with_stem(f"{path.stem}-{record['id']}")
-    assert language.run_of(path) == record["id"] and "no longer" not in train()
+    assert run_of(path) == record["id"] and "no longer" not in train()
     assert f"{path} was the model of another run, which is in {aside} now" in train(learning_rate=1e-3)
     assert aside.read_bytes() == first != path.read_bytes() and len(records.load(tmp_path / "records")) == 2
     assert "no longer" not in train()  # it is found where it is now
     aside.unlink()
     assert "its model is no longer in" in train() and "no longer" not in train(learning_rate=1e-3)
     path.write_bytes(b"damaged")
-    assert language.run_of(path) == "unknown" and "which is in" in train(learning_rate=3e-3)
+    assert run_of(path) == "unknown" and "which is in" in train(learning_rate=3e-3)
+
+
+def test_models_are_found_by_seed_and_preset(tmp_path):
+    title, tokenizer = "table2 MHA seed 1", "{}"
+    path = language.model_path(tmp_path, title)
+    config = {"model": "gpt2", "d_model": 24, "n_heads": 2, "n_layers": 1, "context": 8, "vocab_size": 9}
+    model = language.build_model(config | {"attention": {"mechanism": "MHA"}})
+    for number, preset in enumerate(("smoke", "gpu")):
+        make_room(path, str(number))
+        language.save_model(path, model, config, tokenizer, run=str(number), preset=preset)
+    aside = path.with_stem(f"{path.stem}-0")
+    assert language.model_of(tmp_path, title, "gpu") == path and language.model_of(tmp_path, title, "smoke") == aside
+    assert (
+        language.model_of(tmp_path, title, "paper") is None and language.model_of(tmp_path, "table2 MHA seed 0", "gpu") is None
+    )
+    language.save_model(path, model, config, tokenizer)  # one that does not say
+    assert language.model_of(tmp_path, title, "paper") == path

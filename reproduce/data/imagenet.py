@@ -55,8 +55,12 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
         found = datasets.load_dataset("imagefolder", data_dir=path, cache_dir=str(cache))
     train, test = found["train"], found["validation"]
     labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in (train, test)])
+    digest = hashlib.sha256(labels.tobytes())
+    if path is not None:  # labels alone would not tell one folder from another
+        for file in sorted(p for part in ("train", "validation") for p in (Path(path) / part).rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
     name = HUB_NAME if path is None else Path(path).name
-    return Photographs(name, hashlib.sha256(labels.tobytes()).hexdigest(), train, test, int(labels.max()) + 1, side)
+    return Photographs(name, digest.hexdigest(), train, test, int(labels.max()) + 1, side)
 
 
 def training_view(image, side: int, rng: np.random.Generator) -> np.ndarray:

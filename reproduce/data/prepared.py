@@ -112,7 +112,11 @@ def _documents(name: str, files: str | None, skip: int) -> Iterator[str]:
             raise ValueError(f"--files {files}: the name must end in {', '.join(BUILDERS)}")
         options = {"sample_by": "document"} if builder == "text" else {}
         found = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
-    return (row["text"] for row in found.skip(skip))
+    rows = iter(found.skip(skip))
+    first = next(rows, None)
+    if first is not None and "text" not in first:
+        raise ValueError(f'--files {files}: its columns are {", ".join(first)}; one of them must be "text"')
+    return (row["text"] for row in itertools.chain([] if first is None else [first], rows))
 
 
 def import_datasets():

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
+GPT2_VOCABULARY = 50_257
 VALIDATION_SHARE = 10  # every tenth document is held out
 OPENERS = {".txt": open, ".py": open, ".gz": gzip.open, ".xz": lzma.open}
 # Not library code but its tests, demos, tables and whatever else was installed beside it.
@@ -29,7 +30,7 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 @dataclass(frozen=True)
 class TextData:
     """Tokenised text. train, validation: (tokens,) uint16; token_bytes: (vocab_size,), bytes that each token stands for;
-    tokenizer: its JSON, for `tokenizers`.
+    tokenizer: its JSON, for `tokenizers`; learned: whether its byte pairs come from this text.
     """
 
     name: str
@@ -38,19 +39,21 @@ class TextData:
     validation: np.ndarray
     token_bytes: np.ndarray
     tokenizer: str
+    learned: bool = False
 
     @property
     def vocab_size(self) -> int:
         return len(self.token_bytes)
 
     def describe(self) -> dict:
-        """What a record says of the data."""
+        """What a record says of the data; of byte pairs that could be taken for GPT-2's by their number, that they are not."""
         return {
             "name": self.name,
             "sha256": self.sha256,
             "vocab_size": self.vocab_size,
             "train_tokens": len(self.train),
             "validation_tokens": len(self.validation),
+            **({"byte_pairs": "learned"} if self.learned and self.vocab_size == GPT2_VOCABULARY else {}),
         }
 
 
@@ -73,9 +76,11 @@ def load_text(
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = _sha256(train, held_out)
-    kept = cache / f"tokens-{sha256[:16]}-{'gpt2' if bpe else vocab_size}.npz"
+    tables = read_gpt2_tables(Path(bpe)) if bpe else None
+    kind = f"gpt2-{hashlib.sha256(tables.to_str().encode()).hexdigest()[:8]}" if tables else vocab_size
+    kept = cache / f"tokens-{sha256[:16]}-{kind}.npz"
     if not kept.exists():
-        tokenizer = read_gpt2_tables(Path(bpe)) if bpe else _learn_byte_pairs(train, vocab_size)
+        tokenizer = tables or _learn_byte_pairs(train, vocab_size)
         arrays = {
             "train": encode(tokenizer, train, "tokenising"),
             "validation": encode(tokenizer, held_out, "tokenising held-out text"),
@@ -86,7 +91,7 @@ def load_text(
     try:
         with open(kept, "rb") as file, np.load(file) as arrays:
             tokenizer = arrays["tokenizer"].tobytes().decode()
-            return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer)
+            return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer, not bpe)
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
 
