@@ -11,7 +11,9 @@ from .rows import Row
 
 
 def record_sizes(experiment: str, rows: Iterable[Row], shape: dict, options: Options) -> None:
-    """One record with the sizes of all rows at the paper's shape; nothing is trained."""
+    """One record with the sizes of all rows at the paper's shape, of several workers by the first; nothing is trained."""
+    if not options.workers.is_first:
+        return
     sizes = [measure(row, shape["d_model"], shape["n_heads"]) for row in rows]
     append(options.records, new_record(experiment, "sizes", "all rows", shape, {"rows": sizes}), replace=True)
 

@@ -89,6 +89,5 @@ def run(options: Options) -> None:
     model, preset = {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
         return show([plan_of("table2", rows, model, preset, options, KNOWN, OURS)], options)
-    if options.workers.is_first:
-        record_sizes("table2", TABLE2, PAPER_SHAPE, options)
+    record_sizes("table2", TABLE2, PAPER_SHAPE, options)
     train_rows("table2", rows, model, preset, options)

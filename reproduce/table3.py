@@ -83,6 +83,5 @@ def run(options: Options) -> None:
     model, preset = {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
         return show([plan_of("table3", rows, model, preset, options, KNOWN, OURS)], options)
-    if options.workers.is_first:
-        record_sizes("table3", TABLE3, PAPER_SHAPE, options)
+    record_sizes("table3", TABLE3, PAPER_SHAPE, options)
     train_rows("table3", rows, model, preset, options)

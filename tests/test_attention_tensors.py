@@ -97,3 +97,12 @@ def test_the_textbook_computes_as_precisely_as_its_weights():
     y = multi_head_attention(x, w_q, w_k, w_v, w_o)
     assert y.dtype == np.float64
     np.testing.assert_array_equal(y, multi_head_attention(x.astype(float), w_q, w_k, w_v, w_o))
+
+
+def test_the_textbook_sums_over_heads_in_the_finest_precision_of_its_operands_and_float32_at_least():
+    operands = [np.ones((4, 6)), *random_head_weights(6, 2, 3)]
+    for number in range(len(operands)):
+        mixed = [operand.astype(np.float64 if n == number else np.float32) for n, operand in enumerate(operands)]
+        assert multi_head_attention(*mixed).dtype == np.float64
+    for dtype in (np.float16, np.float32):
+        assert multi_head_attention(*(operand.astype(dtype) for operand in operands)).dtype == np.float32
