@@ -43,17 +43,18 @@ def draw_all(folder: Path, out: Path) -> None:
     def found(experiment: str, preset: str) -> list[dict]:
         return [r for r in everything if (r["experiment"], r["preset"]) == (experiment, preset)]
 
+    def ended(runs: list[dict]) -> list[dict]:
+        return [r for r in runs if not gpu_report.diverged([r])]
+
     gpt2, llama = found("table2", "sizes"), found("table3", "sizes")
     if gpt2:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
     for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
-        if runs := largest(
-            alike([r for r in found(experiment, "smoke") if gpu_report.losses_of([r])])
-        ):  # not those that diverged
+        if runs := largest(alike(ended(found(experiment, "smoke")))):
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
-    if runs := [r for r in gpu_report.sweep_runs(everything) if gpu_report.losses_of([r])]:  # not those that diverged
+    if runs := ended(gpu_report.sweep_runs(everything)):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
     shown = (
         "Tucker [8,128,128]",
@@ -68,7 +69,7 @@ def draw_all(folder: Path, out: Path) -> None:
     for preset in ("smoke", "gpu"):
         if runs := largest(alike(found("spectra", preset))):
             figures.singular_values(runs, out / f"spectra_{preset}.png")
-        runs = largest(alike([r for r in found("figure3", preset) if "diverged_at" not in r["metrics"]]))
+        runs = largest(alike(ended(found("figure3", preset))))
         if any("train" in r["config"] for r in runs):
             figures.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
     if runs := found("compress", "smoke"):

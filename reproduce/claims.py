@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .gpu_report import BUDGETS, settled, step_times
+from .gpu_report import BUDGETS, diverged, settled, step_times
 from .report import FORMULAS, attention_mb, cache_mb, sizes_of
 from .rows import TABLE2
-from .tables import alike, difference, largest, markdown
+from .tables import alike, difference, grouped, largest, markdown
 
 BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
@@ -141,25 +141,21 @@ def _competitive(records: list[dict]) -> tuple[str, str]:
 
 def _gpu_runs(records: list[dict], experiment: str) -> dict[str, list[dict]]:
     """Metrics of the preset `gpu` by row, without rows of which a run broke off."""
-    runs: dict[str, list[dict]] = {}
-    broken = _broken(records, experiment)
-    for r in _chosen(records, experiment):
-        if r["method"] not in broken:
-            runs.setdefault(r["method"], []).append(r["metrics"])
-    return runs
+    return {row: [r["metrics"] for r in runs] for row, runs in _chosen(records, experiment).items() if not diverged(runs)}
 
 
 def _broken(records: list[dict], experiment: str) -> set[str]:
     """Rows of the preset `gpu` of which a run broke off: what the others reached is not what the row reaches."""
-    return {r["method"] for r in _chosen(records, experiment) if "diverged_at" in r["metrics"]}
+    return {row for row, runs in _chosen(records, experiment).items() if diverged(runs)}
 
 
-def _chosen(records: list[dict], experiment: str) -> list[dict]:
-    """Runs of the preset `gpu`; of a table, those at its present settings, in its order, else the most that are alike."""
+def _chosen(records: list[dict], experiment: str) -> dict[str, list[dict]]:
+    """Runs of the preset `gpu` by row; of a table, those at its present settings, in its order, else the most that are alike."""
     if experiment in BUDGETS:
         groups = settled(records, experiment)
-        return [r for row in BUDGETS[experiment].rows for r in groups.get(row.label, [])]
-    return largest(alike([r for r in records if (r["experiment"], r["preset"]) == (experiment, "gpu")]))
+        return {row.label: groups[row.label] for row in BUDGETS[experiment].rows if row.label in groups}
+    runs = largest(alike([r for r in records if (r["experiment"], r["preset"]) == (experiment, "gpu")]))
+    return grouped(runs, lambda r: r["method"])
 
 
 def _llama_loss(records: list[dict]) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from .rows import Row
 from .runs import Run, override, selected
 from .saved import described, fill, kept, make_room, read_model, write_model
 from .sizes import count_parameters
-from .training import Diverged, TrainConfig, train
+from .training import Diverged, TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,21 @@ def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, preset: Pr
         "attention_parameters": count_parameters(block.attention for block in model.blocks),
     }
     batch_at = batches(data, settings, this.seed, preset.pretrain.steps, preset.augmented)
+    result, after = outcome(
+        lambda: train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title),
+        lambda: judged(model, data, this.options.device),
+        settings,
+    )
+    this.finish({**after, **before, "curve": result.curve}, result.seconds)
+
+
+def outcome(training: Callable[[], TrainResult], judge: Callable[[], dict], settings: TrainConfig) -> tuple[TrainResult, dict]:
+    """What a fine-tuning left behind, and the metrics of what came out: the judgement, or at which step it diverged."""
     try:
-        result = train(model, batch_at, loss_on(data), settings, this.checkpoint, this.title)
+        return training(), {**judge(), "images_seen": settings.steps * settings.batch_size}
     except Diverged as error:
         tqdm.write(f"{error}; recorded")
-        return this.finish({"diverged_at": error.step, **before, "curve": error.result.curve}, error.result.seconds)
-    seen = settings.steps * settings.batch_size
-    after = judged(model, data, this.options.device)
-    this.finish({**after, **before, "images_seen": seen, "curve": result.curve}, result.seconds)
+        return error.result, {"diverged_at": error.step}
 
 
 def build_vit(shape: dict) -> ViT:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from tucker_ref import MultiHeadAttention
 
 from .data.imagenet import CLASSES, TRAIN_IMAGES, held_out_batches, load_photographs, training_batches
-from .figure3 import accuracy, as_input
+from .figure3 import accuracy, as_input, outcome
 from .models.vit import ViT
 from .open_models import OpenModel, open_model
 from .options import Options
@@ -23,7 +22,7 @@ from .plan import Plan, show
 from .rows import Row
 from .runs import Run, override, selected
 from .sizes import count_parameters
-from .training import Diverged, TrainConfig, train
+from .training import TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -168,12 +167,9 @@ def fine_tune(name: str, row: Row, seed: int, options: Options) -> None:
         "attention_parameters": count_parameters(model.get_submodule(place) for place in opened.layers),
         "workers": workers.describe(settings.batch_size),
     }
-    try:
-        result = train(model, batch_at, loss_of, settings, this.checkpoint, this.title, workers=workers)
-        after = {**judged(), "images_seen": settings.steps * settings.batch_size}
-    except Diverged as error:
-        tqdm.write(f"{error}; recorded")
-        result, after = error.result, {"diverged_at": error.step}
+    result, after = outcome(
+        lambda: train(model, batch_at, loss_of, settings, this.checkpoint, this.title, workers=workers), judged, settings
+    )
     if workers.is_first:
         this.finish({**after, **before, "curve": result.curve}, result.seconds)
     workers.wait()

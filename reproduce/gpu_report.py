@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,8 +10,9 @@ from . import figure3, table2, table3
 from .ablations import CASES, CURES, ROW
 from .ablations import PRESETS as ABLATIONS
 from .language import LanguagePreset
+from .records import data_key, workers_of
 from .rows import Row
-from .tables import alike, commit_of, difference, largest, markdown, mean_and_spread
+from .tables import alike, commit_of, difference, grouped, largest, markdown, mean_and_spread
 
 BEGIN, END = "<!-- commands: written by `python -m reproduce report --write README.md` -->", "<!-- end of commands -->"
 LONG = ", warm-up four times longer"  # of the ablations, what belongs into the sweep as well
@@ -90,9 +91,7 @@ def cures_table(records: list[dict]) -> list[str]:
     """records: all there are.  What held the logits back in the sweep, at Table 2's full budget, beside Table 2's runs without it."""
     cured = of_one_budget(_of(records, "ablations", "gpu"))
     plain = settled([r for r in _of(records, "table2", "gpu") if budget_of(r) == budget_of(cured[0])], "table2")
-    changed: dict[tuple, list[dict]] = defaultdict(list)
-    for r in cured:
-        changed[of_row(r), *_key(r)].append(r)
+    changed = grouped(cured, lambda r: (of_row(r), *_key(r)))
     lines = []
     for label in dict.fromkeys(row for row, *_ in changed):
         for group in ([plain[label]] if label in plain else []) + [runs for (row, *_), runs in changed.items() if row == label]:
@@ -108,9 +107,7 @@ def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str,
     Returns: the table, and the lowest losses.
     """
     rates = sorted({r["config"]["train"]["learning_rate"] for r in runs})
-    found: dict[tuple, list[dict]] = defaultdict(list)
-    for r in runs:
-        found[label_of(r), r["config"]["train"]["learning_rate"]].append(r)
+    found = grouped(runs, lambda r: (label_of(r), _key(r)[1]))
     best: dict[str, float] = {}
     for group in found.values():
         if (loss := _mean(group)) is not None:
@@ -129,14 +126,12 @@ def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str,
 
 def of_one_budget(runs: list[dict]) -> list[dict]:
     """Those on the text and over the steps of most of them: losses on other ones are not to be set beside theirs."""
-    counts = Counter(map(budget_of, runs))
-    return [r for r in runs if budget_of(r) == max(counts, key=counts.__getitem__)]
+    return max(grouped(runs, budget_of).values(), key=len, default=[])
 
 
 def budget_of(record: dict) -> tuple:
     """What text a run was trained on, in which byte pairs, and over how many steps."""
-    data = record["data"]
-    return data["sha256"], data.get("byte_pairs"), record["config"]["train"]["steps"]
+    return *data_key(record["data"]), record["config"]["train"]["steps"]
 
 
 def seeds_in_words(runs: list[dict]) -> str:
@@ -182,20 +177,15 @@ def settled(records: list[dict], experiment: str) -> dict[str, list[dict]]:
 
     On the text on which there are most of them.
     """
-    budget, groups = BUDGETS[experiment], defaultdict(list)
+    budget = BUDGETS[experiment]
     now = budget.preset.train
 
     def is_settled(record: dict) -> bool:
-        t = record["config"]["train"]
-        return (t["learning_rate"], t["warmup_steps"], t["steps"]) == (
-            budget.rate(record["method"]),
-            now.warmup_steps,
-            now.steps,
-        )
+        t, rate = record["config"]["train"], budget.rate(record["method"])
+        return (t["learning_rate"], t["warmup_steps"], t["steps"]) == (rate, now.warmup_steps, now.steps)
 
-    for r in largest(alike(list(filter(is_settled, _of(records, experiment, "gpu"))))):
-        groups[r["method"]].append(r)
-    return groups
+    runs = largest(alike([r for r in _of(records, experiment, "gpu") if is_settled(r)]))
+    return grouped(runs, lambda r: r["method"])
 
 
 def budget_tables(records: list[dict], experiment: str) -> list[str]:
@@ -234,10 +224,9 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
     parts = [_scale(budget, shown or runs), markdown(header, lines), sources(shown or runs)]
     kept = {id(r) for r in shown}
     if others := [r for r in runs if id(r) not in kept]:
-        order, found = [row.label for row in budget.rows], defaultdict(list)
-        for r in sorted(others, key=lambda r: order.index(r["method"])):
-            found[*_key(r), _warmup(r), budget_of(r)].append(r)
-        rows = []
+        order, rows = [row.label for row in budget.rows], []
+        others.sort(key=lambda r: order.index(r["method"]))
+        found = grouped(others, lambda r: (*_key(r), _warmup(r), budget_of(r)))
         for (label, rate, warmup, (*_, steps)), group in found.items():
             logit, text = largest_logit(group), group[0]["data"]["name"]
             cells = [label, f"{rate:g}", f"{warmup}", f"{steps:,}", text, loss_cell(group), f"{logit:,.0f}" if logit else ""]
@@ -288,9 +277,7 @@ def speeds_on_one_card(runs: list[dict]) -> tuple[str, dict[str, float]]:
     """The card that has trained most of the rows, and its tokens per second by row: means over runs on one GPU, at any rate."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for r in runs:
-        if r["metrics"].get("workers", {"workers": 1})["workers"] > 1:
-            continue
-        if speed := r["metrics"].get("tokens_per_second"):
+        if workers_of(r) == 1 and (speed := r["metrics"].get("tokens_per_second")):
             found[r["device"]][r["method"]].append(speed)
     card = max(found, key=lambda device: len(found[device]), default="no run ended")
     return card, {row: statistics.mean(speeds) for row, speeds in found[card].items()}

@@ -110,14 +110,8 @@ def plan_of(
     """
     if options.preset != "paper":
         rates = dict.fromkeys(f"{settings_of(row, recipe, preset, options).learning_rate:g}" for row, recipe in rows)
-        known, ours = (
-            (),
-            (
-                f"AdamW at a peak rate of {' or '.join(rates)}, by row"
-                if len(rates) > 1
-                else f"AdamW at a peak rate of {next(iter(rates))}",
-            ),
-        )
+        by_row = ", by row" if len(rates) > 1 else ""
+        known, ours = (), (f"AdamW at a peak rate of {' or '.join(rates)}{by_row}",)
     configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
     settings = settings_of(*rows[0], preset, options)
     return Plan(

@@ -9,7 +9,7 @@ from torch import nn
 
 from .distributed import Workers
 from .options import Options
-from .records import COMMITTED, load
+from .records import COMMITTED, load, workers_of
 from .sizes import count_parameters
 from .tables import counted, markdown
 from .training import TrainConfig
@@ -150,7 +150,7 @@ def throughput(plan: Plan, label: str) -> tuple[int, str] | None:
         for record in load(COMMITTED, plan.experiment)
         if record["method"] == label
         and record["metrics"].get("tokens_per_second")
-        and record["metrics"].get("workers", {"workers": 1})["workers"] == 1
+        and workers_of(record) == 1
         and record["device"].startswith("NVIDIA")
         and all(record["config"].get(name) == value for name, value in plan.shape.items())
     ]

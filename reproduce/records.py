@@ -32,11 +32,20 @@ TYPES = {"id": str, "experiment": str, "preset": str, "method": str, "config": d
 
 def run_id(experiment: str, preset: str, method: str, config: dict, seed: int | None, data: dict | None) -> str:
     """What tells one run from another, as 16 hex digits."""
-    known = [experiment, preset, method, config, seed, data and data["sha256"]]
-    if data and "byte_pairs" in data:
-        known.append(data["byte_pairs"])
-    parts = json.dumps(known, sort_keys=True)
+    parts = json.dumps([experiment, preset, method, config, seed, *data_key(data)], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def data_key(data: dict | None) -> tuple:
+    """What tells one data set from another: its content, and byte pairs where they could be taken for others."""
+    if data is None:
+        return (None,)
+    return (data["sha256"], data["byte_pairs"]) if "byte_pairs" in data else (data["sha256"],)
+
+
+def workers_of(record: dict) -> int:
+    """How many trained together."""
+    return record["metrics"].get("workers", {"workers": 1})["workers"]
 
 
 def new_record(

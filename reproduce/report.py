@@ -21,7 +21,7 @@ from .gpu_report import (
 )
 from .rows import TABLE2
 from .speed_report import speed_tables
-from .tables import alike, commit_of, difference, markdown, mean_and_spread
+from .tables import alike, commit_of, difference, grouped, markdown, mean_and_spread
 
 BEGIN, END = "<!-- results: written by `python -m reproduce report --write README.md` -->", "<!-- end of results -->"
 FORMULAS = {
@@ -42,9 +42,7 @@ def render(records: list[dict], experiments: Container[str] | None = None) -> st
 
     records: of all experiments, since some tables hold several.  Returns: Markdown, empty where nothing is to be shown.
     """
-    groups = defaultdict(list)
-    for record in records:
-        groups[record["experiment"], record["preset"]].append(record)
+    groups = grouped(records, lambda r: (r["experiment"], r["preset"]))
     sections = []
     for experiment, (heading, draw) in DRAW.items():
         tables = []
@@ -95,9 +93,9 @@ def table2_sizes(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows)]
 
 
-def each(draw: Callable[[list[dict]], list[str]], grouped: Callable = alike) -> Callable[[list[dict]], list[str]]:
+def each(draw: Callable[[list[dict]], list[str]], split: Callable = alike) -> Callable[[list[dict]], list[str]]:
     """Draws a table for each group of runs that may stand in one."""
-    return lambda records: [part for group in grouped(records) for part in draw(group)]
+    return lambda records: [part for group in split(records) for part in draw(group)]
 
 
 def loss_table(experiment: str, records: list[dict]) -> list[str]:
@@ -143,20 +141,19 @@ def loss_table(experiment: str, records: list[dict]) -> list[str]:
 
 def ablation_runs(records: list[dict]) -> list[str]:
     """At a scale that shows no more than that each recipe runs."""
-    groups, runs = defaultdict(list), of_one_budget(records)
-    for r in runs:
-        rate = r["config"]["train"]["learning_rate"]
-        groups[r["method"] if rate == runs[0]["config"]["train"]["learning_rate"] else f"{r['method']}, rate {rate:g}"].append(
-            r
-        )
-    example = next(iter(groups.values()))[0]
-    c = example["config"]
+    runs = of_one_budget(records)
+    c = runs[0]["config"]
+
+    def label(record: dict) -> str:
+        rate = record["config"]["train"]["learning_rate"]
+        return record["method"] + (f", rate {rate:g}" if rate != c["train"]["learning_rate"] else "")
+
     title = (
         f"**Initialisations and cures at REDUCED SCALE, d {c['d_model']}, {c['n_layers']} layers, {c['train']['steps']} steps: each of "
         "them runs; which is best this is too short to tell.**"
     )
-    rows = [[method, loss_cell(group)] for method, group in groups.items()]
-    return [title, markdown(["row", "validation loss (nats/token)"], rows), provenance(example)]
+    rows = [[name, loss_cell(group)] for name, group in grouped(runs, label).items()]
+    return [title, markdown(["row", "validation loss (nats/token)"], rows), provenance(runs[0])]
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -216,8 +213,7 @@ def figure3_runs(records: list[dict]) -> list[str]:
             f"{data['name']} {rest} The paper's accuracies are not available to us."
         )
     header = ["row", "attention parameters", "top-1 %, converted only", "top-1 %, fine-tuned", "top-5 %, fine-tuned"]
-    rates = ", ".join(dict.fromkeys(f"{r['config']['train']['learning_rate']:g}" for r in records if "train" in r["config"]))
-    return [title, markdown(header, rows), provenance(example, f"learning rate {rates} for every row")]
+    return [title, markdown(header, rows), provenance(example, f"learning rate {c['train']['learning_rate']:g} for every row")]
 
 
 def percent(name: str, metrics: list[dict]) -> str:
@@ -235,17 +231,11 @@ def epochs_of(record: dict) -> str:
 
 def by_command(records: list[dict]) -> list[list[dict]]:
     """Timings that were taken in one run: of one command on one device."""
-    groups = defaultdict(list)
-    for r in records:
-        groups[r["command"], r["device"], r["commit"]].append(r)
-    return list(groups.values())
+    return list(grouped(records, lambda r: (r["command"], r["device"], r["commit"])).values())
 
 
 def by_device(records: list[dict]) -> list[list[dict]]:
-    groups = defaultdict(list)
-    for r in records:
-        groups[r["device"]].append(r)
-    return list(groups.values())
+    return list(grouped(records, lambda r: r["device"]).values())
 
 
 def decode_runs(records: list[dict]) -> list[str]:
@@ -279,10 +269,7 @@ def compress_runs(records: list[dict]) -> list[str]:
 
 def by_model(records: list[dict]) -> list[list[dict]]:
     """Records of one model on one set of samples together."""
-    groups = defaultdict(list)
-    for r in records:
-        groups[r["config"]["model"], r["config"].get("run"), r["data"]["sha256"]].append(r)
-    return list(groups.values())
+    return list(grouped(records, lambda r: (r["config"]["model"], r["config"].get("run"), r["data"]["sha256"])).values())
 
 
 def compress_table(records: list[dict]) -> str:

@@ -1,7 +1,9 @@
 """Markdown tables, which runs may stand in one, and the small arithmetic that every table needs."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+from .records import data_key
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -44,6 +46,14 @@ def difference(ours: float, paper: float) -> str:
     return f"{100 * (ours / paper - 1):+.1f} %"
 
 
+def grouped(records: Iterable[dict], key: Callable[[dict], Hashable]) -> dict[Hashable, list[dict]]:
+    """Those of one key together, in the order of the first of each."""
+    groups: dict[Hashable, list[dict]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
 def alike(records: list[dict]) -> list[list[dict]]:
     """Training runs that may stand in one table, in the order of their first runs: all is alike but rows, learning rates and seeds.
 
@@ -71,4 +81,4 @@ def _settings(record: dict) -> dict:
     config = {name: value for name, value in record["config"].items() if name not in ("row", "attention")}
     own = () if "epochs" in config else ("learning_rate",)
     train = {f"train.{name}": value for name, value in config.pop("train", {}).items() if name not in own}
-    return {**config, **train, **{name: (record["data"] or {}).get(name) for name in ("sha256", "byte_pairs")}}
+    return {**config, **train, "data": data_key(record["data"])}
