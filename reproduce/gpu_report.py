@@ -10,6 +10,7 @@ from . import figure3, table2, table3
 from .ablations import CASES, CURES, ROW
 from .ablations import PRESETS as ABLATIONS
 from .language import LanguagePreset
+from .recipe import Recipe
 from .records import data_key, workers_of
 from .rows import Row
 from .tables import alike, commit_of, difference, grouped, largest, markdown, mean_and_spread
@@ -71,7 +72,7 @@ def ablation_table(records: list[dict]) -> list[str]:
     table, _ = rates_table(runs, lambda r: r["method"])
     title = (
         f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, {seeds_in_words(runs)}, one change at a time; "
-        "validation loss in nats/token.** MHA beside it, with the schedule's change, since that one is open to every row."
+        "validation loss in nats/token.** MHA beside it, with what is open to every row: the schedule, and an attention that learns slowly."
     )
     notes = []
     for own in (r for r in changed if r["method"] == ROW):
@@ -81,24 +82,31 @@ def ablation_table(records: list[dict]) -> list[str]:
                 f"The unchanged row was run at {_key(own)[1]:g} once more than in the sweep, where it ended at {loss:.3f}: "
                 "where a run breaks down, it ends anywhere."
             )
-    cases, there = [f"{row}, {recipe.name}" for row, recipe in CASES if recipe.config()], {r["method"] for r in changed}
-    if waiting := [case for case in cases if case not in there]:
-        notes.append(f"Not run yet: {'; '.join(waiting)}.")
+    notes += _waiting(CASES, changed)
     return [title, table, *([" ".join(notes)] if notes else []), sources(changed)]
 
 
 def cures_table(records: list[dict]) -> list[str]:
-    """records: all there are.  What held the logits back in the sweep, at Table 2's full budget, beside Table 2's runs without it."""
+    """records: all there are.  What did good in the sweep, at Table 2's full budget, beside Table 2's runs without it at any rate."""
     cured = of_one_budget(_of(records, "ablations", "gpu"))
-    plain = settled([r for r in _of(records, "table2", "gpu") if budget_of(r) == budget_of(cured[0])], "table2")
-    changed = grouped(cured, lambda r: (of_row(r), *_key(r)))
+    rows, like = list(dict.fromkeys(of_row(r) for r in cured)), lambda r: (budget_of(r), _warmup(r))
+    plain = [r for r in _of(records, "table2", "gpu") if r["method"] in rows and like(r) == like(cured[0])]
+    groups = grouped(plain + cured, _key)
+    methods = list(dict.fromkeys(method for method, _ in groups))
     lines = []
-    for label in dict.fromkeys(row for row, *_ in changed):
-        for group in ([plain[label]] if label in plain else []) + [runs for (row, *_), runs in changed.items() if row == label]:
-            logit = largest_logit(group)
-            lines.append([group[0]["method"], f"{_key(group[0])[1]:g}", loss_cell(group, 4), f"{logit:,.0f}" if logit else ""])
-    title = f"**What holds the attention logits back, at the budget of Table 2, {tokens_of(cured)}, REDUCED BUDGET.**"
-    return [title, markdown(["row", "rate", "validation loss", "largest logit"], lines), sources(cured)]
+    for method, rate in sorted(groups, key=lambda key: (rows.index(of_row(groups[key][0])), methods.index(key[0]), key[1])):
+        group = groups[method, rate]
+        lines.append([method, f"{rate:g}", loss_cell(group, 4), f"{logit:,.0f}" if (logit := largest_logit(group)) else ""])
+    title = f"**What makes it train well, at the budget of Table 2: {tokens_of(cured)}, warm-up {_warmup(cured[0])}, REDUCED BUDGET.**"
+    table = markdown(["row", "rate", "validation loss", "largest logit"], lines)
+    return [title, table, *_waiting(CURES, cured), sources(cured)]
+
+
+def _waiting(cases: list[tuple[str, Recipe]], changed: list[dict]) -> list[str]:
+    """A sentence that names the cases without a run, or nothing."""
+    there = {r["method"] for r in changed}
+    waiting = [name for row, recipe in cases if recipe.config() and (name := f"{row}, {recipe.name}") not in there]
+    return [f"Not run yet: {'; '.join(waiting)}."] if waiting else []
 
 
 def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str, dict[str, float]]:
@@ -253,12 +261,13 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
         if narrower == 1
         else f" Rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
     )
-    swept = "this" if narrower == 1 else "GPT-2's"
+    rate = "the best of the rates that were tried here"
+    if narrower > 1:
+        rate = "the rate that was best in GPT-2's sweep or, where others were tried, here"
     return (
-        f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; the rate that was "
-        f"best for the mechanism in the sweep at {swept} shape, or below where that has changed it; warm-up {t.warmup_steps} "
-        f"steps.**{named} The largest logit is that of every 100th step, over all layers and seeds: hundreds are usual, thousands say "
-        "that the attention of some layer has run away. The paper's losses are not available to us."
+        f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; every row at {rate}; "
+        f"warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over all layers and seeds: hundreds "
+        "are usual, thousands say that the attention of some layer has run away. The paper's losses are not available to us."
     )
 
 

@@ -18,9 +18,10 @@ class Recipe:
     """Changes to how a row is trained; the defaults change nothing.
 
     init: of Tucker's cores and factors, one of INITS; latent_norm: RMSNorm on its latents; core_rate, factor_rate: learning
-    rates of its cores and its factors, over the rate of all else; retracted: factors brought back to orthonormal columns after
-    every step; carried: what that takes away goes into the cores, otherwise it is dropped; product_decay: weight decay pulls the
-    two attention tensors towards zero, not their cores and factors one by one; warmup: how many times longer.
+    rates of its cores and its factors, over the rate of all else; attention_rate: of all parameters of any attention; retracted:
+    factors brought back to orthonormal columns after every step; carried: what that takes away goes into the cores, otherwise it is
+    dropped; product_decay: weight decay pulls the two attention tensors towards zero, not their cores and factors one by one;
+    warmup: how many times longer.
     """
 
     name: str = "as it is"
@@ -28,6 +29,7 @@ class Recipe:
     latent_norm: bool = False
     core_rate: float = 1.0
     factor_rate: float = 1.0
+    attention_rate: float = 1.0
     retracted: bool = False
     carried: bool = True
     product_decay: bool = False
@@ -65,10 +67,23 @@ class Recipe:
             block.attention = new
 
     def optimizer(self, model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
-        """AdamW as ever, or one that knows cores from factors."""
+        """AdamW as ever, or one that knows the attention from the rest, or cores from factors."""
         if {"core_rate", "factor_rate", "retracted", "product_decay"} & self.config().keys():
             return TuckerAdamW(model, settings, self)
+        if self.attention_rate != 1:
+            return with_attention_apart(model, settings, self.attention_rate)
         return make_optimizer(model, settings)
+
+
+def with_attention_apart(model: nn.Module, settings: TrainConfig, rate: float) -> torch.optim.AdamW:
+    """AdamW as ever, but for the learning rate of the attention's parameters, over that of all else."""
+    attention = {id(p) for block in model.blocks for p in block.attention.parameters()}
+    plain = make_optimizer(model, settings)
+    groups = []
+    for group in plain.param_groups:
+        inside, outside = ([p for p in group["params"] if (id(p) in attention) == within] for within in (True, False))
+        groups += [{**group, "params": outside}, {**group, "params": inside, "share": rate}]
+    return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
 class TuckerAdamW(torch.optim.AdamW):

@@ -10,9 +10,9 @@ from reproduce import ablations, language, records
 from reproduce.distributed import Workers
 from reproduce.models.gpt2 import GPT2
 from reproduce.options import Options
-from reproduce.recipe import Recipe, TuckerAdamW, decay_products, retract
+from reproduce.recipe import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
 from reproduce.rows import TABLE2, TABLE2_BESIDE
-from reproduce.training import TrainConfig, learning_rate_at, train
+from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
 from tucker_ref import MultiHeadAttention, compress
 from tucker_ref.tucker import TuckerWeights
 
@@ -130,6 +130,34 @@ def test_a_share_of_the_rate_is_a_share_at_every_step(tmp_path):
     assert [g["lr"] / rate for g in optimizer.param_groups] == pytest.approx([1, 1, 0.25, 1])
 
 
+def test_a_slower_attention_is_that_of_any_mechanism_and_nothing_else(tmp_path):
+    recipe = Recipe(attention_rate=0.25)
+    for row in (TABLE2[0], TABLE2[3].narrowed(16), TUCKER):
+        model = model_of(row)
+        used = []
+        make = lambda *a: used.append(recipe.optimizer(*a)) or used[-1]  # noqa: B023, E731
+        train(model, windows, GPT2.loss, CONFIG, tmp_path / f"{row.label}.pt", "", optimizer=make)
+        (optimizer,) = used
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        slow = {id(p) for block in model.blocks for p in block.attention.parameters()}
+        assert rates.keys() == {id(p) for p in model.parameters()}
+        rate = learning_rate_at(CONFIG.steps - 1, CONFIG)
+        assert all(found == pytest.approx(rate * (0.25 if p in slow else 1)) for p, found in rates.items())
+        plain = make_optimizer(model, CONFIG)
+        decay = lambda o: {id(p): group["weight_decay"] for group in o.param_groups for p in group["params"]}  # noqa: E731
+        assert decay(optimizer) == decay(plain)
+
+
+def test_the_attention_apart_at_the_full_rate_takes_the_same_steps(tmp_path):
+    """Control: what a slower attention changes is its rate."""
+    for rate in (1.0, 0.25):
+        plain, apart = model_of(TABLE2[0]), model_of(TABLE2[0])
+        train(plain, windows, GPT2.loss, CONFIG, tmp_path / f"{rate}a.pt", "")
+        slower = lambda model, config: with_attention_apart(model, config, rate)  # noqa: B023, E731
+        train(apart, windows, GPT2.loss, CONFIG, tmp_path / f"{rate}b.pt", "", optimizer=slower)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), apart.parameters())) == (rate == 1)
+
+
 def test_a_shared_latent_is_refused():
     shared = TABLE2_BESIDE[2].narrowed(16)
     with pytest.raises(ValueError, match="'kept' is not defined for a latent that keys and values share"):
@@ -168,6 +196,10 @@ def test_cures_are_tried_on_the_row_that_broke_down_and_on_the_widest_at_table_2
     ]
     rates = [language.settings_of(row, recipe, preset, options).learning_rate for row, recipe in cures]
     assert rates == [2.4e-3, 1.2e-3]
+    (mha,) = ((row, recipe) for row, recipe in ablations.CURES if row == "MHA")
+    row = next(row for row, _ in cases if row.label == "MHA")
+    assert mha[1].config() == {"attention_rate": 0.25}
+    assert language.settings_of(row, mha[1], preset, options).learning_rate == 2.4e-3
     assert len(cases) == len(ablations.CASES) > len(ablations.CURES)  # control
 
 
