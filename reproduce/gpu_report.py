@@ -265,9 +265,10 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
     if narrower > 1:
         rate = "the rate that was best in GPT-2's sweep or, where others were tried, here"
     return (
-        f"**{budget.title}{shape}: {tokens_of(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; every row at {rate}; "
-        f"warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over all layers and seeds: hundreds "
-        "are usual, thousands say that the attention of some layer has run away. The paper's losses are not available to us."
+        f"**{budget.title}{shape}: {tokens_of(runs)}{passes_over(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; "
+        f"every row at {rate}; warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over all layers "
+        "and seeds: hundreds are usual, thousands say that the attention of some layer has run away. The paper's losses are not "
+        "available to us."
     )
 
 
@@ -441,3 +442,9 @@ def diverged(group: list[dict]) -> str:
 def tokens_of(runs: list[dict]) -> str:
     tokens = next((r["metrics"]["tokens_seen"] for r in runs if "tokens_seen" in r["metrics"]), 0)
     return f"{tokens / 1e6:.1f}M training tokens"
+
+
+def passes_over(runs: list[dict]) -> str:
+    """How often the text was read, where it was read more than once; otherwise nothing."""
+    passes = max((r["metrics"].get("tokens_seen", 0) / r["data"]["train_tokens"] for r in runs), default=0)
+    return f", {passes:.1f} times through the text" if passes > 1 else ""

@@ -49,7 +49,8 @@ def run(options: Options) -> None:
         if (path := model_of(options.out, f"table2 {row.label} seed {seed}", options.preset))
     }
     if not found:
-        raise ValueError(f"{options.out / 'models'} holds no model of table2; run `python -m reproduce table2` first")
+        command = f"python -m reproduce table2 --preset {options.preset}"
+        raise ValueError(f"{options.out / 'models'} holds no model of table2; run `{command}` first")
     width = PAPER_SHAPE["d_model"] // preset.narrower
     for (label, seed), path in tqdm(found.items(), "spectra"):
         model, _, config = load_model(path)

@@ -66,5 +66,5 @@ def test_the_layers_are_taken_to_the_device_named():
 
 
 def test_without_models_it_says_what_to_run_first(tmp_path):
-    with pytest.raises(ValueError, match="holds no model of table2; run `python -m reproduce table2` first"):
+    with pytest.raises(ValueError, match="holds no model of table2; run `python -m reproduce table2 --preset smoke` first"):
         spectra.run(Options("smoke", tmp_path, tmp_path))
