@@ -254,3 +254,103 @@ def test_a_cache_may_be_used_in_and_out_of_inference_mode(made_in_inference):
         last = layer(x[:, 2:], cache=cache, positions=places[2:])
         expected = layer(x, positions=places)
     torch.testing.assert_close(torch.cat([first, last], dim=1), expected)
+
+
+@EVERY
+def test_a_compiled_layer_decodes_in_one_graph(name):
+    """In pieces, where queries are fewer than sources, and one token at a time beside a mask."""
+    layer, x = layer_of(name), tokens(2, 9, 24)
+    padding = (torch.arange(9) >= torch.tensor([[0], [2]]))[:, None, None, :]  # (b, 1, 1, m)
+    for mask, chunks in ((None, (4, 3, 2)), (padding, (4, 2, 1, 1, 1))):
+        torch.compiler.reset()
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        cache, start = layer.new_cache(2, 9), 0
+        with torch.no_grad():
+            expected = layer(x, mask=mask)
+            for size in chunks:
+                end = start + size
+                y = compiled(x[:, start:end], cache=cache, mask=None if mask is None else mask[..., :end])
+                assert relative_error(y, expected[:, start:end]) < EXACT
+                start = end
+
+
+@EVERY
+def test_beams_go_on_from_the_sequences_that_they_chose(name):
+    layer, x = layer_of(name), tokens(3, 6, 24)
+    turns = name in ROTATED
+    positions = torch.arange(6) + torch.tensor([[0], [5], [20]])  # (b, n)
+    rows = torch.tensor([2, 0, 0])
+    cache = layer.new_cache(3, 8)
+    layer(x[:, :5], cache=cache, positions=positions[:, :5] if turns else None)
+    cache.reorder(rows)
+    last = layer(x[:, 5:], cache=cache, positions=positions[rows][:, 5:] if turns else None)
+    chosen = torch.cat([x[rows][:, :5], x[:, 5:]], dim=1)
+    expected = layer(chosen, positions=positions[rows] if turns else None)[:, 5:]
+    assert relative_error(last, expected) < EXACT
+    assert relative_error(layer(x)[:, 5:], expected) > DIFFERENT  # control: without a new order
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[0, 1], torch.tensor([0, 1, 2]), torch.tensor([0, 2]), torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), torch.tensor(0)],
+)
+def test_an_order_that_is_none_is_refused(rows):
+    cache = Cache({"key": (1, 2)}, 2, 3, dtype=torch.float32, device="cpu")
+    cache.append(key=torch.arange(4.0).reshape(2, 1, 1, 2))
+    with pytest.raises(ValueError, match="it must be 2 integers from 0 to 1, one per sequence"):
+        cache.reorder(rows)
+    assert torch.equal(cache.streams["key"][:, 0, 0], torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+    cache.reorder(torch.tensor([1, 1], dtype=torch.int32))  # control
+    assert torch.equal(cache.streams["key"][:, 0, 0], torch.tensor([[2.0, 3.0], [2.0, 3.0]]))
+
+
+@EVERY
+def test_a_shorter_length_takes_tokens_back(name):
+    """As speculative decoding does with guesses that were refused."""
+    layer, x, guess = layer_of(name), tokens(2, 6, 24), tokens(2, 3, 24, seed=7)
+    cache = layer.new_cache(2, 9)
+    layer(x[:, :4], cache=cache)
+    layer(guess, cache=cache)
+    cache.length = 4
+    assert relative_error(layer(x[:, 4:], cache=cache), layer(x)[:, 4:]) < EXACT
+
+
+def test_a_layer_may_name_its_arguments_otherwise():
+    class Renamed(TuckerAttention):
+        def forward(self, hidden_states, attention_mask=None, **options):
+            return super().forward(hidden_states, mask=attention_mask, **options)
+
+    layer, x = Renamed(24, 6, (4, 9, 8)), torch.randn(2, 5, 24)
+    mask, cache = torch.ones(5, 5, dtype=torch.bool).tril(), layer.new_cache(2, 5)
+    expected = TuckerAttention.forward(layer, x)
+    for y in (layer(x, mask), layer(hidden_states=x), layer(x, cache=cache)):
+        torch.testing.assert_close(y, expected)
+
+
+def test_quantised_weights_and_adapters_do_not_decide_what_a_layer_takes():
+    class Quantised(torch.nn.Module):
+        """Eight bits a weight, and an adapter in single precision."""
+
+        def __init__(self, linear):
+            super().__init__()
+            self.bias, self.step = None, linear.weight.abs().max().item() / 127
+            self.weight = torch.nn.Parameter((linear.weight / self.step).round().to(torch.int8), requires_grad=False)
+            self.adapter = torch.nn.Parameter(torch.zeros(linear.weight.shape))
+
+        def forward(self, x):
+            return x @ (self.weight * self.step + self.adapter).to(x.dtype).T
+
+    layer, x = MultiHeadAttention(24, 3).bfloat16(), torch.randn(2, 5, 24).bfloat16()
+    expected = layer(x)
+    layer.q_proj = Quantised(layer.q_proj)
+    assert next(layer.parameters()).dtype == torch.int8  # control: what comes first would not do
+    torch.testing.assert_close(layer(x), expected, rtol=0.05, atol=0.01)
+    with pytest.raises(ValueError, match="x is torch.float16"):
+        layer(x.half())
+    assert layer.new_cache(2, 5, dtype=torch.bfloat16).streams["key"].dtype == torch.bfloat16
+    for name in [name for name, _ in layer.named_parameters()]:
+        module, _, parameter = name.rpartition(".")
+        value = layer.get_parameter(name).detach()
+        delattr(layer.get_submodule(module), parameter)
+        setattr(layer.get_submodule(module), parameter, value)
+    assert layer.new_cache(2, 5).streams["key"].dtype == torch.float32  # a layer without parameters

@@ -73,8 +73,12 @@ def test_norms_put_mla_outside_def_2_1():
     """With RMSNorm the latents are not linear in x: the converted layer carries the norms, and without them it is another one."""
     layer = CELLS["MLA shared, RoPE none, latent norm"].build()
     assert isinstance(layer, MultiHeadLatentAttention)
-    tucker = as_tucker(layer)
-    assert tucker.latent_norm and error(layer, tucker, "causal", "whole sequence") < EXACT
+    for eps in (0.5, 1e-6):
+        layer.q_a_layernorm.eps = layer.kv_a_layernorm.eps = eps
+        tucker = as_tucker(layer)
+        assert tucker.latent_norm and error(layer, tucker, "causal", "whole sequence") < EXACT
+        tucker.query_norm.eps = tucker.key_norm.eps = 0.25
+        assert error(layer, tucker, "causal", "whole sequence") > DIFFERENT
     tucker.query_norm = tucker.key_norm = torch.nn.Identity()
     assert error(layer, tucker, "causal", "whole sequence") > DIFFERENT
 

@@ -468,7 +468,7 @@ COMPRESSION = table(
         (dict(relative_error=NAN), "relative_error is nan"),
         (dict(relative_error=-1), "relative_error is -1"),
         (dict(max_parameters=0), "max_parameters = 0"),
-        (dict(max_cache=-1), "max_cache = -1"),
+        (dict(max_cache=-1), "max_cache is -1"),
     )),
     *((f"moment: {what}", lambda bad=bad: compress(MHA, RANKS, moment=bad), message) for what, bad, message in (
         ("of another width", torch.eye(23), "moment is 23 x 23; this layer's inputs.* are 24 wide"),

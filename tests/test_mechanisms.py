@@ -14,6 +14,7 @@ from tucker_ref import (
     MultiHeadLatentAttention,
     Rotary,
     TuckerAttention,
+    compress,
     tensor_attention,
 )
 from tucker_ref.tucker import LatentNorm, TuckerWeights
@@ -582,3 +583,82 @@ def test_two_latents_do_not_load_into_one():
 def test_half_precision_becomes_numpy_in_single():
     layer = TuckerAttention(24, 4, (3, 8, 8)).bfloat16()
     assert layer.pre.numpy().core.dtype == np.float32
+
+
+def test_a_latent_that_a_file_holds_under_one_name_is_loaded_under_both():
+    layer = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
+    for name in ("pre.key", "post.value"):
+        for assign in (False, True):
+            state = layer.state_dict()
+            del state[name]
+            other = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
+            other.load_state_dict(state, assign=assign)
+            assert torch.equal(other.pre.key, layer.pre.key) and other.post.value is other.pre.key
+    del state["pre.key"]
+    with pytest.raises(RuntimeError, match="Missing key"):  # control: under none
+        TuckerAttention(24, 4, (3, 8, 8), shared_kv=True).load_state_dict(state)
+    separate = TuckerAttention(24, 4, (3, 8, 8)).state_dict()
+    del separate["post.value"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        TuckerAttention(24, 4, (3, 8, 8)).load_state_dict(separate)
+
+
+def test_a_shared_latent_of_a_run_that_diverged_can_be_loaded():
+    layer, other = (TuckerAttention(24, 4, (3, 8, 8), shared_kv=True) for _ in range(2))
+    with torch.no_grad():
+        layer.pre.key[0, 0] = math.nan
+    other.load_state_dict(layer.state_dict())
+    assert other.pre.key[0, 0].isnan() and torch.equal(other.pre.key[1:], layer.pre.key[1:])
+    state = layer.state_dict()
+    state["post.value"] = torch.zeros_like(state["pre.key"])
+    with pytest.raises(RuntimeError, match="pre.key and post.value differ"):
+        other.load_state_dict(state)
+
+
+def test_a_shared_latent_that_was_replaced_or_parametrised_moves_and_loads_and_is_not_compressed():
+    replaced, parametrised = (TuckerAttention(24, 4, (3, 8, 8), shared_kv=True) for _ in range(2))
+    replaced.pre.key = nn.Parameter(torch.randn(24, 8))
+    nn.utils.parametrizations.orthogonal(parametrised.pre, "key")
+    for layer in (replaced, parametrised):
+        with pytest.raises(
+            ValueError, match="post.value is no longer its pre.key; with shared_kv they are one plain parameter"
+        ):
+            compress(layer, layer.ranks)
+    x = torch.randn(2, 5, 24)
+    y = parametrised(x)
+    parametrised.load_state_dict(parametrised.state_dict())
+    torch.testing.assert_close(parametrised.double()(x.double()), y.double())
+    replaced.to(torch.float64)
+    assert replaced.post.value is replaced.pre.key
+    compress(replaced, replaced.ranks)  # control: one again
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda pre, post: (post, pre), "pre has the factors head, output, value; it must have head, query, key"),
+        (lambda pre, post: (pre, pre), "post has the factors head, query, key; it must have head, output, value"),
+        (lambda pre, post: (weights_like(pre, query=torch.ones(25, 9)), post), r"pre.query has shape \(25, 9\).*\(24, 9\)"),
+        (lambda pre, post: (weights_like(pre, key=torch.ones(24, 7)), post), r"pre.key has shape \(24, 7\).*\(24, 8\)"),
+        (lambda pre, post: (pre, weights_like(post, head=torch.ones(5, 3))), r"post.head has shape \(5, 3\).*\(6, 3\)"),
+        (lambda pre, post: (pre, weights_like(post, value=torch.ones(25, 5))), r"post.value has shape \(25, 5\).*\(24, 5\)"),
+    ],
+)
+def test_weights_that_do_not_fit_together_make_no_layer(change, message):
+    layer = TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5))
+    with pytest.raises(ValueError, match=message):
+        TuckerAttention.from_weights(*change(layer.pre, layer.post), scale=1.0)
+    TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0)  # control
+
+
+@pytest.mark.parametrize("bias, output_bias", [(False, torch.zeros(24)), (True, None), (True, torch.zeros(1))])
+def test_biases_that_do_not_fit_the_factors_make_no_layer(bias, output_bias):
+    layer = TuckerAttention(24, 6, (4, 9, 8), bias=bias)
+    with pytest.raises(ValueError, match="has shape .*; beside the others it must have"):
+        TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0, output_bias=output_bias)
+    made = TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0, output_bias=layer.output_bias)  # control
+    assert made.bias == bias
+
+
+def weights_like(weights: TuckerWeights, **other: torch.Tensor) -> TuckerWeights:
+    return TuckerWeights(weights.core, {name: getattr(weights, name) for name in weights.names} | other)

@@ -186,6 +186,22 @@ def test_frequencies_follow_the_device(monkeypatch):
     assert _device() == torch.device("cpu")  # values must not be lost
 
 
+def test_frequencies_come_back_from_the_meta_device():
+    """A layer that was moved there and given memory again has no values but these."""
+    layer = MultiHeadAttention(24, 3, rotary=Rotary.heads(8))
+    emptied = MultiHeadAttention(24, 3, rotary=Rotary.heads(8)).to("meta").to_empty(device="cpu")
+    emptied.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 24)
+    torch.testing.assert_close(emptied(x), layer(x))
+
+
+def test_frequencies_are_constants_of_their_own():
+    given = torch.tensor([1.0, 0.1], dtype=torch.float64)
+    rotary = Rotary(given)
+    given.zero_()
+    assert rotary.frequencies.tolist() == [1.0, 0.1]
+
+
 def test_positions_may_differ_between_sequences():
     rotary, x = Rotary.heads(8), tokens(2, 5, 8)
     positions = torch.stack([PLACES, PLACES + 3])
@@ -337,6 +353,11 @@ def test_bad_positions_are_named(name, positions, message):
         (lambda: Rotary.heads(8, pairing="both"), "pairing is 'both'.*half, interleaved"),
         (lambda: Rotary([]), "frequencies has shape"),
         (lambda: Rotary([1.0, float("nan")]), "finite"),
+        (lambda: Rotary(torch.ones(2, requires_grad=True)), "frequencies requires a gradient; they are constants"),
+        (
+            lambda: Rotary(torch.ones(2, device="meta")),
+            "frequencies holds no values .it is on the meta device.; they are constants",
+        ),
         (lambda: Rotary([1.0, 2.0], blocks=(2, 4)), r"blocks \(2, 4\) add up to 6"),
         (lambda: Rotary([1.0, 2.0], blocks=(3, 1)), "a block's width is 3"),
         (lambda: Rotary.heads(8)(torch.ones(1, 2, 6), torch.arange(2)), "x has width 6.*turns 8"),

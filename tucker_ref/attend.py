@@ -64,17 +64,17 @@ def _sdpa(q, k, v, scale, causal, mask, grouped: bool = True):
         # they are. With grouped heads SDPA may otherwise repeat them in memory.
         z = F.scaled_dot_product_attention(q.reshape(b, k.shape[1], -1, q.shape[3]), k, v, scale=scale)  # (b, g, c, v)
         return z.reshape(b, h, 1, -1)
-    # SDPA's own causal flag aligns the first query with the first source, and refuses a mask beside it.
-    square = q.shape[2] == k.shape[2] and mask is None
-    allowed = None if square else _allowed(q, k, causal, mask)
-    if allowed is not None:
-        allowed = torch.atleast_2d(allowed)
-    sharing = q.shape[1] != k.shape[1]
-    if sharing and not grouped:  # a view without copies where all heads share one key, as in Tucker Attention
-        k, v = (x.unsqueeze(2).expand(-1, -1, h // x.shape[1], -1, -1).flatten(1, 2) for x in (k, v))
-    z = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=allowed, is_causal=causal and square, scale=scale, enable_gqa=sharing and grouped
-    )
+    # SDPA's own causal flag aligns the first query with the first source, and refuses a mask beside it. Branches in place of
+    # conditions as arguments: while a layer is compiled, sizes may be symbols.
+    allowed, triangle, sharing = None, causal, False
+    if mask is not None or n != k.shape[2]:
+        allowed, triangle = _allowed(q, k, causal, mask), False
+        allowed = None if allowed is None else torch.atleast_2d(allowed)
+    if h != k.shape[1]:
+        sharing = grouped
+        if not grouped:  # a view without copies where all heads share one key, as in Tucker Attention
+            k, v = (x.unsqueeze(2).expand(-1, -1, h // x.shape[1], -1, -1).flatten(1, 2) for x in (k, v))
+    z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=triangle, scale=scale, enable_gqa=sharing)
     return SameLayoutBack.apply(z) if z.is_cuda else z
 
 

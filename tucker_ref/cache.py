@@ -18,7 +18,8 @@ from .checks import check_positive, check_tokens
 class Cache:
     """Preallocated room for `max_tokens` tokens of every stream, (batch, heads, max_tokens, width) each.
 
-    length: how many tokens it holds; nbytes: bytes of all streams, full or not. For inference: what is stored is detached.
+    length: how many tokens it holds, to be set lower to take the last ones back; nbytes: bytes of all streams, full or not.
+    For inference: what is stored is detached.
     keep_positions: remember positions that a caller gives, because keys will be rotated when they are read, not when stored.
     Raises ValueError unless batch and max_tokens are at least 1 and dtype is one of floating-point numbers.
     """
@@ -86,6 +87,19 @@ class Cache:
         self.length = end
         return tuple(self.streams[name][:, :, :end] for name in new)
 
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Sequence i goes on from what sequence rows[i] holds, as beam search needs it.  rows: (batch,) integers.
+
+        Raises ValueError for other rows, and then leaves the cache as it was.
+        """
+        whole = isinstance(rows, torch.Tensor) and rows.dtype in (torch.int32, torch.int64)
+        if not whole or rows.shape != (self.batch,) or not ((rows >= 0) & (rows < self.batch)).all():
+            raise ValueError(f"rows is {rows!r}; it must be {self.batch} integers from 0 to {self.batch - 1}, one per sequence")
+        for stream in self.streams.values():
+            stream[:, :, : self.length] = stream[rows, :, : self.length]
+        if self._positions is not None:
+            self._positions[:] = self._positions[rows]
+
     def positions(self, device: torch.device) -> torch.Tensor:
         """Positions of all stored tokens, (length,) or (batch, length)."""
         if self._positions is None:
@@ -97,12 +111,12 @@ def keeps_cache(forward):
     """A layer's `forward`, such that an error leaves the cache as it was: a kernel may refuse after its tokens were appended."""
 
     @functools.wraps(forward)
-    def kept(self, x, *, cache=None, **options):
+    def kept(self, *args, cache=None, **options):
         if cache is None:
-            return forward(self, x, **options)
+            return forward(self, *args, **options)
         length = getattr(cache, "length", 0)
         try:
-            return forward(self, x, cache=cache, **options)
+            return forward(self, *args, cache=cache, **options)
         except BaseException:
             if isinstance(cache, Cache):
                 cache.length = length
@@ -129,7 +143,7 @@ class CachedAttention(nn.Module):
 
     def new_cache(self, batch: int, max_tokens: int, *, dtype: torch.dtype | None = None, device=None) -> Cache:
         """An empty cache for `batch` sequences of up to `max_tokens` tokens; dtype and device are the layer's by default."""
-        example = next(self.parameters())
+        example = self._example()
         return Cache(
             self.cache_streams(),
             batch,
@@ -139,11 +153,17 @@ class CachedAttention(nn.Module):
             keep_positions=self.rotates_on_reading,
         )
 
+    def _example(self, x: torch.Tensor | None = None) -> torch.Tensor:
+        """A parameter of x's dtype and device, else the first; quantised weights, and adapters beside them, have others."""
+        parameters = [p for p in self.parameters() if p.is_floating_point()]
+        alike = (p for p in parameters if isinstance(x, torch.Tensor) and (p.dtype, p.device) == (x.dtype, x.device))
+        return next(alike, parameters[0] if parameters else torch.empty(0))
+
     rotates_on_reading = False  # True where one unrotated latent serves keys and values
 
     def check_call(self, x: torch.Tensor, causal, mask, positions, cache, backend) -> None:
         """Raise ValueError for an argument of `forward` that does not fit, before anything is computed or cached."""
-        check_numbers("x", x, next(self.parameters()))
+        check_numbers("x", x, self._example(x))
         check_tokens(x, self.d_model)
         check_rules(causal, mask, backend)
         if not (cache is None or isinstance(cache, Cache)):

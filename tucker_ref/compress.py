@@ -9,6 +9,7 @@ Under rotary embedding the key mode keeps whole channel pairs, each a complex co
 import copy
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +38,15 @@ def choose_ranks(
     relative_error: of each tensor, by the HOSVD's bound, shared evenly by its modes; max_parameters: of the compressed layer,
     output bias included; max_cache: cached numbers a token, r3 + r~3 (bytes over the bytes of a number). The two budgets take the
     smallest error that fits.
-    Raises ValueError unless exactly one bound is given, or if even the smallest layer exceeds a budget.
+    Raises ValueError unless exactly one bound is given, a number of at least 0, or if even the smallest layer exceeds a budget.
     """
-    if sum(bound is not None for bound in (relative_error, max_parameters, max_cache)) != 1:
+    bounds = {"relative_error": relative_error, "max_parameters": max_parameters, "max_cache": max_cache}
+    given = [(name, bound) for name, bound in bounds.items() if bound is not None]
+    if len(given) != 1:
         raise ValueError("choose_ranks needs exactly one of relative_error, max_parameters and max_cache")
+    [(name, bound)] = given
+    if isinstance(bound, bool) or not isinstance(bound, Real) or not bound >= 0:
+        raise ValueError(f"{name} is {bound!r}; it must be a number of at least 0")
     tensors = factored_tensors(layer, moment)
     both = [spectra_of(tensor) for tensor in tensors]
 
@@ -48,8 +54,6 @@ def choose_ranks(
         return tuple(_ranks_for(spectrum, error, even) for spectrum, even in zip(both, (t.turns for t in tensors)))
 
     if relative_error is not None:
-        if not relative_error >= 0:
-            raise ValueError(f"relative_error is {relative_error}; it must be at least 0")
         return ranks_at(relative_error)
 
     def fits(error: float) -> bool:
@@ -65,8 +69,7 @@ def choose_ranks(
 
     low, high = 0.0, 3**0.5  # at the upper end every mode may be cut to one
     if not fits(high):
-        budget = f"max_parameters = {max_parameters}" if max_cache is None else f"max_cache = {max_cache}"
-        raise ValueError(f"{budget}: even the smallest ranks, {ranks_at(high)}, exceed it")
+        raise ValueError(f"{name} = {bound}: even the smallest ranks, {ranks_at(high)}, exceed it")
     if fits(low):
         return ranks_at(low)
     for _ in range(60):  # bisection to the last bit
@@ -131,6 +134,7 @@ def compress(
     truncation then ignores that keys turn, and the result is another function than the layer until it is fine-tuned.
     moment: second moment of the layer's inputs, from `ranks.second_moment`; the truncation then keeps what matters for logits
     and outputs on such inputs instead of what is large in the weights.
+    Which frequencies the latent turns with depends on the weights, and a state_dict holds none: keep the result's `rotary` with it.
     Raises ValueError for ranks beyond the layer's own, an odd key rank under rotary embedding, an unknown method, "hooi" with
     shared_kv, a rotary embedding of another width, or a layer that has no tensors (see `ranks.factored_tensors`).
     """

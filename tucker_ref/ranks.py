@@ -247,7 +247,10 @@ def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
         raise ValueError(f"moment {tuple(moment.shape)} is not square; it must come from second_moment")
     root, failed = torch.linalg.cholesky_ex(moment.double())
     if failed or not root.isfinite().all():
-        raise ValueError(f"moment {tuple(moment.shape)} is not positive definite; it must come from second_moment")
+        raise ValueError(
+            f"moment {tuple(moment.shape)} is not positive definite; it must come from second_moment, of inputs that are not all "
+            "zeros and, with fewer tokens than channels, with some damping"
+        )
     return root.mT
 
 
@@ -344,6 +347,8 @@ def _of_weights(layer) -> tuple[Parts, Rotary | None, Parts]:
         identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)
         return weights.factors[1].detach(), cores, weights.factors[2].detach(), identity
 
+    if layer.shared_kv and layer.post.value is not layer.pre.key:  # replaced, or parametrised
+        raise ValueError("layer's post.value is no longer its pre.key; with shared_kv they are one plain parameter")
     return parts(layer.pre), layer.rotary, parts(layer.post)
 
 

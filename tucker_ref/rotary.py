@@ -61,7 +61,10 @@ class Rotary(nn.Module):
                 frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
             except (TypeError, ValueError):
                 raise ValueError(f"frequencies is {frequencies!r}; it must be a list of finite numbers, one per pair") from None
-        frequencies = frequencies.to(torch.float64)
+        if frequencies.is_meta or frequencies.requires_grad:
+            held = "holds no values (it is on the meta device)" if frequencies.is_meta else "requires a gradient"
+            raise ValueError(f"frequencies {held}; they are constants")
+        frequencies = frequencies.detach().to(torch.float64, copy=True)
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
         if frequencies.ndim != 1 or len(frequencies) == 0 or not frequencies.isfinite().all():
@@ -80,9 +83,10 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn, recurse=True):
-        kept = self.frequencies
+        if not self.frequencies.is_meta:  # where values are lost, and no state dict brings them back
+            self._values = self.frequencies
         super()._apply(fn, recurse)
-        self.frequencies = kept.to(self.frequencies.device)  # follow the device, but keep dtype and values
+        self.frequencies = self._values.to(self.frequencies.device)  # follow the device, but keep dtype and values
         return self
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

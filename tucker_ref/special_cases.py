@@ -124,9 +124,9 @@ def widened(x: torch.Tensor, place: int) -> torch.Tensor:
 def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The layer's RMSNorms for query, key and value latent; the rotary key stays as it is."""
 
-    def copied(original: nn.Module) -> LatentNorm:
-        weight = original.get_parameter("weight").detach()
-        norm = LatentNorm(len(weight))
+    def copied(original) -> LatentNorm:
+        weight = original.weight.detach()
+        norm = LatentNorm(len(weight), eps=original.eps)
         norm.weight = nn.Parameter(weight.clone())
         return norm
 

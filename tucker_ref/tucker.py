@@ -153,8 +153,12 @@ class TuckerAttention(CachedAttention):
     ) -> "TuckerAttention":
         """The layer with exactly these cores and factors; shared KV where post.value is pre.key, biased where output_bias is given.
 
-        norms: for the query, key and value latents.
+        norms: for the query, key and value latents.  Raises ValueError for ranks as the constructor does, and for tensors that do
+        not fit together.
         """
+        for name, weights, factors in (("pre", pre, ("head", "query", "key")), ("post", post, ("head", "output", "value"))):
+            if weights.names != factors:
+                raise ValueError(f"{name} has the factors {', '.join(weights.names)}; it must have {', '.join(factors)}")
         with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
             (r, s, t), (u, o, v) = pre.core.shape, post.core.shape
             layer = cls(
@@ -168,6 +172,15 @@ class TuckerAttention(CachedAttention):
                 rotary=rotary,
                 latent_norm=norms is not None,
             )
+        given: dict[str, torch.Tensor] = {f"pre.{name}": tensor for name, tensor in pre.named_parameters()}
+        given |= {f"post.{name}": tensor for name, tensor in post.named_parameters()}
+        given |= {} if output_bias is None else {"output_bias": output_bias}
+        for name, tensor in given.items():
+            if tensor.shape != (expected := layer.get_parameter(name).shape):
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}; beside the others it must have {tuple(expected)}, where query, key and "
+                    "value have one row more than the output factor if there is an output_bias"
+                )
         layer.pre, layer.post = pre, post
         if output_bias is not None:
             layer.output_bias = nn.Parameter(output_bias.detach().clone())
@@ -266,27 +279,46 @@ class TuckerAttention(CachedAttention):
 def _check_tied(
     layer: TuckerAttention, state: dict, prefix: str, _metadata, _strict, _missing, _unexpected, errors: list
 ) -> None:
-    """Two latents cannot become one: say so, as load_state_dict says what else does not fit."""
-    key, value = (state.get(prefix + name) for name in ("pre.key", "post.value"))
-    if layer.shared_kv and key is not None and value is not None and not (key.is_meta or torch.equal(key, value)):
+    """One latent under two names: either may be missing, as where a file holds each tensor once; two that differ are an error."""
+    if not _has_one_latent(layer):
+        return
+    names = [prefix + name for name in ("pre.key", "post.value")]
+    found = [state[name] for name in names if name in state]
+    if len(found) == 1:
+        state |= dict.fromkeys(names, found[0])
+    elif len(found) == 2 and not (found[0].is_meta or _same(*found)):
         errors.append(f"{prefix}pre.key and {prefix}post.value differ; this layer shares one latent between them")
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """NaN, as of a run that diverged, is the same as NaN."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _tie(layer: TuckerAttention, _incompatible_keys=None) -> None:
     """U~3 is U3 again, after anything that may have replaced one of them by a copy."""
-    if layer.shared_kv:
+    if _has_one_latent(layer):
         layer.post.value = layer.pre.key
 
 
-class LatentNorm(nn.Module):
-    """RMSNorm over the first `normalised` channels of a latent, all by default; the rest passes (DeepSeek's rotary key)."""
+def _has_one_latent(layer: TuckerAttention) -> bool:
+    """Whether keys and values share a plain parameter; a parametrised one cannot be tied."""
+    return layer.shared_kv and "key" in layer.pre._parameters and "value" in layer.post._parameters
 
-    def __init__(self, width: int, normalised: int | None = None):
+
+class LatentNorm(nn.Module):
+    """RMSNorm over the first `normalised` channels of a latent, all by default; the rest passes (DeepSeek's rotary key).
+
+    eps: added to the mean square, as in torch.nn.RMSNorm.
+    """
+
+    def __init__(self, width: int, normalised: int | None = None, *, eps: float | None = 1e-6):
         super().__init__()
+        self.eps = eps
         self.normalised = width if normalised is None else normalised
         self.weight = nn.Parameter(torch.ones(self.normalised))
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """latent: (..., width).  Returns: the same shape."""
         first, rest = latent[..., : self.normalised], latent[..., self.normalised :]
-        return torch.cat([F.rms_norm(first, (self.normalised,), self.weight, eps=1e-6), rest], dim=-1)
+        return torch.cat([F.rms_norm(first, (self.normalised,), self.weight, eps=self.eps), rest], dim=-1)
