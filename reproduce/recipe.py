@@ -83,7 +83,7 @@ def with_attention_apart(model: nn.Module, settings: TrainConfig, rate: float) -
     for group in plain.param_groups:
         inside, outside = ([p for p in group["params"] if (id(p) in attention) == within] for within in (True, False))
         groups += [{**group, "params": outside}, {**group, "params": inside, "share": rate}]
-    return torch.optim.AdamW([group for group in groups if group["params"]])
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=plain.defaults["fused"])
 
 
 class TuckerAdamW(torch.optim.AdamW):
