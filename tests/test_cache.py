@@ -256,7 +256,7 @@ def test_a_cache_may_be_used_in_and_out_of_inference_mode(made_in_inference):
     torch.testing.assert_close(torch.cat([first, last], dim=1), expected)
 
 
-@EVERY
+@pytest.mark.parametrize("name", ["MHA RoPE", "GQA RoPE", "MLA decoupled", "Tucker shared RoPE"])
 def test_a_compiled_layer_decodes_in_one_graph(name):
     """In pieces, where queries are fewer than sources, and one token at a time beside a mask."""
     layer, x = layer_of(name), tokens(2, 9, 24)
