@@ -257,7 +257,7 @@ def test_a_cache_may_be_used_in_and_out_of_inference_mode(made_in_inference):
 
 
 @pytest.mark.parametrize("name", ["MHA RoPE", "GQA RoPE", "MLA decoupled", "Tucker shared RoPE"])
-def test_a_compiled_layer_decodes_in_one_graph(name):
+def test_a_layer_compiles_into_one_graph_where_it_decodes(name):
     """In pieces, where queries are fewer than sources, and one token at a time beside a mask."""
     layer, x = layer_of(name), tokens(2, 9, 24)
     padding = (torch.arange(9) >= torch.tensor([[0], [2]]))[:, None, None, :]  # (b, 1, 1, m)

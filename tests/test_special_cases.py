@@ -145,6 +145,13 @@ def test_ranks_below_the_theorems_maxima_are_found(name):
     assert pre_ranks + post_ranks != theorem_pre + theorem_post
 
 
+@pytest.mark.parametrize("rotary", [None, Rotary.heads(2)], ids=["plain", "RoPE"])
+def test_more_heads_than_two_narrow_latents_can_tell_apart_share_a_basis(rotary):
+    layer = wide_awake(GroupedQueryAttention(2, 6, 1, head_dim=2, rotary=rotary))
+    tucker, x = as_tucker(layer), tokens(2, 5, 2)
+    assert tucker.ranks == (4, 2, 2) and relative_error(tucker(x), layer(x)) < EXACT
+
+
 def check_tensors_and_ranks(layer, pre_ranks, post_ranks):
     tucker = as_tucker(layer)
     w_pre, w_post = dense_tensors(layer)
