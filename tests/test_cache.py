@@ -347,6 +347,7 @@ def test_quantised_weights_and_adapters_do_not_decide_what_a_layer_takes():
     torch.testing.assert_close(layer(x), expected, rtol=0.05, atol=0.01)
     with pytest.raises(ValueError, match="x is torch.float16"):
         layer(x.half())
+    assert layer.new_cache(2, 5).streams["key"].dtype == torch.float32  # the adapter's, of all that can be a cache's the first
     assert layer.new_cache(2, 5, dtype=torch.bfloat16).streams["key"].dtype == torch.bfloat16
     for name in [name for name, _ in layer.named_parameters()]:
         module, _, parameter = name.rpartition(".")
