@@ -1,6 +1,7 @@
 """How a Tucker Attention may be started and trained otherwise: one change at a time, for the ablations and for the best recipe."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,11 +80,13 @@ def with_attention_apart(model: nn.Module, settings: TrainConfig, rate: float) -
     """AdamW as ever, but for the learning rate of the attention's parameters, over that of all else."""
     attention = {id(p) for block in model.blocks for p in block.attention.parameters()}
     plain = make_optimizer(model, settings)
-    groups = []
-    for group in plain.param_groups:
-        inside, outside = ([p for p in group["params"] if (id(p) in attention) == within] for within in (True, False))
-        groups += [{**group, "params": outside}, {**group, "params": inside, "share": rate}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=plain.defaults["fused"])
+    slower = [group | {"share": rate} for group in narrowed(plain, lambda p: id(p) in attention)]
+    return torch.optim.AdamW(narrowed(plain, lambda p: id(p) not in attention) + slower, fused=plain.defaults["fused"])
+
+
+def narrowed(optimizer: torch.optim.Optimizer, keep: Callable[[nn.Parameter], bool]) -> list[dict]:
+    """Its groups with these parameters alone."""
+    return [group | {"params": list(filter(keep, group["params"]))} for group in optimizer.param_groups]
 
 
 class TuckerAdamW(torch.optim.AdamW):
@@ -101,7 +104,7 @@ class TuckerAdamW(torch.optim.AdamW):
         factors = [factor for side in self.tensors for weights in side for factor in weights.factors]
         special = {id(p) for p in (*cores, *factors)}
         plain = make_optimizer(model, settings)
-        groups = [{**g, "params": [p for p in g["params"] if id(p) not in special]} for g in plain.param_groups]
+        groups = narrowed(plain, lambda p: id(p) not in special)
         decay = settings.weight_decay
         # Where factors stay orthonormal, the product's norm is the core's.
         core_decay = 0.0 if recipe.product_decay and not recipe.retracted else decay

@@ -7,6 +7,7 @@ Tucker shared   one latent, unrotated, because values read it too        r3
 """
 
 import functools
+import itertools
 
 import torch
 from torch import nn
@@ -155,9 +156,13 @@ class CachedAttention(nn.Module):
 
     def _example(self, x: torch.Tensor | None = None) -> torch.Tensor:
         """A parameter of x's dtype and device, else the first; quantised weights, and adapters beside them, have others."""
-        parameters = [p for p in self.parameters() if p.is_floating_point()]
-        alike = (p for p in parameters if isinstance(x, torch.Tensor) and (p.dtype, p.device) == (x.dtype, x.device))
-        return next(alike, parameters[0] if parameters else torch.empty(0))
+        floating = (p for p in self.parameters() if p.is_floating_point())
+        first = next(floating, None)  # as a rule it fits, and no other is looked at: this is asked in every call
+        if first is None:
+            return torch.empty(0)
+        if not isinstance(x, torch.Tensor):
+            return first
+        return next((p for p in itertools.chain([first], floating) if (p.dtype, p.device) == (x.dtype, x.device)), first)
 
     rotates_on_reading = False  # True where one unrotated latent serves keys and values
 
