@@ -89,7 +89,8 @@ def ablation_table(records: list[dict]) -> list[str]:
 def cures_table(records: list[dict]) -> list[str]:
     """records: all there are.  What did good in the sweep, at Table 2's full budget, beside Table 2's runs without it at any rate."""
     cured = of_one_budget(_of(records, "ablations", "gpu"))
-    rows, settings = list(dict.fromkeys(of_row(r) for r in cured)), (budget_of(cured[0]), _warmup(cured[0]))
+    changed, settings = {of_row(r) for r in cured}, (budget_of(cured[0]), _warmup(cured[0]))
+    rows = [row.label for row in BUDGETS["table2"].rows if row.label in changed]
     plain = [r for r in _of(records, "table2", "gpu") if r["method"] in rows and (budget_of(r), _warmup(r)) == settings]
     groups = grouped(plain + cured, _key)
     methods = list(dict.fromkeys(method for method, _ in groups))

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.transforms import Bbox
 
 from paper_figures.figures import PLACES, name_points
-from reproduce import claims, gpu_report, records
+from reproduce import claims, gpu_report, records, table2
 from reproduce.claims import FAILED, REPRODUCED, UNTESTED, _competitive
 from reproduce.tables import grouped
 
@@ -128,6 +128,12 @@ def test_cures_stand_beside_the_runs_without_them():
     assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 3  # seeds are one line
     again["config"]["train"]["learning_rate"] *= 2
     assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 4  # control: rates are not
+
+
+def test_cures_stand_in_table_2_s_order_of_rows():
+    lines = gpu_report.cures_table(COMMITTED)[1].splitlines()[2:]
+    shown = list(dict.fromkeys(gpu_report.of_row({"method": line.split("|")[1].strip()}) for line in lines))
+    assert shown == [row.label for row in table2.ON_GPU_ROWS if row.label in shown] and len(shown) > 3
 
 
 def test_commands_that_differ_in_what_is_swept_are_one():
