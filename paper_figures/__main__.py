@@ -56,12 +56,7 @@ def draw_all(folder: Path, out: Path) -> None:
             figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
     if runs := ended(gpu_report.sweep_runs(everything)):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
-    shown = (
-        "Tucker [8,128,128]",
-        "Tucker [8,128,128], cores at a quarter of the rate",
-        "Tucker [8,128,128], warm-up four times longer",
-    )
-    if runs := [r for r in found("ablations", "gpu-sweep") if r["method"] in shown]:
+    if runs := gpu_report.highest_rate(everything):
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
     for experiment in gpu_report.BUDGETS:
         if any(not gpu_report.diverged(group) for group in gpu_report.settled(everything, experiment).values()):

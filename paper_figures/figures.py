@@ -175,23 +175,41 @@ def learning_rates(records: list[dict], path: Path) -> None:
 
 
 def breaking_down(records: list[dict], path: Path) -> None:
-    """How the largest logit and the training loss go in runs of one row that are trained differently."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 4.2))
+    """Runs of one row that are trained differently, at one rate: largest logit, loss; in the first run, what grows, part by part."""
+    figure, ((logits, losses), (weights, gradients)) = plt.subplots(2, 2, figsize=(9.6, 8.0))
     for number, r in enumerate(records):
-        t, seen = r["config"]["train"], r["metrics"]["observations"]
-        change = r["method"].partition("], ")[2]
-        label = f"{change or 'as it is'}, rate {t['learning_rate']:g}"
+        seen = r["metrics"]["observations"]
         style = {"color": f"C{number}", "linewidth": 1.6}
-        left.plot([o["step"] for o in seen], [o["largest_logit"] for o in seen], **style)
-        right.plot(*zip(*[point[:2] for point in r["metrics"]["curve"]]), label=label, **style)
-    left.set(yscale="log", xlabel="step", ylabel="largest logit, all layers", title="attention logits")
-    right.set(xlabel="step", ylabel="training loss (nats per token)", title="training loss", ylim=(None, 9))
-    right.legend(fontsize=8)
-    name = of_row(records[0])
+        logits.plot([o["step"] for o in seen], [o["largest_logit"] for o in seen], **style)
+        losses.plot(*zip(*[point[:2] for point in r["metrics"]["curve"]]), label=change_of(r), **style)
+    logits.set(yscale="log", ylabel="over all layers, heads and tokens", title="largest attention logit")
+    losses.set(ylabel="nats per token", title="training loss", ylim=(None, 12))
+    losses.legend(fontsize=7.5)
+    first = records[0]["metrics"]["observations"]
+    for n, part in enumerate(("core", "head", "query", "key", "output", "value")):
+        for side, line in (("pre", "-"), ("post", "--")):
+            if (name := f"{side}.{part}") in first[0]["weights"]:
+                style = {"color": f"C{n}", "linestyle": line, "linewidth": 1.6, "label": name}
+                steps, start = [o["step"] for o in first], first[0]["weights"][name]
+                weights.plot(steps, [o["weights"][name] / start for o in first], **style)
+                gradients.plot(steps, [o["gradients"][name] for o in first], **style)
+    weights.set(ylabel="over that at the start", title=f"norm of each part, {change_of(records[0])}")
+    gradients.set(yscale="log", ylabel="Frobenius norm, all layers", title=f"norm of its gradient, {change_of(records[0])}")
+    gradients.legend(fontsize=7.5, ncols=2)
+    for ax in (logits, losses, weights, gradients):
+        ax.set(xlabel="step")
+    rate, tokens = records[0]["config"]["train"]["learning_rate"], tokens_of(records)
     figure.suptitle(
-        f"How {name} breaks down at high rates, and two cures: GPT-2's shape, REDUCED BUDGET, one seed", fontsize=11
+        f"How {of_row(records[0])} breaks down at the rate {rate:g}, and what prevents it\n"
+        f"GPT-2's shape, REDUCED BUDGET: {tokens}, {seeds_in_words(records)}"
     )
+    figure.tight_layout()
     save(figure, path)
+
+
+def change_of(record: dict) -> str:
+    """What an ablation's run does otherwise than its row."""
+    return record["method"].partition("], ")[2] or "as it is"
 
 
 def singular_values(records: list[dict], path: Path) -> None:

@@ -29,7 +29,11 @@ FOR_ANY = (
     RECIPES[-1],
     dataclasses.replace(SLOWER_ATTENTION, name=f"{SLOWER_ATTENTION.name} with the longer warm-up", warmup=4),
 )
-CASES = [*((ROW, recipe) for recipe in (Recipe(), *RECIPES)), *(("MHA", recipe) for recipe in (Recipe(), *FOR_ANY))]
+CASES = [
+    *((ROW, recipe) for recipe in (Recipe(), *RECIPES)),
+    *(("MHA", recipe) for recipe in (Recipe(), *FOR_ANY)),
+    *((label, FOR_ANY[-1]) for label in ("GQA n_KV=4", "MLA shared d_c=128")),  # the sweep has them without
+]
 WIDE = "Tucker [12,256,256]"  # as large as MHA: at the full budget its logits run away even at the lower rate that it has there
 CURED = {  # the full budget has the longer warm-up for every row
     "normalised latents": (ROW, WIDE),

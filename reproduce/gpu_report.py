@@ -54,7 +54,7 @@ def gaps(runs: list[dict]) -> str:
 
     if not left_out or not all(was_worse(*cell) for cell in left_out):
         return ""
-    return " The longer warm-up was not run at rates where another had been better with the shorter one."
+    return " Where a cell says not run, another rate had been better with the shorter warm-up."
 
 
 def ablation_table(records: list[dict]) -> list[str]:
@@ -71,8 +71,9 @@ def ablation_table(records: list[dict]) -> list[str]:
     runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
     table, _ = rates_table(runs, lambda r: r["method"])
     title = (
-        f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, {seeds_in_words(runs)}, one change at a time; "
-        "validation loss in nats/token.** MHA beside it, with what is open to every row: the schedule, and an attention that learns slowly."
+        f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, {seeds_in_words(runs)}, one change at a time, or one and the "
+        "longer warm-up; validation loss in nats/token.** Others beside it, with what is open to any row: the schedule, and an "
+        "attention that learns slowly."
     )
     notes = []
     for own in (r for r in changed if r["method"] == ROW):
@@ -84,6 +85,15 @@ def ablation_table(records: list[dict]) -> list[str]:
             )
     notes += _waiting(CASES, changed)
     return [title, table, *([" ".join(notes)] if notes else []), sources(changed)]
+
+
+def highest_rate(records: list[dict]) -> list[dict]:
+    """records: all there are.  The ablations' runs at the rate that breaks their row down, where its training was changed and nothing
+    diverged: the row as it is, then by loss from the highest."""
+    rate = ABLATIONS["gpu-sweep"].train.learning_rate
+    runs = [r for r in _of(records, "ablations", "gpu-sweep") if (of_row(r), _key(r)[1]) == (ROW, rate) and not diverged([r])]
+    runs = [r for r in runs if f"{ROW}, init" not in r["method"]]
+    return sorted(runs, key=lambda r: (r["method"] != ROW, -r["metrics"]["validation_loss"]))
 
 
 def cures_table(records: list[dict]) -> list[str]:
@@ -157,7 +167,7 @@ def of_row(record: dict) -> str:
 class Budget:
     """One of the paper's tables as the preset `gpu` trains it.
 
-    paper_steps, width: the paper's steps and d; base: the row that the paper sets the others beside.
+    paper_steps, width: the paper's steps and d; base: the row that the paper sets the others beside; note: what its title says more.
     """
 
     title: str
@@ -166,6 +176,7 @@ class Budget:
     preset: LanguagePreset
     rows: tuple[Row, ...]
     base: str
+    note: str = ""
 
     def rate(self, label: str) -> float:
         return self.preset.learning_rates.get(label, self.preset.train.learning_rate)
@@ -176,8 +187,14 @@ BUDGETS = {
         "Table 2, GPT-2", 600_000, table2.PAPER_SHAPE["d_model"], table2.PRESETS["gpu"], table2.ON_GPU_ROWS, "MHA"
     ),
     "table3": Budget(
-        "Table 3, Llama", 100_000, table3.PAPER_SHAPE["d_model"], table3.PRESETS["gpu"], table3.TABLE3, "GQA n_KV=8"
-    ),
+        "Table 3, Llama",
+        100_000,
+        table3.PAPER_SHAPE["d_model"],
+        table3.PRESETS["gpu"],
+        table3.TABLE3,
+        "GQA n_KV=8",
+        note=" Rotary embeddings turn whole heads in MHA, GQA and MQA, latents in MLA and Tucker.",
+    ),  # fmt: skip
 }
 
 
@@ -267,9 +284,9 @@ def _scale(budget: Budget, runs: list[dict]) -> str:
         rate = "the rate that was best in GPT-2's sweep or, where others were tried, here"
     return (
         f"**{budget.title}{shape}: {tokens_of(runs)}{passes_over(runs)}, {t.steps:,} steps in place of {budget.paper_steps:,}; "
-        f"every row at {rate}; warm-up {t.warmup_steps} steps.**{named} The largest logit is that of every 100th step, over all layers "
-        "and seeds: hundreds are usual, thousands say that the attention of some layer has run away. The paper's losses are not "
-        "available to us."
+        f"every row at {rate}; warm-up {t.warmup_steps} steps.**{named}{budget.note} The largest logit is that of every 100th "
+        "step, over all layers and seeds: hundreds are usual, thousands say that the attention of some layer has run away. The paper's "
+        "losses are not available to us."
     )
 
 
@@ -310,7 +327,7 @@ def sources(runs: list[dict]) -> str:
     names = {"data": [], "device": [], "commit": []}
     for r in runs:
         for kind, name in (
-            ("data", f"{r['data']['name']} (sha256 {r['data']['sha256'][:12]}…)"),
+            ("data", f"{r['data']['name']} (content sha256 {r['data']['sha256'][:12]}…)"),
             ("device", r["device"]),
             ("commit", commit_of(r)),
         ):
@@ -395,7 +412,25 @@ def findings(records: list[dict]) -> str:
     if logits:
         largest = "; ".join(f"{change if change != ROW else 'unchanged'} {value:,.0f}" for change, value in logits.items())
         said.append(f"Largest attention logit of {ROW} in a run at the highest rate: {largest}.")
+    if said:
+        said.append(on_record(records))
     return "\n".join(f"- {sentence}" for sentence in said)
+
+
+def on_record(records: list[dict]) -> str:
+    """records: all there are.  Of each language experiment at its preset's steps: how many runs, which settings, how many hours."""
+    presets = {"table2": table2.PRESETS, "ablations": ABLATIONS, "table3": table3.PRESETS}
+    said = []
+    for experiment, preset in (*((e, "gpu-sweep") for e in ("table2", "ablations")), *((e, "gpu") for e in presets)):
+        steps = presets[experiment][preset].train.steps
+        if runs := [r for r in _of(records, experiment, preset) if r["config"]["train"]["steps"] == steps]:
+            settings = {"rates": [_key(r)[1] for r in runs], "warm-ups": map(_warmup, runs), "seeds": [r["seed"] for r in runs]}
+            listed = "; ".join(
+                f"{name} {', '.join(f'{v:g}' for v in sorted(set(values)))}" for name, values in settings.items()
+            )
+            hours = sum(r["wall_seconds"] for r in runs) / 3600
+            said.append(f"`{experiment} --preset {preset}` {len(runs)} runs in {hours:.1f} hours ({listed})")
+    return f"What is shown, each run with some of these settings, comes from {'; '.join(said)}."
 
 
 def _line(command: str, count: int, runs: list[dict], rows: tuple[str, ...], metric: str) -> list[str]:

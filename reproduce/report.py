@@ -136,7 +136,7 @@ def loss_table(experiment: str, records: list[dict]) -> list[str]:
     header += ["validation loss (nats/token)", "bits per byte"]
     said = "each row at its own learning rate" if own else f"learning rate {rates.popitem()[1]:g} for every row"
     title = f"**{budget.title}{scale}.**{named} The paper's losses are not available to us."
-    return [title, markdown(header, rows), provenance(records[0], said)]
+    return [title, markdown(header, rows), provenance(records, said)]
 
 
 def ablation_runs(records: list[dict]) -> list[str]:
@@ -153,7 +153,7 @@ def ablation_runs(records: list[dict]) -> list[str]:
         "them runs; which is best this is too short to tell.**"
     )
     rows = [[name, loss_cell(group)] for name, group in grouped(runs, label).items()]
-    return [title, markdown(["row", "validation loss (nats/token)"], rows), provenance(runs[0])]
+    return [title, markdown(["row", "validation loss (nats/token)"], rows), provenance(runs, "")]
 
 
 def table3_sizes(records: list[dict]) -> list[str]:
@@ -181,8 +181,8 @@ def table3_sizes(records: list[dict]) -> list[str]:
 
 
 def figure3_runs(records: list[dict]) -> list[str]:
-    example = next((r for r in records if "train" in r["config"]), None)
-    if example is None:  # nothing is fine-tuned yet
+    tuned = [r for r in records if "train" in r["config"]]
+    if not tuned:  # nothing is fine-tuned yet
         return []
     rows = []
     for label, group in by_row(records).items():
@@ -198,8 +198,8 @@ def figure3_runs(records: list[dict]) -> list[str]:
                 percent("top5", ended) if ended else "—",
             ]
         )
-    c, data = example["config"], example["data"]
-    rest = f"fine-tuned for {epochs_of(example)}; {data['test_images']:,} test images.**"
+    c, data = tuned[0]["config"], tuned[0]["data"]
+    rest = f"fine-tuned for {epochs_of(tuned[0])}; {data['test_images']:,} test images.**"
     if "pretrain" in c:
         title = (
             f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a ViT of d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} "
@@ -213,7 +213,7 @@ def figure3_runs(records: list[dict]) -> list[str]:
             f"{data['name']} {rest} The paper's accuracies are not available to us."
         )
     header = ["row", "attention parameters", "top-1 %, converted only", "top-1 %, fine-tuned", "top-5 %, fine-tuned"]
-    return [title, markdown(header, rows), provenance(example, f"learning rate {c['train']['learning_rate']:g} for every row")]
+    return [title, markdown(header, rows), provenance(tuned, f"learning rate {c['train']['learning_rate']:g} for every row")]
 
 
 def percent(name: str, metrics: list[dict]) -> str:
@@ -475,15 +475,19 @@ def cache_mb(row: dict, shape: dict) -> float:
     return row["cache_per_token"] * shape["context"] * shape["n_layers"] * 2 / 1e6
 
 
-def provenance(record: dict, extra: str = "", command: str = "") -> str:
-    """One line under a table: data, global batch, device, versions, commit and the command."""
-    data, settings = record["data"], record["config"]["train"]
+def provenance(records: list[dict], extra: str) -> str:
+    """One line under a table of runs that are alike: data, global batch, devices, versions, commits and commands."""
+    data, settings = records[0]["data"], records[0]["config"]["train"]
+    devices, torches, commits = (
+        ", ".join(dict.fromkeys(of(r) for r in records))
+        for of in (lambda r: r["device"], lambda r: r["versions"]["torch"], commit_of)
+    )
     parts = [
-        f"Data: {data['name']} (sha256 {data['sha256'][:12]}…)",
+        f"Data: {data['name']} (content sha256 {data['sha256'][:12]}…)",
         f"{settings['steps']:,} steps at global batch {settings['batch_size']}",
         extra,
-        f"± is the standard deviation over seeds, where there are several; {record['device']}, torch {record['versions']['torch']}",
-        f"commit {commit_of(record)}; " + (command or f"`{record['command']}`"),
+        f"± is the standard deviation over seeds, where there are several; {devices}, torch {torches}",
+        f"commit {commits}; " + ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records)),
     ]
     return "<sub>" + "; ".join(p for p in parts if p) + "</sub>"
 

@@ -68,7 +68,7 @@ def test_runs_of_one_row_in_two_configurations_stand_in_two_tables():
     groups = report.by_row([run, seed, rate])
     assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, rate 0.77": 1}
     drawn = report.render([run, text, steps])
-    assert drawn.count("| MHA ") == 3 and "7 steps at" in drawn and "novel.txt (sha256 0123456789ab…)" in drawn
+    assert drawn.count("| MHA ") == 3 and "7 steps at" in drawn and "novel.txt (content sha256 0123456789ab…)" in drawn
     assert all(len(line) < 400 for line in drawn.splitlines())
 
 
