@@ -51,9 +51,9 @@ def draw_all(folder: Path, out: Path) -> None:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
-    for experiment, title in (("table2", "Table 2"), ("table3", "Table 3")):
+    for experiment in gpu_report.BUDGETS:
         if runs := largest(alike(ended(found(experiment, "smoke")))):
-            figures.loss_curves(runs, title, out / f"loss_curves_{experiment}_smoke.png")
+            figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
     if runs := ended(gpu_report.sweep_runs(everything)):
         figures.learning_rates(runs, out / "learning_rates_gpt2.png")
     if runs := gpu_report.highest_rate(everything):

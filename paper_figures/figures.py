@@ -47,15 +47,15 @@ def attention_parameters(gpt2: list[dict], llama: list[dict], path: Path) -> Non
         millions = [r["parameters"] * n_layers / 1e6 for r in rows]
         bars = ax.barh([r["label"] for r in rows], millions, color=[COLOURS[mechanism(r["label"])] for r in rows])
         ax.bar_label(bars, [f"{m:.1f}  ({m / millions[-1]:.0%})" for m in millions], padding=3, fontsize=8.5)
-        ax.set(xlim=(0, max(millions) * 1.3), xlabel=f"attention parameters in millions, {n_layers} layers")
+        ax.set(xlim=(0, max(millions) * 1.45), xlabel=f"attention parameters in millions, {n_layers} layers")
         ax.set_title(title)
         ax.grid(axis="y", visible=False)
     figure.tight_layout()
     save(figure, path)
 
 
-def loss_curves(records: list[dict], title: str, path: Path) -> None:
-    """Training loss against tokens seen, one line per row (mean over seeds), with the validation loss in the legend."""
+def loss_curves(records: list[dict], experiment: str, path: Path) -> None:
+    """Training loss against tokens seen, one line per row of "table2" or "table3" (mean over seeds), validation loss in the legend."""
     runs = by_row(records)
     figure, ax = plt.subplots(figsize=(7.2, 4.4))
     styles = lines_of(list(runs))
@@ -65,17 +65,28 @@ def loss_curves(records: list[dict], title: str, path: Path) -> None:
         curves = np.array([[entry[:2] for entry in r["metrics"]["curve"]] for r in group])  # (seeds, entries, 2)
         mean = curves.mean(axis=0)
         final = statistics.mean(r["metrics"]["validation_loss"] for r in group)
-        ax.plot(mean[:, 0] * per_step / 1e6, mean[:, 1], label=f"{label}: {final:.3f}", **styles[label])
+        ax.plot(mean[:, 0] * per_step / 1e6, mean[:, 1], linewidth=1.4, label=f"{label}: {final:.3f}", **styles[label])
     ax.set(xlabel="training tokens in millions", ylabel="training loss (nats per token)")
-    ax.set_title(f"{title} rows at REDUCED SCALE: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}")
+    ax.set_title(
+        f"{BUDGETS[experiment].title} rows at REDUCED SCALE: d {c['d_model']}, {c['n_layers']} layers, N {c['context']},\n"
+        f"{seeds_in_words(records)}{narrowed(experiment, c)}",
+        fontsize=10,
+    )
     ax.legend(title="row, with its final validation loss")
     save(figure, path)
+
+
+def narrowed(experiment: str, config: dict) -> str:
+    """How rows of "table2" or "table3" are named where all but the head rank is smaller than the names say; otherwise nothing."""
+    narrower = BUDGETS[experiment].width // config["d_model"]
+    return f"; rows as the paper names them, ranks but the head rank divided by {narrower}" if narrower > 1 else ""
 
 
 def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     """Validation loss of the rows of "table2" or "table3" against their attention parameters and against their cache.
 
-    A row that is more than 4 % above the one to compare with stands at the upper edge, with its loss.
+    A row that is more than 4 % above the one to compare with stands at the upper edge, with its loss.  Rows of one size are drawn side
+    by side, 3 % apart.
     """
     budget = BUDGETS[experiment]
     groups = {label: group for label, group in settled(records, experiment).items() if not diverged(group)}
@@ -86,44 +97,56 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     edge = min(1.04 * (base or min(means.values())), max(means.values()))
     low = min(means[label] - spreads[label] for label in means)
     high = max(edge, *(means[label] + spreads[label] for label in means if means[label] <= edge))
-    figure, axes = plt.subplots(1, 2, figsize=(12.6, 5.2), sharey=True)
+    figure, axes = plt.subplots(2, 1, figsize=(8.8, 9.6))
     named = []  # points of each panel, whose names find their places once the axes have theirs
     for n, (ax, title) in enumerate(zip(axes, ("attention parameters in MB (BF16)", "KV cache of one context in MB (BF16)"))):
         points = []
-        for label, group in groups.items():
-            kind, x, y = mechanism(label), sizes(group[0])[n], means[label]
+        for label, x in side_by_side({label: sizes(group[0])[n] for label, group in groups.items()}).items():
+            kind, y = mechanism(label), min(means[label], edge)
             text = label.removeprefix("Tucker ").replace("n_KV=", "").replace(" d_c=", " ")
-            if y > edge:
-                ax.plot(x, edge, color=COLOURS[kind], marker=MARKERS[kind], markersize=6, fillstyle="none")
-                points.append((x, edge, f"{text}: {y:.2f}", COLOURS[kind]))
-                continue
+            one = len(losses[label]) == 1
+            face = "white" if one else COLOURS[kind]
+            bar = None if one or means[label] > edge else spreads[label]
             ax.errorbar(
-                x, y, yerr=spreads[label], color=COLOURS[kind], marker=MARKERS[kind], markersize=6, capsize=2.5, elinewidth=1.2
-            )
-            points.append((x, y, text, COLOURS[kind]))
+                x, y, yerr=bar, color=COLOURS[kind], marker=MARKERS[kind], markerfacecolor=face, markersize=6, capsize=2.5, elinewidth=1.2
+            )  # fmt: skip
+            points.append((x, y, text if means[label] <= edge else f"{text}: {means[label]:.2f} ↑", COLOURS[kind]))
         if base:
-            ax.axhline(base, color="#999999", linewidth=1, linestyle=":")
+            ax.axhline(base, color="#999999", linewidth=1, linestyle=":", zorder=1)
         ax.set(xscale="log", xlabel=title, ylim=(low - (high - low) / 12, high + (high - low) / 12))
-        ax.margins(x=0.2)
+        ax.set_ylabel("validation loss (nats per token)")
+        ax.margins(x=0.15)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.minorticks_off()
         named.append(points)
-    axes[0].set_ylabel("validation loss (nats per token)")
     handles = [plt.Line2D([], [], color=COLOURS[kind], marker=MARKERS[kind], linestyle="", label=kind) for kind in COLOURS]
-    figure.legend(handles=handles, loc="upper right", ncols=len(handles))
+    grey = dict(color="#777777", markerfacecolor="white")
+    handles.append(plt.Line2D([], [], marker="o", linestyle="", label="hollow: one seed", **grey))
+    handles.append(plt.Line2D([], [], linestyle=":", label=f"the loss of {budget.base}", **grey))
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles))
     c = next(iter(groups.values()))[0]["config"]
     scale = "at the paper's shape, REDUCED BUDGET" if budget.preset.narrower == 1 else f"d {c['d_model']:,}, REDUCED SCALE"
-    seeds = {len(group) for group in groups.values()}
-    counted = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else f"{max(seeds)} seed{'s' if max(seeds) > 1 else ''}"
+    most = max(map(len, losses.values()))
+    bars = f"bars: standard deviation over {most} seeds" if most > 1 else "one seed a row"
     figure.suptitle(
-        f"{budget.title} {scale}: {tokens_of([r for group in groups.values() for r in group])}, {counted} a row",
+        f"{budget.title} {scale}: {tokens_of([r for group in groups.values() for r in group])}\n"
+        f"{bars}{narrowed(experiment, c)}",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
     for ax, points in zip(axes, named):
         name_points(ax, points)
     save(figure, path)
+
+
+def side_by_side(places: dict[str, float]) -> dict[str, float]:
+    """places: where each row stands on a logarithmic axis.  Those within 1 % of each other are moved apart, by 3 % each."""
+    moved = {}
+    for label, x in places.items():
+        near = [other for other, y in places.items() if abs(y / x - 1) < 0.01]
+        moved[label] = x * 1.03 ** (near.index(label) - (len(near) - 1) / 2)
+    return moved
 
 
 # Where a point's name may stand, in points from the marker, best first: beside it, above, below, then further off.
@@ -134,6 +157,7 @@ def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> No
     """points: (x, y, name, colour).  Each name at the first place inside where it covers no marker, bar or name; axes as they will stay."""
     corners = ax.transData.transform([point[:2] for point in points])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in corners]
+    taken += [line.get_window_extent().padded(2) for line in ax.lines if line.get_linestyle() == ":"]
     taken += [Bbox(ax.transData.transform(bar)).padded(3) for bars in ax.collections for bar in bars.get_segments()]
     for x, y, name, colour in sorted(points, key=lambda point: -len(point[2])):  # long ones fit in fewer places
         for place in PLACES:
@@ -150,60 +174,81 @@ def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> No
 def learning_rates(records: list[dict], path: Path) -> None:
     """Validation loss against peak learning rate, one line per row, one panel per length of warm-up."""
     warmups = sorted({r["config"]["train"]["warmup_steps"] for r in records})
-    figure, axes = plt.subplots(1, len(warmups), figsize=(4.6 * len(warmups), 4.2), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(warmups), figsize=(4.8 * len(warmups), 5.2), sharex=True, sharey=True, squeeze=False)
     labels = list(dict.fromkeys(r["method"] for r in records))
     styles = lines_of(labels)
-    rates = sorted({r["config"]["train"]["learning_rate"] for r in records})
+    rates, best = sorted({r["config"]["train"]["learning_rate"] for r in records}), min(losses_of(records))
     for ax, warmup in zip(axes[0], warmups):
         for label in labels:
             group = [r for r in records if (r["method"], r["config"]["train"]["warmup_steps"]) == (label, warmup)]
             at = {rate: [r for r in group if r["config"]["train"]["learning_rate"] == rate] for rate in rates}
             points = [(rate, statistics.mean(losses_of(found))) for rate, found in at.items() if found]
-            ax.plot(*(zip(*points) if points else ([], [])), marker=MARKERS[mechanism(label)], label=label, **styles[label])
+            ax.plot(
+                *(zip(*points) if points else ([], [])),
+                marker=MARKERS[mechanism(label)],
+                markersize=4,
+                label=label,
+                linewidth=1.3,
+                **styles[label],
+            )
         ax.set(
             xscale="log",
+            ylim=(0.99 * best, 1.15 * best),
             xlabel="peak learning rate",
             title=f"warm-up {warmup} of {records[0]['config']['train']['steps']:,} steps",
         )
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
     axes[0, 0].set_ylabel("validation loss (nats per token)")
-    axes[0, -1].legend()
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="lower center", ncols=4)
     tokens = records[0]["metrics"]["tokens_seen"] / 1e6
-    figure.suptitle(f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, {seeds_in_words(records)}")
+    figure.suptitle(
+        f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, {seeds_in_words(records)}\n"
+        "lines that leave the panel end higher; a row without a point at a rate was not tried there",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
+    )  # fmt: skip
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     save(figure, path)
 
 
 def breaking_down(records: list[dict], path: Path) -> None:
     """Runs of one row that are trained differently, at one rate: largest logit, loss; in the first run, what grows, part by part."""
-    figure, ((logits, losses), (weights, gradients)) = plt.subplots(2, 2, figsize=(9.6, 8.0))
-    for number, r in enumerate(records):
-        seen = r["metrics"]["observations"]
-        style = {"color": f"C{number}", "linewidth": 1.6}
+    figure, ((logits, losses), (weights, gradients)) = plt.subplots(2, 2, figsize=(9.6, 9.6))
+    longer = " with the longer warm-up"
+    changes = list(dict.fromkeys(change_of(r).removesuffix(longer) for r in records))
+    for r in records:
+        change, seen, curve = change_of(r), r["metrics"]["observations"], r["metrics"]["curve"]
+        colour = plt.get_cmap("tab10")(changes.index(change.removesuffix(longer)))
+        style = {"color": colour, "linestyle": "--" if longer in change else "-", "linewidth": 1.5}
         logits.plot([o["step"] for o in seen], [o["largest_logit"] for o in seen], **style)
-        losses.plot(*zip(*[point[:2] for point in r["metrics"]["curve"]]), label=change_of(r), **style)
-    logits.set(yscale="log", ylabel="over all layers, heads and tokens", title="largest attention logit")
-    losses.set(ylabel="nats per token", title="training loss", ylim=(None, 12))
-    losses.legend(fontsize=7.5)
-    first = records[0]["metrics"]["observations"]
-    for n, part in enumerate(("core", "head", "query", "key", "output", "value")):
+        label = f"{change}: {r['metrics']['validation_loss']:.3f}"
+        losses.plot(*zip(*[point[:2] for point in curve]), label=label, **style)
+    logits.set(yscale="log", ylabel="largest |logit| of all layers, heads, tokens", title="attention logits")
+    losses.set(ylabel="nats per token", title="training loss", ylim=(4.2, 7.8))
+    first, name = records[0]["metrics"]["observations"], change_of(records[0])
+    for part, colour in zip(("core", "head", "query", "key", "output", "value"), plt.get_cmap("Dark2").colors):
         for side, line in (("pre", "-"), ("post", "--")):
-            if (name := f"{side}.{part}") in first[0]["weights"]:
-                style = {"color": f"C{n}", "linestyle": line, "linewidth": 1.6, "label": name}
-                steps, start = [o["step"] for o in first], first[0]["weights"][name]
-                weights.plot(steps, [o["weights"][name] / start for o in first], **style)
-                gradients.plot(steps, [o["gradients"][name] for o in first], **style)
-    weights.set(ylabel="over that at the start", title=f"norm of each part, {change_of(records[0])}")
-    gradients.set(yscale="log", ylabel="Frobenius norm, all layers", title=f"norm of its gradient, {change_of(records[0])}")
-    gradients.legend(fontsize=7.5, ncols=2)
+            if (part_of := f"{side}.{part}") in first[0]["weights"]:
+                style = {"color": colour, "linestyle": line, "linewidth": 1.5, "label": part_of}
+                steps, start = [o["step"] for o in first], first[0]["weights"][part_of]
+                weights.plot(steps, [o["weights"][part_of] / start for o in first], **style)
+                gradients.plot(steps, [o["gradients"][part_of] for o in first], **style)
+    weights.set(ylabel="Frobenius norm over that at the start", title=f"{name}: cores and factors")
+    gradients.set(yscale="log", ylabel="Frobenius norm, all layers", title=f"{name}: their gradients")
     for ax in (logits, losses, weights, gradients):
         ax.set(xlabel="step")
+    figure.tight_layout(rect=(0, 0.19, 1, 1))
+    both = dict(loc="upper left", fontsize=8, alignment="left")
+    figure.legend(
+        *losses.get_legend_handles_labels(), title="above, with the final validation loss", bbox_to_anchor=(0.01, 0.19), **both
+    )
+    figure.legend(*gradients.get_legend_handles_labels(), title="below", bbox_to_anchor=(0.6, 0.19), ncols=2, **both)
     rate, tokens = records[0]["config"]["train"]["learning_rate"], tokens_of(records)
     figure.suptitle(
         f"How {of_row(records[0])} breaks down at the rate {rate:g}, and what prevents it\n"
-        f"GPT-2's shape, REDUCED BUDGET: {tokens}, {seeds_in_words(records)}"
-    )
-    figure.tight_layout()
+        f"GPT-2's shape, REDUCED BUDGET: {tokens}, {seeds_in_words(records)}; changes of the training that did not diverge",
+        x=0.01, y=1.035, ha="left", fontsize=11, fontweight="bold",
+    )  # fmt: skip
     save(figure, path)
 
 
@@ -213,10 +258,15 @@ def change_of(record: dict) -> str:
 
 
 def singular_values(records: list[dict], path: Path) -> None:
-    """Singular values of all six unfoldings, over the largest; one line per row and layer, down to the rounding floor."""
-    figure, axes = plt.subplots(2, 3, figsize=(10.4, 6.2), sharey=True)
-    chosen = {mechanism(r["method"]): r for r in records[::-1]}  # the first row of each mechanism
-    chosen = [r for r in records if chosen[mechanism(r["method"])] is r]
+    """Singular values of all six unfoldings, over the largest; one line per row and layer, down to the rounding floor.
+
+    The head mode, whose few values decay little, has a linear axis of its own.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(10.4, 6.6))
+    runs = {r["method"]: r for r in records}
+    chosen = [
+        runs[label] for label in ("Tucker [8,128,128]", "MLA shared d_c=128", "GQA n_KV=4", "MHA") if label in runs
+    ]  # MHA on top
     for line, (side, name) in zip(axes, (("pre", "before the softmax: $W$"), ("post", "after it: $\\tilde W$"))):
         for ax, mode in zip(line, chosen[0]["metrics"]["trained"][0][side]):
             for r in chosen:
@@ -227,17 +277,18 @@ def singular_values(records: list[dict], path: Path) -> None:
                     marker = MARKERS[mechanism(r["method"])] if mode == "head" else None
                     ax.plot(
                         1 + np.flatnonzero(shown), values[shown], color=COLOURS[mechanism(r["method"])], label=label,
-                        alpha=0.9, linewidth=1.3, marker=marker, markersize=3.5,
+                        alpha=0.8, linewidth=1.0, marker=marker, markersize=3,
                     )  # fmt: skip
-            ax.set(yscale="log", ylim=(1e-4, 1.5), xlabel="index")
+            ax.set(xlabel="index", **({"ylim": (0, 1.05)} if mode == "head" else {"yscale": "log", "ylim": (1e-4, 1.5)}))
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             ax.set_title(f"{mode} mode, {name}")
         line[0].set_ylabel("singular value over the largest")
-    axes[0, 0].legend()
+    axes[0, 2].legend()
     c = records[0]["config"]
     figure.suptitle(
-        f"Spectra of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each), "
-        f"{c['train']['steps']} steps", x=0.01, ha="left", fontsize=11, fontweight="bold",
+        f"Spectra of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each),\n"
+        f"{c['train']['steps']:,} steps, one model of a row{narrowed('table2', c)}",
+        x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
     save(figure, path)
@@ -276,9 +327,12 @@ def compression(records: list[dict], path: Path) -> None:
                             label=label,
                         )
             before = group[0]["metrics"]["before"]
-            ax.axvline(before["attention_parameters"], color=COLOURS["MHA"], linewidth=0.8, linestyle=":")
+            ax.axvline(before["attention_parameters"], color="#999999", linewidth=1, zorder=1)
             if "loss" in title:
-                ax.axhline(before["loss"], color=COLOURS["MHA"], linewidth=0.8, linestyle=":")
+                ax.axhline(before["loss"], color="#999999", linewidth=1, zorder=1)
+                others = [value(found) for r in group for way, found in r["metrics"]["ways"].items() if way != "mean"]
+                room = (max(others) - before["loss"]) / 12  # mean-pooled rows leave the panel
+                ax.set_ylim(before["loss"] - room, max(others) + room)
             ax.set(xscale="log", xlabel="attention parameters", ylabel=title)
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k"))
@@ -289,7 +343,8 @@ def compression(records: list[dict], path: Path) -> None:
     axes[0, 0].legend()
     axes[0, 1].legend(handles, [name for _, name in drawn.values()])
     figure.suptitle(
-        "Trained layers at REDUCED SCALE, compressed and not trained further; dotted: the layers before",
+        "Trained layers at REDUCED SCALE, compressed and not trained further; grey: the layers before, on the same part of the text.\n"
+        "Where mean-pooled heads leave a panel of losses, they end above it",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout()
@@ -348,14 +403,21 @@ def decoding(records: list[dict], path: Path) -> None:
     right.set_title("What it costs")
     right.legend(fontsize=8)
     figure.suptitle(
-        f"Decoding with one layer of GPT-2's shape: {records[0]['device']}", x=0.01, ha="left", fontsize=11, fontweight="bold"
+        f"Decoding with one layer of GPT-2's shape, float32: {records[0]['device']}; medians on a shared machine",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+        fontweight="bold",
     )
     figure.tight_layout()
     save(figure, path)
 
 
 def accuracy_against_parameters(records: list[dict], path: Path) -> None:
-    """Figure 3: accuracy against attention parameters, converted only and fine-tuned; a line per mechanism, bars over seeds."""
+    """Figure 3: accuracy against attention parameters, converted only and fine-tuned; a line per mechanism and head rank.
+
+    Bars: standard deviation over seeds, each of which pretrains its own model; cut off at 100 %.
+    """
     start = [r for r in records if "train" not in r["config"]]
     tuned = by_row([r for r in records if "train" in r["config"]])
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.3))
@@ -372,12 +434,17 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
             ranks = group[0]["config"]["row"]["ranks"]
             line = f"Tucker, head rank {ranks[0]}" if ranks else mechanism(label)
             points.setdefault(line, []).append((group[0]["metrics"]["attention_parameters"], statistics.mean(values), spread))
-        styles = lines_of(list(points))
-        for line, triples in points.items():
-            x, y, spread = zip(*sorted(triples))
+        order = sorted(
+            points, key=lambda line: (line != "MHA", "Tucker" in line, -int(line.split()[-1]) if "Tucker" in line else 0)
+        )
+        styles = lines_of(order)
+        for line in order:
+            x, y, spread = (np.array(values) for values in zip(*sorted(points[line])))
             ax.errorbar(
-                x, y, yerr=spread, label=line, marker=MARKERS[mechanism(line)], markersize=5, capsize=2.5, **styles[line]
-            )
+                x, y, yerr=(spread, np.minimum(spread, 100 - y)), label=line, marker=MARKERS[mechanism(line)], markersize=5,
+                markerfacecolor="white" if line == "MHA" else None, capsize=2.5, linewidth=1.1, zorder=3 if line == "MHA" else 2,
+                **styles[line],
+            )  # fmt: skip
         if start:
             metric = "top5" if "top-5" in title else "top1"
             before = statistics.mean(100 * r["metrics"][metric] for r in start)
@@ -393,8 +460,8 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
     example, n_seeds = next(iter(tuned.values()))[0], max(map(len, tuned.values()))
     c = example["config"]
     figure.suptitle(
-        f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted, "
-        f"fine-tuned for {epochs_of(example)}; {n_seeds} seed{'s' if n_seeds > 1 else ''}",
+        f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted,\n"
+        f"fine-tuned for {epochs_of(example)}; bars: standard deviation over {n_seeds} seeds",
         x=0.01, ha="left", fontsize=11, fontweight="bold",
     )  # fmt: skip
     figure.tight_layout(rect=(0, 0.06, 1, 1))
@@ -414,7 +481,7 @@ def time_against_context(records: list[dict], path: Path) -> None:
             [r["tokens"] for r in found],
             [1e6 * r["milliseconds"] / r["batch"] / r["tokens"] for r in found],
             label=f"{label}, {'our kernel' if ours else backend}",
-            marker="o" if ours else MARKERS[mechanism(label)],
+            marker=MARKERS[mechanism(label)],
             markerfacecolor="white" if ours else None,
             markersize=5,
             **styles[label],
@@ -438,10 +505,10 @@ def roofline(records: list[dict], path: Path) -> None:
     figure, ax = plt.subplots(figsize=(7.6, 4.8))
     intensity = np.geomspace(0.5, 1e4, 200)
     ax.plot(intensity, np.minimum(copy * intensity, matmul), color="#888888", linewidth=1.4)
-    note = dict(textcoords="offset points", ha="right", color="#666666", fontsize=9)
-    ax.annotate(f"copy: {copy:.2f} TB/s", (4, 4 * copy), (-4, 6), **note)
-    ax.annotate(f"matrix product: {matmul:.0f} TFLOP/s", (1e4, matmul), (0, 5), **note)
-    for section, marker, seconds in (("layers", "o", "milliseconds"), ("decode", "v", "microseconds")):
+    note = dict(textcoords="offset points", color="#666666", fontsize=9)
+    ax.annotate(f"a copy, measured: {copy:.2f} TB/s", (4, 4 * copy), (9, -8), **note)
+    ax.annotate(f"a matrix product, measured: {matmul:.0f} TFLOP/s", (1e4, matmul), (0, 5), ha="right", **note)
+    for section, seconds in (("layers", "milliseconds"), ("decode", "microseconds")):
         best: dict[tuple, dict] = {}
         for r in sections.get(section, []):
             key = (r["shape"], r["row"]) if section == "layers" else (r["context"], r["batch"], r["side"])
@@ -450,12 +517,21 @@ def roofline(records: list[dict], path: Path) -> None:
         for r in best.values():
             kind = mechanism(r["row"]) if section == "layers" else ("MHA" if r["side"] == "MHA" else "Tucker")
             rate = r["flops"] / r[seconds] / (1e9 if section == "layers" else 1e6)
-            ax.plot(r["flops"] / r["bytes"], rate, marker, color=COLOURS[kind], markersize=6, alpha=0.8)
-    for kind in ("MHA", "GQA", "MLA", "Tucker"):
-        ax.plot([], [], "s", color=COLOURS[kind], label=kind)
-    ax.plot([], [], "o", color="#888888", label="a layer, forward and backward")
-    ax.plot([], [], "v", color="#888888", label="decoding one token")
-    ax.set(xscale="log", yscale="log", xlabel="operations per byte that must move", ylabel="10¹² operations a second")
+            face = "white" if section == "decode" else None
+            ax.plot(r["flops"] / r["bytes"], rate, MARKERS[kind], color=COLOURS[kind], markerfacecolor=face, markersize=6)
+    for kind in MARKERS:
+        ax.plot([], [], MARKERS[kind], color=COLOURS[kind], label=kind)
+    ax.plot([], [], "o", color="#888888", label="filled: a layer, forward and backward")
+    ax.plot(
+        [],
+        [],
+        "o",
+        color="#888888",
+        markerfacecolor="white",
+        label="hollow: decoding one token, which reads more than it writes",
+    )
+    ax.set(xscale="log", yscale="log", ylim=(None, 2 * matmul))
+    ax.set(xlabel="operations per byte that must move", ylabel="10¹² operations a second")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.minorticks_off()

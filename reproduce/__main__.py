@@ -198,12 +198,15 @@ def parse() -> argparse.Namespace:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
-    scales = "the scale (default: smoke, minutes on a CPU" + ("; paper: days)" if "paper" in presets else ")")
-    parser.add_argument("--preset", choices=presets, default="smoke", help=scales)
+    parser.add_argument(
+        "--preset", choices=presets, default="smoke", help="the scale (default: smoke, the smallest, for a CPU)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute: cpu, cuda, cuda:1 (default: a GPU if there is one)",
     )
     parser.set_defaults(micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where `workers` is not taken
     for group in takes:
@@ -212,7 +215,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...],
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rows", type=labels, default=(), help="which to run, by the labels of their table, separated by commas (default: all)"
+        "--rows",
+        type=labels,
+        default=(),
+        help="which to run, separated by commas: rows by the labels of their table, recipes, sections or modules (default: all)",
     )
 
 
@@ -274,7 +280,12 @@ def add_pretrained(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compression(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=triples, default=(), help='"8,64,64;8,32,32" (default: a range of budgets)')
+    parser.add_argument(
+        "--ranks",
+        type=triples,
+        default=(),
+        help='ranks of Tucker rows, head,query,key of each: "8,64,64;8,32,32" (default: a range of budgets)',
+    )
     parser.add_argument("--save", type=Path, help="write the compressed model to this .safetensors file")
 
 

@@ -40,7 +40,10 @@ def all_claims(records: list[dict]) -> list[Claim]:
 
 def verdicts(records: list[dict]) -> list[tuple[Claim, str, str]]:
     """Every claim with what was measured and the verdict."""
-    return [(claim, *claim.judge(records)) for claim in all_claims(records)]
+    try:
+        return [(claim, *claim.judge(records)) for claim in all_claims(records)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a record lacks what the claims are judged by: {error}") from error
 
 
 def render(records: list[dict]) -> str:

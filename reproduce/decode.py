@@ -68,14 +68,14 @@ def build(row: Row, device: str) -> nn.Module:
 
 @torch.no_grad()
 def check(label: str, layer: nn.Module) -> None:
-    """Refuse to time a layer whose cache does not give the full forward pass.  Raises RuntimeError."""
+    """Refuse to time a layer whose cache does not give the full forward pass.  Raises ValueError."""
     x = torch.randn(2, 40, SHAPE["d_model"], device=next(layer.parameters()).device)
     cache = layer.new_cache(2, 40)
     decoded = torch.cat([layer(part, cache=cache) for part in x.split([30] + [1] * 10, dim=1)], dim=1)
     full = layer(x)
     error = (torch.linalg.norm(decoded - full) / torch.linalg.norm(full)).item()
     if not error < GATE:
-        raise RuntimeError(f"{label}: decoding differs from the full forward pass by {error:.1e}; it is not timed")
+        raise ValueError(f"{label}: decoding differs from the full forward pass by {error:.1e}; it is not timed")
 
 
 @torch.no_grad()

@@ -258,10 +258,10 @@ def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
     return images.permute(0, 3, 1, 2).float() / pixel_range * 2 - 1
 
 
-def judged(model: nn.Module, data: ImageData, device: str, batch_size: int = 500) -> dict:
+def judged(model: nn.Module, data: ImageData, device: str) -> dict:
     """The model's accuracy on the test images."""
     model.eval()
-    pairs = (torch.from_numpy(data.x_test).split(batch_size), torch.from_numpy(data.y_test).split(batch_size))
+    pairs = (torch.from_numpy(data.x_test).split(500), torch.from_numpy(data.y_test).split(500))
     return accuracy(lambda images: model(as_input(images, data.pixel_range)), zip(*pairs), device)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from .options import Options
 from .records import append, new_record
-from .tables import markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,12 +24,12 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "tried.json"
         environment = os.environ | {"HYPOTHESIS_PROFILE": "long", "CONTRACTS_TRIED": str(tried)}
-        command = [sys.executable, "-m", "pytest", "-q", "-rf", "tests/test_contracts.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-rfE", "tests/test_contracts.py"]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if not tried.exists():
             raise ValueError(f"the contracts did not run: {(done.stdout + done.stderr)[-2000:]}")
         found = json.loads(tried.read_text())
-    failed = re.findall(r"^FAILED .*?::(\S+)", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) .*?::(\S+)", done.stdout, re.MULTILINE)
     names = {name: len(tests) for name, tests in sorted(found["contracts"].items())}
     metrics = {"tried": found["tried"], "inputs": sum(found["tried"].values()), "public_names": names, "failed": failed}
     print(
@@ -40,14 +39,3 @@ def run(options: Options) -> None:
     append(options.records, new_record("fuzz", "long", "hypothesis", {}, metrics, wall_seconds=wall), replace=True)
     if done.returncode:
         raise ValueError(f"{', '.join(failed)} failed: {done.stdout[-6000:]}")
-
-
-def table(records: list[dict]) -> str:
-    """A row per contract, and their sum."""
-    [record] = records
-    metrics = record["metrics"]
-    failed = {name.split("[")[0] for name in metrics["failed"]}
-    rows = [[name, str(n), "failed" if name in failed else "held"] for name, n in metrics["tried"].items()]
-    return markdown(
-        ["contract", "inputs tried", ""], [*rows, ["all", str(metrics["inputs"]), f"{len(metrics['failed'])} failed"]]
-    )

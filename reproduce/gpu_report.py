@@ -84,7 +84,7 @@ def ablation_table(records: list[dict]) -> list[str]:
                 "where a run breaks down, it ends anywhere."
             )
     notes += _waiting(CASES, changed)
-    return [title, table, *([" ".join(notes)] if notes else []), sources(changed)]
+    return [title, table, *([" ".join(notes)] if notes else []), sources(runs)]
 
 
 def highest_rate(records: list[dict]) -> list[dict]:
@@ -110,7 +110,7 @@ def cures_table(records: list[dict]) -> list[str]:
         lines.append([method, f"{rate:g}", loss_cell(group, 4), f"{logit:,.0f}" if (logit := largest_logit(group)) else ""])
     title = f"**What makes it train well, at the budget of Table 2: {tokens_of(cured)}, warm-up {_warmup(cured[0])}, REDUCED BUDGET.**"
     table = markdown(["row", "rate", "validation loss", "largest logit"], lines)
-    return [title, table, *_waiting(CURES, cured), sources(cured)]
+    return [title, table, *_waiting(CURES, cured), sources(plain + cured)]
 
 
 def _waiting(cases: list[tuple[str, Recipe]], changed: list[dict]) -> list[str]:
@@ -247,7 +247,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
     shown = [r for group in groups.values() for r in group]
-    parts = [_scale(budget, shown or runs), markdown(header, lines), sources(shown or runs)]
+    parts = [_scale(budget, shown), markdown(header, lines), sources(shown)] if shown else []
     kept = {id(r) for r in shown}
     if others := [r for r in runs if id(r) not in kept]:
         order, rows = [row.label for row in budget.rows], []
@@ -260,6 +260,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         parts += [
             f"**{budget.title}, at other settings.** Runs on another text or over other steps are not to be set beside those above.",
             markdown(["row", "rate", "warm-up", "steps", "text", "validation loss", "largest logit"], rows),
+            sources(others),
         ]
     return parts
 
@@ -362,8 +363,12 @@ TEXT = "--text wiki.txt.xz --validation held_out.txt.xz --bpe gpt2"
 
 
 def render(records: list[dict]) -> str:
-    """records: all there are.  The commands with what they take and give, then what came out."""
-    return f"{commands(records)}\n\n{findings(records)}".strip()
+    """records: all there are.  The commands with what they take and give, then what came out.  Raises ValueError for a record that
+    lacks what is shown."""
+    try:
+        return f"{commands(records)}\n\n{findings(records)}".strip()
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a record of the preset gpu lacks what its commands show: {error}") from error
 
 
 def commands(records: list[dict]) -> str:

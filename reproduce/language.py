@@ -117,7 +117,7 @@ def plan_of(
     return Plan(
         experiment=experiment,
         title=f"{experiment}, preset {options.preset},",
-        data=preset.text or "the text of --text",
+        data=options.text or preset.text or "the standard library's source",
         labels=tuple(configs),
         build=lambda label: build_model(configs[label]),
         block=lambda label: build_model(configs[label] | {"n_layers": 1, "vocab_size": 1}).blocks[0],

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .options import Options
 from .records import append, new_record
-from .tables import markdown
+from .runs import check_labels
 
 ROOT = Path(__file__).parent.parent
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
@@ -86,9 +86,7 @@ OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeou
 def run(options: Options) -> None:
     """One record per module.  Raises ValueError for a module that is not listed above, or if mutmut fails."""
     modules = options.rows or tuple(TESTS)
-    for module in modules:
-        if module not in TESTS:
-            raise ValueError(f"no module {module!r} is mutated; those are {', '.join(TESTS)}")
+    check_labels("module", modules, TESTS)
     known = equivalent()
     for module in tqdm(modules, "mutation"):
         started = time.perf_counter()
@@ -188,22 +186,3 @@ def summary(metrics: dict) -> str:
         f"{metrics['mutants']} mutants: {metrics['killed']} killed by tests, {metrics['mypy']} by mypy, {metrics['timeouts']} by the "
         f"clock; {metrics['equivalent']} equivalent, {metrics['survived']} survived ({100 * killed_share(metrics):.1f} % dead)"
     )
-
-
-def table(records: list[dict]) -> str:
-    """A row per module, and their sum."""
-    numbers = ("mutants", "killed", "mypy", "timeouts", "equivalent", "survived")
-    rows = [[r["method"], *(r["metrics"][n] for n in numbers), killed_share(r["metrics"])] for r in records]
-    total = {n: sum(r["metrics"][n] for r in records) for n in numbers}
-    rows.append(["all", *total.values(), killed_share(total)])
-    head = [
-        "module",
-        "mutants",
-        "killed by tests",
-        "by mypy",
-        "by the clock",
-        "equivalent",
-        "survived",
-        "dead of those not equivalent",
-    ]
-    return markdown(head, [[*map(str, row[:-1]), f"{100 * row[-1]:.1f} %"] for row in rows])

@@ -27,10 +27,10 @@ def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
     def watching(q, k, v, *, scale, **options):
         z = attend(q, k, v, scale=scale, **options)
         for name, tensor in (("q", q), ("k", k), ("v", v), ("z", z)):
-            _raise(largest, name, tensor.float().square().mean().sqrt())
+            _keep_larger(largest, name, tensor.float().square().mean().sqrt())
         for head in range(q.shape[1]):  # one at a time: n x n numbers
             logits = q[:, head].float() @ k[:, head * k.shape[1] // q.shape[1]].float().mT * scale
-            _raise(largest, "logit", logits.tril().abs().max())
+            _keep_larger(largest, "logit", logits.tril().abs().max())
         return z
 
     with contextlib.ExitStack() as stack:
@@ -54,7 +54,7 @@ def is_finite(seen: dict) -> bool:
     return all(is_finite(value) if isinstance(value, dict) else math.isfinite(value) for value in seen.values())
 
 
-def _raise(largest: dict, name: str, value: torch.Tensor) -> None:
+def _keep_larger(largest: dict, name: str, value: torch.Tensor) -> None:
     largest[name] = value if name not in largest else torch.maximum(largest[name], value)
 
 

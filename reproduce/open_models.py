@@ -126,7 +126,10 @@ def _open_vit(path: Path) -> OpenModel:
     model, metadata = load_vit(path)
     layers = {f"blocks.{n}.attention": block.attention for n, block in enumerate(model.blocks)}
     side = json.loads(metadata["vit"])["image_size"]
-    return OpenModel(path.stem, model, layers, _call, lambda layer: layer, {"vit": metadata["vit"]}, image_size=side)
+    return OpenModel(
+        path.stem, model, layers, _call, lambda layer: layer, {"vit": metadata["vit"]},
+        image_size=side, run=metadata.get("run"),
+    )  # fmt: skip
 
 
 def _call(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -57,9 +57,10 @@ def show(plans: list[Plan], options: Options) -> None:
     """Print the plans of one experiment for the workers in `options`, which need not exist."""
     for plan in plans:
         _show_models(plan, options)
-    ours = "; ".join((*plan.ours, *_recipe(plan.settings)))
-    if plan.known:
-        print(fill(f"Known from the paper: {'; '.join(plan.known)}.", WIDTH) + "\n")
+    last = plans[-1]  # what was chosen is the same for all
+    ours = "; ".join((*last.ours, *_recipe(last.settings)))
+    if last.known:
+        print(fill(f"Known from the paper: {'; '.join(last.known)}.", WIDTH) + "\n")
         print(fill(f"Our choice, because the paper's is not known to us: {ours}.", WIDTH) + "\n")
     else:
         print(fill(f"Our choice: {ours}.", WIDTH) + "\n")
@@ -125,7 +126,7 @@ def memory_parts(model: nn.Module, workers: Workers, plan: Plan, kept: float) ->
     return 4 * (part + gathered), 4 * part, 8 * part, 2 * parameters, activations, 4 * workers.micro_batch * plan.outputs
 
 
-def kept_per_token(block: nn.Module, tokens: int = 32) -> float:
+def kept_per_token(block: nn.Module) -> float:
     """Bytes that autograd keeps for the backward pass of one token in this block, under bfloat16 autocast; no weights among them."""
     kept: dict[int, torch.Tensor] = {}
 
@@ -136,11 +137,11 @@ def kept_per_token(block: nn.Module, tokens: int = 32) -> float:
     def forward(batch: int) -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", dtype=torch.bfloat16):
-            y = block(torch.randn(batch, tokens, block.attention.d_model, requires_grad=True))
+            y = block(torch.randn(batch, 32, block.attention.d_model, requires_grad=True))
         del y
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
-    return (forward(3) - forward(2)) / tokens  # what does not grow with the batch are weights and their copies
+    return (forward(3) - forward(2)) / 32  # what does not grow with the batch are weights and their copies
 
 
 def throughput(plan: Plan, label: str) -> tuple[int, str] | None:

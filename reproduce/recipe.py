@@ -36,6 +36,16 @@ class Recipe:
     product_decay: bool = False
     warmup: int = 1
 
+    def __post_init__(self):
+        if self.init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, but is {self.init!r}")
+        if self.attention_rate != 1 and self._apart():
+            raise ValueError("attention_rate goes with the plain optimiser: not with " + ", ".join(sorted(self._apart())))
+
+    def _apart(self) -> set[str]:
+        """What of this recipe needs an optimiser that tells cores from factors."""
+        return {"core_rate", "factor_rate", "retracted", "product_decay"} & self.config().keys()
+
     def config(self) -> dict:
         """What differs from the defaults, for records."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:] if getattr(self, f.name) != f.default}
@@ -69,7 +79,7 @@ class Recipe:
 
     def optimizer(self, model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
         """AdamW as ever, or one that knows the attention from the rest, or cores from factors."""
-        if {"core_rate", "factor_rate", "retracted", "product_decay"} & self.config().keys():
+        if self._apart():
             return TuckerAdamW(model, settings, self)
         if self.attention_rate != 1:
             return with_attention_apart(model, settings, self.attention_rate)

@@ -324,11 +324,11 @@ def compress_note(records: list[dict]) -> str:
         if name != "loss":
             missed += [f"{name} of {label}" for label, (aware, plain) in pairs.items() if aware >= plain]
     text = f"Knowing the inputs lowered {', '.join(counts)}" + (f"; not {', '.join(missed)}" if missed else "")
-    return f"<sub>{text}. {records[0]['device']}; `{records[0]['command']}`</sub>"
+    return f"<sub>{text}. {', '.join(dict.fromkeys(r['device'] for r in records))}; {commands_of(records)}</sub>"
 
 
 def compress_speed_runs(records: list[dict]) -> list[str]:
-    r = records[0]
+    r = records[-1]
     sizes = r["metrics"]["sizes"]
     rows = []
     for size in sizes:
@@ -395,7 +395,7 @@ def spectra_runs(records: list[dict]) -> list[str]:
     rows = [[r["method"] + (f", seed {r['seed']}" if several else ""), *(cell(r, *m) for m in modes)] for r in records]
     if records[0]["preset"] == "models":
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
-        return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>`{records[0]['command']}`</sub>"]
+        return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>{commands_of(records)}</sub>"]
     c = records[0]["config"]
     title = (
         f"**Effective ranks of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, "
@@ -404,8 +404,7 @@ def spectra_runs(records: list[dict]) -> list[str]:
     )
     header = ["GPT-2 row", *mode_titles(modes)]
     devices = ", ".join(dict.fromkeys(r["device"] for r in records))
-    commands = ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records))
-    return [title, markdown(header, rows), f"<sub>{devices}; {commands}</sub>"]
+    return [title, markdown(header, rows), f"<sub>{devices}; {commands_of(records)}</sub>"]
 
 
 def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
@@ -415,7 +414,7 @@ def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
 def exactness_cells(records: list[dict]) -> list[str]:
     """One line per mechanism and rotary embedding; biases, masks, paths and pairings together, the worst of them shown."""
     groups = defaultdict(list)
-    for cell in records[0]["metrics"]["cells"]:
+    for cell in records[-1]["metrics"]["cells"]:
         c = cell["cell"]
         rotary = "head-width" if c["rotary"].startswith("head-width") else c["rotary"]
         groups[c["mechanism"] + (", latent norms" if c["norm"] else ""), rotary].append(cell)
@@ -443,17 +442,17 @@ def exactness_cells(records: list[dict]) -> list[str]:
         "layer", "its RoPE", "frequencies of the Tucker latent", "worst error", "with the paper's latent schedule instead",
         "smallest control", "Def. 2.1",
     ]  # fmt: skip
-    count = sum(len(c["errors"]) for c in records[0]["metrics"]["cells"])
+    count = sum(len(c["errors"]) for c in records[-1]["metrics"]["cells"])
     note = (
         f"<sub>The worst of {count} comparisons of outputs and input gradients: all biases, masks, both pairings, and outputs of "
-        f"cached decoding; `{records[0]['command']}`</sub>"
+        f"cached decoding; `{records[-1]['command']}`</sub>"
     )
     return [title, markdown(header, rows), note]
 
 
 def sizes_of(records: list[dict]) -> list[dict]:
     """The rows of the (one) record of sizes."""
-    return records[0]["metrics"]["rows"]
+    return records[-1]["metrics"]["rows"]
 
 
 def by_row(records: list[dict]) -> dict[str, list[dict]]:
@@ -487,9 +486,13 @@ def provenance(records: list[dict], extra: str) -> str:
         f"{settings['steps']:,} steps at global batch {settings['batch_size']}",
         extra,
         f"± is the standard deviation over seeds, where there are several; {devices}, torch {torches}",
-        f"commit {commits}; " + ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records)),
+        f"commit {commits}; {commands_of(records)}",
     ]
     return "<sub>" + "; ".join(p for p in parts if p) + "</sub>"
+
+
+def commands_of(records: list[dict]) -> str:
+    return ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records))
 
 
 DRAW = {  # the heading, and what draws each preset's records
@@ -524,7 +527,7 @@ def write_into(path: Path, parts: dict[tuple[str, str], str]) -> None:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     begin, end = next(iter(parts))
-    if begin not in page or end not in page:
+    if not -1 < page.find(begin) < page.find(end):
         raise ValueError(f"{path} lacks the marks between which results belong: {begin} and {end}")
     for (begin, end), part in parts.items():
         if part and begin in page and end in page:

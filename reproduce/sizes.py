@@ -19,7 +19,7 @@ def record_sizes(experiment: str, rows: Iterable[Row], shape: dict, options: Opt
 
 
 def count_parameters(layers: Iterable[nn.Module]) -> int:
-    """Parameters of these attention layers together."""
+    """Parameters of these layers, or models, together."""
     return sum(p.numel() for layer in layers for p in layer.parameters())
 
 

@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     if options.model:
         opened, started = open_model(options.model), time.perf_counter()
         metrics = {"trained": of_layers(opened.layers.values(), options.device)}
-        config = {"model": opened.name, **shape_of(opened.layers)}
+        config = {"model": opened.name, **shape_of(opened.layers), **({"run": opened.run} if opened.run else {})}
         seconds = time.perf_counter() - started
         record = new_record("spectra", "models", opened.name, config, metrics, device=options.device, wall_seconds=seconds)
         append(options.records, record, replace=True)

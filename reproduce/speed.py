@@ -1,7 +1,7 @@
 """Speed: layers forward and backward, decoding and whole training steps by backend, beside the device's own limits.
 
-Every configuration is compared with the reference before it is timed, and one that differs or is refused has no time. Ratios are
-taken within one run. Times are medians over calls that find the L2 cache full of other, clean lines, as the layers before would
+Every layer and every way to decode is compared with the reference before it is timed, and one that differs or is refused has no time.
+Ratios are taken within one run. Times are medians over calls that find the L2 cache full of other, clean lines, as the layers before would
 leave it. Layers and decoding run as CUDA graphs, so that a small layer's time is not that of launching its kernels; whole models
 run as people run them, compiled block by block.
 """
@@ -23,7 +23,7 @@ from tucker_ref.attend import attend
 from .models.gpt2 import GPT2
 from .models.llama import Llama
 from .options import Options
-from .records import append, new_record
+from .records import append, device_in_words, new_record
 from .rows import TABLE2, TABLE3, Row
 from .runs import check_labels
 from .table3 import ROPE_BASE
@@ -103,23 +103,22 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """One record per section, which grows with every row that is measured.  Raises ValueError for a section that is not there."""
-    preset, started = PRESETS[options.preset], time.perf_counter()
+    """One record per section and device.  Raises ValueError for a section that is not there."""
+    preset, device = PRESETS[options.preset], device_in_words(options.device)
     sections = {"limits": limit_rows, "layers": layers, "contexts": contexts, "decode": decode, "models": models}
     check_labels("section", options.rows, sections)
     rates = limits(preset, options.device)
     for name, section in sections.items():
         if options.rows and name not in options.rows:
             continue
-        rows, config = [], {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats}
+        rows, started = [], time.perf_counter()
+        config = {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats, "device": device}
         for row in tqdm(section(preset, options.device, rates), f"speed {name}"):
             tqdm.write(f"{name}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
             rows.append(row)
-            seconds = time.perf_counter() - started
-            record = new_record(
-                "speed", options.preset, name, config, {"rows": rows}, device=options.device, wall_seconds=seconds
-            )
-            append(options.records, record, replace=True)
+        seconds = time.perf_counter() - started
+        record = new_record("speed", options.preset, name, config, {"rows": rows}, device=options.device, wall_seconds=seconds)
+        append(options.records, record, replace=True)  # whole sections only: one that is broken off leaves what was there
 
 
 @dataclass(frozen=True)

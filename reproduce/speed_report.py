@@ -20,7 +20,7 @@ def speed_tables(records: list[dict]) -> list[str]:
         rows = [[t.what, measured, f"{'≥' if t.least else '≤'} {t.bound:g}", verdict] for t, measured, verdict in judged]
         parts += ["**Targets, set before they were measured.**", markdown(["target", "measured", "bound", "verdict"], rows)]
     first = records[0]
-    config = ", ".join(f"{k} {v}" for k, v in first["config"].items())
+    config = ", ".join(f"{k} {v}" for k, v in first["config"].items() if k != "device")
     source = f"{first['device']}, torch {first['versions']['torch']}, {config}; commit {commit_of(first)}; `{first['command']}`"
     notes = "Medians, the L2 cache full of other lines before each call; —: our kernel was timed for Tucker Attention's latents alone"
     return [*parts, f"<sub>{notes}; {source}</sub>"]

@@ -62,7 +62,8 @@ def alike(records: list[dict]) -> list[list[dict]]:
     groups: list[tuple[dict, list[int]]] = []
     for n in sorted(range(len(records)), key=lambda n: "train" not in records[n]["config"]):  # what is pretrained comes last
         settings = _settings(records[n])
-        fitting = [places for known, places in groups if settings.items() <= known.items()]
+        part = "train" not in records[n]["config"]
+        fitting = [places for known, places in groups if settings == known or part and settings.items() <= known.items()]
         if not fitting:
             groups.append((settings, []))
             fitting = [groups[-1][1]]

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from .options import Options
 from .records import append, git_commit, new_record
-from .tables import markdown
 
 PRESETS = {
     "smoke": (),  # here
@@ -62,7 +61,10 @@ def here(options: Options) -> None:
     files = [f"tests/test_{name}.py" for name in CORE]
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--strict-markers", "-q", "-rfE", *files]
     done = subprocess.run(command, capture_output=True, text=True)
-    counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])}
+    last = done.stdout.rstrip().rpartition("\n")[2]
+    counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    if not counts:
+        raise ValueError(f"no test ran: {(done.stdout + done.stderr)[-4000:]}")
     import tucker_ref
 
     metrics = {name: counts.get(name, 0) for name in ("passed", "failed", "skipped")}
@@ -101,13 +103,3 @@ def call(*command, folder: Path | None = None) -> None:
     done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{' '.join(map(str, command))} failed: {(done.stdout + done.stderr)[-4000:]}")
-
-
-def table(records: list[dict]) -> str:
-    """A row per combination."""
-    rows = []
-    for record in sorted(records, key=lambda r: [*map(int, re.findall(r"\d+", r["method"]))]):
-        versions, metrics = record["versions"], record["metrics"]
-        counts = [str(metrics[name]) for name in ("passed", "failed", "skipped")]
-        rows.append([versions["python"], versions["torch"], versions["numpy"], record["device"], metrics["library"], *counts])
-    return markdown(["Python", "torch", "NumPy", "device", "library from", "passed", "failed", "skipped"], rows)

@@ -107,6 +107,10 @@ def test_a_finished_folder_is_left_alone_and_another_text_refused(places, tmp_pa
     assert "is finished" in capsys.readouterr().out and (tmp_path / "out" / "train.bin").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="out holds letters, or the same cut otherwise"):
         prepare("novels", tmp_path / "out", **places)
+    elsewhere = tmp_path / "elsewhere"  # files of the same names
+    elsewhere.mkdir()
+    with pytest.raises(ValueError, match="out holds letters, or the same cut otherwise"):
+        prepare("letters", tmp_path / "out", **(places | {"files": str(elsewhere / "part*.jsonl")}))
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".parquet"])

@@ -203,6 +203,13 @@ def test_cures_are_tried_on_the_row_that_broke_down_and_on_the_widest_at_table_2
     assert len(cases) == len(ablations.CASES) > len(ablations.CURES)  # control
 
 
+def test_a_recipe_that_would_not_do_what_it_says_is_refused():
+    with pytest.raises(ValueError, match="init must be one of orthonormal, .* but is 'xaviar'"):
+        Recipe(init="xaviar")
+    with pytest.raises(ValueError, match="attention_rate goes with the plain optimiser: not with core_rate"):
+        Recipe(core_rate=0.25, attention_rate=0.25)
+
+
 def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
     preset = dataclasses.replace(ablations.PRESETS["smoke"], train=CONFIG, validation_tokens=256, observe_every=1)
     text = tmp_path / "novel.txt"

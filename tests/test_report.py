@@ -81,6 +81,9 @@ def test_a_pretrained_model_stands_with_all_that_was_made_of_it():
     stranger = copy.deepcopy(start)
     stranger["config"]["pretrain"]["steps"] = 7
     assert tables.alike([stranger, made]) == [[made], [stranger]]  # control
+    plainer = copy.deepcopy(made)
+    del plainer["config"]["epochs"]
+    assert tables.alike([made, plainer]) == [[made], [plainer]]  # what was trained stands with its like alone
     drawn = report.render([start, made, other])
     assert "fine-tuned for 3 epochs" in drawn and "fine-tuned for 7 steps at REDUCED BUDGET, 0.31 epochs" in drawn
     assert report.render([start]) == ""  # nothing is fine-tuned yet

@@ -29,6 +29,21 @@ def test_sections_can_be_chosen(tmp_path):
     assert [r["method"] for r in records.load(tmp_path / "records", "speed")] == ["limits"]
 
 
+def test_a_section_that_is_broken_off_leaves_the_record_that_was_there(tmp_path, monkeypatch):
+    options = Options("smoke", tmp_path, tmp_path / "records", rows=("limits",))
+    speed.run(options)
+    before = records.load(tmp_path / "records", "speed")
+
+    def stopped(*_):
+        yield {"what": "copy", "gigabytes_per_second": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "limit_rows", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        speed.run(options)
+    assert records.load(tmp_path / "records", "speed") == before
+
+
 def test_a_backend_that_refuses_has_a_reason_and_no_time():
     if torch.cuda.is_available():
         pytest.skip("on a GPU cuDNN runs")

@@ -59,7 +59,7 @@ def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = No
     """
     if files is None and name not in SOURCES:
         raise ValueError(f"prepare {name}: known are {', '.join(SOURCES)}; any other text needs --files")
-    source = {"name": name, "files": files and Path(files).name, "held_out": held_out}
+    source = {"name": name, "files": files and str(Path(files).absolute()), "held_out": held_out}
     tokenizer = read_gpt2_tables(Path(bpe)) if bpe else Tokenizer.from_pretrained("openai-community/gpt2")
     if (out / STATE).exists():
         state = _read_state(out)

@@ -63,9 +63,9 @@ class LanguageModel(nn.Module):
         """Mean cross-entropy in nats of predicting each token from those before it.  windows: (b, n + 1)."""
         return self.output_loss(self.hidden(windows[:, :-1]), self.token_embedding.weight, windows[:, 1:])
 
-    def new_caches(self, batch: int, max_tokens: int, **options) -> list[Cache]:
+    def new_caches(self, batch: int, max_tokens: int) -> list[Cache]:
         """One empty cache per block."""
-        return [block.attention.new_cache(batch, max_tokens, **options) for block in self.blocks]
+        return [block.attention.new_cache(batch, max_tokens) for block in self.blocks]
 
 
 def output_loss(hidden: torch.Tensor, output_matrix: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
