@@ -24,7 +24,7 @@ def box(ax, x, y, width, height, depth, colour) -> None:
 
 def draw(path: Path) -> None:
     figure, ax = plt.subplots(figsize=(9.6, 4.2))
-    dense, core, factor = COLOURS["MHA"], COLOURS["Tucker"], COLOURS["GQA"]
+    dense, core, factor = "#777777", COLOURS["Tucker"], "#005c44"  # what Tucker Attention trains is green
 
     box(ax, 0.0, 1.0, 2.6, 2.6, 1.6, dense)
     ax.text(1.3, 2.3, "$W$\n$n_H \\times d \\times d$", color="white", ha="center", va="center", fontsize=13)
@@ -35,7 +35,7 @@ def draw(path: Path) -> None:
     ax.text(4.35, 2.3, "=", fontsize=24, ha="center", va="center")
 
     ax.add_patch(Rectangle((5.0, 1.0), 0.8, 2.6, facecolor=factor, alpha=0.9))
-    ax.text(5.4, 2.3, "$U_2$\n$d \\times r_2$", color="white", ha="center", va="center", fontsize=10)
+    ax.text(5.4, 2.3, "$U_2$\n$d \\times r_2$", color="white", ha="center", va="center", fontsize=9)
     ax.text(5.4, 0.85, "query\nlatent", ha="center", va="top")
 
     box(ax, 6.3, 1.9, 0.95, 0.8, 0.7, core)
@@ -44,11 +44,13 @@ def draw(path: Path) -> None:
 
     ax.add_patch(Rectangle((7.9, 1.9), 2.6, 0.8, facecolor=factor, alpha=0.9))
     ax.text(9.2, 2.3, "$U_3^{\\top}$   $r_3 \\times d$", color="white", ha="center", va="center", fontsize=10)
-    ax.text(10.7, 2.3, "key latent: one for all heads,\nit is what the cache keeps", va="center")
+    ax.text(
+        10.7, 2.3, "makes the key latent: one for all\nheads, which the cache keeps,\nas it keeps a value latent", va="center"
+    )
 
-    ax.add_patch(Polygon([(7.0, 3.15), (7.85, 3.15), (8.75, 3.9), (7.9, 3.9)], facecolor=core, alpha=0.6))
+    ax.add_patch(Polygon([(7.0, 3.15), (7.85, 3.15), (8.75, 3.9), (7.9, 3.9)], facecolor=factor, alpha=0.9))
     ax.text(7.88, 3.52, "$U_1$", color="white", ha="center", va="center", fontsize=11)
-    ax.text(8.75, 3.52, "$n_H \\times r_1$: the heads share a basis.\nOnly Tucker Attention compresses this mode.", va="center")
+    ax.text(8.95, 3.52, "$n_H \\times r_1$: the heads share a basis.\nOnly Tucker Attention compresses this mode.", va="center")
 
     ax.text(
         0.0, 4.75, "Before the softmax, attention is one third-order tensor. Tucker Attention trains it in this form.",

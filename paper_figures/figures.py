@@ -506,7 +506,7 @@ def roofline(records: list[dict], path: Path) -> None:
     intensity = np.geomspace(0.5, 1e4, 200)
     ax.plot(intensity, np.minimum(copy * intensity, matmul), color="#888888", linewidth=1.4)
     note = dict(textcoords="offset points", color="#666666", fontsize=9)
-    ax.annotate(f"a copy, measured: {copy:.2f} TB/s", (4, 4 * copy), (9, -8), **note)
+    ax.annotate(f"a copy, measured: {copy:.2f} TB/s\n(decoding mostly reads)", (4, 4 * copy), (9, -16), **note)
     ax.annotate(f"a matrix product, measured: {matmul:.0f} TFLOP/s", (1e4, matmul), (0, 5), ha="right", **note)
     for section, seconds in (("layers", "milliseconds"), ("decode", "microseconds")):
         best: dict[tuple, dict] = {}
@@ -522,20 +522,13 @@ def roofline(records: list[dict], path: Path) -> None:
     for kind in MARKERS:
         ax.plot([], [], MARKERS[kind], color=COLOURS[kind], label=kind)
     ax.plot([], [], "o", color="#888888", label="filled: a layer, forward and backward")
-    ax.plot(
-        [],
-        [],
-        "o",
-        color="#888888",
-        markerfacecolor="white",
-        label="hollow: decoding one token, which reads more than it writes",
-    )
+    ax.plot([], [], "o", color="#888888", markerfacecolor="white", label="hollow: decoding one token")
     ax.set(xscale="log", yscale="log", ylim=(None, 2 * matmul))
     ax.set(xlabel="operations per byte that must move", ylabel="10¹² operations a second")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.minorticks_off()
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left")
     ax.set_title(f"Roofline: {records[0]['device']}, {records[0]['config']['dtype']}, best backend of each")
     save(figure, path)
 
