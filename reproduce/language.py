@@ -206,7 +206,7 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         {
             **metrics,
             "tokens_seen": tokens_seen,
-            "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds else None,
+            "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds and len(result.machines) == 1 else None,
             **about(model, result),
             "workers": workers.describe(settings.batch_size),
         },
@@ -223,6 +223,7 @@ def about(model: LanguageModel, result: TrainResult) -> dict:
         "cache_per_token": count_cached(layers),
         "curve": result.curve,
         **({"observations": result.observations} if result.observations else {}),
+        **({"machines": result.machines} if len(result.machines) > 1 else {}),
     }
 
 

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from .distributed import ALONE, Workers, accumulating, clip_gradients, gathered, sharded_like
 from .files import write_atomically
+from .records import device_in_words
+from .tables import counted
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class TrainResult:
     """What a run leaves behind beside the model.
 
     curve: per log entry [step, mean training loss, largest gradient norm before clipping] since the entry before;
-    seconds: time in the loop, over all resumes; observations: what `observe` returned, each with its step.
+    seconds: time in the loop, over all resumes; observations: what `observe` returned, each with its step;
+    machines: on what it ran, in words, several where it was resumed elsewhere or by another number of workers.
     """
 
     curve: list
     seconds: float
     observations: list = field(default_factory=list)
+    machines: list = field(default_factory=list)
 
 
 class Diverged(FloatingPointError):
@@ -118,6 +122,9 @@ def train(
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
         tqdm.write(f"{title}: goes on after step {first_step:,}, from {checkpoint}")
+    machine = f"{device_in_words(str(device))}, {counted(workers.count, 'worker')}"
+    if first_step < config.steps and machine not in result.machines:
+        result.machines.append(machine)
     workers.agree(first_step, f"{checkpoint} is not the same file for all workers; they need one folder for --out")
     losses, largest_norm = torch.zeros((), device=device), torch.zeros((), device=device)  # read only when logged
     started = time.perf_counter()
@@ -175,6 +182,7 @@ def _save(path, model, optimizer, config, step, result, workers) -> None:
         "curve": result.curve,
         "seconds": result.seconds,
         "observations": result.observations,
+        "machines": result.machines,
         "model": gathered(model.state_dict(), keep=workers.is_first),
         "optimizer": gathered(optimizer.state_dict(), keep=workers.is_first),
     }
@@ -186,7 +194,7 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # workers of one machine share its pages
         kept, step = json.loads(state["config"]), state["step"]
-        result = TrainResult(state["curve"], state["seconds"], state["observations"])
+        result = TrainResult(state["curve"], state["seconds"], state["observations"], state.get("machines", []))
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
     if kept != dataclasses.asdict(config):

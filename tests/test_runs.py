@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from reproduce import ablations, figure3, language, records, survival, table2, table3
+from reproduce import ablations, figure3, language, records, survival, table2, table3, training
 from reproduce.options import Options
 from reproduce.recipe import Recipe
 from reproduce.saved import make_room, run_of
@@ -77,6 +77,24 @@ def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
     assert "its model is no longer in" in train() and "no longer" not in train(learning_rate=1e-3)
     path.write_bytes(b"damaged")
     assert run_of(path) == "unknown" and "which is in" in train(learning_rate=3e-3)
+
+
+def test_a_run_of_several_machines_names_them_and_has_no_speed(tmp_path, monkeypatch):
+    (tmp_path / "words.txt").write_text("Words and more words, and some again.\n" * 200)
+    options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "words.txt"), steps=1)
+
+    def elsewhere(*arguments):
+        result = training.train(*arguments)
+        result.machines.append("another card, 8 workers")
+        return result
+
+    for rate, trained in ((1e-3, training.train), (2e-3, elsewhere)):
+        monkeypatch.setattr(language, "train", trained)
+        given = dataclasses.replace(options, learning_rate=rate)
+        language.train_rows("table2", [(survival.ROWS[0], Recipe())], survival.SHAPE, survival.TOY, given)
+    one, several = (r["metrics"] for r in records.load(tmp_path / "records"))
+    assert one["tokens_per_second"] > 0 and "machines" not in one
+    assert several["tokens_per_second"] is None and several["machines"][1] == "another card, 8 workers"
 
 
 def test_models_are_found_by_seed_and_preset(tmp_path):

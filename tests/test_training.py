@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from reproduce import training
 from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
 
 CONFIG = TrainConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=5, log_every=5, checkpoint_every=10)
@@ -68,6 +69,19 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
     assert len(result.curve) == 6
 
 
+def test_a_run_knows_all_machines_that_it_ran_on(tmp_path, monkeypatch):
+    def on(machine, batches):
+        monkeypatch.setattr(training, "device_in_words", lambda device: machine)
+        return train(fresh_model(), batches, loss_of, CONFIG, tmp_path / "c.pt", machine).machines
+
+    with pytest.raises(Crash):
+        on("old card", crash_at(11))
+    with pytest.raises(Crash):
+        on("new card", crash_at(21))
+    assert on("new card", batch_at) == ["old card, 1 worker", "new card, 1 worker"]
+    assert on("a third", crash_at(0)) == ["old card, 1 worker", "new card, 1 worker"]  # nothing was left to do
+
+
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     checkpoint = tmp_path / "c.pt"
     train(fresh_model(), batch_at, loss_of, CONFIG, checkpoint, "first")
@@ -89,7 +103,7 @@ def test_checkpoints_hold_no_code(tmp_path):
     """They load with weights_only=True, which refuses pickled objects."""
     train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
     assert set(torch.load(tmp_path / "c.pt", weights_only=True)) == {
-        *("config", "step", "curve", "seconds", "observations", "model", "optimizer")
+        *("config", "step", "curve", "seconds", "observations", "machines", "model", "optimizer")
     }
 
 
