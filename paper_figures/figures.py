@@ -78,7 +78,7 @@ def loss_curves(records: list[dict], experiment: str, path: Path) -> None:
 
 def narrowed(experiment: str, config: dict) -> str:
     """How rows of "table2" or "table3" are named where all but the head rank is smaller than the names say; otherwise nothing."""
-    narrower = BUDGETS[experiment].width // config["d_model"]
+    narrower = BUDGETS[experiment].narrower(config)
     return f"; rows as the paper names them, ranks but the head rank divided by {narrower}" if narrower > 1 else ""
 
 
@@ -129,11 +129,11 @@ def loss_against_size(records: list[dict], experiment: str, path: Path) -> None:
     scale = "at the paper's shape, REDUCED BUDGET" if budget.preset.narrower == 1 else f"d {c['d_model']:,}, REDUCED SCALE"
     most = max(map(len, losses.values()))
     bars = f"bars: standard deviation over {most} seeds" if most > 1 else "one seed a row"
-    figure.suptitle(
+    headline(
+        figure,
         f"{budget.title} {scale}: {tokens_of([r for group in groups.values() for r in group])}\n"
         f"{bars}{narrowed(experiment, c)}",
-        x=0.01, ha="left", fontsize=11, fontweight="bold",
-    )  # fmt: skip
+    )
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     for ax, points in zip(axes, named):
         name_points(ax, points)
@@ -202,11 +202,11 @@ def learning_rates(records: list[dict], path: Path) -> None:
     axes[0, 0].set_ylabel("validation loss (nats per token)")
     figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="lower center", ncols=4)
     tokens = records[0]["metrics"]["tokens_seen"] / 1e6
-    figure.suptitle(
+    headline(
+        figure,
         f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, {seeds_in_words(records)}\n"
         "lines that leave the panel end higher; a row without a point at a rate was not tried there",
-        x=0.01, ha="left", fontsize=11, fontweight="bold",
-    )  # fmt: skip
+    )
     figure.tight_layout(rect=(0, 0.11, 1, 1))
     save(figure, path)
 
@@ -244,11 +244,12 @@ def breaking_down(records: list[dict], path: Path) -> None:
     )
     figure.legend(*gradients.get_legend_handles_labels(), title="below", bbox_to_anchor=(0.6, 0.19), ncols=2, **both)
     rate, tokens = records[0]["config"]["train"]["learning_rate"], tokens_of(records)
-    figure.suptitle(
+    headline(
+        figure,
         f"How {of_row(records[0])} breaks down at the rate {rate:g}, and what prevents it\n"
         f"GPT-2's shape, REDUCED BUDGET: {tokens}, {seeds_in_words(records)}; changes of the training that did not diverge",
-        x=0.01, y=1.035, ha="left", fontsize=11, fontweight="bold",
-    )  # fmt: skip
+        y=1.035,
+    )
     save(figure, path)
 
 
@@ -264,9 +265,8 @@ def singular_values(records: list[dict], path: Path) -> None:
     """
     figure, axes = plt.subplots(2, 3, figsize=(10.4, 6.6))
     runs = {r["method"]: r for r in records}
-    chosen = [
-        runs[label] for label in ("Tucker [8,128,128]", "MLA shared d_c=128", "GQA n_KV=4", "MHA") if label in runs
-    ]  # MHA on top
+    labels = ("Tucker [8,128,128]", "MLA shared d_c=128", "GQA n_KV=4", "MHA")  # the last one on top
+    chosen = [runs[label] for label in labels if label in runs]
     for line, (side, name) in zip(axes, (("pre", "before the softmax: $W$"), ("post", "after it: $\\tilde W$"))):
         for ax, mode in zip(line, chosen[0]["metrics"]["trained"][0][side]):
             for r in chosen:
@@ -285,11 +285,11 @@ def singular_values(records: list[dict], path: Path) -> None:
         line[0].set_ylabel("singular value over the largest")
     axes[0, 2].legend()
     c = records[0]["config"]
-    figure.suptitle(
+    headline(
+        figure,
         f"Spectra of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers (a line each),\n"
         f"{c['train']['steps']:,} steps, one model of a row{narrowed('table2', c)}",
-        x=0.01, ha="left", fontsize=11, fontweight="bold",
-    )  # fmt: skip
+    )
     figure.tight_layout()
     save(figure, path)
 
@@ -342,11 +342,11 @@ def compression(records: list[dict], path: Path) -> None:
     handles = [plt.Line2D([], [], color="#555555", linestyle=dashes) for dashes, _ in drawn.values()]
     axes[0, 0].legend()
     axes[0, 1].legend(handles, [name for _, name in drawn.values()])
-    figure.suptitle(
+    headline(
+        figure,
         "Trained layers at REDUCED SCALE, compressed and not trained further; grey: the layers before, on the same part of the text.\n"
         "Where mean-pooled heads leave a panel of losses, they end above it",
-        x=0.01, ha="left", fontsize=11, fontweight="bold",
-    )  # fmt: skip
+    )
     figure.tight_layout()
     save(figure, path)
 
@@ -367,8 +367,9 @@ def compression_cost(records: list[dict], path: Path) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.minorticks_off()
     axes[0].legend()
-    figure.suptitle(
-        f"Truncated HOSVD of one multi-head layer: {records[0]['device']}", x=0.01, ha="left", fontsize=11, fontweight="bold"
+    headline(
+        figure,
+        f"Truncated HOSVD of one multi-head layer: {records[0]['device']}",
     )
     figure.tight_layout()
     save(figure, path)
@@ -402,12 +403,9 @@ def decoding(records: list[dict], path: Path) -> None:
     right.minorticks_off()
     right.set_title("What it costs")
     right.legend(fontsize=8)
-    figure.suptitle(
+    headline(
+        figure,
         f"Decoding with one layer of GPT-2's shape, float32: {records[0]['device']}; medians on a shared machine",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-        fontweight="bold",
     )
     figure.tight_layout()
     save(figure, path)
@@ -459,11 +457,11 @@ def accuracy_against_parameters(records: list[dict], path: Path) -> None:
     figure.legend(handles, names, loc="lower center", ncols=len(names))
     example, n_seeds = next(iter(tuned.values()))[0], max(map(len, tuned.values()))
     c = example["config"]
-    figure.suptitle(
+    headline(
+        figure,
         f"Figure 3 at REDUCED SCALE: ViT d {c['d_model']} pretrained with MHA on {records[0]['data']['name']}, converted,\n"
         f"fine-tuned for {epochs_of(example)}; bars: standard deviation over {n_seeds} seeds",
-        x=0.01, ha="left", fontsize=11, fontweight="bold",
-    )  # fmt: skip
+    )
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     save(figure, path)
 
@@ -531,6 +529,11 @@ def roofline(records: list[dict], path: Path) -> None:
     ax.legend(loc="upper left")
     ax.set_title(f"Roofline: {records[0]['device']}, {records[0]['config']['dtype']}, best backend of each")
     save(figure, path)
+
+
+def headline(figure, text: str, **place) -> None:
+    """The title of a whole figure, as bold and as far left as those of its panels."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11, fontweight="bold", **place)
 
 
 def save(figure, path: Path) -> None:

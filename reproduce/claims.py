@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .gpu_report import BUDGETS, diverged, settled, step_times
 from .report import FORMULAS, attention_mb, cache_mb, sizes_of
 from .rows import TABLE2
-from .tables import alike, difference, grouped, largest, markdown
+from .tables import alike, complete, difference, grouped, largest, markdown
 
 BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
@@ -40,10 +40,8 @@ def all_claims(records: list[dict]) -> list[Claim]:
 
 def verdicts(records: list[dict]) -> list[tuple[Claim, str, str]]:
     """Every claim with what was measured and the verdict."""
-    try:
+    with complete("a record lacks what the claims are judged by"):
         return [(claim, *claim.judge(records)) for claim in all_claims(records)]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a record lacks what the claims are judged by: {error}") from error
 
 
 def render(records: list[dict]) -> str:

@@ -22,7 +22,7 @@ from .data.images import load_images
 from .data.text import VALIDATION_SHARE, read_documents
 from .figure3 import as_input
 from .language import model_of
-from .open_models import OpenModel, open_model, shape_of
+from .open_models import OpenModel, open_model
 from .options import Options
 from .records import append, new_record
 from .rows import Row
@@ -90,9 +90,7 @@ def compress_model(opened: OpenModel, options: Options) -> None:
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
     known, seen = (moments(opened, layers, batches) for batches in (data.calibration, data.test))
     before = predictions(opened, data)
-    config = {"model": opened.name, **shape_of(layers)}
-    if opened.run:
-        config["run"] = opened.run
+    config = opened.config()
     rows = selected([Row("Tucker", ranks=ranks) for ranks in options.ranks] or default_rows(config), options.rows)
     preset = "models" if options.model else options.preset
     for row in tqdm(rows, f"compress {opened.name}"):

@@ -13,7 +13,7 @@ from .language import LanguagePreset
 from .recipe import Recipe
 from .records import data_key, workers_of
 from .rows import Row
-from .tables import alike, commit_of, difference, grouped, largest, markdown, mean_and_spread
+from .tables import alike, commit_of, complete, difference, each_once, grouped, largest, markdown, mean_and_spread
 
 BEGIN, END = "<!-- commands: written by `python -m reproduce report --write README.md` -->", "<!-- end of commands -->"
 LONG = ", warm-up four times longer"  # of the ablations, what belongs into the sweep as well
@@ -91,8 +91,11 @@ def highest_rate(records: list[dict]) -> list[dict]:
     """records: all there are.  The ablations' runs at the rate that breaks their row down, where its training was changed and nothing
     diverged: the row as it is, then by loss from the highest."""
     rate = ABLATIONS["gpu-sweep"].train.learning_rate
-    runs = [r for r in _of(records, "ablations", "gpu-sweep") if (of_row(r), _key(r)[1]) == (ROW, rate) and not diverged([r])]
-    runs = [r for r in runs if f"{ROW}, init" not in r["method"]]
+    runs = [
+        r
+        for r in _of(records, "ablations", "gpu-sweep")
+        if (of_row(r), _key(r)[1]) == (ROW, rate) and f"{ROW}, init" not in r["method"] and not diverged([r])
+    ]
     return sorted(runs, key=lambda r: (r["method"] != ROW, -r["metrics"]["validation_loss"]))
 
 
@@ -178,6 +181,10 @@ class Budget:
     base: str
     note: str = ""
 
+    def narrower(self, config: dict) -> int:
+        """By what factor a run's model is narrower than the paper's."""
+        return self.width // config["d_model"]
+
     def rate(self, label: str) -> float:
         return self.preset.learning_rates.get(label, self.preset.train.learning_rate)
 
@@ -194,7 +201,7 @@ BUDGETS = {
         table3.TABLE3,
         "GQA n_KV=8",
         note=" Rotary embeddings turn whole heads in MHA, GQA and MQA, latents in MLA and Tucker.",
-    ),  # fmt: skip
+    ),
 }
 
 
@@ -325,24 +332,25 @@ def step_times(records: list[dict]) -> dict[str, float]:
 
 def sources(runs: list[dict]) -> str:
     """Where numbers come from: data, devices, commits, minutes, and the commands with what varies between runs in capitals."""
-    names = {"data": [], "device": [], "commit": []}
-    for r in runs:
-        for kind, name in (
-            ("data", f"{r['data']['name']} (content sha256 {r['data']['sha256'][:12]}…)"),
-            ("device", r["device"]),
-            ("commit", commit_of(r)),
-        ):
-            if name not in names[kind]:
-                names[kind].append(name)
-    said = ", ".join
-    versions = said(dict.fromkeys(r["versions"]["torch"] for r in runs))
     minutes = statistics.median(r["wall_seconds"] for r in runs) / 60
     return (
-        f"<sub>Data: {said(names['data'])}; {said(names['device'])}, torch {versions}; "
-        f"commits {said(names['commit'])}; about {minutes:.1f} minutes a run; "
-        f"{said(f'`{p}`' for p in patterns(r['command'] for r in runs))}. "
+        f"<sub>Data: {each_once(map(data_in_words, runs))}; {devices_of(runs)}; commits {each_once(map(commit_of, runs))}; "
+        f"about {minutes:.1f} minutes a run; {commands_of(runs)}. "
         "± is the standard deviation over seeds, where there are several.</sub>"
     )
+
+
+def data_in_words(record: dict) -> str:
+    return f"{record['data']['name']} (content sha256 {record['data']['sha256'][:12]}…)"
+
+
+def devices_of(records: list[dict]) -> str:
+    """On what they ran: devices and versions of PyTorch."""
+    return f"{each_once(r['device'] for r in records)}, torch {each_once(r['versions']['torch'] for r in records)}"
+
+
+def commands_of(records: list[dict]) -> str:
+    return ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records))
 
 
 VARIED = {"--rows": "ROWS", "--learning-rate": "RATE", "--warmup-steps": "STEPS", "--seeds": "SEEDS"}
@@ -365,10 +373,8 @@ TEXT = "--text wiki.txt.xz --validation held_out.txt.xz --bpe gpt2"
 def render(records: list[dict]) -> str:
     """records: all there are.  The commands with what they take and give, then what came out.  Raises ValueError for a record that
     lacks what is shown."""
-    try:
+    with complete("a record of the preset gpu lacks what its commands show"):
         return f"{commands(records)}\n\n{findings(records)}".strip()
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a record of the preset gpu lacks what its commands show: {error}") from error
 
 
 def commands(records: list[dict]) -> str:

@@ -42,6 +42,10 @@ class OpenModel:
     tokenizer: str | None = None
     run: str | None = None
 
+    def config(self) -> dict:
+        """What a record says of it; of a model that was trained here, of which run."""
+        return {"model": self.name, **shape_of(self.layers), **({"run": self.run} if self.run else {})}
+
     def put(self, layers: dict[str, nn.Module]) -> None:
         """These attention layers in their places."""
         for place, layer in layers.items():

@@ -128,7 +128,7 @@ def memory_parts(model: nn.Module, workers: Workers, plan: Plan, kept: float) ->
 
 def kept_per_token(block: nn.Module) -> float:
     """Bytes that autograd keeps for the backward pass of one token in this block, under bfloat16 autocast; no weights among them."""
-    kept: dict[int, torch.Tensor] = {}
+    tokens, kept = 32, dict[int, torch.Tensor]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor
@@ -137,11 +137,11 @@ def kept_per_token(block: nn.Module) -> float:
     def forward(batch: int) -> int:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", dtype=torch.bfloat16):
-            y = block(torch.randn(batch, 32, block.attention.d_model, requires_grad=True))
+            y = block(torch.randn(batch, tokens, block.attention.d_model, requires_grad=True))
         del y
         return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
-    return (forward(3) - forward(2)) / 32  # what does not grow with the batch are weights and their copies
+    return (forward(3) - forward(2)) / tokens  # what does not grow with the batch are weights and their copies
 
 
 def throughput(plan: Plan, label: str) -> tuple[int, str] | None:

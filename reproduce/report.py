@@ -12,16 +12,18 @@ from .gpu_report import (
     BUDGETS,
     ablation_table,
     budget_tables,
+    commands_of,
     cures_table,
+    data_in_words,
+    devices_of,
     diverged,
     loss_cell,
     of_one_budget,
-    patterns,
     sweep_table,
 )
 from .rows import TABLE2
 from .speed_report import speed_tables
-from .tables import alike, commit_of, difference, grouped, markdown, mean_and_spread
+from .tables import alike, commit_of, complete, difference, each_once, grouped, markdown, mean_and_spread
 
 BEGIN, END = "<!-- results: written by `python -m reproduce report --write README.md` -->", "<!-- end of results -->"
 FORMULAS = {
@@ -48,13 +50,11 @@ def render(records: list[dict], experiments: Container[str] | None = None) -> st
         tables = []
         for (name, preset), group in sorted(groups.items(), key=lambda item: item[0][1] != "sizes"):  # sizes first
             if name == experiment and (experiments is None or name in experiments):
-                try:
+                with complete(f"{name}.{preset}.json: a record lacks what its table shows"):
                     if (name, preset) in TOGETHER:
                         tables += TOGETHER[name, preset](records)
                     else:
                         tables += draw[preset if preset in draw else "runs"](group)
-                except (KeyError, TypeError) as error:
-                    raise ValueError(f"{name}.{preset}.json: a record lacks what its table shows: {error}") from error
         if tables:
             sections += [f"### {heading}", *tables]
     return "\n\n".join(sections)
@@ -119,7 +119,7 @@ def loss_table(experiment: str, records: list[dict]) -> list[str]:
         )
     c, train = records[0]["config"], records[0]["config"]["train"]
     tokens = f"{train['steps'] * train['batch_size'] * c['context'] / 1e6:,.2f}M training tokens"
-    narrower = budget.width // c["d_model"]
+    narrower = budget.narrower(c)
     if narrower > 1:
         scale = f", validation loss at REDUCED SCALE, not the paper's: d {c['d_model']}, {c['n_layers']} layers, N {c['context']}, {tokens}"
         named = f" The rows are named as in the paper; all widths and ranks but the head rank are divided by {narrower}."
@@ -324,7 +324,7 @@ def compress_note(records: list[dict]) -> str:
         if name != "loss":
             missed += [f"{name} of {label}" for label, (aware, plain) in pairs.items() if aware >= plain]
     text = f"Knowing the inputs lowered {', '.join(counts)}" + (f"; not {', '.join(missed)}" if missed else "")
-    return f"<sub>{text}. {', '.join(dict.fromkeys(r['device'] for r in records))}; {commands_of(records)}</sub>"
+    return f"<sub>{text}. {each_once(r['device'] for r in records)}; {commands_of(records)}</sub>"
 
 
 def compress_speed_runs(records: list[dict]) -> list[str]:
@@ -403,7 +403,7 @@ def spectra_runs(records: list[dict]) -> list[str]:
         "layers; in brackets before training; then how many there are."
     )
     header = ["GPT-2 row", *mode_titles(modes)]
-    devices = ", ".join(dict.fromkeys(r["device"] for r in records))
+    devices = each_once(r["device"] for r in records)
     return [title, markdown(header, rows), f"<sub>{devices}; {commands_of(records)}</sub>"]
 
 
@@ -476,23 +476,15 @@ def cache_mb(row: dict, shape: dict) -> float:
 
 def provenance(records: list[dict], extra: str) -> str:
     """One line under a table of runs that are alike: data, global batch, devices, versions, commits and commands."""
-    data, settings = records[0]["data"], records[0]["config"]["train"]
-    devices, torches, commits = (
-        ", ".join(dict.fromkeys(of(r) for r in records))
-        for of in (lambda r: r["device"], lambda r: r["versions"]["torch"], commit_of)
-    )
+    settings = records[0]["config"]["train"]
     parts = [
-        f"Data: {data['name']} (content sha256 {data['sha256'][:12]}…)",
+        f"Data: {data_in_words(records[0])}",
         f"{settings['steps']:,} steps at global batch {settings['batch_size']}",
         extra,
-        f"± is the standard deviation over seeds, where there are several; {devices}, torch {torches}",
-        f"commit {commits}; {commands_of(records)}",
+        f"± is the standard deviation over seeds, where there are several; {devices_of(records)}",
+        f"commit {each_once(map(commit_of, records))}; {commands_of(records)}",
     ]
     return "<sub>" + "; ".join(p for p in parts if p) + "</sub>"
-
-
-def commands_of(records: list[dict]) -> str:
-    return ", ".join(f"`{p}`" for p in patterns(r["command"] for r in records))
 
 
 DRAW = {  # the heading, and what draws each preset's records

@@ -1,6 +1,6 @@
 """The README's section of checks on the code itself: one line for each of them that is on record."""
 
-from .tables import commit_of, markdown
+from .tables import commit_of, complete, each_once, markdown
 
 BEGIN, END = "<!-- checks: written by the same command -->", "<!-- end of checks -->"
 
@@ -10,17 +10,15 @@ def render(records: list[dict]) -> str:
     rows = []
     for experiment, (title, describe) in CHECKS.items():
         if found := [r for r in records if r["experiment"] == experiment]:
-            try:
+            with complete(f"{experiment}: a record lacks what the table of checks shows"):
                 rows.append([title, *describe(found), source(found)])
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"{experiment}: a record lacks what the table of checks shows: {error}") from error
     return markdown(["check", "tried", "outcome", "by"], rows) if rows else ""
 
 
 def source(records: list[dict]) -> str:
     """The commands that made them, and the commits that ran."""
-    commands = ", ".join(dict.fromkeys(f"`{r['command'].split(' --')[0]}`" for r in records))
-    return f"{commands} at {', '.join(dict.fromkeys(commit_of(r) for r in records))}"
+    commands = each_once(f"`{r['command'].split(' --')[0]}`" for r in records)
+    return f"{commands} at {each_once(map(commit_of, records))}"
 
 
 def mutants(records: list[dict]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from tucker_ref import energy_rank, entropy_rank, spectra
 from tucker_ref.ranks import Spectra, numerical_rank, rounding_floor
 
 from .language import LanguagePreset, build_model, load_model, model_of
-from .open_models import open_model, shape_of
+from .open_models import open_model
 from .options import Options
 from .records import append, new_record
 from .rows import TABLE2
@@ -33,9 +33,10 @@ def run(options: Options) -> None:
     if options.model:
         opened, started = open_model(options.model), time.perf_counter()
         metrics = {"trained": of_layers(opened.layers.values(), options.device)}
-        config = {"model": opened.name, **shape_of(opened.layers), **({"run": opened.run} if opened.run else {})}
         seconds = time.perf_counter() - started
-        record = new_record("spectra", "models", opened.name, config, metrics, device=options.device, wall_seconds=seconds)
+        record = new_record(
+            "spectra", "models", opened.name, opened.config(), metrics, device=options.device, wall_seconds=seconds
+        )
         append(options.records, record, replace=True)
         for side, modes in MODES.items():
             for mode in modes:

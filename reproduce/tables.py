@@ -1,7 +1,8 @@
 """Markdown tables, which runs may stand in one, and the small arithmetic that every table needs."""
 
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from .records import data_key
 
@@ -35,6 +36,20 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'s' if number > 1 else ''}"
 
 
+def each_once(names: Iterable[str]) -> str:
+    """ "a, b" for a, b and a."""
+    return ", ".join(dict.fromkeys(names))
+
+
+@contextmanager
+def complete(complaint: str) -> Iterator[None]:
+    """What the records within turn out to lack becomes a ValueError that begins with this complaint."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{complaint}: {error}") from error
+
+
 def commit_of(record: dict) -> str:
     """The commit that ran, short, and whether the tree differed from it."""
     commit, plus, changes = record["commit"].partition("+")
@@ -60,10 +75,12 @@ def alike(records: list[dict]) -> list[list[dict]]:
     A pretrained model, which has but a part of the settings, stands with whatever was made of it.
     """
     groups: list[tuple[dict, list[int]]] = []
-    for n in sorted(range(len(records)), key=lambda n: "train" not in records[n]["config"]):  # what is pretrained comes last
+    pretrained = ["train" not in r["config"] for r in records]
+    for n in sorted(range(len(records)), key=pretrained.__getitem__):  # what is pretrained comes last
         settings = _settings(records[n])
-        part = "train" not in records[n]["config"]
-        fitting = [places for known, places in groups if settings == known or part and settings.items() <= known.items()]
+        fitting = [
+            places for known, places in groups if settings == known or pretrained[n] and settings.items() <= known.items()
+        ]
         if not fitting:
             groups.append((settings, []))
             fitting = [groups[-1][1]]
