@@ -6,7 +6,8 @@ from pathlib import Path
 
 from reproduce import gpu_report, records
 from reproduce.report import by_command
-from reproduce.tables import alike, largest
+from reproduce.rows import TABLE2
+from reproduce.tables import alike, grouped, largest
 
 from . import diagram, figures, style
 
@@ -54,8 +55,17 @@ def draw_all(folder: Path, out: Path) -> None:
     for experiment in gpu_report.BUDGETS:
         if runs := largest(alike(ended(found(experiment, "smoke")))):
             figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
+    slower = "and factors (Tucker) or\nattention (others) at a quarter of the rate"
     if runs := ended(gpu_report.sweep_runs(everything)):
-        figures.learning_rates(runs, out / "learning_rates_gpt2.png")
+        steps, warmups = runs[0]["config"]["train"]["steps"], grouped(runs, lambda r: r["config"]["train"]["warmup_steps"])
+        panels = {f"warm-up {warmup} of {steps:,} steps": warmups[warmup] for warmup in sorted(warmups)}
+        panels |= {f"warm-up {max(warmups)}, {slower}": ended(gpu_report.slowed_runs(everything, "gpu-sweep"))}
+        figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
+    if runs := [r for r in ended(gpu_report.full_budget_runs(everything)) if r["method"] in {row.label for row in TABLE2}]:
+        t = runs[0]["config"]["train"]
+        panels = {f"warm-up {t['warmup_steps']} of {t['steps']:,} steps": runs}
+        panels |= {f"the same, {slower}": ended(gpu_report.slowed_runs(everything, "gpu"))}
+        figures.learning_rates(panels, 1.05, out / "learning_rates_full_gpt2.png")
     if runs := gpu_report.highest_rate(everything):
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
     for experiment in gpu_report.BUDGETS:

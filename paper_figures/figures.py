@@ -171,41 +171,39 @@ def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> No
         taken.append(box)
 
 
-def learning_rates(records: list[dict], path: Path) -> None:
-    """Validation loss against peak learning rate, one line per row, one panel per length of warm-up."""
-    warmups = sorted({r["config"]["train"]["warmup_steps"] for r in records})
-    figure, axes = plt.subplots(1, len(warmups), figsize=(4.8 * len(warmups), 5.2), sharex=True, sharey=True, squeeze=False)
+def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) -> None:
+    """Validation loss against peak learning rate, one line per row, its mean over seeds, each seed a dot.
+
+    panels: runs by title, empty ones are left out; highest: loss at the upper edge, over the lowest of all.
+    """
+    panels = {title: runs for title, runs in panels.items() if runs}
+    records = [r for runs in panels.values() for r in runs]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 5.4), sharex=True, sharey=True, squeeze=False)
     labels = list(dict.fromkeys(r["method"] for r in records))
     styles = lines_of(labels)
     rates, best = sorted({r["config"]["train"]["learning_rate"] for r in records}), min(losses_of(records))
-    for ax, warmup in zip(axes[0], warmups):
+    for ax, (title, runs) in zip(axes[0], panels.items()):
         for label in labels:
-            group = [r for r in records if (r["method"], r["config"]["train"]["warmup_steps"]) == (label, warmup)]
-            at = {rate: [r for r in group if r["config"]["train"]["learning_rate"] == rate] for rate in rates}
-            points = [(rate, statistics.mean(losses_of(found))) for rate, found in at.items() if found]
-            ax.plot(
-                *(zip(*points) if points else ([], [])),
-                marker=MARKERS[mechanism(label)],
-                markersize=4,
-                label=label,
-                linewidth=1.3,
-                **styles[label],
-            )
-        ax.set(
-            xscale="log",
-            ylim=(0.99 * best, 1.15 * best),
-            xlabel="peak learning rate",
-            title=f"warm-up {warmup} of {records[0]['config']['train']['steps']:,} steps",
-        )
+            seen = [
+                (r["config"]["train"]["learning_rate"], loss) for r in runs if r["method"] == label for loss in losses_of([r])
+            ]
+            means = [(rate, statistics.mean(y for x, y in seen if x == rate)) for rate in sorted({x for x, _ in seen})]
+            look = {"label": label, "marker": MARKERS[mechanism(label)], "markersize": 4.5, "linewidth": 1.3}
+            ax.plot(*(zip(*means) if means else ([], [])), **look, **styles[label])
+            if len(seen) > len(means):
+                ax.plot(*zip(*seen), ".", color=styles[label]["color"], markersize=3.5, alpha=0.5)
+        ax.set(xscale="log", ylim=((1 - (highest - 1) / 16) * best, highest * best), xlabel="peak learning rate", title=title)
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
     axes[0, 0].set_ylabel("validation loss (nats per token)")
-    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="lower center", ncols=4)
-    tokens = records[0]["metrics"]["tokens_seen"] / 1e6
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4)
+    seeds = seeds_in_words(records)
+    dots = "" if seeds == "one seed" else " (dots; lines are means)"
+    left = "lines that leave the panel end higher; " if max(losses_of(records)) > highest * best else ""
     headline(
         figure,
-        f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens:.0f}M tokens, {seeds_in_words(records)}\n"
-        "lines that leave the panel end higher; a row without a point at a rate was not tried there",
+        f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(records)}, {seeds}{dots}\n"
+        f"{left}a row without a point at a rate was not tried there",
     )
     figure.tight_layout(rect=(0, 0.11, 1, 1))
     save(figure, path)

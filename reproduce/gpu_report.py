@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from . import figure3, table2, table3
-from .ablations import CASES, CURES, ROW
+from .ablations import CASES, CURES, ROW, SLOWER
 from .ablations import PRESETS as ABLATIONS
 from .language import LanguagePreset
 from .recipe import Recipe
@@ -17,6 +17,7 @@ from .tables import alike, commit_of, complete, difference, each_once, grouped, 
 
 BEGIN, END = "<!-- commands: written by `python -m reproduce report --write README.md` -->", "<!-- end of commands -->"
 LONG = ", warm-up four times longer"  # of the ablations, what belongs into the sweep as well
+TOO = " with the longer warm-up"
 
 
 def sweep_runs(records: list[dict]) -> list[dict]:
@@ -40,6 +41,21 @@ def sweep_table(records: list[dict]) -> list[str]:
     alone = {row: f" (warm-up {found[0]} alone)" if len(found) == 1 else "" for row, found in tried.items()}
     note = "; ".join(f"{row} {loss:.3f}{alone[row]}" for row, loss in sorted(best.items(), key=lambda item: item[1]))
     return [title, table, f"In order of what each row reaches at its own best: {note}.{gaps(runs)}", sources(runs)]
+
+
+def full_budget_runs(records: list[dict]) -> list[dict]:
+    """Of all records, Table 2's at its full budget and present warm-up that differ in row, rate and seed alone."""
+    runs = [r for r in _of(records, "table2", "gpu") if _warmup(r) == BUDGETS["table2"].preset.train.warmup_steps]
+    order = [row.label for row in BUDGETS["table2"].rows]
+    return sorted(of_one_budget(runs), key=lambda r: order.index(r["method"]))
+
+
+def slowed_runs(records: list[dict], preset: str) -> list[dict]:
+    """Of the ablations of a preset, the runs whose factors (Tucker) or attention (any other row) learned at a quarter of the rate, under
+    their row's name; those of the sweep that had the long warm-up too."""
+    names = [f"{name}{TOO}" if preset == "gpu-sweep" else name for name in SLOWER]
+    runs = of_one_budget(_of(records, "ablations", preset))
+    return [{**r, "method": of_row(r)} for r in runs if r["method"].removeprefix(f"{of_row(r)}, ") in names]
 
 
 def gaps(runs: list[dict]) -> str:
@@ -116,6 +132,47 @@ def cures_table(records: list[dict]) -> list[str]:
     return [title, table, *_waiting(CURES, cured), sources(plain + cured)]
 
 
+def best_table(records: list[dict]) -> list[str]:
+    """records: all there are.  Each row at the best setting of all that were tried at Table 2's full budget, from the lowest loss up.
+
+    Of a row's settings those with the most seeds are compared; rows with fewer seeds than others are left out.
+    """
+    plain = full_budget_runs(records)
+    changed = [
+        r for r in _of(records, "ablations", "gpu") if (budget_of(r), _warmup(r)) == (budget_of(plain[0]), _warmup(plain[0]))
+    ]
+    by_row = grouped(plain + changed, of_row)
+    best = {}
+    for row, runs in by_row.items():
+        settings = [group for group in grouped(runs, _key).values() if not diverged(group)]
+        most = max(map(len, settings), default=0)
+        best[row] = min((group for group in settings if len(group) == most), key=_mean, default=[])
+    seeds = max(map(len, best.values()))
+    shown = sorted((row for row in best if len(best[row]) == seeds), key=lambda row: _mean(best[row]))
+    base, lines = BUDGETS["table2"].base, []
+    for row in shown:
+        group, size = best[row], best[row][0]["metrics"]["attention_parameters"]
+        above = f" ({difference(_mean(group), _mean(best[base]))})" if row != base and base in shown else ""
+        lines.append(
+            [
+                row,
+                f"{size / 1e6:.2f}M",
+                group[0]["method"].removeprefix(row).removeprefix(", ") or "as it is",
+                f"{_key(group[0])[1]:g}",
+                loss_cell(group, 4) + above,
+                f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
+                f"{len(grouped(by_row[row], _key))}",
+            ]
+        )
+    title = (
+        f"**Every row with {seeds} seeds at the best of all settings that were tried at the budget of Table 2, REDUCED BUDGET: "
+        f"{tokens_of(plain)}, warm-up {_warmup(plain[0])}.** Of a row's settings (rates and changes) those with {seeds} seeds are "
+        "compared. The more there were the better the best one looks, so the last column counts them."
+    )
+    header = ["row", "attention", "trained", "rate", f"validation loss (against {base})", "largest logit", "settings tried"]
+    return [title, markdown(header, lines), sources([r for row in shown for r in by_row[row]])]
+
+
 def _waiting(cases: list[tuple[str, Recipe]], changed: list[dict]) -> list[str]:
     """A sentence that names the cases without a run, or nothing."""
     there = {r["method"] for r in changed}
@@ -186,7 +243,7 @@ class Budget:
         return self.width // config["d_model"]
 
     def rate(self, label: str) -> float:
-        return self.preset.learning_rates.get(label, self.preset.train.learning_rate)
+        return self.preset.rate(label, label)
 
 
 BUDGETS = {
@@ -391,8 +448,9 @@ def commands(records: list[dict]) -> str:
         runs = [r for group in settled(records, experiment).values() for r in group]
         count = len(budget.rows) * len(budget.preset.seeds)
         lines.append(_line(f"{experiment} --preset gpu {TEXT}", count, runs, (budget.base, small), "validation_loss"))
-    cured = _of(records, "ablations", "gpu")
-    lines.append(_line(f"ablations --preset gpu {TEXT}", len(CURES), cured, (f"{ROW}, normalised latents",), "validation_loss"))
+    cured = [r for r in _of(records, "ablations", "gpu") if _key(r)[1] == ABLATIONS["gpu"].rate(r["method"], of_row(r))]
+    slowed = tuple(f"{row}, {change}" for row, change in zip((ROW, "MHA"), SLOWER))
+    lines.append(_line(f"ablations --preset gpu {TEXT}", len(CURES), cured, slowed, "validation_loss"))
     vit = figure3.PRESETS["gpu"]
     count, runs = (1 + len(vit.rows)) * len(vit.seeds), _of(records, "figure3", "gpu")
     lines.append(_line("figure3 --preset gpu --images images.npz", count, runs, ("MHA", "Tucker [8,24,24]"), "top1"))

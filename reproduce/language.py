@@ -34,9 +34,9 @@ from .training import Diverged, TrainConfig, TrainResult, train
 @dataclass(frozen=True)
 class LanguagePreset:
     """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
-    learning_rates: by row label, in place of the one in `train`: each row's own best; observe_every: steps between looks at norms
-    and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker takes at a time, None for no limit;
-    text: the prepared text that has to be named with --text, None if the built-in one will do.
+    learning_rates: by row, or by row and change as `method_of` names them, in place of the one in `train`: each one's own best;
+    observe_every: steps between looks at norms and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker
+    takes at a time, None for no limit; text: the prepared text that has to be named with --text, None if the built-in one will do.
     """
 
     narrower: int
@@ -52,6 +52,15 @@ class LanguagePreset:
     micro_batch: int | None = None
     text: str | None = None
 
+    def rate(self, method: str, row: str) -> float:
+        """The peak learning rate of a row as it is trained here.  method: the row's name, with the change if there is one."""
+        return self.learning_rates.get(method, self.learning_rates.get(row, self.train.learning_rate))
+
+
+def method_of(row: Row, recipe: Recipe) -> str:
+    """What tables and records call a row that is trained in this way."""
+    return f"{row.label}, {recipe.name}" if recipe.config() else row.label
+
 
 def build_model(config: dict) -> LanguageModel:
     """The model that a run's config describes, freshly initialised."""
@@ -64,7 +73,7 @@ def build_model(config: dict) -> LanguageModel:
 
 def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Options) -> TrainConfig:
     """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change."""
-    rate = preset.learning_rates.get(row.label, preset.train.learning_rate)
+    rate = preset.rate(method_of(row, recipe), row.label)
     return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
 
 
@@ -150,9 +159,8 @@ def train_rows(
         config = config_of(row, model, preset, data.vocab_size) | {"train": dataclasses.asdict(settings)}
         if changes:
             config["recipe"] = changes
-        method = f"{row.label}, {recipe.name}" if changes else row.label
         for seed in options.seeds or preset.seeds:
-            run = Run(experiment, options, method, config, seed, data.describe())
+            run = Run(experiment, options, method_of(row, recipe), config, seed, data.describe())
             if not run.is_done():
                 train_one(run, settings, data, preset, recipe)
             elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):

@@ -11,6 +11,7 @@ from .files import write_atomically
 from .gpu_report import (
     BUDGETS,
     ablation_table,
+    best_table,
     budget_tables,
     commands_of,
     cures_table,
@@ -505,7 +506,7 @@ TOGETHER = {  # drawn from several experiments' records
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): ablation_table,
-    ("ablations", "gpu"): cures_table,
+    ("ablations", "gpu"): lambda records: cures_table(records) + best_table(records),
 }
 
 

@@ -119,15 +119,48 @@ def test_cures_stand_beside_the_runs_without_them():
     cured["metrics"] |= {"validation_loss": 3.5, "observations": [{"largest_logit": 55.0}]}
     table = gpu_report.cures_table([*[r for r in COMMITTED if r["experiment"] == "table2"], cured])[1]
     assert row_of(table, "Tucker [8,128,64], normalised latents") == ["0.0024", "3.5000", "55"]
-    lower, same = ([cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:4])  # of two rates
-    assert same == ["0.0024", gpu_report.loss_cell(plain, 4), f"{gpu_report.largest_logit(plain):,.0f}"]
-    assert lower[0] == "0.0012" and lower[1] != same[1]
-    assert len(table.splitlines()) == 2 + 3  # not those of another warm-up
+    lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
+    assert ["0.0024", gpu_report.loss_cell(plain, 4), f"{gpu_report.largest_logit(plain):,.0f}"] in lines
+    assert [rate for rate, *_ in lines] == ["0.0012", "0.0024", "0.0048", "0.0024"]  # each once: not those of another warm-up
+    assert len({loss for _, loss, _ in lines}) == 4
     assert len(gpu_report.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it
     again = copy.deepcopy(cured) | {"seed": 1}
     assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 3  # seeds are one line
     again["config"]["train"]["learning_rate"] *= 2
     assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 4  # control: rates are not
+
+
+def test_every_row_stands_at_the_best_of_its_settings_with_most_seeds():
+    title, table, source = gpu_report.best_table(COMMITTED)
+    change, rate, loss, *_, tried = row_of(table, "Tucker [8,128,128]")[1:]
+    assert (change, rate) == ("factors at a quarter of the rate", "0.0048") and "3 seeds" in title and "ad00779a96" in source
+    assert loss.startswith(gpu_report.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3], 4))
+    means = [float(line.split("|")[5].split()[0]) for line in table.splitlines()[2:]]
+    assert means == sorted(means)
+    lucky = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["Tucker [8,128,128]"][0])
+    lucky |= {"id": "another"}
+    lucky["config"]["train"]["learning_rate"], lucky["metrics"]["validation_loss"] = 0.7, 1.0
+    again = row_of(gpu_report.best_table([*COMMITTED, lucky])[1], "Tucker [8,128,128]")
+    assert (again[2], again[-1]) == ("0.0048", f"{int(tried) + 1}")  # one seed is no match for three
+    three = [lucky | {"seed": seed} for seed in range(3)]
+    assert row_of(gpu_report.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.7"  # control
+    for run in three:
+        run["metrics"] = {"diverged_at": 3, "attention_parameters": 1}
+    assert row_of(gpu_report.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.0048"
+
+
+def by_setting(records):
+    runs = gpu_report.full_budget_runs(records) + [r for r in records if (r["experiment"], r["preset"]) == ("ablations", "gpu")]
+    return grouped(runs, gpu_report._key)
+
+
+def test_slowed_runs_are_those_of_factors_or_attention_under_their_row_s_name():
+    full, sweep = (gpu_report.slowed_runs(COMMITTED, preset) for preset in ("gpu", "gpu-sweep"))
+    assert {r["method"] for r in full} == {"MHA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]"}
+    assert {r["method"] for r in sweep} == {"MHA", "GQA n_KV=4", "MLA shared d_c=128", "Tucker [8,128,128]"}
+    assert {gpu_report._warmup(r) for r in sweep} == {400}  # those with the short warm-up stand apart
+    losses = {r["id"]: r["method"] for r in COMMITTED}
+    assert all(("factors" if r["method"].startswith("Tucker") else "attention") in losses[r["id"]] for r in full + sweep)
 
 
 def test_cures_stand_in_table_2_s_order_of_rows():
