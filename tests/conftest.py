@@ -1,6 +1,7 @@
 """Triton's interpreter where there is no GPU, and the matrix of exactness at the end of a run: worst errors, smallest controls."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,18 @@ settings.register_profile("long", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MATRIX: dict[tuple[str, str], float] = {}
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
+def pytest_runtest_call(item):
+    """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
+    tracer = sys.gettrace()
+    if item.get_closest_marker("no_cover"):
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
 
 
 def pytest_sessionfinish(session):

@@ -256,6 +256,7 @@ def test_a_cache_may_be_used_in_and_out_of_inference_mode(made_in_inference):
     torch.testing.assert_close(torch.cat([first, last], dim=1), expected)
 
 
+@pytest.mark.no_cover  # of which the compiler would take twice as long
 @pytest.mark.parametrize("name", ["MHA RoPE", "GQA RoPE", "MLA decoupled", "Tucker shared RoPE"])
 def test_a_layer_compiles_into_one_graph_where_it_decodes(name):
     """In pieces, where queries are fewer than sources, and one token at a time beside a mask."""

@@ -110,7 +110,7 @@ def test_missing_files_are_named(tmp_path):
         load_text(str(tmp_path / "absent"), 300, tmp_path)
     with pytest.raises(ValueError, match="--images .*absent: no such file"):
         load_images(str(tmp_path / "absent"))
-    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
     with pytest.raises(ValueError, match="vocab.json and merges.txt not found"):
         load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache", bpe=str(tmp_path))
 
@@ -197,7 +197,7 @@ def test_without_a_path_the_text_is_the_standard_library():
 
 def test_given_byte_pairs_are_used(tmp_path):
     """A folder with tables in GPT-2's form: the text comes back, and no other byte pairs are learned."""
-    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
     learned = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache")
     Tokenizer.from_str(learned.tokenizer).model.save(str(tmp_path))
     given = load_text(str(tmp_path / "a.txt"), 999, tmp_path / "cache", bpe=str(tmp_path))
@@ -206,7 +206,7 @@ def test_given_byte_pairs_are_used(tmp_path):
 
 
 def test_as_many_learned_byte_pairs_as_gpt2_has_are_not_taken_for_them(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
     learned = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache")
     assert "byte_pairs" not in learned.describe()  # nothing could be mistaken
     monkeypatch.setattr(text, "GPT2_VOCABULARY", 300)
@@ -218,7 +218,7 @@ def test_as_many_learned_byte_pairs_as_gpt2_has_are_not_taken_for_them(tmp_path,
 
 
 def test_tokens_of_other_tables_are_not_taken_from_the_cache(tmp_path):
-    (tmp_path / "a.txt").write_text("".join(STORY) * 99)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
     seen = set()
     for size in (300, 280):
         tables = tmp_path / str(size)

@@ -117,7 +117,7 @@ CASES = (
     [("plain", True, "default")]
     + [pytest.param(name, True, "default", marks=UNMEASURED) for name in TUCKER if name != "plain"]
     + [
-        (name, *case)
+        pytest.param(name, *case, marks=UNMEASURED)
         for name in ("latent RoPE", "decoupled, shared")
         for case in ((False, "default"), (True, "per token"), (False, "per sequence"))
     ]

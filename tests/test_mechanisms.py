@@ -375,6 +375,7 @@ def test_bad_arguments_are_named(make, message):
         make()
 
 
+@pytest.mark.no_cover  # of which the compiler would take twice as long
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_compiles_into_one_graph(name):
     torch.compiler.reset()

@@ -41,6 +41,7 @@ def test_vit_sees_every_patch(row):
         assert not torch.allclose(model(changed), logits)
 
 
+@pytest.mark.no_cover  # of which the compiler would take twice as long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at inner tensors
 @pytest.mark.parametrize("row", TABLE2[::3], ids=lambda row: row.label)
 @pytest.mark.parametrize("llama", [False, True])

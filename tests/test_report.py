@@ -265,6 +265,7 @@ def test_figures_of_other_records_leave_those_of_the_repository_alone(tmp_path, 
     assert figures_main.main() == 1 and "nowhere holds no records" in capsys.readouterr().err
 
 
+@pytest.mark.no_cover  # of which Matplotlib would take half as long again
 def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
     images = []
     for out in (tmp_path / "a", tmp_path / "b"):
