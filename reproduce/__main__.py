@@ -59,18 +59,18 @@ EXPERIMENTS = {
     "fuzz": fuzz,
     "versions": versions,
 }
-LANGUAGE = ("rows", "seeds", "training", "text", "bpe")
-TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out, --records and --device
+LANGUAGE = ("device", "rows", "seeds", "training", "text", "bpe")
+TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out and --records
     "table2": (*LANGUAGE, "workers"),
     "table3": (*LANGUAGE, "workers"),
     "ablations": LANGUAGE,
-    "spectra": ("rows", "seeds", "model"),
-    "compress": ("rows", "text", "images", "model", "compression"),
-    "figure3": ("rows", "seeds", "training", "images", "pretrained", "workers"),
-    "decode": ("rows",),
-    "speed": ("rows",),
+    "spectra": ("device", "rows", "seeds", "model"),
+    "compress": ("device", "rows", "text", "images", "model", "compression"),
+    "figure3": ("device", "rows", "seeds", "training", "images", "pretrained", "workers"),
+    "decode": ("device", "rows"),
+    "speed": ("device", "rows"),
     "mutation": ("rows",),
-    "all": ("seeds", "training", "text", "bpe", "images"),
+    "all": ("device", "seeds", "training", "text", "bpe", "images"),
 }
 TOGETHER = [name for name, groups in TAKES.items() if "workers" in groups]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
@@ -203,14 +203,17 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...],
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
+    parser.set_defaults(device="cpu", micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where they are not taken
+    for group in takes:
+        GROUPS[group](parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to compute: cpu, cuda, cuda:1 (default: a GPU if there is one)",
     )
-    parser.set_defaults(micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where `workers` is not taken
-    for group in takes:
-        GROUPS[group](parser)
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
@@ -290,6 +293,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
 
 
 GROUPS = {
+    "device": add_device,
     "rows": add_rows,
     "seeds": add_seeds,
     "training": add_training,

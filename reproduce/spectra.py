@@ -29,8 +29,13 @@ MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 
 
 def run(options: Options) -> None:
-    """One record for the model that was named, or per model in the output folder.  Raises ValueError if there is none."""
+    """One record for the model that was named, or per model in the output folder.
+
+    Raises ValueError if there is none, or if --rows or --seeds are given with a named model.
+    """
     if options.model:
+        if unused := [name for name in ("rows", "seeds") if getattr(options, name)]:
+            raise ValueError(f"--{unused[0]} chooses among models of table2: it does not go with --model")
         opened, started = open_model(options.model), time.perf_counter()
         metrics = {"trained": of_layers(opened.layers.values(), options.device)}
         seconds = time.perf_counter() - started

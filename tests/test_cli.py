@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import run_here
 
 from reproduce import __main__
@@ -137,6 +138,7 @@ def test_help_teaches():
 
 
 GIVEN = {  # one argument of each group of options, and where it arrives
+    "device": ("--device", "cpu:0", {"device": "cpu:0"}),
     "rows": ("--rows", "MHA", {"rows": ("MHA",)}),
     "seeds": ("--seeds", "3,4", {"seeds": (3, 4)}),
     "training": ("--steps", "9", {"steps": 9}),
@@ -154,12 +156,13 @@ GIVEN = {  # one argument of each group of options, and where it arrives
 def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, monkeypatch):
     received = []
     monkeypatch.setattr(EXPERIMENTS[name], "run", received.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for group, (option, value, where) in GIVEN.items():
         takes = group in TAKES.get(name, ()) or (option == "--model" and {"model", "pretrained"} & {*TAKES.get(name, ())})
-        assert run_here(name, "--device", "cpu", option, value) == (0 if takes else 2)
+        assert run_here(name, option, value) == (0 if takes else 2)
         if takes:
             assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
-    assert run_here(name, "--device", "cpu") == 0
+    assert run_here(name) == 0
     assert received == [Options("smoke", Path("out"), Path("out/records"))]
 
 

@@ -68,3 +68,10 @@ def test_the_layers_are_taken_to_the_device_named():
 def test_without_models_it_says_what_to_run_first(tmp_path):
     with pytest.raises(ValueError, match="holds no model of table2; run `python -m reproduce table2 --preset smoke` first"):
         spectra.run(Options("smoke", tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("choice", [{"rows": ("MHA",)}, {"seeds": (1,)}])
+def test_a_choice_of_rows_or_seeds_is_refused_with_a_named_model(tmp_path, choice):
+    (name,) = choice
+    with pytest.raises(ValueError, match=f"--{name} chooses among models of table2: it does not go with --model"):
+        spectra.run(Options("smoke", tmp_path, tmp_path, model="gpt2", **choice))
