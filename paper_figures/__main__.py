@@ -61,7 +61,9 @@ def draw_all(folder: Path, out: Path) -> None:
         panels = {f"warm-up {warmup} of {steps:,} steps": warmups[warmup] for warmup in sorted(warmups)}
         panels |= {f"warm-up {max(warmups)}, {slower}": ended(gpu_report.slowed_runs(everything, "gpu-sweep"))}
         figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
-    if runs := [r for r in ended(gpu_report.full_budget_runs(everything)) if r["method"] in {row.label for row in TABLE2}]:
+    full = grouped(ended(gpu_report.full_budget_runs(everything)), lambda r: r["method"])
+    swept = [row.label for row in TABLE2 if len({r["config"]["train"]["learning_rate"] for r in full.get(row.label, ())}) > 1]
+    if runs := [r for label in swept for r in full[label]]:
         t = runs[0]["config"]["train"]
         panels = {f"warm-up {t['warmup_steps']} of {t['steps']:,} steps": runs}
         panels |= {f"the same, {slower}": ended(gpu_report.slowed_runs(everything, "gpu"))}

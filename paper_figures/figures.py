@@ -172,7 +172,7 @@ def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> No
 
 
 def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) -> None:
-    """Validation loss against peak learning rate, one line per row, its mean over seeds, each seed a dot.
+    """Validation loss against peak learning rate, one line per row, its mean over seeds, each seed a dot; dotted: the best of MHA.
 
     panels: runs by title, empty ones are left out; highest: loss at the upper edge, over the lowest of all.
     """
@@ -182,6 +182,7 @@ def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) ->
     labels = list(dict.fromkeys(r["method"] for r in records))
     styles = lines_of(labels)
     rates, best = sorted({r["config"]["train"]["learning_rate"] for r in records}), min(losses_of(records))
+    several, best_of = len({r["seed"] for r in records}) > 1, {}
     for ax, (title, runs) in zip(axes[0], panels.items()):
         for label in labels:
             seen = [
@@ -190,16 +191,24 @@ def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) ->
             means = [(rate, statistics.mean(y for x, y in seen if x == rate)) for rate in sorted({x for x, _ in seen})]
             look = {"label": label, "marker": MARKERS[mechanism(label)], "markersize": 4.5, "linewidth": 1.3}
             ax.plot(*(zip(*means) if means else ([], [])), **look, **styles[label])
-            if len(seen) > len(means):
+            best_of[label] = min([best_of.get(label, np.inf), *(loss for _, loss in means)])
+            once = [point for point in means if [x for x, _ in seen].count(point[0]) == 1]
+            if several and means:
                 ax.plot(*zip(*seen), ".", color=styles[label]["color"], markersize=3.5, alpha=0.5)
+                hollow = {"marker": look["marker"], "markersize": 4.5, "markerfacecolor": "white", "linestyle": ""}
+                ax.plot(*(zip(*once) if once else ([], [])), color=styles[label]["color"], **hollow)
         ax.set(xscale="log", ylim=((1 - (highest - 1) / 16) * best, highest * best), xlabel="peak learning rate", title=title)
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
+    for ax in axes[0]:
+        if "MHA" in best_of:
+            ax.axhline(best_of["MHA"], color="#999999", linestyle=":", linewidth=1, zorder=1, label="the best of MHA")
     axes[0, 0].set_ylabel("validation loss (nats per token)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4)
     seeds = seeds_in_words(records)
-    dots = "" if seeds == "one seed" else " (dots; lines are means)"
-    left = "lines that leave the panel end higher; " if max(losses_of(records)) > highest * best else ""
+    dots = " (dots; hollow: one)" if several else ""
+    worst = max(losses_of(records))
+    left = f"lines that leave the panel end higher, up to {worst:.1f}; " if worst > highest * best else ""
     headline(
         figure,
         f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(records)}, {seeds}{dots}\n"

@@ -88,8 +88,8 @@ def ablation_table(records: list[dict]) -> list[str]:
     table, _ = rates_table(runs, lambda r: r["method"])
     title = (
         f"**What makes {ROW} train well, REDUCED BUDGET: {tokens_of(runs)}, {seeds_in_words(runs)}, one change at a time, or one and the "
-        "longer warm-up; validation loss in nats/token.** Others beside it, with what is open to any row: the schedule, and an "
-        "attention that learns slowly."
+        "longer warm-up; validation loss in nats/token, each row's best in bold.** Others beside it, with what is open to any row: the "
+        "schedule, and an attention that learns slowly."
     )
     notes = []
     for own in (r for r in changed if r["method"] == ROW):
