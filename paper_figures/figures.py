@@ -10,6 +10,7 @@ from matplotlib.transforms import Bbox
 
 from reproduce.gpu_report import BUDGETS, diverged, losses_of, of_row, seeds_in_words, settled, sizes, tokens_of
 from reproduce.report import by_model, by_row, epochs_of, scale_of, sizes_of
+from reproduce.tables import grouped
 from reproduce.targets import KERNEL
 
 from .style import COLOURS, MARKERS, lines_of, mechanism
@@ -172,50 +173,55 @@ def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> No
 
 
 def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) -> None:
-    """Validation loss against peak learning rate, one line per row, its mean over seeds, each seed a dot; dotted: the best of MHA.
+    """Validation loss against peak learning rate, one line per row; dotted is the best of MHA.
 
     panels: runs by title, empty ones are left out; highest: loss at the upper edge, over the lowest of all.
     """
     panels = {title: runs for title, runs in panels.items() if runs}
     records = [r for runs in panels.values() for r in runs]
     figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 5.4), sharex=True, sharey=True, squeeze=False)
-    labels = list(dict.fromkeys(r["method"] for r in records))
-    styles = lines_of(labels)
-    rates, best = sorted({r["config"]["train"]["learning_rate"] for r in records}), min(losses_of(records))
-    several, best_of = len({r["seed"] for r in records}) > 1, {}
-    for ax, (title, runs) in zip(axes[0], panels.items()):
-        for label in labels:
-            seen = [
-                (r["config"]["train"]["learning_rate"], loss) for r in runs if r["method"] == label for loss in losses_of([r])
-            ]
-            means = [(rate, statistics.mean(y for x, y in seen if x == rate)) for rate in sorted({x for x, _ in seen})]
-            look = {"label": label, "marker": MARKERS[mechanism(label)], "markersize": 4.5, "linewidth": 1.3}
-            ax.plot(*(zip(*means) if means else ([], [])), **look, **styles[label])
-            best_of[label] = min([best_of.get(label, np.inf), *(loss for _, loss in means)])
-            once = [point for point in means if [x for x, _ in seen].count(point[0]) == 1]
-            if several and means:
-                ax.plot(*zip(*seen), ".", color=styles[label]["color"], markersize=3.5, alpha=0.5)
-                hollow = {"marker": look["marker"], "markersize": 4.5, "markerfacecolor": "white", "linestyle": ""}
-                ax.plot(*(zip(*once) if once else ([], [])), color=styles[label]["color"], **hollow)
+    styles = lines_of(list(dict.fromkeys(r["method"] for r in records)))
+    rates, losses = sorted({rate_of(r) for r in records}), losses_of(records)
+    several, best, worst = len({r["seed"] for r in records}) > 1, min(losses), max(losses)
+    groups = [grouped(runs, lambda r: (r["method"], rate_of(r))) for runs in panels.values()]
+    of_mha = [statistics.mean(losses_of(group)) for found in groups for (label, _), group in found.items() if label == "MHA"]
+    for ax, title, found in zip(axes[0], panels, groups):
+        for label, style in styles.items():
+            at = {rate: losses_of(found[label, rate]) for rate in rates if (label, rate) in found}
+            rate_line(ax, at, label, style, several)
+        if of_mha:
+            ax.axhline(min(of_mha), color="#999999", linestyle=":", linewidth=1, zorder=1, label="the best of MHA")
         ax.set(xscale="log", ylim=((1 - (highest - 1) / 16) * best, highest * best), xlabel="peak learning rate", title=title)
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
-    for ax in axes[0]:
-        if "MHA" in best_of:
-            ax.axhline(best_of["MHA"], color="#999999", linestyle=":", linewidth=1, zorder=1, label="the best of MHA")
     axes[0, 0].set_ylabel("validation loss (nats per token)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4)
-    seeds = seeds_in_words(records)
     dots = " (dots; hollow: one)" if several else ""
-    worst = max(losses_of(records))
     left = f"lines that leave the panel end higher, up to {worst:.1f}; " if worst > highest * best else ""
     headline(
         figure,
-        f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(records)}, {seeds}{dots}\n"
+        f"GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(records)}, {seeds_in_words(records)}{dots}\n"
         f"{left}a row without a point at a rate was not tried there",
     )
     figure.tight_layout(rect=(0, 0.11, 1, 1))
     save(figure, path)
+
+
+def rate_of(record: dict) -> float:
+    return record["config"]["train"]["learning_rate"]
+
+
+def rate_line(ax: plt.Axes, losses: dict[float, list[float]], label: str, style: dict, several: bool) -> None:
+    """losses: of each seed by rate.  A line through their means; where a figure has several seeds, each is a dot and one alone hollow."""
+    means = {rate: statistics.mean(found) for rate, found in losses.items()}
+    marker = {"marker": MARKERS[mechanism(label)], "markersize": 4.5, "linewidth": 1.3}
+    ax.plot(list(means), list(means.values()), label=label, **marker, **style)
+    if several:
+        seeds = [(rate, loss) for rate, found in losses.items() for loss in found]
+        ax.plot([rate for rate, _ in seeds], [loss for _, loss in seeds], ".", color=style["color"], markersize=3.5, alpha=0.5)
+        once = {rate: mean for rate, mean in means.items() if len(losses[rate]) == 1}
+        hollow = marker | {"markerfacecolor": "white", "linestyle": ""}
+        ax.plot(list(once), list(once.values()), color=style["color"], **hollow)
 
 
 def breaking_down(records: list[dict], path: Path) -> None:
