@@ -135,23 +135,24 @@ def cures_table(records: list[dict]) -> list[str]:
 def best_table(records: list[dict]) -> list[str]:
     """records: all there are.  Each row at the best setting of all that were tried at Table 2's full budget, from the lowest loss up.
 
-    Of a row's settings those with the most seeds are compared; rows with fewer seeds than others are left out.
+    Of a row's settings those with the most seeds are compared; rows with fewer seeds than others are left out.  Nothing without a run.
     """
     plain = full_budget_runs(records)
-    changed = [
-        r for r in _of(records, "ablations", "gpu") if (budget_of(r), _warmup(r)) == (budget_of(plain[0]), _warmup(plain[0]))
-    ]
-    by_row = grouped(plain + changed, of_row)
+    budgets = {(budget_of(r), _warmup(r)) for r in plain}  # one, or none
+    by_row = grouped(plain + [r for r in _of(records, "ablations", "gpu") if (budget_of(r), _warmup(r)) in budgets], of_row)
     best = {}
     for row, runs in by_row.items():
-        settings = [group for group in grouped(runs, _key).values() if not diverged(group)]
-        most = max(map(len, settings), default=0)
-        best[row] = min((group for group in settings if len(group) == most), key=_mean, default=[])
+        if settings := [group for group in grouped(runs, _key).values() if not diverged(group)]:
+            most = max(map(len, settings))
+            best[row] = min((group for group in settings if len(group) == most), key=_mean)
+    if not best:
+        return []
     seeds = max(map(len, best.values()))
     shown = sorted((row for row in best if len(best[row]) == seeds), key=lambda row: _mean(best[row]))
     base, lines = BUDGETS["table2"].base, []
     for row in shown:
         group, size = best[row], best[row][0]["metrics"]["attention_parameters"]
+        settings = list(grouped(by_row[row], _key).values())
         above = f" ({difference(_mean(group), _mean(best[base]))})" if row != base and base in shown else ""
         lines.append(
             [
@@ -161,7 +162,7 @@ def best_table(records: list[dict]) -> list[str]:
                 f"{_key(group[0])[1]:g}",
                 loss_cell(group, 4) + above,
                 f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
-                f"{len(grouped(by_row[row], _key))}",
+                f"{len(settings)} ({sum(len(tried) == seeds for tried in settings)})",
             ]
         )
     title = (
@@ -169,7 +170,15 @@ def best_table(records: list[dict]) -> list[str]:
         f"{tokens_of(plain)}, warm-up {_warmup(plain[0])}.** Of a row's settings (rates and changes) those with {seeds} seeds are "
         "compared. The more there were the better the best one looks, so the last column counts them."
     )
-    header = ["row", "attention", "trained", "rate", f"validation loss (against {base})", "largest logit", "settings tried"]
+    header = [
+        "row",
+        "attention",
+        "trained",
+        "rate",
+        f"validation loss (against {base})",
+        "largest logit",
+        f"settings tried (with {seeds} seeds)",
+    ]
     return [title, markdown(header, lines), sources([r for row in shown for r in by_row[row]])]
 
 

@@ -134,19 +134,25 @@ def test_every_row_stands_at_the_best_of_its_settings_with_most_seeds():
     title, table, source = gpu_report.best_table(COMMITTED)
     change, rate, loss, *_, tried = row_of(table, "Tucker [8,128,128]")[1:]
     assert (change, rate) == ("factors at a quarter of the rate", "0.0048") and "3 seeds" in title and "ad00779a96" in source
-    assert loss.startswith(gpu_report.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3], 4))
+    assert tried == "7 (4)" and loss.startswith(
+        gpu_report.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3], 4)
+    )
     means = [float(line.split("|")[5].split()[0]) for line in table.splitlines()[2:]]
     assert means == sorted(means)
     lucky = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["Tucker [8,128,128]"][0])
     lucky |= {"id": "another"}
     lucky["config"]["train"]["learning_rate"], lucky["metrics"]["validation_loss"] = 0.7, 1.0
     again = row_of(gpu_report.best_table([*COMMITTED, lucky])[1], "Tucker [8,128,128]")
-    assert (again[2], again[-1]) == ("0.0048", f"{int(tried) + 1}")  # one seed is no match for three
+    assert (again[2], again[-1]) == ("0.0048", tried.replace("7 ", "8 "))  # one seed is no match for three
     three = [lucky | {"seed": seed} for seed in range(3)]
     assert row_of(gpu_report.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.7"  # control
     for run in three:
         run["metrics"] = {"diverged_at": 3, "attention_parameters": 1}
     assert row_of(gpu_report.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.0048"
+    assert gpu_report.best_table(three) == gpu_report.best_table([]) == []
+    assert (
+        gpu_report.best_table([r for r in COMMITTED if r["experiment"] == "ablations"]) == []
+    )  # of Table 2 there is none to set it beside
 
 
 def by_setting(records):
