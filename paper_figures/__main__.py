@@ -6,8 +6,7 @@ from pathlib import Path
 
 from reproduce import gpu_report, records
 from reproduce.report import by_command
-from reproduce.rows import TABLE2
-from reproduce.tables import alike, grouped, largest
+from reproduce.tables import alike, largest
 
 from . import diagram, figures, style
 
@@ -55,18 +54,9 @@ def draw_all(folder: Path, out: Path) -> None:
     for experiment in gpu_report.BUDGETS:
         if runs := largest(alike(ended(found(experiment, "smoke")))):
             figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
-    slower = "and factors (Tucker) or\nattention (others) at a quarter of the rate"
-    if runs := ended(gpu_report.sweep_runs(everything)):
-        steps, warmups = runs[0]["config"]["train"]["steps"], grouped(runs, lambda r: r["config"]["train"]["warmup_steps"])
-        panels = {f"warm-up {warmup} of {steps:,} steps": warmups[warmup] for warmup in sorted(warmups)}
-        panels |= {f"warm-up {max(warmups)}, {slower}": ended(gpu_report.slowed_runs(everything, "gpu-sweep"))}
+    if panels := figures.sweep_panels(ended(everything)):
         figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
-    full = grouped(ended(gpu_report.full_budget_runs(everything)), lambda r: r["method"])
-    swept = [row.label for row in TABLE2 if len({r["config"]["train"]["learning_rate"] for r in full.get(row.label, ())}) > 1]
-    if runs := [r for label in swept for r in full[label]]:
-        t = runs[0]["config"]["train"]
-        panels = {f"warm-up {t['warmup_steps']} of {t['steps']:,} steps": runs}
-        panels |= {f"the same, {slower}": ended(gpu_report.slowed_runs(everything, "gpu"))}
+    if panels := figures.full_budget_panels(ended(everything)):
         figures.learning_rates(panels, 1.05, out / "learning_rates_full_gpt2.png")
     if runs := gpu_report.highest_rate(everything):
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")

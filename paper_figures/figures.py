@@ -8,8 +8,24 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from reproduce.gpu_report import BUDGETS, diverged, losses_of, of_row, seeds_in_words, settled, sizes, tokens_of
+from reproduce.ablations import LONGER
+from reproduce.gpu_report import (
+    BUDGETS,
+    change_of,
+    diverged,
+    full_budget_runs,
+    losses_of,
+    of_row,
+    rate_of,
+    seeds_in_words,
+    settled,
+    sizes,
+    slowed_runs,
+    sweep_runs,
+    tokens_of,
+)
 from reproduce.report import by_model, by_row, epochs_of, scale_of, sizes_of
+from reproduce.rows import TABLE2
 from reproduce.tables import grouped
 from reproduce.targets import KERNEL
 
@@ -172,6 +188,27 @@ def name_points(ax: plt.Axes, points: list[tuple[float, float, str, str]]) -> No
         taken.append(box)
 
 
+SLOWED = "and factors (Tucker) or\nattention (others) at a quarter of the rate"
+
+
+def sweep_panels(records: list[dict]) -> dict[str, list[dict]]:
+    """records: all that did not diverge.  The sweep's runs by length of warm-up, and those whose attention learned slowly."""
+    warmups = grouped(sweep_runs(records), lambda r: r["config"]["train"]["warmup_steps"])
+    panels = {f"warm-up {n} of {warmups[n][0]['config']['train']['steps']:,} steps": warmups[n] for n in sorted(warmups)}
+    return panels | ({f"warm-up {max(warmups)}, {SLOWED}": slowed_runs(records, "gpu-sweep")} if warmups else {})
+
+
+def full_budget_panels(records: list[dict]) -> dict[str, list[dict]]:
+    """records: all that did not diverge.  The same at Table 2's full budget, of the paper's rows that were trained at several rates."""
+    by_row = grouped(full_budget_runs(records), lambda r: r["method"])
+    swept = [row.label for row in TABLE2 if len(set(map(rate_of, by_row.get(row.label, ())))) > 1]
+    if not swept:
+        return {}
+    t = by_row[swept[0]][0]["config"]["train"]
+    runs = [r for label in swept for r in by_row[label]]
+    return {f"warm-up {t['warmup_steps']} of {t['steps']:,} steps": runs, f"the same, {SLOWED}": slowed_runs(records, "gpu")}
+
+
 def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) -> None:
     """Validation loss against peak learning rate, one line per row; dotted is the best of MHA.
 
@@ -207,10 +244,6 @@ def learning_rates(panels: dict[str, list[dict]], highest: float, path: Path) ->
     save(figure, path)
 
 
-def rate_of(record: dict) -> float:
-    return record["config"]["train"]["learning_rate"]
-
-
 def rate_line(ax: plt.Axes, losses: dict[float, list[float]], label: str, style: dict, several: bool) -> None:
     """losses: of each seed by rate.  A line through their means; where a figure has several seeds, each is a dot and one alone hollow."""
     means = {rate: statistics.mean(found) for rate, found in losses.items()}
@@ -227,12 +260,11 @@ def rate_line(ax: plt.Axes, losses: dict[float, list[float]], label: str, style:
 def breaking_down(records: list[dict], path: Path) -> None:
     """Runs of one row that are trained differently, at one rate: largest logit, loss; in the first run, what grows, part by part."""
     figure, ((logits, losses), (weights, gradients)) = plt.subplots(2, 2, figsize=(9.6, 9.6))
-    longer = " with the longer warm-up"
-    changes = list(dict.fromkeys(change_of(r).removesuffix(longer) for r in records))
+    changes = list(dict.fromkeys(change_of(r).removesuffix(LONGER) for r in records))
     for r in records:
         change, seen, curve = change_of(r), r["metrics"]["observations"], r["metrics"]["curve"]
-        colour = plt.get_cmap("tab10")(changes.index(change.removesuffix(longer)))
-        style = {"color": colour, "linestyle": "--" if longer in change else "-", "linewidth": 1.5}
+        colour = plt.get_cmap("tab10")(changes.index(change.removesuffix(LONGER)))
+        style = {"color": colour, "linestyle": "--" if LONGER in change else "-", "linewidth": 1.5}
         logits.plot([o["step"] for o in seen], [o["largest_logit"] for o in seen], **style)
         label = f"{change}: {r['metrics']['validation_loss']:.3f}"
         losses.plot(*zip(*[point[:2] for point in curve]), label=label, **style)
@@ -256,7 +288,7 @@ def breaking_down(records: list[dict], path: Path) -> None:
         *losses.get_legend_handles_labels(), title="above, with the final validation loss", bbox_to_anchor=(0.01, 0.19), **both
     )
     figure.legend(*gradients.get_legend_handles_labels(), title="below", bbox_to_anchor=(0.6, 0.19), ncols=2, **both)
-    rate, tokens = records[0]["config"]["train"]["learning_rate"], tokens_of(records)
+    rate, tokens = rate_of(records[0]), tokens_of(records)
     headline(
         figure,
         f"How {of_row(records[0])} breaks down at the rate {rate:g}, and what prevents it\n"
@@ -264,11 +296,6 @@ def breaking_down(records: list[dict], path: Path) -> None:
         y=1.035,
     )
     save(figure, path)
-
-
-def change_of(record: dict) -> str:
-    """What an ablation's run does otherwise than its row."""
-    return record["method"].partition("], ")[2] or "as it is"
 
 
 def singular_values(records: list[dict], path: Path) -> None:
@@ -380,10 +407,7 @@ def compression_cost(records: list[dict], path: Path) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
         ax.minorticks_off()
     axes[0].legend()
-    headline(
-        figure,
-        f"Truncated HOSVD of one multi-head layer: {records[0]['device']}",
-    )
+    headline(figure, f"Truncated HOSVD of one multi-head layer: {records[0]['device']}")
     figure.tight_layout()
     save(figure, path)
 
@@ -416,10 +440,7 @@ def decoding(records: list[dict], path: Path) -> None:
     right.minorticks_off()
     right.set_title("What it costs")
     right.legend(fontsize=8)
-    headline(
-        figure,
-        f"Decoding with one layer of GPT-2's shape, float32: {records[0]['device']}; medians on a shared machine",
-    )
+    headline(figure, f"Decoding with one layer of GPT-2's shape, float32: {records[0]['device']}; medians on a shared machine")
     figure.tight_layout()
     save(figure, path)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from . import figure3, table2, table3
-from .ablations import CASES, CURES, ROW, SLOWER
+from .ablations import CASES, CURES, LONGER, ROW, SLOWER
 from .ablations import PRESETS as ABLATIONS
-from .language import LanguagePreset
+from .language import LanguagePreset, method_of
 from .recipe import Recipe
 from .records import data_key, workers_of
 from .rows import Row
@@ -17,7 +17,6 @@ from .tables import alike, commit_of, complete, difference, each_once, grouped, 
 
 BEGIN, END = "<!-- commands: written by `python -m reproduce report --write README.md` -->", "<!-- end of commands -->"
 LONG = ", warm-up four times longer"  # of the ablations, what belongs into the sweep as well
-TOO = " with the longer warm-up"
 
 
 def sweep_runs(records: list[dict]) -> list[dict]:
@@ -26,7 +25,7 @@ def sweep_runs(records: list[dict]) -> list[dict]:
     longer = [r for r in _of(records, "ablations", "gpu-sweep") if r["method"].endswith(LONG)]
     runs = of_one_budget(plain + [{**r, "method": r["method"].removesuffix(LONG)} for r in longer])
     order = [row.label for row in BUDGETS["table2"].rows]
-    return sorted(runs, key=lambda r: (order.index(r["method"]), _warmup(r), r["config"]["train"]["learning_rate"]))
+    return sorted(runs, key=lambda r: (order.index(r["method"]), _warmup(r), rate_of(r)))
 
 
 def sweep_table(records: list[dict]) -> list[str]:
@@ -53,14 +52,14 @@ def full_budget_runs(records: list[dict]) -> list[dict]:
 def slowed_runs(records: list[dict], preset: str) -> list[dict]:
     """Of the ablations of a preset, the runs whose factors (Tucker) or attention (any other row) learned at a quarter of the rate, under
     their row's name; those of the sweep that had the long warm-up too."""
-    names = [f"{name}{TOO}" if preset == "gpu-sweep" else name for name in SLOWER]
+    names = [f"{name}{LONGER}" if preset == "gpu-sweep" else name for name in SLOWER]
     runs = of_one_budget(_of(records, "ablations", preset))
-    return [{**r, "method": of_row(r)} for r in runs if r["method"].removeprefix(f"{of_row(r)}, ") in names]
+    return [{**r, "method": of_row(r)} for r in runs if change_of(r) in names]
 
 
 def gaps(runs: list[dict]) -> str:
     """Why the sweep leaves out some rates: a sentence, empty where nothing is left out or the reason does not hold."""
-    ran = {(r["method"], _warmup(r), _key(r)[1]): _mean([r]) for r in runs}  # the loss, None of a run that diverged
+    ran = {(r["method"], _warmup(r), rate_of(r)): _mean([r]) for r in runs}  # the loss, None of a run that diverged
     rates, shortest = {rate for _, _, rate in ran}, min(warmup for _, warmup, _ in ran)
     left_out = {(row, rate) for row, warmup, _ in ran for rate in rates if (row, warmup, rate) not in ran}
 
@@ -77,13 +76,9 @@ def ablation_table(records: list[dict]) -> list[str]:
     """records: all there are.  What was changed in how one Tucker row is trained, by learning rate."""
     changed = of_one_budget(_of(records, "ablations", "gpu-sweep"))
     sweep = [r for r in _of(records, "table2", "gpu-sweep") if budget_of(r) == budget_of(changed[0])]
-    known = {(r["method"], r["config"]["train"]["learning_rate"]) for r in changed}
+    known = set(map(_key, changed))
     rates, rows = {rate for _, rate in known}, (ROW, "MHA")
-    plain = [
-        r
-        for r in sweep
-        if r["method"] in rows and r["config"]["train"]["learning_rate"] in rates and _key(r) not in known and _warmup(r) == 100
-    ]
+    plain = [r for r in sweep if r["method"] in rows and rate_of(r) in rates and _key(r) not in known and _warmup(r) == 100]
     runs = sorted(plain + changed, key=lambda r: (not r["method"].startswith(ROW), len(r["method"]) > len(ROW), r["method"]))
     table, _ = rates_table(runs, lambda r: r["method"])
     title = (
@@ -96,7 +91,7 @@ def ablation_table(records: list[dict]) -> list[str]:
         twins = [r for r in sweep if (_key(r), _warmup(r)) == (_key(own), _warmup(own))]
         if (loss := _mean(twins)) is not None:
             notes.append(
-                f"The unchanged row was run at {_key(own)[1]:g} once more than in the sweep, where it ended at {loss:.3f}: "
+                f"The unchanged row was run at {rate_of(own):g} once more than in the sweep, where it ended at {loss:.3f}: "
                 "where a run breaks down, it ends anywhere."
             )
     notes += _waiting(CASES, changed)
@@ -110,7 +105,7 @@ def highest_rate(records: list[dict]) -> list[dict]:
     runs = [
         r
         for r in _of(records, "ablations", "gpu-sweep")
-        if (of_row(r), _key(r)[1]) == (ROW, rate) and f"{ROW}, init" not in r["method"] and not diverged([r])
+        if (of_row(r), rate_of(r)) == (ROW, rate) and f"{ROW}, init" not in r["method"] and not diverged([r])
     ]
     return sorted(runs, key=lambda r: (r["method"] != ROW, -r["metrics"]["validation_loss"]))
 
@@ -126,7 +121,7 @@ def cures_table(records: list[dict]) -> list[str]:
     lines = []
     for method, rate in sorted(groups, key=lambda key: (rows.index(of_row(groups[key][0])), methods.index(key[0]), key[1])):
         group = groups[method, rate]
-        lines.append([method, f"{rate:g}", loss_cell(group, 4), f"{logit:,.0f}" if (logit := largest_logit(group)) else ""])
+        lines.append([method, f"{rate:g}", loss_cell(group, 4), logit_cell(group)])
     title = f"**What makes it train well, at the budget of Table 2: {tokens_of(cured)}, warm-up {_warmup(cured[0])}, REDUCED BUDGET.**"
     table = markdown(["row", "rate", "validation loss", "largest logit"], lines)
     return [title, table, *_waiting(CURES, cured), sources(plain + cured)]
@@ -139,30 +134,30 @@ def best_table(records: list[dict]) -> list[str]:
     """
     plain = full_budget_runs(records)
     budgets = {(budget_of(r), _warmup(r)) for r in plain}  # one, or none
-    by_row = grouped(plain + [r for r in _of(records, "ablations", "gpu") if (budget_of(r), _warmup(r)) in budgets], of_row)
+    changed = [r for r in _of(records, "ablations", "gpu") if (budget_of(r), _warmup(r)) in budgets]
+    settings = {row: list(grouped(runs, _key).values()) for row, runs in grouped(plain + changed, of_row).items()}
     best = {}
-    for row, runs in by_row.items():
-        if settings := [group for group in grouped(runs, _key).values() if not diverged(group)]:
-            most = max(map(len, settings))
-            best[row] = min((group for group in settings if len(group) == most), key=_mean)
+    for row, groups in settings.items():
+        if ended := [group for group in groups if not diverged(group)]:
+            most = max(map(len, ended))
+            best[row] = min((group for group in ended if len(group) == most), key=_mean)
     if not best:
         return []
     seeds = max(map(len, best.values()))
     shown = sorted((row for row in best if len(best[row]) == seeds), key=lambda row: _mean(best[row]))
     base, lines = BUDGETS["table2"].base, []
     for row in shown:
-        group, size = best[row], best[row][0]["metrics"]["attention_parameters"]
-        settings = list(grouped(by_row[row], _key).values())
+        group = best[row]
         above = f" ({difference(_mean(group), _mean(best[base]))})" if row != base and base in shown else ""
         lines.append(
             [
                 row,
-                f"{size / 1e6:.2f}M",
-                group[0]["method"].removeprefix(row).removeprefix(", ") or "as it is",
-                f"{_key(group[0])[1]:g}",
+                f"{group[0]['metrics']['attention_parameters'] / 1e6:.2f}M",
+                change_of(group[0]),
+                f"{rate_of(group[0]):g}",
                 loss_cell(group, 4) + above,
-                f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
-                f"{len(settings)} ({sum(len(tried) == seeds for tried in settings)})",
+                logit_cell(group),
+                f"{len(settings[row])} ({sum(len(tried) == seeds for tried in settings[row])})",
             ]
         )
     title = (
@@ -171,21 +166,16 @@ def best_table(records: list[dict]) -> list[str]:
         "compared. The more there were the better the best one looks, so the last column counts them."
     )
     header = [
-        "row",
-        "attention",
-        "trained",
-        "rate",
-        f"validation loss (against {base})",
-        "largest logit",
+        "row", "attention", "trained", "rate", f"validation loss (against {base})", "largest logit",
         f"settings tried (with {seeds} seeds)",
-    ]
-    return [title, markdown(header, lines), sources([r for row in shown for r in by_row[row]])]
+    ]  # fmt: skip
+    return [title, markdown(header, lines), sources([r for row in shown for group in settings[row] for r in group])]
 
 
 def _waiting(cases: list[tuple[str, Recipe]], changed: list[dict]) -> list[str]:
     """A sentence that names the cases without a run, or nothing."""
     there = {r["method"] for r in changed}
-    waiting = [name for row, recipe in cases if recipe.config() and (name := f"{row}, {recipe.name}") not in there]
+    waiting = [name for row, recipe in cases if recipe.config() and (name := method_of(row, recipe)) not in there]
     return [f"Not run yet: {'; '.join(waiting)}."] if waiting else []
 
 
@@ -194,8 +184,8 @@ def rates_table(runs: list[dict], label_of: Callable[[dict], str]) -> tuple[str,
 
     Returns: the table, and the lowest losses.
     """
-    rates = sorted({r["config"]["train"]["learning_rate"] for r in runs})
-    found = grouped(runs, lambda r: (label_of(r), _key(r)[1]))
+    rates = sorted({rate_of(r) for r in runs})
+    found = grouped(runs, lambda r: (label_of(r), rate_of(r)))
     best: dict[str, float] = {}
     for group in found.values():
         if (loss := _mean(group)) is not None:
@@ -232,6 +222,16 @@ def of_row(record: dict) -> str:
     return re.split(r", (?![^\[]*\])", record["method"])[0]
 
 
+def change_of(record: dict) -> str:
+    """What was changed in how the row is trained."""
+    return record["method"].removeprefix(of_row(record)).removeprefix(", ") or Recipe().name
+
+
+def rate_of(record: dict) -> float:
+    """The peak learning rate."""
+    return record["config"]["train"]["learning_rate"]
+
+
 @dataclass(frozen=True)
 class Budget:
     """One of the paper's tables as the preset `gpu` trains it.
@@ -252,7 +252,7 @@ class Budget:
         return self.width // config["d_model"]
 
     def rate(self, label: str) -> float:
-        return self.preset.rate(label, label)
+        return self.preset.rate(label)
 
 
 BUDGETS = {
@@ -310,7 +310,7 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
                 f"{budget.rate(row.label):g}",
                 loss_cell(group, 4) + above,
                 mean_and_spread(bits, 4) if bits else "",
-                f"{logit:,.0f}" if (logit := largest_logit(group)) else "",
+                logit_cell(group),
                 f"{speeds[row.label] / 1e3:.0f}" if row.label in speeds else "another card" if losses else "",
                 *time,
             ]
@@ -327,9 +327,8 @@ def budget_tables(records: list[dict], experiment: str) -> list[str]:
         others.sort(key=lambda r: order.index(r["method"]))
         found = grouped(others, lambda r: (*_key(r), _warmup(r), budget_of(r)))
         for (label, rate, warmup, (*_, steps)), group in found.items():
-            logit, text = largest_logit(group), group[0]["data"]["name"]
-            cells = [label, f"{rate:g}", f"{warmup}", f"{steps:,}", text, loss_cell(group), f"{logit:,.0f}" if logit else ""]
-            rows.append(cells)
+            text = group[0]["data"]["name"]
+            rows.append([label, f"{rate:g}", f"{warmup}", f"{steps:,}", text, loss_cell(group), logit_cell(group)])
         parts += [
             f"**{budget.title}, at other settings.** Runs on another text or over other steps are not to be set beside those above.",
             markdown(["row", "rate", "warm-up", "steps", "text", "validation loss", "largest logit"], rows),
@@ -373,6 +372,10 @@ def sizes(record: dict) -> tuple[float, float]:
 def largest_logit(runs: list[dict]) -> float | None:
     """The largest attention logit that was seen in any of the runs, None if none was looked at."""
     return max((o["largest_logit"] for r in runs for o in r["metrics"].get("observations", ())), default=None)
+
+
+def logit_cell(runs: list[dict]) -> str:
+    return f"{logit:,.0f}" if (logit := largest_logit(runs)) else ""
 
 
 def speeds_on_one_card(runs: list[dict]) -> tuple[str, dict[str, float]]:
@@ -445,9 +448,9 @@ def render(records: list[dict]) -> str:
 
 def commands(records: list[dict]) -> str:
     """records: all there are.  The commands of the preset `gpu` in the order to run them, with minutes and what comes out."""
-    swept = [r for r in _of(records, "table2", "gpu-sweep") if (_key(r)[1], _warmup(r)) == (2.4e-3, 400)]
+    swept = [r for r in _of(records, "table2", "gpu-sweep") if (rate_of(r), _warmup(r)) == (2.4e-3, 400)]
     sweep = f"table2 --preset gpu-sweep {TEXT} --learning-rate 2.4e-3 --warmup-steps 400"
-    changed = [r for r in _of(records, "ablations", "gpu-sweep") if _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate]
+    changed = [r for r in _of(records, "ablations", "gpu-sweep") if rate_of(r) == ABLATIONS["gpu-sweep"].train.learning_rate]
     lines = [
         _line(sweep, len(table2.TABLE2), swept, ("GQA n_KV=4", "Tucker [8,64,64]"), "validation_loss"),
         _line(f"ablations --preset gpu-sweep {TEXT}", len(CASES), changed, (f"{ROW}, init std 0.02",), "validation_loss"),
@@ -457,7 +460,7 @@ def commands(records: list[dict]) -> str:
         runs = [r for group in settled(records, experiment).values() for r in group]
         count = len(budget.rows) * len(budget.preset.seeds)
         lines.append(_line(f"{experiment} --preset gpu {TEXT}", count, runs, (budget.base, small), "validation_loss"))
-    cured = [r for r in _of(records, "ablations", "gpu") if _key(r)[1] == ABLATIONS["gpu"].rate(r["method"], of_row(r))]
+    cured = [r for r in _of(records, "ablations", "gpu") if rate_of(r) == ABLATIONS["gpu"].rate(of_row(r), r["method"])]
     slowed = tuple(f"{row}, {change}" for row, change in zip((ROW, "MHA"), SLOWER))
     lines.append(_line(f"ablations --preset gpu {TEXT}", len(CURES), cured, slowed, "validation_loss"))
     vit = figure3.PRESETS["gpu"]
@@ -485,7 +488,7 @@ def findings(records: list[dict]) -> str:
     logits = {
         r["method"].removeprefix(f"{ROW}, "): logit
         for r in _of(records, "ablations", "gpu-sweep")
-        if of_row(r) == ROW and _key(r)[1] == ABLATIONS["gpu-sweep"].train.learning_rate and (logit := largest_logit([r]))
+        if of_row(r) == ROW and rate_of(r) == ABLATIONS["gpu-sweep"].train.learning_rate and (logit := largest_logit([r]))
     }
     if logits:
         largest = "; ".join(f"{change if change != ROW else 'unchanged'} {value:,.0f}" for change, value in logits.items())
@@ -502,7 +505,7 @@ def on_record(records: list[dict]) -> str:
     for experiment, preset in (*((e, "gpu-sweep") for e in ("table2", "ablations")), *((e, "gpu") for e in presets)):
         steps = presets[experiment][preset].train.steps
         if runs := [r for r in _of(records, experiment, preset) if r["config"]["train"]["steps"] == steps]:
-            settings = {"rates": [_key(r)[1] for r in runs], "warm-ups": map(_warmup, runs), "seeds": [r["seed"] for r in runs]}
+            settings = {"rates": [rate_of(r) for r in runs], "warm-ups": map(_warmup, runs), "seeds": [r["seed"] for r in runs]}
             listed = "; ".join(
                 f"{name} {', '.join(f'{v:g}' for v in sorted(set(values)))}" for name, values in settings.items()
             )
@@ -526,7 +529,7 @@ def _of(records: Iterable[dict], experiment: str, preset: str) -> list[dict]:
 
 
 def _key(record: dict) -> tuple[str, float]:
-    return record["method"], record["config"]["train"]["learning_rate"]
+    return record["method"], rate_of(record)
 
 
 def _warmup(record: dict) -> int:

@@ -52,14 +52,14 @@ class LanguagePreset:
     micro_batch: int | None = None
     text: str | None = None
 
-    def rate(self, method: str, row: str) -> float:
-        """The peak learning rate of a row as it is trained here.  method: the row's name, with the change if there is one."""
+    def rate(self, row: str, method: str = "") -> float:
+        """The peak learning rate of a row.  method: as `method_of` names it, if it is trained otherwise."""
         return self.learning_rates.get(method, self.learning_rates.get(row, self.train.learning_rate))
 
 
-def method_of(row: Row, recipe: Recipe) -> str:
+def method_of(row: str, recipe: Recipe) -> str:
     """What tables and records call a row that is trained in this way."""
-    return f"{row.label}, {recipe.name}" if recipe.config() else row.label
+    return f"{row}, {recipe.name}" if recipe.config() else row
 
 
 def build_model(config: dict) -> LanguageModel:
@@ -73,7 +73,7 @@ def build_model(config: dict) -> LanguageModel:
 
 def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Options) -> TrainConfig:
     """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change."""
-    rate = preset.rate(method_of(row, recipe), row.label)
+    rate = preset.rate(row.label, method_of(row.label, recipe))
     return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
 
 
@@ -160,7 +160,7 @@ def train_rows(
         if changes:
             config["recipe"] = changes
         for seed in options.seeds or preset.seeds:
-            run = Run(experiment, options, method_of(row, recipe), config, seed, data.describe())
+            run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
             if not run.is_done():
                 train_one(run, settings, data, preset, recipe)
             elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):

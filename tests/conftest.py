@@ -23,9 +23,10 @@ MATRIX: dict[tuple[str, str], float] = {}
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
 def pytest_runtest_call(item):
     """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
+    if not item.get_closest_marker("no_cover"):
+        return (yield)
     tracer = sys.gettrace()
-    if item.get_closest_marker("no_cover"):
-        sys.settrace(None)
+    sys.settrace(None)
     try:
         return (yield)
     finally:

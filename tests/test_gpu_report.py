@@ -165,8 +165,8 @@ def test_slowed_runs_are_those_of_factors_or_attention_under_their_row_s_name():
     assert {r["method"] for r in full} == {"MHA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]"}
     assert {r["method"] for r in sweep} == {"MHA", "GQA n_KV=4", "MLA shared d_c=128", "Tucker [8,128,128]"}
     assert {gpu_report._warmup(r) for r in sweep} == {400}  # those with the short warm-up stand apart
-    losses = {r["id"]: r["method"] for r in COMMITTED}
-    assert all(("factors" if r["method"].startswith("Tucker") else "attention") in losses[r["id"]] for r in full + sweep)
+    methods = {r["id"]: r["method"] for r in COMMITTED}
+    assert all(("factors" if r["method"].startswith("Tucker") else "attention") in methods[r["id"]] for r in full + sweep)
 
 
 def test_cures_stand_in_table_2_s_order_of_rows():
