@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from reproduce import gpu_report, records
-from reproduce.report import by_command
-from reproduce.tables import alike, largest
+from reproduce.report import gpu
+from reproduce.report.markdown import alike, largest
+from reproduce.report.results import by_command
+from reproduce.store import records
 
 from . import diagram, figures, style
 
@@ -44,24 +45,24 @@ def draw_all(folder: Path, out: Path) -> None:
         return [r for r in everything if (r["experiment"], r["preset"]) == (experiment, preset)]
 
     def ended(runs: list[dict]) -> list[dict]:
-        return [r for r in runs if not gpu_report.diverged([r])]
+        return [r for r in runs if not gpu.diverged([r])]
 
     gpt2, llama = found("table2", "sizes"), found("table3", "sizes")
     if gpt2:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
-    for experiment in gpu_report.BUDGETS:
+    for experiment in gpu.BUDGETS:
         if runs := largest(alike(ended(found(experiment, "smoke")))):
             figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
     if panels := figures.sweep_panels(ended(everything)):
         figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
     if panels := figures.full_budget_panels(ended(everything)):
         figures.learning_rates(panels, 1.05, out / "learning_rates_full_gpt2.png")
-    if runs := gpu_report.highest_rate(everything):
+    if runs := gpu.highest_rate(everything):
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
-    for experiment in gpu_report.BUDGETS:
-        if any(not gpu_report.diverged(group) for group in gpu_report.settled(everything, experiment).values()):
+    for experiment in gpu.BUDGETS:
+        if any(not gpu.diverged(group) for group in gpu.settled(everything, experiment).values()):
             figures.loss_against_size(everything, experiment, out / f"loss_against_size_{experiment}.png")
     for preset in ("smoke", "gpu"):
         if runs := largest(alike(found("spectra", preset))):

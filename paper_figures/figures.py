@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
-from reproduce.ablations import LONGER
-from reproduce.gpu_report import (
+from reproduce.experiments.ablations import LONGER
+from reproduce.models.rows import TABLE2
+from reproduce.report.gpu import (
     BUDGETS,
     change_of,
     diverged,
@@ -24,10 +25,9 @@ from reproduce.gpu_report import (
     sweep_runs,
     tokens_of,
 )
-from reproduce.report import by_model, by_row, epochs_of, scale_of, sizes_of
-from reproduce.rows import TABLE2
-from reproduce.tables import grouped
-from reproduce.targets import KERNEL
+from reproduce.report.markdown import grouped
+from reproduce.report.results import by_model, by_row, epochs_of, scale_of, sizes_of
+from reproduce.report.targets import KERNEL
 
 from .style import COLOURS, MARKERS, lines_of, mechanism
 

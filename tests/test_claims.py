@@ -5,9 +5,9 @@ import dataclasses
 
 import pytest
 
-from reproduce import claims
-from reproduce.claims import FAILED, REPRODUCED, UNTESTED
-from reproduce.gpu_report import BUDGETS
+from reproduce.report import claims
+from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.report.gpu import BUDGETS
 
 
 def runs(experiment: str, losses: dict[str, list[float]], metric: str = "validation_loss") -> list[dict]:

@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from reproduce import coverage, hostile, records
-from reproduce.options import Options
+from reproduce.store import records
+from reproduce.train.options import Options
+from reproduce.trust import coverage, hostile
 
 JUNIT = """<testsuites><testsuite>
 <testcase name="test_a[shape: x of one sequence-MHA]"/><testcase name="test_a[shape: x too narrow-GQA]"/>

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from reproduce import decode, records, report
-from reproduce.options import Options
-from reproduce.rows import TABLE2
+from reproduce.experiments import decode
+from reproduce.models.rows import TABLE2
+from reproduce.report import results
+from reproduce.store import records
+from reproduce.train.options import Options
 
 
 def test_a_layer_that_decodes_wrongly_is_not_timed():
@@ -39,7 +41,7 @@ def test_times_of_two_runs_stand_in_two_tables():
     """A ratio to multi-head attention is one within a run; other commands and devices have another."""
     committed = [r for r in records.load(records.COMMITTED, "decode") if r["preset"] == "smoke"]
     elsewhere = [r | {"device": "another device"} for r in committed]
-    assert report.by_command(committed + elsewhere) == [committed, elsewhere]
-    drawn = report.render(committed + elsewhere)
+    assert results.by_command(committed + elsewhere) == [committed, elsewhere]
+    drawn = results.render(committed + elsewhere)
     assert drawn.count("**Decoding") == 2 and "another device" in drawn
-    assert report.render(committed).count("**Decoding") == 1  # control
+    assert results.render(committed).count("**Decoding") == 1  # control

@@ -15,9 +15,10 @@ import pytest
 import torch
 import workers as toy
 
-from reproduce import records, table2
-from reproduce.distributed import Workers
-from reproduce.options import Options
+from reproduce.experiments import table2
+from reproduce.store import records
+from reproduce.train.distributed import Workers
+from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(ROOT / "tests" / "workers.py")

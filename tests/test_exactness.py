@@ -1,6 +1,6 @@
 """Beyond the paper: every mechanism is an exact Tucker Attention under rotary embeddings, biases and masks.
 
-The cells are those of `reproduce.exactness`; the matrix of their worst errors is printed at the end of the test run.
+The cells are those of `reproduce.experiments.exactness`; the matrix of their worst errors is printed at the end of the test run.
 """
 
 import pytest
@@ -8,8 +8,8 @@ import torch
 from conftest import MATRIX
 from helpers import DIFFERENT, EXACT
 
-from reproduce import exactness, records
-from reproduce.exactness import (
+from reproduce.experiments import exactness
+from reproduce.experiments.exactness import (
     MASKS,
     PATHS,
     cells,
@@ -21,7 +21,8 @@ from reproduce.exactness import (
     tokens,
     whole_sequence,
 )
-from reproduce.options import Options
+from reproduce.store import records
+from reproduce.train.options import Options
 from tucker_ref import MultiHeadLatentAttention, as_tucker
 
 # Only causal orders can be decoded.

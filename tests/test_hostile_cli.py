@@ -26,9 +26,10 @@ import torch
 from helpers import run_here as run
 from safetensors import safe_open
 
-from reproduce import files, records, report
-from reproduce.survival import CLOCK
-from reproduce.training import TrainConfig, train
+from reproduce.report import results
+from reproduce.store import files, records
+from reproduce.train.loop import TrainConfig, train
+from reproduce.trust.survival import CLOCK
 
 ROW = "Tucker [8,64,64]"
 TRAIN = ["table2", "--rows", ROW, "--steps", "2", "--text", "story.txt"]
@@ -463,7 +464,7 @@ FULL = table(
 @pytest.mark.parametrize("arguments, room, file", FULL)
 def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, capsys, arguments, room, file):
     monkeypatch.chdir(place)
-    (place / "README.md").write_text(f"page\n{report.BEGIN}\nold\n{report.END}\n")
+    (place / "README.md").write_text(f"page\n{results.BEGIN}\nold\n{results.END}\n")
     (place / "cut2.txt").write_text(STORY[:30_000])
     (place / "s.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     before = saved(place)

@@ -13,9 +13,11 @@ from helpers import relative_error
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from reproduce import compress, open_models, records, spectra
-from reproduce.open_models import Adapter, open_model
-from reproduce.options import Options
+from reproduce.experiments import compress, spectra
+from reproduce.store import records
+from reproduce.train import public_models
+from reproduce.train.options import Options
+from reproduce.train.public_models import Adapter, open_model
 from tucker_ref import MultiHeadAttention, TuckerAttention
 from tucker_ref import compress as reduce
 
@@ -239,7 +241,7 @@ def test_layers_with_biases_have_no_rows_of_mla():
 
 
 def test_own_models_are_compressed_by_default_rows(tmp_path, text):
-    from reproduce.language import build_model, load_model, model_path, save_model
+    from reproduce.train.language import build_model, load_model, model_path, save_model
 
     config = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 300}
     config |= {"attention": {"mechanism": "MHA"}, "train": {}}
@@ -331,9 +333,9 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
 def test_weights_that_no_attention_here_has_are_named():
     state = MultiHeadAttention(24, 4).state_dict()
-    assert open_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
+    assert public_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
     with pytest.raises(ValueError, match="its attention holds q_norm.weight, which is not known here"):
-        open_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
+        public_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
 
 
 def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import fuzz, mutation, records, versions
-from reproduce.options import Options
+from reproduce.store import records
+from reproduce.train.options import Options
+from reproduce.trust import fuzz, mutation, versions
 
 CHANGED = {"m1": "cache.f: a + b -> a - b", "m2": "cache.f: a -> b", "m3": "cache.f: a -> b"}
 
@@ -137,6 +138,7 @@ def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, mon
             pins.append(Path(command[command.index("-c") + 1]).read_text())
         if folder:
             assert (folder / "tests" / "conftest.py").exists() and (folder / "README.md").exists()
+            assert (folder / "versions.py").exists()
 
     here = (sys.executable, ("numpy==2.0.0", "torch"))
     monkeypatch.setattr(versions, "call", call)
@@ -146,7 +148,7 @@ def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, mon
     assert "wheel" in build and environment[:3] == [sys.executable, "-m", "venv"]
     assert {"numpy==2.0.0", "torch", "pytest"} <= set(install) and any("tucker_ref.whl[" in part for part in install)
     assert "tqdm==" in pins[0] and "numpy==" not in pins[0] and "torch==" not in pins[0]  # free to be what was asked for
-    assert tests[1:4] == ["-m", "reproduce", "versions"]
+    assert tests[1:4] == ["versions.py", "versions", "--records"]
     assert "python0.9 is not on this machine: left out" in capsys.readouterr().out
 
 

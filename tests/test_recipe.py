@@ -6,13 +6,15 @@ import pytest
 import torch
 from helpers import EXACT, relative_error
 
-from reproduce import ablations, language, records
-from reproduce.distributed import Workers
+from reproduce.experiments import ablations
 from reproduce.models.gpt2 import GPT2
-from reproduce.options import Options
-from reproduce.recipe import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
-from reproduce.rows import TABLE2, TABLE2_BESIDE
-from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
+from reproduce.models.rows import TABLE2, TABLE2_BESIDE
+from reproduce.store import records
+from reproduce.train import language
+from reproduce.train.distributed import Workers
+from reproduce.train.loop import TrainConfig, learning_rate_at, make_optimizer, train
+from reproduce.train.options import Options
+from reproduce.train.recipes import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
 from tucker_ref import MultiHeadAttention, compress
 from tucker_ref.tucker import TuckerWeights
 

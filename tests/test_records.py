@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from reproduce import records
-from reproduce.files import write_atomically
+from reproduce.store import records
+from reproduce.store.files import write_atomically
 
 
 def record(method="MHA", seed=0, **metrics):

@@ -12,8 +12,9 @@ from helpers import run_here
 
 from paper_figures import __main__ as figures_main
 from paper_figures import style
-from reproduce import claims, gpu_report, records, report, robustness_report, tables
-from reproduce.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.report import checks, claims, gpu, markdown, results
+from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.store import records
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = records.load(records.COMMITTED)
@@ -21,8 +22,8 @@ COMMITTED = records.load(records.COMMITTED)
 
 def test_the_readme_shows_exactly_what_the_records_say():
     readme = (ROOT / "README.md").read_text()
-    shown = readme.split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.render(COMMITTED).strip()
+    shown = readme.split(results.BEGIN)[1].split(results.END)[0].strip()
+    assert shown == results.render(COMMITTED).strip()
 
 
 CHANGE = random.Random(0)
@@ -42,7 +43,7 @@ def nudged(measured):
 def test_a_changed_record_changes_the_report():
     """Control for the test above: the numbers are read, not remembered."""
     changed = [record | {"metrics": nudged(record["metrics"])} for record in COMMITTED]
-    before, after = report.render(COMMITTED).splitlines(), report.render(changed).splitlines()
+    before, after = results.render(COMMITTED).splitlines(), results.render(changed).splitlines()
     assert len(before) == len(after)
     below = before[1:] + [""]
     rows = [i for i, line in enumerate(before) if line.startswith("| ") and not below[i].startswith("|--")]  # no headers
@@ -62,12 +63,12 @@ def smoke_run(experiment="table2", **changes) -> dict:
 def test_runs_of_one_row_in_two_configurations_stand_in_two_tables():
     run, seed, steps, rate = smoke_run(), smoke_run(seed=1), smoke_run(steps=7), smoke_run(learning_rate=0.77)
     text = smoke_run(data=run["data"] | {"name": "novel.txt", "sha256": "0123456789abcdef" * 4})
-    assert tables.alike([run, text, steps, seed, rate]) == [[run, seed, rate], [text], [steps]]
-    assert tables.largest(tables.alike([run, steps, seed])) == [run, seed] and tables.largest([]) == []
-    assert tables.largest([[run], [steps]]) == [steps]  # the last of equals
-    groups = report.by_row([run, seed, rate])
+    assert markdown.alike([run, text, steps, seed, rate]) == [[run, seed, rate], [text], [steps]]
+    assert markdown.largest(markdown.alike([run, steps, seed])) == [run, seed] and markdown.largest([]) == []
+    assert markdown.largest([[run], [steps]]) == [steps]  # the last of equals
+    groups = results.by_row([run, seed, rate])
     assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, rate 0.77": 1}
-    drawn = report.render([run, text, steps])
+    drawn = results.render([run, text, steps])
     assert drawn.count("| MHA ") == 3 and "7 steps at" in drawn and "novel.txt (content sha256 0123456789ab…)" in drawn
     assert all(len(line) < 400 for line in drawn.splitlines())
 
@@ -77,23 +78,23 @@ def test_a_pretrained_model_stands_with_all_that_was_made_of_it():
     start, made = (next(r for r in found if ("train" in r["config"]) == trained) for trained in (False, True))
     other = copy.deepcopy(made)
     other["config"]["train"]["steps"] = 7
-    assert tables.alike([start, made, other]) == [[start, made], [start, other]]
+    assert markdown.alike([start, made, other]) == [[start, made], [start, other]]
     stranger = copy.deepcopy(start)
     stranger["config"]["pretrain"]["steps"] = 7
-    assert tables.alike([stranger, made]) == [[made], [stranger]]  # control
+    assert markdown.alike([stranger, made]) == [[made], [stranger]]  # control
     plainer = copy.deepcopy(made)
     del plainer["config"]["epochs"]
-    assert tables.alike([made, plainer]) == [[made], [plainer]]  # what was trained stands with its like alone
-    drawn = report.render([start, made, other])
+    assert markdown.alike([made, plainer]) == [[made], [plainer]]  # what was trained stands with its like alone
+    drawn = results.render([start, made, other])
     assert "fine-tuned for 3 epochs" in drawn and "fine-tuned for 7 steps at REDUCED BUDGET, 0.31 epochs" in drawn
-    assert report.render([start]) == ""  # nothing is fine-tuned yet
+    assert results.render([start]) == ""  # nothing is fine-tuned yet
 
 
 def test_a_fine_tuning_that_diverged_is_a_row():
     found = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("figure3", "smoke")][:3]
     broken = copy.deepcopy(found[1])
     broken["metrics"] = {name: broken["metrics"][name] for name in ("converted", "attention_parameters")} | {"diverged_at": 9}
-    row = next(line for line in report.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA  "))
+    row = next(line for line in results.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA  "))
     assert [cell.strip() for cell in row.split("|")[4:6]] == ["diverged at step 9", "—"]
 
 
@@ -101,10 +102,10 @@ def test_a_fine_tuning_that_diverged_is_a_row():
 def test_the_paper_s_own_scale_is_not_called_reduced(experiment, width, steps):
     run = smoke_run(experiment, preset="paper", steps=steps)
     run["config"] |= {"d_model": width}
-    drawn = report.render([run])
+    drawn = results.render([run])
     assert "at the paper's shape, validation loss: " in drawn and "REDUCED" not in drawn and "narrowed" not in drawn
     run["config"]["train"]["steps"] = 5
-    drawn = report.render([run])
+    drawn = results.render([run])
     assert "validation loss at REDUCED BUDGET: " in drawn and f"5 steps in place of {steps:,}." in drawn
 
 
@@ -114,7 +115,7 @@ def test_the_paper_s_vision_transformers_have_a_table():
     )
     run["config"] = {"model": "vit", "image_size": 224, "epochs": 10, "row": {}, "train": {"steps": 20, "batch_size": 5}}
     run["config"]["train"] |= {"learning_rate": 1e-3}
-    drawn = report.render([run])
+    drawn = results.render([run])
     assert (
         "**Figure 3 as a table: vit, pretrained by others, converted, and on 10 images of photographs fine-tuned for 10 epochs"
         in drawn
@@ -126,8 +127,8 @@ SOME_IMAGES = {"train_images": 10, "test_images": 4}
 
 
 def test_one_experiment_s_tables_can_be_had_alone():
-    alone = report.render(COMMITTED, ["table2"])
-    assert alone.startswith("### Table 2: GPT-2\n") and alone.count("\n### ") == 0 and alone in report.render(COMMITTED)
+    alone = results.render(COMMITTED, ["table2"])
+    assert alone.startswith("### Table 2: GPT-2\n") and alone.count("\n### ") == 0 and alone in results.render(COMMITTED)
 
 
 def test_ablations_at_smoke_scale_are_shown_as_too_short():
@@ -135,14 +136,14 @@ def test_ablations_at_smoke_scale_are_shown_as_too_short():
         "experiment": "ablations",
         "method": "Tucker [8,128,128], init xavier",
     }
-    drawn = report.render([run])
+    drawn = results.render([run])
     assert "REDUCED SCALE" in drawn and "too short to tell" in drawn and "| Tucker [8,128,128], init xavier |" in drawn
 
 
 def test_a_changed_tree_is_said_with_its_commit():
     commit = "0123456789" * 4
-    assert tables.commit_of({"commit": commit}) == "0123456789" and tables.commit_of({"commit": "unknown"}) == "unknown"
-    assert tables.commit_of({"commit": commit + "+changes"}) == "0123456789+changes"
+    assert markdown.commit_of({"commit": commit}) == "0123456789" and markdown.commit_of({"commit": "unknown"}) == "unknown"
+    assert markdown.commit_of({"commit": commit + "+changes"}) == "0123456789+changes"
 
 
 def test_every_trained_row_of_table_2_is_there():
@@ -155,13 +156,13 @@ def test_the_note_on_compression_counts_where_knowing_the_inputs_paid():
     ways = {"aware": {"inputs": [0.1, 0.3], "loss": 3.0}, "plain": {"inputs": [0.2, 0.2], "loss": 3.1}}
     record = {"method": "row", "metrics": {"ways": ways}, "device": "a device", "command": "a command"}
     lost = "Knowing the inputs lowered the error of logits in 1 of 1 rows, the error of outputs in 0 of 1 rows"
-    assert report.compress_note([record]).startswith(f"<sub>{lost}, the loss in 1 of 1 rows; not error of outputs of row.")
+    assert results.compress_note([record]).startswith(f"<sub>{lost}, the loss in 1 of 1 rows; not error of outputs of row.")
     del ways["plain"]["loss"]  # of images, for example
-    assert report.compress_note([record]).startswith(f"<sub>{lost}; not error of outputs of row.")
+    assert results.compress_note([record]).startswith(f"<sub>{lost}; not error of outputs of row.")
 
 
 def test_reduced_scale_is_said_in_the_table_itself():
-    rendered = report.render(COMMITTED)
+    rendered = results.render(COMMITTED)
     titles = re.findall(r"\*\*(?:Table [23], [^*\n]*validation loss|Figure 3)[^\n]*", rendered)
     trained = {(r["experiment"], r["preset"]) for r in COMMITTED if r["experiment"] in ("table2", "table3", "figure3")}
     assert len(titles) == sum(preset in ("smoke", "gpu") for _, preset in trained)
@@ -210,19 +211,19 @@ def test_without_records_nothing_is_claimed():
 
 def test_write_into_replaces_only_what_is_between_the_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_into(page, {(report.BEGIN, report.END): "new"})
-    assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    results.write_into(page, {(results.BEGIN, results.END): "new"})
+    assert page.read_text() == f"before\n{results.BEGIN}\n\nnew\n\n{results.END}\nafter\n"
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
-        report.write_into(page, {(report.BEGIN, report.END): "new"})
+        results.write_into(page, {(results.BEGIN, results.END): "new"})
 
 
 def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"{report.BEGIN}\nold\n{report.END}\n")
+    page.write_text(f"{results.BEGIN}\nold\n{results.END}\n")
     assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == f"{report.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{report.END}\n"
+    assert page.read_text() == f"{results.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{results.END}\n"
 
 
 def test_claims_need_no_place_for_results(tmp_path):
@@ -234,10 +235,10 @@ def test_claims_need_no_place_for_results(tmp_path):
 
 def test_claims_leave_results_alone_where_a_page_has_a_place_for_them(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n")
+    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{results.BEGIN}\nresults\n{results.END}\n")
     assert run_here("claims", "--write", page) == 0
     assert page.read_text() == (
-        f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n"
+        f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n{results.BEGIN}\nresults\n{results.END}\n"
     )
 
 
@@ -245,7 +246,7 @@ def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
     runs = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("table2", "smoke")]
     left = {name: runs[0]["metrics"][name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = runs[0] | {"metrics": left | {"diverged_at": 7}}
-    table, whole = (report.loss_table("table2", found)[1].splitlines() for found in ([broken, *runs[1:]], runs))
+    table, whole = (results.loss_table("table2", found)[1].splitlines() for found in ([broken, *runs[1:]], runs))
     assert "diverged at step 7" in table[2] and table[3:] == whole[3:]
     for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
         for record in found:
@@ -331,7 +332,7 @@ CHECK_RECORDS = [records.new_record(name, "tests", f"method of {name}", {}, metr
 
 
 def test_every_check_on_record_has_one_line():
-    lines = robustness_report.render(CHECK_RECORDS).splitlines()
+    lines = checks.render(CHECK_RECORDS).splitlines()
     assert len(lines) == 2 + len(CHECKS)
     for line, expected in zip(
         lines[2:],
@@ -345,31 +346,31 @@ def test_every_check_on_record_has_one_line():
         ),
     ):
         assert expected in re.sub(" +", " ", line)
-    assert robustness_report.render([]) == "" and len(robustness_report.render(CHECK_RECORDS[2:3]).splitlines()) == 3
+    assert checks.render([]) == "" and len(checks.render(CHECK_RECORDS[2:3]).splitlines()) == 3
 
 
 def test_a_changed_record_changes_its_check():
     """Control: no number is remembered."""
     changed = [record | {"metrics": nudged(record["metrics"])} for record in CHECK_RECORDS]
-    before, after = (robustness_report.render(r).splitlines()[2:] for r in (CHECK_RECORDS, changed))
+    before, after = (checks.render(r).splitlines()[2:] for r in (CHECK_RECORDS, changed))
     assert len(before) == len(after) and all(a != b for a, b in zip(before, after))
 
 
 def test_the_readme_shows_the_checks_on_record():
     readme = (ROOT / "README.md").read_text()
-    shown = readme.split(robustness_report.BEGIN)[1].split(robustness_report.END)[0].strip()
-    assert shown == robustness_report.render(COMMITTED)
+    shown = readme.split(checks.BEGIN)[1].split(checks.END)[0].strip()
+    assert shown == checks.render(COMMITTED)
 
 
 def test_a_check_that_lacks_a_number_is_named():
     with pytest.raises(ValueError, match="survival: a record lacks what the table of checks shows: 'kills'"):
-        robustness_report.render([CHECK_RECORDS[3] | {"metrics": {"training": {}}}])
+        checks.render([CHECK_RECORDS[3] | {"metrics": {"training": {}}}])
 
 
 def test_write_into_fills_the_checks_where_they_have_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"{report.BEGIN}\n{report.END}\n{robustness_report.BEGIN}\n{robustness_report.END}\n")
-    parts = {report: "tables", robustness_report: "checks", gpu_report: "no marks for it"}
-    report.write_into(page, {(part.BEGIN, part.END): text for part, text in parts.items()})
+    page.write_text(f"{results.BEGIN}\n{results.END}\n{checks.BEGIN}\n{checks.END}\n")
+    parts = {results: "tables", checks: "checks", gpu: "no marks for it"}
+    results.write_into(page, {(part.BEGIN, part.END): text for part, text in parts.items()})
     assert "no marks" not in page.read_text()
-    assert "tables" in page.read_text().split(report.END)[0] and "checks\n\n" + robustness_report.END in page.read_text()
+    assert "tables" in page.read_text().split(results.END)[0] and "checks\n\n" + checks.END in page.read_text()

@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from reproduce import ablations, figure3, language, records, survival, table2, table3, training
-from reproduce.options import Options
-from reproduce.recipe import Recipe
-from reproduce.saved import make_room, run_of
+from reproduce.experiments import ablations, figure3, table2, table3
+from reproduce.store import records
+from reproduce.store.saved import make_room, run_of
+from reproduce.train import language, loop
+from reproduce.train.options import Options
+from reproduce.train.recipes import Recipe
+from reproduce.trust import survival
 
 TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3": figure3}
 
@@ -84,11 +87,11 @@ def test_a_run_of_several_machines_names_them_and_has_no_speed(tmp_path, monkeyp
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "words.txt"), steps=1)
 
     def elsewhere(*arguments):
-        result = training.train(*arguments)
+        result = loop.train(*arguments)
         result.machines.append("another card, 8 workers")
         return result
 
-    for rate, trained in ((1e-3, training.train), (2e-3, elsewhere)):
+    for rate, trained in ((1e-3, loop.train), (2e-3, elsewhere)):
         monkeypatch.setattr(language, "train", trained)
         given = dataclasses.replace(options, learning_rate=rate)
         language.train_rows("table2", [(survival.ROWS[0], Recipe())], survival.SHAPE, survival.TOY, given)

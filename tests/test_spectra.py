@@ -7,10 +7,11 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from reproduce import records, spectra
-from reproduce.language import build_model, model_path, save_model
-from reproduce.options import Options
-from reproduce.rows import TABLE2
+from reproduce.experiments import spectra
+from reproduce.models.rows import TABLE2
+from reproduce.store import records
+from reproduce.train.language import build_model, model_path, save_model
+from reproduce.train.options import Options
 from tucker_ref import MultiHeadAttention
 
 CONFIG = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 50}

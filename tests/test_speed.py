@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from reproduce import claims, records, speed, speed_report, targets
-from reproduce.options import Options
-from reproduce.rows import Row
+from reproduce.experiments import speed
+from reproduce.models.rows import Row
+from reproduce.report import claims, targets
+from reproduce.report import speed as speed_report
+from reproduce.store import records
+from reproduce.train.options import Options
 
 SHAPE = speed.PRESETS["smoke"].shapes[0]
 TUCKER = Row("Tucker", ranks=(8, 8, 8))

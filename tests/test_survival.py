@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from reproduce import files, records, survival
+from reproduce.store import files, records
+from reproduce.trust import survival
 
 ROOT = Path(__file__).parent.parent
 
