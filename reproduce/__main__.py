@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .data.prepared import SOURCES, prepare
 from .experiments import ablations, compress, compress_speed, decode, exactness, figure3, spectra, speed, table1, table2, table3
 from .models.generation import generate
-from .report import checks, claims, gpu, results
+from .report import checks, claims, gpu, plans, results
 from .store import records
 from .train.distributed import SHARDINGS, Workers, started
 from .train.language import load_model
@@ -132,10 +132,9 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
     chosen = Options(**given | {"device": device, "workers": workers})
-    for name in names:
-        EXPERIMENTS[name].run(chosen)
+    made = [EXPERIMENTS[name].run(chosen) for name in names]
     if options.dry_run:
-        return
+        return plans.show(made[0], chosen)
     if workers.is_first and options.command in results.DRAW:  # what tests the code says itself what came out
         print(results.render(records.load(options.records), names), end="\n\n")
     print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")

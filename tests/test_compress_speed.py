@@ -36,7 +36,7 @@ def test_a_run_is_recorded_and_reported(monkeypatch, tmp_path):
     monkeypatch.setitem(compress_speed.PRESETS, "smoke", (64, 128))
     compress_speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     (record,) = records.load(tmp_path / "records", "compress_speed", "smoke")
-    for size in record["metrics"]["sizes"]:
+    for size in record.metrics["sizes"]:
         assert all(size[way]["seconds"] > 0 and size[way]["megabytes"] > 0 for way in ("factors", "tensors"))
     text = results.render([record])
     assert (

@@ -88,6 +88,6 @@ def test_a_run_records_every_cell(monkeypatch, tmp_path):
     monkeypatch.setattr(exactness, "cells", lambda: list(CELLS.values())[:2])
     exactness.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path, "exactness", "float64")
-    for cell in record["metrics"]["cells"]:
+    for cell in record.metrics["cells"]:
         assert max(cell["errors"].values()) < EXACT < DIFFERENT < min(cell["controls"].values())
-    assert [cell["name"] for cell in record["metrics"]["cells"]] == list(CELLS)[:2]
+    assert [cell["name"] for cell in record.metrics["cells"]] == list(CELLS)[:2]

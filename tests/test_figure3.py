@@ -46,19 +46,19 @@ def test_every_conversion_starts_from_the_pretrained_model_of_its_seed(tiny, tmp
     found = run(tmp_path)
     assert len(found) == 2 * (1 + len(tiny.rows))
     for seed in (0, 1):
-        by_method = {r["method"]: r["metrics"] for r in found if r["seed"] == seed}
+        by_method = {r.method: r.metrics for r in found if r.seed == seed}
         start = by_method["MHA pretrained"]
         for exact in ("MHA", FULL.label):  # nothing is lost without compression
             assert by_method[exact]["converted"]["top1"] == start["top1"]
         assert by_method["Tucker [3,4,4]"]["attention_parameters"] < start["attention_parameters"]
         assert all(len(by_method[row.label]["curve"]) == 2 for row in tiny.rows)
-    config = found[-1]["config"]
+    config = found[-1].config
     assert config["pretrain"]["steps"] == 6 and config["train"]["steps"] == 2  # --steps are those of the fine-tuning
 
 
 def test_without_steps_given_fine_tuning_lasts_the_epochs_of_the_preset(tiny, tmp_path):
     figure3.run(Options("smoke", tmp_path, tmp_path / "records", rows=("MHA",), seeds=(0,)))
-    assert records.load(tmp_path / "records")[-1]["config"]["train"]["steps"] == 1437 // 64
+    assert records.load(tmp_path / "records")[-1].config["train"]["steps"] == 1437 // 64
 
 
 def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
@@ -95,8 +95,8 @@ def test_a_fine_tuning_that_diverges_is_on_record_and_stops_no_other(tiny, tmp_p
     monkeypatch.setattr(figure3, "loss_on", broken)
     rows = ("GQA n_KV=2", "MHA")
     start, first, second = run(tmp_path, rows=rows, seeds=(0,))
-    assert first["method"] == "MHA" and "top1" in first["metrics"]  # rows keep their order
-    assert second["metrics"]["diverged_at"] == 1 and "top1" not in second["metrics"] and "converted" in second["metrics"]
+    assert first.method == "MHA" and "top1" in first.metrics  # rows keep their order
+    assert second.metrics["diverged_at"] == 1 and "top1" not in second.metrics and "converted" in second.metrics
     assert "at step 1; recorded" in capsys.readouterr().out
     assert len(run(tmp_path, rows=rows, seeds=(0,))) == 3  # and is not tried again
 
@@ -130,9 +130,9 @@ def test_an_augmented_run_says_so_and_is_another_run(tiny, monkeypatch, tmp_path
     plain = run(tmp_path / "plain", rows=("MHA",), seeds=(0,))
     monkeypatch.setitem(figure3.PRESETS, "smoke", dataclasses.replace(tiny, augmented=True))
     moved = run(tmp_path / "moved", rows=("MHA",), seeds=(0,))
-    assert all(r["config"].get("augmented") is None for r in plain) and all(r["config"]["augmented"] for r in moved)
+    assert all(r.config.get("augmented") is None for r in plain) and all(r.config["augmented"] for r in moved)
     for one, other in zip(plain, moved):
-        assert one["id"] != other["id"] and one["metrics"]["curve"] != other["metrics"]["curve"]
+        assert one.id != other.id and one.metrics["curve"] != other.metrics["curve"]
 
 
 def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
@@ -140,7 +140,7 @@ def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
     (path,) = (tmp_path / "models").glob("*.safetensors")
     spectra.run(Options("smoke", tmp_path, tmp_path / "records", model=str(path)))
     (record,) = records.load(tmp_path / "records", "spectra")
-    assert len(record["metrics"]["trained"]) == 2
+    assert len(record.metrics["trained"]) == 2
 
 
 @pytest.mark.parametrize("given", [{"model": "vit"}, {"workers": Workers(micro_batch=2)}, {"workers": Workers(sharding="ddp")}])

@@ -3,6 +3,7 @@
 Every case runs beside a model, records and tables that were saved before; none of them may change, and no temporary file may stay.
 """
 
+import dataclasses
 import errno
 import functools
 import gzip
@@ -511,18 +512,19 @@ def test_damaged_tokens_are_named(place, capsys):
 
 
 def test_numbers_that_are_not_finite_are_not_recorded(tmp_path):
-    record = records.new_record("e", "p", "m", {}, {"loss": 1.0})
+    record = records.new_record("decode", "p", "m", {}, {"loss": 1.0})
     records.append(tmp_path, record)
     before = saved(tmp_path)
-    with pytest.raises(ValueError, match="e.p.json: m measured NaN or infinity"):
-        records.append(tmp_path, records.new_record("e", "p", "m", {"other": 1}, {"loss": float("nan")}))
+    with pytest.raises(ValueError, match="decode.p.json: m measured NaN or infinity"):
+        records.append(tmp_path, records.new_record("decode", "p", "m", {"other": 1}, {"loss": float("nan")}))
     assert saved(tmp_path) == before
 
 
 def test_unknown_fields_of_a_record_are_kept(tmp_path):
-    records.append(tmp_path, records.new_record("e", "p", "m", {}, {"loss": 1.0}) | {"note": "from elsewhere"})
-    records.append(tmp_path, records.new_record("e", "p", "m", {"other": 1}, {"loss": 2.0}))
-    assert [r.get("note") for r in records.load(tmp_path)] == ["from elsewhere", None]
+    record = records.new_record("decode", "p", "m", {}, {"loss": 1.0})
+    records.append(tmp_path, dataclasses.replace(record, more={"note": "from elsewhere"}))
+    records.append(tmp_path, records.new_record("decode", "p", "m", {"other": 1}, {"loss": 2.0}))
+    assert [r.more for r in records.load(tmp_path)] == [{"note": "from elsewhere"}, {}]
 
 
 def train_beside(place, both_ready):

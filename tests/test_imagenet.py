@@ -148,16 +148,16 @@ def test_every_row_of_a_public_model_is_converted_and_fine_tuned(tiny, folder, t
     options = Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder))
     figure3.run(options)
     found = records.load(tmp_path / "records", "figure3", "paper")
-    assert [r["method"] for r in found] == [f"{row.label}, vit" for row in tiny.models[0].rows]
+    assert [r.method for r in found] == [f"{row.label}, vit" for row in tiny.models[0].rows]
     for record in found:
-        assert record["config"]["train"]["steps"] == 10 * 16 // 4 and record["metrics"]["images_seen"] == 160
-        assert record["metrics"]["workers"]["accumulation_steps"] == 2
-        assert record["metrics"]["converted"] == {"top1": 0.5, "top5": 1.0}  # the classifier starts at zero
-    assert found[0]["metrics"]["top1"] > 0.8  # dark or light is soon learned
-    sizes = [record["metrics"]["attention_parameters"] for record in found]
+        assert record.config["train"]["steps"] == 10 * 16 // 4 and record.metrics["images_seen"] == 160
+        assert record.metrics["workers"]["accumulation_steps"] == 2
+        assert record.metrics["converted"] == {"top1": 0.5, "top5": 1.0}  # the classifier starts at zero
+    assert found[0].metrics["top1"] > 0.8  # dark or light is soon learned
+    sizes = [record.metrics["attention_parameters"] for record in found]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
     drawn = results.render(found)
-    assert "Figure 3 as a table: vit, pretrained by others" in drawn and all(f"| {r['method']} " in drawn for r in found)
+    assert "Figure 3 as a table: vit, pretrained by others" in drawn and all(f"| {r.method} " in drawn for r in found)
     figure3.run(options)
     assert len(records.load(tmp_path / "records")) == 4
     second = dataclasses.replace(options, records=tmp_path / "second", workers=Workers(rank=1), rows=("MHA",), steps=2)
@@ -178,7 +178,7 @@ def test_a_run_that_diverges_is_on_record_and_stops_no_other(tiny, folder, tmp_p
     figure3.run(
         Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder), rows=("MHA", "GQA n_KV=2"), steps=2)
     )
-    broken, other = (r["metrics"] for r in records.load(tmp_path / "records"))
+    broken, other = (r.metrics for r in records.load(tmp_path / "records"))
     assert broken["diverged_at"] == 2 and broken["curve"] == [[2, 1.5, 0.1]] and "top1" not in broken and broken["converted"]
     assert "top1" in other and "diverged at step 2" in results.render(records.load(tmp_path / "records"))
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import a_record, run_here
 
 from reproduce.__main__ import EXPERIMENTS, labels, rate
 from reproduce.experiments import table2
 from reproduce.models.block import Block
 from reproduce.models.rows import Row
+from reproduce.report import plans
 from reproduce.store import records
 from reproduce.train import dry_run
 from reproduce.train.distributed import Workers
@@ -24,7 +25,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 def plan(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)
     options = Options("paper", tmp_path / "out", tmp_path / "records", workers=workers, dry_run=True)
-    module.run(dataclasses.replace(options, **changes))
+    options = dataclasses.replace(options, **changes)
+    plans.show(module.run(options), options)
     assert not list(tmp_path.iterdir())  # nothing is written
     return capsys.readouterr().out
 
@@ -36,7 +38,7 @@ QUOTED = re.findall(r"^python -m reproduce (\w+) --preset paper --dry-run --gpus
 def test_the_readme_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
     """Where it fails: what that command prints, up to the formulas, belongs there."""
     printed = plan(tmp_path, capsys, EXPERIMENTS[name], Workers(count=int(gpus)), rows=labels(rows))
-    assert f"```text\n{printed.split(dry_run.FORMULAS)[0].strip()}\n```" in README
+    assert f"```text\n{printed.split(plans.FORMULAS)[0].strip()}\n```" in README
 
 
 def test_the_readme_quotes_every_experiment():
@@ -106,14 +108,15 @@ def test_a_model_that_does_not_fit_is_named(tmp_path, capsys):
 
 def test_hours_come_from_records_alone(tmp_path, capsys, monkeypatch):
     shape = {"model": "gpt2", "d_model": 768, "n_layers": 12, "context": 1024, "vocab_size": 50_257}
-    made = {"method": "MHA", "device": "NVIDIA A100", "config": shape, "metrics": {"tokens_per_second": 100_000}}
+    made = a_record(method="MHA", device="NVIDIA A100", config=shape, metrics={"tokens_per_second": 100_000})
     others = [
-        made | {"device": "2 threads on a CPU", "metrics": {"tokens_per_second": 10**9}},
-        made | {"config": shape | {"n_layers": 2}, "metrics": {"tokens_per_second": 10**9}},
-        made | {"metrics": {"tokens_per_second": 10**9, "workers": {"workers": 8}}},
-        made | {"metrics": {"tokens_per_second": 90_000}},
-        made | {"metrics": {"diverged_at": 20}},
+        {"device": "2 threads on a CPU", "metrics": {"tokens_per_second": 10**9}},
+        {"config": shape | {"n_layers": 2}, "metrics": {"tokens_per_second": 10**9}},
+        {"metrics": {"tokens_per_second": 10**9, "workers": {"workers": 8}}},
+        {"metrics": {"tokens_per_second": 90_000}},
+        {"metrics": {"diverged_at": 20}},
     ]
+    others = [dataclasses.replace(made, **changes) for changes in others]
     monkeypatch.setattr(dry_run, "load", lambda folder, experiment: [made, *others] if folder == records.COMMITTED else [])
     printed = plan(tmp_path, capsys, rows=("MHA", "GQA n_KV=4"))
     hours = 600_000 * 480 * 1024 / 100_000 / 8 / 3600

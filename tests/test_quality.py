@@ -75,8 +75,8 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys):
     for _ in range(2):  # a second run replaces the first
         mutation.run(options)
     (record,) = records.load(options.records)
-    assert record["metrics"]["survivors"] == ["cache.Cache.append: end = start + n -> end = start - n"]
-    assert [record["metrics"][name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 1, 1, 1]
+    assert record.metrics["survivors"] == ["cache.Cache.append: end = start + n -> end = start - n"]
+    assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 1, 1, 1]
     assert "survived: cache.Cache.append" in capsys.readouterr().out
 
 
@@ -105,7 +105,7 @@ def test_a_broken_contract_is_on_record_before_it_is_an_error(tmp_path, monkeypa
     with pytest.raises(ValueError, match="the contracts did not run: no such file"):
         contracts(2, "no such file", {})
     (record,) = records.load(tmp_path)
-    assert record["metrics"]["inputs"] == 503 and record["metrics"]["failed"] == ["test_b[1]"]
+    assert record.metrics["inputs"] == 503 and record.metrics["failed"] == ["test_b[1]"]
 
 
 def test_the_tests_at_hand_are_counted(tmp_path, monkeypatch):
@@ -119,12 +119,12 @@ def test_the_tests_at_hand_are_counted(tmp_path, monkeypatch):
         else:
             versions.run(Options("smoke", tmp_path, tmp_path))
             (record,) = records.load(tmp_path)
-            assert [record["metrics"][name] for name in ("passed", "failed", "skipped", "library")] == [5, 0, 1, "source"]
+            assert [record.metrics[name] for name in ("passed", "failed", "skipped", "library")] == [5, 0, 1, "source"]
     monkeypatch.setattr(versions.subprocess, "run", lambda *_, **__: finished(1, ""))  # no pytest, or no tests
     with pytest.raises(ValueError, match="no test ran"):
         versions.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path)  # the same versions: the later run that ran tests counts
-    assert [record["metrics"][name] for name in ("passed", "failed", "skipped")] == [4, 2, 0]
+    assert [record.metrics[name] for name in ("passed", "failed", "skipped")] == [4, 2, 0]
 
 
 def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, monkeypatch, capsys):

@@ -176,7 +176,7 @@ def test_ablations_record_what_was_changed(tmp_path):
         ablations.run(options)
         with pytest.raises(ValueError, match="no recipe is called nonsense; there are: as it is; init xavier"):
             ablations.run(dataclasses.replace(options, rows=("nonsense",)))
-    found = {r["method"]: r["config"] for r in records.load(tmp_path / "records", "ablations")}
+    found = {r.method: r.config for r in records.load(tmp_path / "records", "ablations")}
     assert set(found) == {
         f"{row}{change}" for row in ("Tucker [8,128,128]", "MHA") for change in ("", ", warm-up four times longer")
     }
@@ -227,7 +227,7 @@ def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
         ablations.run(options)  # known: not run again
         ablations.run(dataclasses.replace(options, learning_rate=1e-3))
     wild, tame = (
-        [r["metrics"] for r in records.load(tmp_path / "records", "ablations") if r["config"]["train"]["learning_rate"] == rate]
+        [r.metrics for r in records.load(tmp_path / "records", "ablations") if r.config["train"]["learning_rate"] == rate]
         for rate in (1e30, 1e-3)
     )
     assert [m.get("diverged_at") for m in wild] == [2, 2] and all("validation_loss" not in m for m in wild)

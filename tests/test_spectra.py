@@ -37,15 +37,15 @@ def test_ranks_of_saved_models_are_recorded(tmp_path, tiny):
         save_model(model_path(tmp_path, f"table2 {row.label} seed 0"), model, config, Tokenizer(BPE()).to_str())
     spectra.run(Options("smoke", tmp_path, tmp_path / "records"))
     mha, tucker = records.load(tmp_path / "records", "spectra")
-    assert (mha["method"], tucker["method"]) == ("MHA", "Tucker [8,64,64]")
-    first, second = (layer["pre"]["head"] for layer in mha["metrics"]["trained"])
+    assert (mha.method, tucker.method) == ("MHA", "Tucker [8,64,64]")
+    first, second = (layer["pre"]["head"] for layer in mha.metrics["trained"])
     assert first["size"] == second["size"] == 12 and first["energy_rank_99"] == 6 < second["energy_rank_99"]
     assert sum(value > first["floor"] for value in first["values"]) == 6
     assert (
-        mha["metrics"]["initial"][0]["pre"]["head"]["entropy_rank"] > 10
-        and "values" not in mha["metrics"]["initial"][0]["pre"]["head"]
+        mha.metrics["initial"][0]["pre"]["head"]["entropy_rank"] > 10
+        and "values" not in mha.metrics["initial"][0]["pre"]["head"]
     )
-    assert tucker["metrics"]["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
+    assert tucker.metrics["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
 
 
 def test_a_model_of_another_preset_is_not_taken_for_one_of_this(tmp_path, tiny):

@@ -16,6 +16,7 @@ from ..models.sizes import count_parameters
 from ..models.vit import ViT
 from ..store.records import done
 from ..store.saved import kept, make_room, write_model
+from ..train.dry_run import Plan
 from ..train.language import model_path
 from ..train.loop import TrainConfig, train
 from ..train.options import Options
@@ -111,8 +112,8 @@ PRESETS = {
 }
 
 
-def run(options: Options) -> None:
-    """Per seed one record of the pretrained model and one per row."""
+def run(options: Options) -> list[Plan]:
+    """Per seed one record of the pretrained model and one per row; of a dry run, which the preset paper knows, the plans alone."""
     if options.preset == "paper":
         return figure3_paper.run(options)
     if options.workers.count > 1 or options.dry_run:
@@ -143,6 +144,7 @@ def run(options: Options) -> None:
             model = pretrained(start, shape, preset, data)
             for row, this in left.items():
                 fine_tune(copy.deepcopy(model), row, this, settings, preset, data)
+    return []
 
 
 def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:

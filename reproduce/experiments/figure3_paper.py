@@ -17,7 +17,7 @@ from ..data.imagenet import CLASSES, TRAIN_IMAGES, held_out_batches, load_photog
 from ..models.rows import Row
 from ..models.sizes import count_parameters
 from ..models.vit import ViT
-from ..train.dry_run import Plan, show
+from ..train.dry_run import Plan
 from ..train.loop import TrainConfig, train
 from ..train.options import Options
 from ..train.public_models import OpenModel, open_model
@@ -104,8 +104,9 @@ OURS = (
 )
 
 
-def run(options: Options) -> None:
-    """One record per model, row and seed; --model names another checkpoint, whose rows are the first model's."""
+def run(options: Options) -> list[Plan]:
+    """One record per model, row and seed, of a dry run the plans alone; --model names another checkpoint, whose rows are the first
+    model's."""
     if options.workers.sharding == "fsdp":
         raise ValueError("figure3: its models fit on one GPU; --sharding fsdp is for table2 and table3")
     workers = dataclasses.replace(options.workers, sharding="ddp")
@@ -119,11 +120,12 @@ def run(options: Options) -> None:
             raise ValueError(
                 f"--dry-run knows the shapes of {' and '.join(m.name for m in PRESET.models)} alone, not --model's"
             )
-        return show([plan_of(pretrained, rows, options) for pretrained, rows in chosen], options)
+        return [plan_of(pretrained, rows, options) for pretrained, rows in chosen]
     for pretrained, rows in chosen:
         for seed in options.seeds or PRESET.seeds:
             for row in rows:
                 fine_tune(pretrained.name, row, seed, options)
+    return []
 
 
 def settings_for(n_images: int, options: Options) -> TrainConfig:

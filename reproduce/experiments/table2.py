@@ -3,7 +3,7 @@
 import dataclasses
 
 from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE2_EQUAL
-from ..train.dry_run import show
+from ..train.dry_run import Plan
 from ..train.language import LanguagePreset, plan_of, train_rows
 from ..train.loop import TrainConfig
 from ..train.options import Options
@@ -85,12 +85,13 @@ OURS = (
 )
 
 
-def run(options: Options) -> None:
-    """One record with the sizes of all rows, then one per trained row and seed."""
+def run(options: Options) -> list[Plan]:
+    """One record with the sizes of all rows, then one per trained row and seed; of a dry run the plan alone."""
     known = ON_GPU_ROWS if options.preset == "gpu" else TABLE2
     rows = [(row, Recipe()) for row in selected(known, options.rows)]
     model, preset = {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
-        return show([plan_of("table2", rows, model, preset, options, KNOWN, OURS)], options)
+        return [plan_of("table2", rows, model, preset, options, KNOWN, OURS)]
     record_sizes("table2", TABLE2, PAPER_SHAPE, options)
     train_rows("table2", rows, model, preset, options)
+    return []

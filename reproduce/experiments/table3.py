@@ -7,7 +7,7 @@ embedding the paper trained with is not known to us, nor its base.
 import dataclasses
 
 from ..models.rows import TABLE3
-from ..train.dry_run import show
+from ..train.dry_run import Plan
 from ..train.language import LanguagePreset, plan_of, train_rows
 from ..train.loop import TrainConfig
 from ..train.options import Options
@@ -77,11 +77,12 @@ OURS = (
 )
 
 
-def run(options: Options) -> None:
-    """One record with the sizes of all rows, then one per trained row and seed."""
+def run(options: Options) -> list[Plan]:
+    """One record with the sizes of all rows, then one per trained row and seed; of a dry run the plan alone."""
     rows = [(row, Recipe()) for row in selected(TABLE3, options.rows)]
     model, preset = {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:
-        return show([plan_of("table3", rows, model, preset, options, KNOWN, OURS)], options)
+        return [plan_of("table3", rows, model, preset, options, KNOWN, OURS)]
     record_sizes("table3", TABLE3, PAPER_SHAPE, options)
     train_rows("table3", rows, model, preset, options)
+    return []

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..models.rows import TABLE2
-from .gpu import BUDGETS, diverged, settled, step_times
-from .markdown import alike, complete, difference, grouped, largest, markdown
-from .results import FORMULAS, attention_mb, cache_mb, sizes_of
+from ..store.records import Record
+from .markdown import markdown
+from .query import BUDGETS, alike, attention_mb, cache_mb, complete, diverged, grouped, largest, settled, sizes_of, step_times
+from .results import OURS
+from .words import difference
 
 BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
@@ -30,27 +32,27 @@ class Claim:
     where: str
     says: str
     refuted_if: str
-    judge: Callable[[list[dict]], tuple[str, str]]
+    judge: Callable[[list[Record]], tuple[str, str]]
 
 
-def all_claims(records: list[dict]) -> list[Claim]:
+def all_claims(records: list[Record]) -> list[Claim]:
     """One claim per size cell of Tables 1-3, then the sentences."""
     return [*_formula_claims(records), *_size_claims(records), *SENTENCES]
 
 
-def verdicts(records: list[dict]) -> list[tuple[Claim, str, str]]:
+def verdicts(records: list[Record]) -> list[tuple[Claim, str, str]]:
     """Every claim with what was measured and the verdict."""
     with complete("a record lacks what the claims are judged by"):
         return [(claim, *claim.judge(records)) for claim in all_claims(records)]
 
 
-def render(records: list[dict]) -> str:
+def render(records: list[Record]) -> str:
     """The table of claims, and the count of verdicts under it."""
     judged = verdicts(records)
     return f"{_table(judged)}\n\n{_count(judged)}."
 
 
-def sentences(records: list[dict]) -> str:
+def sentences(records: list[Record]) -> str:
     """The table of what the paper claims in words, and the count of all verdicts under it."""
     judged = verdicts(records)
     return f"{_table([j for j in judged if j[0] in SENTENCES])}\n\nWith the sizes of Tables 1-3, {_count(judged)}."
@@ -66,7 +68,7 @@ def _count(judged: list[tuple[Claim, str, str]]) -> str:
     return f"{len(judged)} claims: {counts}"
 
 
-def _formula_claims(records: list[dict]) -> list[Claim]:
+def _formula_claims(records: list[Record]) -> list[Claim]:
     """Table 1: module and cache must hold exactly as many numbers as the formulas say."""
     table1 = _sizes(records, "table1")
 
@@ -77,15 +79,15 @@ def _formula_claims(records: list[dict]) -> list[Claim]:
 
     claims = []
     for row in sizes_of(table1) if table1 else []:
-        parameters, cache = FORMULAS[row["label"]]
-        if "ours" not in parameters:  # formulas that we derived are no claims of the paper
+        ours = OURS.get(row["label"], set())
+        if "parameters" not in ours:  # formulas that we derived are no claims of the paper
             claims.append(claim(row, "parameters", row["parameters"], row["counted_parameters"]))
-        if "ours" not in cache:
+        if "cache" not in ours:
             claims.append(claim(row, "cache per token", row["cache_per_token"], row["counted_cache_per_token"]))
     return claims
 
 
-def _size_claims(records: list[dict]) -> list[Claim]:
+def _size_claims(records: list[Record]) -> list[Claim]:
     claims = []
     for experiment, columns in (
         ("table2", {"attention_mb": ("attention MB", attention_mb), "cache_mb": ("KV cache MB", cache_mb)}),
@@ -95,7 +97,7 @@ def _size_claims(records: list[dict]) -> list[Claim]:
         for row in sizes_of(found) if found else []:
             for column, (title, measure) in columns.items():
                 where = f"Table {experiment[-1]}, {row['label']}, {title}"
-                claims.append(_size_claim(where, row["paper"][column], measure(row, found[0]["config"])))
+                claims.append(_size_claim(where, row["paper"][column], measure(row, found[0].config)))
     return claims
 
 
@@ -105,8 +107,8 @@ def _size_claim(where: str, paper: float, ours: float) -> Claim:
     return Claim(where, f"{paper:g}", f"off by over {100 * SIZE_TOLERANCE:g} %", lambda _: (measured, verdict))
 
 
-def _sizes(records: list[dict], experiment: str) -> list[dict]:
-    return [r for r in records if r["experiment"] == experiment and r["preset"] == "sizes"]
+def _sizes(records: list[Record], experiment: str) -> list[Record]:
+    return [r for r in records if r.experiment == experiment and r.preset == "sizes"]
 
 
 def _share(experiment: str, rows: tuple[str, ...], of: str, low: float, high: float):
@@ -124,7 +126,7 @@ def _share(experiment: str, rows: tuple[str, ...], of: str, low: float, high: fl
     return judge
 
 
-def _competitive(records: list[dict]) -> tuple[str, str]:
+def _competitive(records: list[Record]) -> tuple[str, str]:
     """Table 2's rows at the full budget of the preset `gpu`; where the row in question has not run, what its fellows show."""
     mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table2").items()}
     row = "Tucker [8,128,64]"
@@ -140,26 +142,26 @@ def _competitive(records: list[dict]) -> tuple[str, str]:
     return f"{said} against MHA, 100M tokens", REPRODUCED if above[row] <= 2 else FAILED
 
 
-def _gpu_runs(records: list[dict], experiment: str) -> dict[str, list[dict]]:
+def _gpu_runs(records: list[Record], experiment: str) -> dict[str, list[Record]]:
     """Metrics of the preset `gpu` by row, without rows of which a run broke off."""
-    return {row: [r["metrics"] for r in runs] for row, runs in _chosen(records, experiment).items() if not diverged(runs)}
+    return {row: [r.metrics for r in runs] for row, runs in _chosen(records, experiment).items() if not diverged(runs)}
 
 
-def _broken(records: list[dict], experiment: str) -> set[str]:
+def _broken(records: list[Record], experiment: str) -> set[str]:
     """Rows of the preset `gpu` of which a run broke off: what the others reached is not what the row reaches."""
     return {row for row, runs in _chosen(records, experiment).items() if diverged(runs)}
 
 
-def _chosen(records: list[dict], experiment: str) -> dict[str, list[dict]]:
+def _chosen(records: list[Record], experiment: str) -> dict[str, list[Record]]:
     """Runs of the preset `gpu` by row; of a table, those at its present settings, in its order, else the most that are alike."""
     if experiment in BUDGETS:
         groups = settled(records, experiment)
         return {row.label: groups[row.label] for row in BUDGETS[experiment].rows if row.label in groups}
-    runs = largest(alike([r for r in records if (r["experiment"], r["preset"]) == (experiment, "gpu")]))
-    return grouped(runs, lambda r: r["method"])
+    runs = largest(alike([r for r in records if (r.experiment, r.preset) == (experiment, "gpu")]))
+    return grouped(runs, lambda r: r.method)
 
 
-def _llama_loss(records: list[dict]) -> tuple[str, str]:
+def _llama_loss(records: list[Record]) -> tuple[str, str]:
     """Every Tucker row of Table 3 against GQA-8, in a smaller model."""
     mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table3").items()}
     if broken := [row for row in _broken(records, "table3") if row.startswith("Tucker")]:
@@ -200,14 +202,14 @@ def _no_worse(experiment: str, rows: tuple[str, ...], rivals: tuple[str, ...], m
     return judge
 
 
-def _head_redundancy(records: list[dict]) -> tuple[str, str]:
+def _head_redundancy(records: list[Record]) -> tuple[str, str]:
     """Effective ranks of the head modes of multi-head GPT-2s at the paper's shape and Table 2's budget, means over layers and seeds."""
     steps = BUDGETS["table2"].preset.train.steps
     layers = [
         layer
         for r in records
-        if (r["experiment"], r["preset"], r["method"]) == ("spectra", "gpu", "MHA") and r["config"]["train"]["steps"] == steps
-        for layer in r["metrics"]["trained"]
+        if (r.experiment, r.preset, r.method) == ("spectra", "gpu", "MHA") and r.steps == steps
+        for layer in r.metrics["trained"]
     ]
     if not layers:
         return "no run at a scale that could tell", UNTESTED
@@ -216,7 +218,7 @@ def _head_redundancy(records: list[dict]) -> tuple[str, str]:
     return f"{said} of n_H before and after the softmax", REPRODUCED if max(shares) <= 0.9 else FAILED
 
 
-def _iteration_time(records: list[dict]) -> tuple[str, str]:
+def _iteration_time(records: list[Record]) -> tuple[str, str]:
     """A training step of the true 1B shape: every Tucker row's time against multi-head attention's and GQA-8's."""
     times = step_times(records)
     tucker = [ms for label, ms in times.items() if label.startswith("Tucker")]

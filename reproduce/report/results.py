@@ -9,22 +9,36 @@ from pathlib import Path
 
 from ..models.rows import TABLE2
 from ..store.files import write_atomically
-from .gpu import (
+from ..store.records import Record
+from .gpu import ablation_table, best_table, budget_tables, cures_table, loss_cell, sweep_table
+from .markdown import markdown
+from .query import (
     BUDGETS,
-    ablation_table,
-    best_table,
-    budget_tables,
+    alike,
+    attention_mb,
+    by_command,
+    by_device,
+    by_model,
+    by_row,
+    cache_mb,
+    complete,
+    grouped,
+    of_one_budget,
+    sizes_of,
+)
+from .speed import speed_tables
+from .words import (
     commands_of,
-    cures_table,
+    commit_of,
     data_in_words,
     devices_of,
-    diverged,
-    loss_cell,
-    of_one_budget,
-    sweep_table,
+    difference,
+    divergence,
+    each_once,
+    epochs_of,
+    mean_and_spread,
+    scale_of,
 )
-from .markdown import alike, commit_of, complete, difference, each_once, grouped, markdown, mean_and_spread
-from .speed import speed_tables
 
 BEGIN, END = "<!-- results: written by `python -m reproduce report --write README.md` -->", "<!-- end of results -->"
 FORMULAS = {
@@ -32,20 +46,20 @@ FORMULAS = {
     "MQA": ("2 d² + 2 d_H d", "2 d_H"),
     "GQA n_KV=4": ("2 d² + 2 n_KV d_H d", "2 n_KV d_H"),
     "MLA shared d_c=128": ("d² + 5 d d_c", "d_c"),
-    "MLA separated d_c=128": ("d² + 6 d d_c", "2 d_c (ours)"),
+    "MLA separated d_c=128": ("d² + 6 d d_c", "2 d_c"),
     "Tucker [8,128,64]": ("2 (n_H r1 + d r2 + d r3 + r1 r2 r3)", "2 r3"),
-    "Tucker [8,128,64] shared": ("2 (n_H r1 + d r2 + r1 r2 r3) + d r3 (ours)", "r3 (ours)"),
+    "Tucker [8,128,64] shared": ("2 (n_H r1 + d r2 + r1 r2 r3) + d r3", "r3"),
 }
-
+OURS = {"MLA separated d_c=128": {"cache"}, "Tucker [8,128,64] shared": {"parameters", "cache"}}  # formulas that we derived
 PAPER_SCHEDULE = "the paper's latent schedule"  # the control of `exactness` that has a column of its own
 
 
-def render(records: list[dict], experiments: Container[str] | None = None) -> str:
+def render(records: list[Record], experiments: Container[str] | None = None) -> str:
     """The tables of these experiments, all if None, under a heading each, in the paper's order, with where the numbers come from.
 
     records: of all experiments, since some tables hold several.  Returns: Markdown, empty where nothing is to be shown.
     """
-    groups = grouped(records, lambda r: (r["experiment"], r["preset"]))
+    groups = grouped(records, lambda r: (r.experiment, r.preset))
     sections = []
     for experiment, (heading, draw) in DRAW.items():
         tables = []
@@ -61,11 +75,15 @@ def render(records: list[dict], experiments: Container[str] | None = None) -> st
     return "\n\n".join(sections)
 
 
-def table1_sizes(records: list[dict]) -> list[str]:
+def table1_sizes(records: list[Record]) -> list[str]:
+    def formulas(label: str) -> list[str]:
+        said = zip(("parameters", "cache"), FORMULAS[label])
+        return [formula + (" (ours)" if column in OURS.get(label, ()) else "") for column, formula in said]
+
     rows = [
         [
             r["label"],
-            *FORMULAS[r["label"]],
+            *formulas(r["label"]),
             f"{r['parameters']:,}",
             f"{r['counted_parameters']:,}",
             f"{r['cache_per_token']:,}",
@@ -80,8 +98,8 @@ def table1_sizes(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows)]
 
 
-def table2_sizes(records: list[dict]) -> list[str]:
-    shape = records[0]["config"]
+def table2_sizes(records: list[Record]) -> list[str]:
+    shape = records[0].config
     rows = []
     for r in sizes_of(records):
         cells = [r["label"]]
@@ -94,19 +112,19 @@ def table2_sizes(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows)]
 
 
-def each(draw: Callable[[list[dict]], list[str]], split: Callable = alike) -> Callable[[list[dict]], list[str]]:
+def each(draw: Callable[[list[Record]], list[str]], split: Callable = alike) -> Callable[[list[Record]], list[str]]:
     """Draws a table for each group of runs that may stand in one."""
     return lambda records: [part for group in split(records) for part in draw(group)]
 
 
-def loss_table(experiment: str, records: list[dict]) -> list[str]:
+def loss_table(experiment: str, records: list[Record]) -> list[str]:
     """Runs of "table2" or "table3" that are `alike`: each row's sizes and what it reached."""
     budget, runs = BUDGETS[experiment], by_row(records)
-    rates = {label: group[0]["config"]["train"]["learning_rate"] for label, group in runs.items()}
+    rates = {label: group[0].rate for label, group in runs.items()}
     own = len(set(rates.values())) > 1
     rows = []
     for label, group in runs.items():
-        metrics = [r["metrics"] for r in group]
+        metrics = [r.metrics for r in group]
         bits = [m["bits_per_byte"] for m in metrics if "bits_per_byte" in m]  # none of a run that diverged
         rows.append(
             [
@@ -118,7 +136,7 @@ def loss_table(experiment: str, records: list[dict]) -> list[str]:
                 mean_and_spread(bits, 3) if bits else "—",
             ]
         )
-    c, train = records[0]["config"], records[0]["config"]["train"]
+    c, train = records[0].config, records[0].train
     tokens = f"{train['steps'] * train['batch_size'] * c['context'] / 1e6:,.2f}M training tokens"
     narrower = budget.narrower(c)
     if narrower > 1:
@@ -140,14 +158,14 @@ def loss_table(experiment: str, records: list[dict]) -> list[str]:
     return [title, markdown(header, rows), provenance(records, said)]
 
 
-def ablation_runs(records: list[dict]) -> list[str]:
+def ablation_runs(records: list[Record]) -> list[str]:
     """At a scale that shows no more than that each recipe runs."""
     runs = of_one_budget(records)
-    c = runs[0]["config"]
+    c = runs[0].config
 
-    def label(record: dict) -> str:
-        rate = record["config"]["train"]["learning_rate"]
-        return record["method"] + (f", rate {rate:g}" if rate != c["train"]["learning_rate"] else "")
+    def label(record: Record) -> str:
+        rate = record.rate
+        return record.method + (f", rate {rate:g}" if rate != c["train"]["learning_rate"] else "")
 
     title = (
         f"**Initialisations and cures at REDUCED SCALE, d {c['d_model']}, {c['n_layers']} layers, {c['train']['steps']} steps: each of "
@@ -157,7 +175,7 @@ def ablation_runs(records: list[dict]) -> list[str]:
     return [title, markdown(["row", "validation loss (nats/token)"], rows), provenance(runs, "")]
 
 
-def table3_sizes(records: list[dict]) -> list[str]:
+def table3_sizes(records: list[Record]) -> list[str]:
     rows = []
     for r in sizes_of(records):
         printed = r["paper"]["size"]
@@ -181,13 +199,13 @@ def table3_sizes(records: list[dict]) -> list[str]:
     return [title, markdown(header, rows)]
 
 
-def figure3_runs(records: list[dict]) -> list[str]:
-    tuned = [r for r in records if "train" in r["config"]]
+def figure3_runs(records: list[Record]) -> list[str]:
+    tuned = [r for r in records if r.is_trained]
     if not tuned:  # nothing is fine-tuned yet
         return []
     rows = []
     for label, group in by_row(records).items():
-        metrics = [r["metrics"] for r in group]
+        metrics = [r.metrics for r in group]
         ended = [m for m in metrics if "diverged_at" not in m]
         at_once = [m["converted"] for m in metrics if "converted" in m]
         rows.append(
@@ -195,11 +213,11 @@ def figure3_runs(records: list[dict]) -> list[str]:
                 label,
                 f"{metrics[0]['attention_parameters']:,}",
                 percent("top1", at_once) if at_once else "not converted",
-                percent("top1", ended) if ended == metrics else diverged(group),
+                divergence(group) or percent("top1", metrics),
                 percent("top5", ended) if ended else "—",
             ]
         )
-    c, data = tuned[0]["config"], tuned[0]["data"]
+    c, data = tuned[0].config, tuned[0].data
     rest = f"fine-tuned for {epochs_of(tuned[0])}; {data['test_images']:,} test images.**"
     if "pretrain" in c:
         title = (
@@ -221,33 +239,15 @@ def percent(name: str, metrics: list[dict]) -> str:
     return mean_and_spread([100 * m[name] for m in metrics], 1)
 
 
-def epochs_of(record: dict) -> str:
-    """Over how many epochs a run of Figure 3 was fine-tuned, in words."""
-    train, images = record["config"]["train"], record["data"]["train_images"]
-    epochs = record["config"]["epochs"]
-    if train["steps"] == epochs * images // train["batch_size"]:
-        return f"{epochs} epochs"
-    return f"{train['steps']:,} steps at REDUCED BUDGET, {train['steps'] * train['batch_size'] / images:.2g} epochs"
-
-
-def by_command(records: list[dict]) -> list[list[dict]]:
-    """Timings that were taken in one run: of one command on one device."""
-    return list(grouped(records, lambda r: (r["command"], r["device"], r["commit"])).values())
-
-
-def by_device(records: list[dict]) -> list[list[dict]]:
-    return list(grouped(records, lambda r: r["device"]).values())
-
-
-def decode_runs(records: list[dict]) -> list[str]:
-    contexts = list(records[0]["metrics"]["milliseconds"])
-    mha = next((r["metrics"]["milliseconds"] for r in records if r["method"] == "MHA"), None)
+def decode_runs(records: list[Record]) -> list[str]:
+    contexts = list(records[0].metrics["milliseconds"])
+    mha = next((r.metrics["milliseconds"] for r in records if r.method == "MHA"), None)
     rows = []
     for r in records:
-        times = r["metrics"]["milliseconds"]
+        times = r.metrics["milliseconds"]
         cells = [f"{times[c]:.2f}" + (f" ({times[c] / mha[c]:.2f})" if mha else "") for c in contexts]
-        rows.append([r["method"], f"{r['metrics']['cache_bytes_per_token']:,}", *cells])
-    c = records[0]["config"]
+        rows.append([r.method, f"{r.metrics['cache_bytes_per_token']:,}", *cells])
+    c = records[0].config
     title = (
         f"**Decoding: cache and time of one more token, one layer of GPT-2's shape (d {c['d_model']}, {c['n_heads']} heads), "
         f"{c['precision']}, batch {c['batch']}; milliseconds, and in brackets the ratio to MHA in the same run.** "
@@ -255,31 +255,26 @@ def decode_runs(records: list[dict]) -> list[str]:
     )
     header = ["row", "cache bytes a token", *(f"after {int(c):,} tokens" for c in contexts)]
     note = (
-        f"<sub>Medians of {c['repeats']} timings, rows in turns; {records[0]['device']}; `{records[0]['command']}`. Tucker mixes its "
+        f"<sub>Medians of {c['repeats']} timings, rows in turns; {records[0].device}; `{records[0].command}`. Tucker mixes its "
         "core into the heads anew at every step here, which a decoder needs to do only once per update of the weights.</sub>"
     )
     return [title, markdown(header, rows), note]
 
 
-def compress_runs(records: list[dict]) -> list[str]:
+def compress_runs(records: list[Record]) -> list[str]:
     sections = []
     for group in by_model(records):
         sections += [compress_table(group), compress_note(group)]
     return sections
 
 
-def by_model(records: list[dict]) -> list[list[dict]]:
-    """Records of one model on one set of samples together."""
-    return list(grouped(records, lambda r: (r["config"]["model"], r["config"].get("run"), r["data"]["sha256"])).values())
-
-
-def compress_table(records: list[dict]) -> str:
-    model = records[0]["config"]["model"]
-    c, data, before = records[0]["config"], records[0]["data"], records[0]["metrics"]["before"]
+def compress_table(records: list[Record]) -> str:
+    model = records[0].config["model"]
+    c, data, before = records[0].config, records[0].data, records[0].metrics["before"]
     score = next((name for name in ("loss", "top1") if name in before), "agreement")
     rows = []
     for r in records:
-        m = r["metrics"]
+        m = r.metrics
         sizes = [f"{m['attention_parameters']:,}", f"{m['cache_per_token']:,}"]
         pooled = {"mean-pooled": ("mean",)} if "mean" in m["ways"] else {}
         for name, ways in ({"": ("plain", "aware")} | pooled).items():
@@ -287,9 +282,9 @@ def compress_table(records: list[dict]) -> str:
             columns = [[f["weights"][0] for f in found], [f["weights"][1] for f in found]]
             columns += [[f["inputs"][0] for f in found], [f["inputs"][1] for f in found], [f[score] for f in found]]
             rows.append(
-                [" ".join([r["method"], name]).strip(), *sizes, *(" / ".join(f"{v:.3f}" for v in column) for column in columns)]
+                [" ".join([r.method, name]).strip(), *sizes, *(" / ".join(f"{v:.3f}" for v in column) for column in columns)]
             )
-    scale = "" if records[0]["preset"] == "models" else ", REDUCED SCALE"
+    scale = "" if records[0].preset == "models" else ", REDUCED SCALE"
     names = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess"}
     title = (
         f"**{model}{scale}: trained layers (d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers) compressed, not trained "
@@ -310,7 +305,7 @@ def compress_table(records: list[dict]) -> str:
     return "\n\n".join([title, markdown(header, rows)])
 
 
-def compress_note(records: list[dict]) -> str:
+def compress_note(records: list[Record]) -> str:
     """In how many cases it paid to know the inputs, and in which it did not."""
     counts, missed = [], []
     for name, value in (
@@ -318,19 +313,19 @@ def compress_note(records: list[dict]) -> str:
         ("error of outputs", lambda found: found["inputs"][1]),
         ("loss", lambda found: found.get("loss")),
     ):
-        pairs = {r["method"]: [value(r["metrics"]["ways"][way]) for way in ("aware", "plain")] for r in records}
+        pairs = {r.method: [value(r.metrics["ways"][way]) for way in ("aware", "plain")] for r in records}
         if None in (v for pair in pairs.values() for v in pair):
             continue
         counts.append(f"the {name} in {sum(aware < plain for aware, plain in pairs.values())} of {len(pairs)} rows")
         if name != "loss":
             missed += [f"{name} of {label}" for label, (aware, plain) in pairs.items() if aware >= plain]
     text = f"Knowing the inputs lowered {', '.join(counts)}" + (f"; not {', '.join(missed)}" if missed else "")
-    return f"<sub>{text}. {each_once(r['device'] for r in records)}; {commands_of(records)}</sub>"
+    return f"<sub>{text}. {each_once(r.device for r in records)}; {commands_of(records)}</sub>"
 
 
-def compress_speed_runs(records: list[dict]) -> list[str]:
+def compress_speed_runs(records: list[Record]) -> list[str]:
     r = records[-1]
-    sizes = r["metrics"]["sizes"]
+    sizes = r.metrics["sizes"]
     rows = []
     for size in sizes:
         ours, dense = size["factors"], size["tensors"]
@@ -362,7 +357,7 @@ def compress_speed_runs(records: list[dict]) -> list[str]:
     return [
         title,
         markdown(header, rows),
-        f"<sub>{note}; {r['device']}, torch {r['versions']['torch']}; `{r['command']}`</sub>",
+        f"<sub>{note}; {r.device}, torch {r.versions['torch']}; `{r.command}`</sub>",
     ]
 
 
@@ -372,39 +367,31 @@ def growth(sizes: list[dict], way: str, what: str) -> float:
     return math.log(large[way][what] / small[way][what]) / math.log(large["d_model"] / small["d_model"])
 
 
-def scale_of(config: dict) -> str:
-    """Of a trained GPT-2: whether it has the paper's shape, and was trained as long."""
-    if config["d_model"] < BUDGETS["table2"].width:
-        return "at REDUCED SCALE, not the paper's"
-    return "at the paper's shape" + (", REDUCED BUDGET" if config["train"]["steps"] < BUDGETS["table2"].paper_steps else "")
-
-
-def spectra_runs(records: list[dict]) -> list[str]:
-    modes = [(side, mode) for side, layer in records[0]["metrics"]["trained"][0].items() for mode in layer]
+def spectra_runs(records: list[Record]) -> list[str]:
+    modes = [(side, mode) for side, layer in records[0].metrics["trained"][0].items() for mode in layer]
 
     def cell(r: dict, side: str, mode: str) -> str:
         means = {
-            state: statistics.mean(layer[side][mode]["entropy_rank"] for layer in layers)
-            for state, layers in r["metrics"].items()
+            state: statistics.mean(layer[side][mode]["entropy_rank"] for layer in layers) for state, layers in r.metrics.items()
         }
         before = f" ({means['initial']:.1f})" if "initial" in means else ""
-        return f"{means['trained']:.1f}{before} of {r['metrics']['trained'][0][side][mode]['size']}"
+        return f"{means['trained']:.1f}{before} of {r.metrics['trained'][0][side][mode]['size']}"
 
     order = [row.label for row in TABLE2]
-    records = sorted(records, key=lambda r: order.index(r["method"]) if r["method"] in order else len(order))
-    several = len({r["seed"] for r in records}) > 1
-    rows = [[r["method"] + (f", seed {r['seed']}" if several else ""), *(cell(r, *m) for m in modes)] for r in records]
-    if records[0]["preset"] == "models":
+    records = sorted(records, key=lambda r: order.index(r.method) if r.method in order else len(order))
+    several = len({r.seed for r in records}) > 1
+    rows = [[r.method + (f", seed {r.seed}" if several else ""), *(cell(r, *m) for m in modes)] for r in records]
+    if records[0].preset == "models":
         title = "**Effective ranks of models that were named:** exp(entropy) of singular values of each unfolding, mean over layers."
         return [title, markdown(["model", *mode_titles(modes)], rows), f"<sub>{commands_of(records)}</sub>"]
-    c = records[0]["config"]
+    c = records[0].config
     title = (
         f"**Effective ranks of trained layers {scale_of(c)}: d {c['d_model']}, {c['n_heads']} heads, "
         f"{c['n_layers']} layers, {c['train']['steps']} steps.** exp(entropy) of the singular values of each unfolding, mean over "
         "layers; in brackets before training; then how many there are."
     )
     header = ["GPT-2 row", *mode_titles(modes)]
-    devices = each_once(r["device"] for r in records)
+    devices = each_once(r.device for r in records)
     return [title, markdown(header, rows), f"<sub>{devices}; {commands_of(records)}</sub>"]
 
 
@@ -412,10 +399,10 @@ def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
     return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]
 
 
-def exactness_cells(records: list[dict]) -> list[str]:
+def exactness_cells(records: list[Record]) -> list[str]:
     """One line per mechanism and rotary embedding; biases, masks, paths and pairings together, the worst of them shown."""
     groups = defaultdict(list)
-    for cell in records[-1]["metrics"]["cells"]:
+    for cell in records[-1].metrics["cells"]:
         c = cell["cell"]
         rotary = "head-width" if c["rotary"].startswith("head-width") else c["rotary"]
         groups[c["mechanism"] + (", latent norms" if c["norm"] else ""), rotary].append(cell)
@@ -443,41 +430,17 @@ def exactness_cells(records: list[dict]) -> list[str]:
         "layer", "its RoPE", "frequencies of the Tucker latent", "worst error", "with the paper's latent schedule instead",
         "smallest control", "Def. 2.1",
     ]  # fmt: skip
-    count = sum(len(c["errors"]) for c in records[-1]["metrics"]["cells"])
+    count = sum(len(c["errors"]) for c in records[-1].metrics["cells"])
     note = (
         f"<sub>The worst of {count} comparisons of outputs and input gradients: all biases, masks, both pairings, and outputs of "
-        f"cached decoding; `{records[-1]['command']}`</sub>"
+        f"cached decoding; `{records[-1].command}`</sub>"
     )
     return [title, markdown(header, rows), note]
 
 
-def sizes_of(records: list[dict]) -> list[dict]:
-    """The rows of the (one) record of sizes."""
-    return records[-1]["metrics"]["rows"]
-
-
-def by_row(records: list[dict]) -> dict[str, list[dict]]:
-    """Runs that are `alike` by row, the seeds of a row together. Where a row was run at several rates, the later ones say theirs."""
-    groups: dict[str, list[dict]] = defaultdict(list)
-    rates: dict[str, float | None] = {}
-    for record in records:
-        rate = record["config"].get("train", {}).get("learning_rate")
-        own = rate == rates.setdefault(record["method"], rate)
-        groups[record["method"] if own else f"{record['method']}, rate {rate:g}"].append(record)
-    return groups
-
-
-def attention_mb(row: dict, shape: dict) -> float:
-    return row["parameters"] * shape["n_layers"] * 2 / 1e6
-
-
-def cache_mb(row: dict, shape: dict) -> float:
-    return row["cache_per_token"] * shape["context"] * shape["n_layers"] * 2 / 1e6
-
-
-def provenance(records: list[dict], extra: str) -> str:
+def provenance(records: list[Record], extra: str) -> str:
     """One line under a table of runs that are alike: data, global batch, devices, versions, commits and commands."""
-    settings = records[0]["config"]["train"]
+    settings = records[0].train
     parts = [
         f"Data: {data_in_words(records[0])}",
         f"{settings['steps']:,} steps at global batch {settings['batch_size']}",

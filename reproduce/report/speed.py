@@ -1,18 +1,20 @@
 """The performance section of the report: a paragraph, tables, and every target with its verdict, all from one speed run."""
 
-from .markdown import commit_of, markdown
+from ..store.records import Record
+from .markdown import markdown
 from .targets import TARGETS, Sections, decoding, layer
+from .words import commit_of
 
 
-def speed_tables(records: list[dict]) -> list[str]:
+def speed_tables(records: list[Record]) -> list[str]:
     """records: one per section of `reproduce speed`.  Returns: Markdown, piece by piece."""
-    sections = {r["method"]: r["metrics"]["rows"] for r in records}
+    sections = {r.method: r.metrics["rows"] for r in records}
     drawn = [
         ("layers", layer_table, "One attention layer, forward and backward, as a CUDA graph: milliseconds by backend."),
         ("decode", decode_table, "One new token against its cache, as a CUDA graph: microseconds by backend."),
         ("models", model_table, "One training step of a whole model, AdamW, bf16 autocast, compiled block by block."),
     ]
-    parts = [f"**Speed.** {paragraph(records[0]['device'], sections)}"]
+    parts = [f"**Speed.** {paragraph(records[0].device, sections)}"]
     for name, draw, title in drawn:
         if sections.get(name):
             parts += [f"**{title}**", draw(sections[name])]
@@ -20,8 +22,8 @@ def speed_tables(records: list[dict]) -> list[str]:
         rows = [[t.what, measured, f"{'≥' if t.least else '≤'} {t.bound:g}", verdict] for t, measured, verdict in judged]
         parts += ["**Targets, set before they were measured.**", markdown(["target", "measured", "bound", "verdict"], rows)]
     first = records[0]
-    config = ", ".join(f"{k} {v}" for k, v in first["config"].items() if k != "device")
-    source = f"{first['device']}, torch {first['versions']['torch']}, {config}; commit {commit_of(first)}; `{first['command']}`"
+    config = ", ".join(f"{k} {v}" for k, v in first.config.items() if k != "device")
+    source = f"{first.device}, torch {first.versions['torch']}, {config}; commit {commit_of(first)}; `{first.command}`"
     notes = "Medians, the L2 cache full of other lines before each call; —: our kernel was timed for Tucker Attention's latents alone"
     return [*parts, f"<sub>{notes}; {source}</sub>"]
 

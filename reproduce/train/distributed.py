@@ -23,8 +23,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..report.markdown import counted
-
 SHARDINGS = ("ddp", "fsdp")
 LARGE = 500_000_000  # parameters from which a model is sharded unless the command line decides
 PATIENCE = timedelta(hours=2)  # how long workers wait for one that reads data or judges the model
@@ -210,3 +208,8 @@ def sharded_like(pattern: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     if not isinstance(pattern, DTensor) or pattern.shape != whole.shape:
         return whole
     return distribute_tensor(whole, pattern.device_mesh, pattern.placements, src_data_rank=None)  # each worker has it all
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 worker", "8 workers"."""
+    return f"{number:,} {thing}{'s' if number > 1 else ''}"

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..report.markdown import counted
 from ..store.files import write_atomically
 from ..store.records import device_in_words
-from .distributed import ALONE, Workers, accumulating, clip_gradients, gathered, sharded_like
+from .distributed import ALONE, Workers, accumulating, clip_gradients, counted, gathered, sharded_like
 
 
 @dataclass(frozen=True)

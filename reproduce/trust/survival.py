@@ -235,7 +235,7 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
                 tally.kills += 1
                 tally.moments.append(round(known[victim].value / APPENDS, 3))
                 tally.files += check_files(attempt)
-                kept = {r["seed"] for r in whole(records.load, attempt) if r["method"] == f"writer {victim}"}
+                kept = {r.seed for r in whole(records.load, attempt) if r.method == f"writer {victim}"}
                 if not set(range(known[victim].value)) <= kept:
                     raise ValueError(f"{attempt}: writer {victim} lost a record when it was killed")
                 turns[victim].value = 0
@@ -244,7 +244,7 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
                 raise ValueError(f"{attempt}: writer {victim} failed; the file was damaged")
         for process in writers:
             finish(process)
-        found = sorted((r["method"], r["seed"]) for r in records.load(attempt))
+        found = sorted((r.method, r.seed) for r in records.load(attempt))
         if found != [(f"writer {n}", seed) for n in range(2) for seed in range(APPENDS)]:
             raise ValueError(f"{attempt}: {len(found)} records, where each of {2 * APPENDS} should stand once")
         tally.ends += 1
@@ -253,11 +253,11 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
     return tally
 
 
-def write_records(folder: Path, example: dict, writer: int, known, turns) -> None:
+def write_records(folder: Path, example: records.Record, writer: int, known, turns) -> None:
     """Append APPENDS records, the last one again that is there already."""
     for seed in range(max(0, known.value - 1), APPENDS):
         turns.value += 1
-        records.append(folder, example | {"id": f"{writer}-{seed}", "method": f"writer {writer}", "seed": seed})
+        records.append(folder, dataclasses.replace(example, id=f"{writer}-{seed}", method=f"writer {writer}", seed=seed))
         known.value = max(known.value, seed + 1)
 
 
@@ -273,8 +273,8 @@ def same_files(expected: Path, actual: Path) -> None:
             return metadata, {name: (t.dtype, t.shape, t.numpy().tobytes()) for name, t in tensors.items()}
         kept = []
         for record in records.load(path.parent):
-            metrics = {name: value for name, value in record["metrics"].items() if name != "tokens_per_second"}
-            kept.append({name: value for name, value in record.items() if name not in CLOCK} | {"metrics": metrics})
+            metrics = {name: value for name, value in record.metrics.items() if name != "tokens_per_second"}
+            kept.append({name: value for name, value in vars(record).items() if name not in CLOCK} | {"metrics": metrics})
         return kept
 
     both = [
