@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -10,36 +12,15 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import (
-    ablations,
-    claims,
-    compress,
-    compress_speed,
-    coverage,
-    decode,
-    exactness,
-    figure3,
-    fuzz,
-    gpu_report,
-    hostile,
-    mutation,
-    records,
-    report,
-    robustness_report,
-    spectra,
-    speed,
-    survival,
-    table1,
-    table2,
-    table3,
-    versions,
-)
 from .data.prepared import SOURCES, prepare
-from .distributed import SHARDINGS, Workers, started
-from .generation import generate
-from .language import load_model
-from .options import Options
-from .training import OPTIMIZERS
+from .experiments import ablations, compress, compress_speed, decode, exactness, figure3, spectra, speed, table1, table2, table3
+from .models.generation import generate
+from .report import checks, claims, gpu, plans, results
+from .store import records
+from .train.distributed import SHARDINGS, Workers, started
+from .train.language import load_model
+from .train.options import Options
+from .train.settings import OPTIMIZERS
 
 EXPERIMENTS = {
     "exactness": exactness,
@@ -53,13 +34,10 @@ EXPERIMENTS = {
     "figure3": figure3,
     "decode": decode,
     "speed": speed,
-    "survival": survival,
-    "hostile": hostile,
-    "coverage": coverage,
-    "mutation": mutation,
-    "fuzz": fuzz,
-    "versions": versions,
 }
+TRUST = ("survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # they test the code; no wheel holds them
+if importlib.util.find_spec("reproduce.trust"):
+    EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST}
 LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")
 TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out and --records
     "table2": (*LANGUAGE, "workers"),
@@ -75,7 +53,7 @@ TAKES = {  # what each experiment can be told, by groups of options, beside --pr
 }
 TOGETHER = [name for name, groups in TAKES.items() if "workers" in groups]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
-NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
+NOT_IN_ALL = (*ON_A_GPU, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 EPILOG = """
 examples:
@@ -96,6 +74,9 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 
 
 def main() -> int:
+    if (command := "".join(sys.argv[1:2])) in TRUST and command not in EXPERIMENTS:
+        print(f"error: {command} tests the code and is not in the wheel; run it in the repository", file=sys.stderr)
+        return 1
     options = parse()
     try:
         if options.command == "generate":
@@ -119,14 +100,14 @@ def show_records(options: argparse.Namespace) -> None:
     if options.command == "claims" and options.write and claims.BEGIN in text_of(options.write):
         parts = {claims: claims.sentences(found)}  # the page has a place for them beside its results
     elif options.command == "claims":
-        parts = {report: claims.render(found)}
+        parts = {results: claims.render(found)}
     else:
-        parts = {report: report.render(found), robustness_report: robustness_report.render(found)}
+        parts = {results: results.render(found), checks: checks.render(found)}
     if not options.write:
         return print("\n\n".join(text for text in parts.values() if text))
     if options.command == "report":
-        parts |= {gpu_report: gpu_report.render(found), claims: claims.sentences(found)}
-    report.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
+        parts |= {gpu: gpu.render(found), claims: claims.sentences(found)}
+    results.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
 
 
 def text_of(page: Path) -> str:
@@ -152,16 +133,14 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
     chosen = Options(**given | {"device": device, "workers": workers})
-    for name in names:
-        if options.dry_run:
-            for at_rate in chosen.at_each_rate():
-                EXPERIMENTS[name].run(at_rate)
-        else:
-            EXPERIMENTS[name].run(chosen)
     if options.dry_run:
+        for at_rate in chosen.at_each_rate():
+            plans.show(EXPERIMENTS[names[0]].run(at_rate), at_rate)
         return
-    if workers.is_first and options.command in report.DRAW:  # what tests the code says itself what came out
-        print(report.render(records.load(options.records), names), end="\n\n")
+    for name in names:
+        EXPERIMENTS[name].run(chosen)
+    if workers.is_first and options.command in results.DRAW:  # what tests the code says itself what came out
+        print(results.render(records.load(options.records), names), end="\n\n")
     print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")
 
 

@@ -4,41 +4,40 @@ import copy
 import dataclasses
 
 import pytest
+from helpers import a_record
 
-from reproduce import claims
-from reproduce.claims import FAILED, REPRODUCED, UNTESTED
-from reproduce.gpu_report import BUDGETS
+from reproduce.report import claims
+from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.report.query import BUDGETS
+from reproduce.store.records import Record
 
 
-def runs(experiment: str, losses: dict[str, list[float]], metric: str = "validation_loss") -> list[dict]:
+def runs(experiment: str, losses: dict[str, list[float]], metric: str = "validation_loss") -> list[Record]:
     """Runs of the preset `gpu` at its present settings, one per value."""
     budget = BUDGETS.get(experiment)
     return [
-        {
-            "experiment": experiment,
-            "preset": "gpu",
-            "method": row,
-            "data": None,
-            "config": {"train": dataclasses.asdict(budget.preset.train) | {"learning_rate": budget.rate(row)}}
-            if budget
-            else {},
-            "metrics": {metric: value, "attention_parameters": 100},
-        }
+        a_record(
+            experiment=experiment,
+            preset="gpu",
+            method=row,
+            config={"train": dataclasses.asdict(budget.preset.train) | {"learning_rate": budget.rate(row)}} if budget else {},
+            metrics={metric: value, "attention_parameters": 100},
+        )
         for row, values in losses.items()
         for value in values
     ]
 
 
-def spectra(pre: float, post: float) -> list[dict]:
+def spectra(pre: float, post: float) -> list[Record]:
     head = lambda rank: {"head": {"entropy_rank": rank, "size": 12}}  # noqa: E731
     return [
-        {
-            "experiment": "spectra",
-            "preset": "gpu",
-            "method": "MHA",
-            "config": {"train": {"steps": BUDGETS["table2"].preset.train.steps}},
-            "metrics": {"trained": [{"pre": head(pre), "post": head(post)}]},
-        }
+        a_record(
+            experiment="spectra",
+            preset="gpu",
+            method="MHA",
+            config={"train": {"steps": BUDGETS["table2"].preset.train.steps}},
+            metrics={"trained": [{"pre": head(pre), "post": head(post)}]},
+        )
     ]
 
 
@@ -94,7 +93,7 @@ def test_a_row_of_which_a_run_diverged_has_failed(where):
 
 def test_head_modes_are_those_of_runs_of_the_table_s_length():
     short = spectra(6.0, 6.0)
-    short[0]["config"]["train"]["steps"] = 20
+    short[0].config["train"]["steps"] = 20
     assert claims._head_redundancy(short)[1] == UNTESTED and claims._head_redundancy(short + spectra(6.0, 11.0))[1] == FAILED
     both = claims._head_redundancy(spectra(12.0, 12.0) + spectra(6.0, 6.0))
     assert both == ("75% and 75% of n_H before and after the softmax", REPRODUCED)  # the mean over seeds
@@ -103,5 +102,5 @@ def test_head_modes_are_those_of_runs_of_the_table_s_length():
 def test_a_run_at_other_settings_counts_for_nothing():
     found = runs("table3", {TUCKER[2]: [4.0]})
     assert list(claims._gpu_runs(found, "table3")) == [TUCKER[2]]  # control
-    found[0]["config"]["train"]["learning_rate"] *= 2
+    found[0].config["train"]["learning_rate"] *= 2
     assert claims._gpu_runs(found, "table3") == {}

@@ -11,7 +11,7 @@ from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reproduce.exactness import cells, error
+from reproduce.experiments.exactness import cells, error
 from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,

@@ -6,7 +6,7 @@ import torch
 from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
 from test_compress import CELLS, EVERY, correlated, errors_on, full_ranks
 
-from reproduce.exactness import D_MODEL, HEAD_DIM, N_HEADS, error
+from reproduce.experiments.exactness import D_MODEL, HEAD_DIM, N_HEADS, error
 from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,

@@ -15,9 +15,10 @@ import pytest
 import torch
 import workers as toy
 
-from reproduce import records, table2
-from reproduce.distributed import Workers
-from reproduce.options import Options
+from reproduce.experiments import table2
+from reproduce.store import records
+from reproduce.train.distributed import Workers
+from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(ROOT / "tests" / "workers.py")
@@ -160,22 +161,22 @@ def in_this_process(text, folder, monkeypatch) -> dict:
     return only_record(folder)
 
 
-def only_record(folder) -> dict:
+def only_record(folder) -> records.Record:
     (record,) = records.load(folder / "records", "table2", "smoke")
     return record
 
 
 def assert_same_run(record, expected, workers: int) -> None:
-    assert record["id"] == expected["id"] and record["metrics"]["workers"]["workers"] == workers
-    assert record["metrics"]["workers"]["global_batch"] == 8
-    assert record["metrics"]["validation_loss"] == pytest.approx(expected["metrics"]["validation_loss"], rel=1e-6)
-    for mine, theirs in zip(record["metrics"]["curve"], expected["metrics"]["curve"], strict=True):
+    assert record.id == expected.id and record.metrics["workers"]["workers"] == workers
+    assert record.metrics["workers"]["global_batch"] == 8
+    assert record.metrics["validation_loss"] == pytest.approx(expected.metrics["validation_loss"], rel=1e-6)
+    for mine, theirs in zip(record.metrics["curve"], expected.metrics["curve"], strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)  # rounded in the record
 
 
 def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_path, monkeypatch):
     expected = in_this_process(text, tmp_path / "whole", monkeypatch)
-    assert expected["metrics"]["validation_loss"] < 0.8 * expected["metrics"]["curve"][0][1]  # it learned
+    assert expected.metrics["validation_loss"] < 0.8 * expected.metrics["curve"][0][1]  # it learned
 
     killed = tmp_path / "killed"
     process = torchrun(text, killed)

@@ -8,13 +8,19 @@ import pytest
 import torch
 from helpers import relative_error
 
-from reproduce import __main__, ablations, language, records, survival, table2
+from reproduce import __main__
+from reproduce.experiments import ablations, table2
 from reproduce.models.gpt2 import GPT2
-from reproduce.muon import NARROWEST, Muon, Together, make_muon, newton_schulz, orthogonal
-from reproduce.options import Options
-from reproduce.recipe import Recipe
-from reproduce.rows import TABLE2, Row
-from reproduce.training import TrainConfig, train
+from reproduce.models.rows import TABLE2, Row
+from reproduce.store import records
+from reproduce.train import language
+from reproduce.train.loop import train
+from reproduce.train.muon import Muon, newton_schulz, orthogonal
+from reproduce.train.optimizers import NARROWEST, Together, make_muon
+from reproduce.train.options import Options
+from reproduce.train.recipes import Recipe
+from reproduce.train.settings import TrainConfig
+from reproduce.trust import survival
 
 CONFIG = TrainConfig(
     steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=2, log_every=1, checkpoint_every=2, optimizer="muon"
@@ -164,7 +170,7 @@ def test_parameters_without_gradients_stay_and_vectors_are_refused():
 
 def test_recipes_that_need_adamw_say_so():
     model = model_of()
-    with pytest.raises(ValueError, match="recipe 'decay of the product': product_decay go with AdamW, not with Muon"):
+    with pytest.raises(ValueError, match="recipe 'decay of the product': product_decay go with AdamW, not with muon"):
         Recipe("decay of the product", product_decay=True).optimizer(model, CONFIG)
     with pytest.raises(ValueError, match="attention_rate go with AdamW"):
         ablations.SLOWER_ATTENTION.optimizer(model, CONFIG)
@@ -218,10 +224,10 @@ def test_several_rates_are_as_many_runs(text, tmp_path, monkeypatch):
     )
     assert __main__.main() == 0
     runs = records.load(tmp_path / "records", "table2", "smoke")
-    trained = [run for run in runs if "train" in run["config"]]
-    assert [run["config"]["train"]["learning_rate"] for run in trained] == [1e-3, 4e-3]
-    assert all(run["config"]["one_pass"] and run["config"]["train"]["optimizer"] == "muon" for run in trained)
-    assert trained[0]["metrics"]["validation_loss"] != trained[1]["metrics"]["validation_loss"]
+    trained = [run for run in runs if "train" in run.config]
+    assert [run.config["train"]["learning_rate"] for run in trained] == [1e-3, 4e-3]
+    assert all(run.config["one_pass"] and run.config["train"]["optimizer"] == "muon" for run in trained)
+    assert trained[0].metrics["validation_loss"] != trained[1].metrics["validation_loss"]
     monkeypatch.setattr("sys.argv", [*sys.argv, "--optimizer", "adamw"])
     assert __main__.main() == 0
     assert len(records.load(tmp_path / "records", "table2", "smoke")) == len(runs) + 2

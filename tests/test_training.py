@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce import training
-from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
+from reproduce.train import loop
+from reproduce.train.loop import train
+from reproduce.train.optimizers import make_optimizer
+from reproduce.train.settings import TrainConfig, learning_rate_at
 
 CONFIG = TrainConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=5, log_every=5, checkpoint_every=10)
 
@@ -71,7 +73,7 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
 
 def test_a_run_knows_all_machines_that_it_ran_on(tmp_path, monkeypatch):
     def on(machine, batches):
-        monkeypatch.setattr(training, "device_in_words", lambda device: machine)
+        monkeypatch.setattr(loop, "device_in_words", lambda device: machine)
         return train(fresh_model(), batches, loss_of, CONFIG, tmp_path / "c.pt", machine).machines
 
     with pytest.raises(Crash):

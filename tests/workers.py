@@ -11,13 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reproduce import __main__, table2
-from reproduce.distributed import Workers, started
-from reproduce.language import LanguagePreset, batch_of
+from reproduce import __main__
+from reproduce.experiments import table2
 from reproduce.models.gpt2 import GPT2
-from reproduce.recipe import Recipe
-from reproduce.rows import TABLE2, Row
-from reproduce.training import TrainConfig, train
+from reproduce.models.rows import TABLE2, Row
+from reproduce.train.distributed import Workers, started
+from reproduce.train.language import LanguagePreset, batch_of
+from reproduce.train.loop import train
+from reproduce.train.recipes import Recipe
+from reproduce.train.settings import TrainConfig
 
 TEXT = (np.arange(5000) ** 2 // 7 % 61 % np.tile([3, 5, 7, 11, 13], 1000)).astype(np.uint16)  # enough order to learn something
 CONFIG = TrainConfig(steps=18, batch_size=8, learning_rate=2e-3, warmup_steps=4, log_every=2, checkpoint_every=6)
