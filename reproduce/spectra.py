@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import energy_rank, entropy_rank, spectra
-from tucker_ref.ranks import Spectra, numerical_rank, rounding_floor
+from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
 
 from .language import LanguagePreset, build_model, load_model, model_of
 from .open_models import open_model

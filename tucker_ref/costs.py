@@ -71,6 +71,8 @@ def mla_cost(
     v_width = width if v_head_dim is None else v_head_dim
     for name, size in (("q_rank", q_rank), ("kv_rank", kv_rank), ("v_head_dim", v_width)):
         check_positive(name, size)
+    if rope_dim != 0:
+        check_positive("rope_dim", rope_dim)
     n_latents = 1 if shared_kv else 2
     parameters = (
         d_model * (q_rank + n_latents * kv_rank + rope_dim)
