@@ -111,16 +111,14 @@ class Slices(Factors):
         """
         row_basis, r = _whiten(self.rows.double(), row_root)
         left = times_heads(r, self.left)
-        bases, rights = [], []
-        for group in self.classes:
-            basis, r = _whiten(group.gather(self.columns.double()), column_root)
-            bases.append(basis)
+        bases, roots = zip(*(_whiten(group.gather(self.columns.double()), column_root) for group in self.classes))
+        if any(group.turns() for group in self.classes):
+            right = self.dense().right.double().mT  # (h, k, t)
             # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
-            if len(self.classes) == 1 and not group.turns():
-                rights.append(times_heads(r, self.right))
-            else:
-                rights.append(r.conj() @ group.gather(self.dense().right.double().mT).mT)  # (h, c, k)
-        return FactoredTensor(row_basis, left, self.classes, tuple(bases), tuple(rights))
+            rights = tuple(r.conj() @ group.gather(right).mT for group, r in zip(self.classes, roots))  # (h, c, k)
+        else:
+            rights = tuple(times_heads(r, self.right) for r in roots)  # one class: all columns as they are
+        return FactoredTensor(row_basis, left, self.classes, bases, rights)
 
     def beside(self, other: "Slices") -> tuple["Slices", "Slices"]:
         """Both tensors on the columns [L, L~]: each reads its own part, and zeros of the other's."""
