@@ -135,26 +135,18 @@ def _of_latent(layer: MultiHeadLatentAttention) -> LayerFactors:
     w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
     value = w_dk[:t] if layer.shared_kv else layer.v_a_proj.weight.detach()  # (t, d)
-    key, rotary = w_dk.T, layer.rotary  # (d, t + rope)
+    odd = t % 2 if rope else 0  # channels turn in pairs: an odd latent gets one more, of zeros, before the rotary ones
+    key = torch.cat([F.pad(w_dk[:t], (0, 0, 0, odd)), w_dk[t:]])  # (t + odd + rope, d)
     left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
-    right = F.pad(w_uk.mT, (0, rope, 0, rope))  # (h, t + rope, k + rope)
-    if rope:
-        right[:, t:, layer.head_dim :] = torch.eye(rope)
-        if t % 2:  # channels turn in pairs: an odd latent gets one more channel, of zeros, before the rotary ones
-            key, right = _widened(key, t), _widened(right.mT, t).mT
-        rotary = rotary.after_unrotated(t + t % 2)
+    right = F.pad(w_uk.mT, (0, rope, 0, odd + rope))  # (h, t + odd + rope, k + rope)
+    right[:, t + odd :, layer.head_dim :] = torch.eye(rope)
     return LayerFactors(
-        Factors(w_dq.T, left, key, right),
+        Factors(w_dq.T, left, key.T, right),
         Factors(w_o, torch.arange(h, device=w_o.device), value.T, w_uv.mT),
-        rotary=rotary,
+        rotary=layer.rotary.after_unrotated(t + odd) if rope else layer.rotary,
         shared_kv=layer.shared_kv,
         norms=_norms(layer) if layer.latent_norm else None,
     )
-
-
-def _widened(x: torch.Tensor, channel: int) -> torch.Tensor:
-    """x with a channel of zeros more, in front of this one of its last axis."""
-    return torch.cat([x[..., :channel], torch.zeros_like(x[..., :1]), x[..., channel:]], dim=-1)
 
 
 def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
