@@ -21,7 +21,7 @@ from tucker_ref import (
     to_mla,
     unfold,
 )
-from tucker_ref.ranks import factored_tensors
+from tucker_ref.compression.factored_tensor import factored_tensors
 
 GROUPED = pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if not cell.mechanism.startswith("MLA")])
 UNBIASED = pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tucker_ref import (
     to_mla,
 )
 from tucker_ref.attend import BACKENDS, FORCED, attend
-from tucker_ref.compress import METHODS
+from tucker_ref.compression.truncation import METHODS
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)

@@ -28,7 +28,8 @@ def test_every_equivalent_mutant_has_a_reason_and_is_listed_once():
     entries = tomllib.loads(mutation.EQUIVALENT.read_text())["equivalent"]
     listed = [mutant for entry in entries for mutant in entry["mutants"]]
     assert len(listed) == len(set(listed)) == len(mutation.equivalent())
-    assert all(entry["reason"] and mutant.split(".")[0] in mutation.TESTS for entry in entries for mutant in entry["mutants"])
+    modules = tuple(f"{module.replace('/', '.')}." for module in mutation.TESTS)
+    assert all(entry["reason"] and mutant.startswith(modules) for entry in entries for mutant in entry["mutants"])
 
 
 def test_a_module_gets_a_fresh_copy_with_its_own_tests(tmp_path):
@@ -38,6 +39,9 @@ def test_a_module_gets_a_fresh_copy_with_its_own_tests(tmp_path):
     settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
     assert settings["only_mutate"] == ["tucker_ref/gqa.py"] and not (folder / "old").exists()
     assert all((folder / name.split("::")[0]).exists() for name in settings["pytest_add_cli_args_test_selection"])
+    folder = mutation.prepare(tmp_path / "compression/spectra", "compression/spectra")
+    settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
+    assert settings["only_mutate"] == ["tucker_ref/compression/spectra.py"] and (folder / settings["only_mutate"][0]).exists()
 
 
 @pytest.mark.parametrize("module", mutation.TESTS)

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import energy_rank, entropy_rank, spectra
-from tucker_ref.ranks import Spectra, numerical_rank, rounding_floor
+from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
 
 from ..models.rows import TABLE2
 from ..store.records import append, new_record

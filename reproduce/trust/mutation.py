@@ -26,6 +26,7 @@ EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
 NUMPY = "test_hostile.py::test_tensors_and_sizes_that_mean_nothing_are_refused"
 BUILT = "test_hostile.py::test_a_layer_that_cannot_be_is_not_built"
 SHRUNK = "test_hostile.py::test_what_cannot_be_compressed_is_said"
+SPOILED = "test_hostile.py::test_layers_with_weights_that_are_not_finite_have_no_approximation"
 ATTENDED = tuple(
     f"test_hostile.py::test_{name}"
     for name in (
@@ -58,6 +59,12 @@ LAYERS = (
     ),
     BUILT,
 )
+CONVERTED = ("test_special_cases.py", "test_exactness.py", *LAYERS[3:4])
+COMPRESSED = (
+    "test_compress.py",
+    "test_convert.py",
+    "test_contracts.py::test_compression_has_the_ranks_asked_for_and_the_error_promised",
+)
 TESTS = {
     "checks": ("test_checks.py", NUMPY, BUILT, SHRUNK),
     "tensor_algebra": ("test_tensor_algebra.py", NUMPY),
@@ -70,15 +77,16 @@ TESTS = {
     "mla": (*LAYERS, "test_rotary.py"),
     "tucker": (*LAYERS, "test_rotary.py", "test_special_cases.py"),
     "cache": ("test_cache.py", "test_rotary.py", *CALLED),
-    "special_cases": ("test_special_cases.py", "test_exactness.py", *LAYERS[3:4], SHRUNK),
-    "convert": ("test_convert.py", "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost",
-                SHRUNK),
     "attend": ("test_attend.py", *ATTENDED),
-    "ranks": ("test_compress.py", "test_convert.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks",
-              "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK,
-              "test_hostile.py::test_layers_with_weights_that_are_not_finite_have_no_approximation"),
-    "compress": ("test_compress.py", "test_convert.py",
-                 "test_contracts.py::test_compression_has_the_ranks_asked_for_and_the_error_promised", SHRUNK),
+    "factors": ("test_factors.py", *CONVERTED, "test_compress.py", "test_convert.py", SHRUNK, SPOILED),
+    "special_cases": (*CONVERTED, "test_convert.py", SHRUNK),
+    **{f"compression/{module}": (*COMPRESSED, SHRUNK, SPOILED) for module in ("rope_classes", "factored_tensor", "truncation")},
+    "compression/moments": ("test_compress.py", "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK),
+    "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks", SHRUNK, SPOILED),
+    "compression/ranks": (*COMPRESSED, SHRUNK),
+    "compression/compress": (*COMPRESSED, SHRUNK),
+    "compression/convert": ("test_convert.py",
+                            "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost", SHRUNK),
 }  # fmt: skip
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 24: "timeout", -24: "timeout", 37: "mypy"}
 
