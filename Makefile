@@ -41,6 +41,7 @@ test: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --cov
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
 
@@ -57,6 +58,7 @@ lint: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 mutation: install
 	$(RUN) -m reproduce mutation
