@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from reproduce.report.query import BUDGETS, alike, by_command, diverged, ended, highest_rate, largest, runs_of, settled
+from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
 from reproduce.store import records
 
 from . import diagram, figures, style
@@ -47,11 +47,11 @@ def draw_all(folder: Path, out: Path) -> None:
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
     for experiment in BUDGETS:
-        if runs := largest(alike(ended(of(experiment, "smoke")))):
+        if runs := largest(alike(unbroken(of(experiment, "smoke")))):
             figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
-    if panels := figures.sweep_panels(ended(everything)):
+    if panels := figures.sweep_panels(unbroken(everything)):
         figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
-    if panels := figures.full_budget_panels(ended(everything)):
+    if panels := figures.full_budget_panels(unbroken(everything)):
         figures.learning_rates(panels, 1.05, out / "learning_rates_full_gpt2.png")
     if runs := highest_rate(everything):
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
@@ -61,7 +61,7 @@ def draw_all(folder: Path, out: Path) -> None:
     for preset in ("smoke", "gpu"):
         if runs := largest(alike(of("spectra", preset))):
             figures.singular_values(runs, out / f"spectra_{preset}.png")
-        runs = largest(alike(ended(of("figure3", preset))))
+        runs = largest(alike(unbroken(of("figure3", preset))))
         if any(r.is_trained for r in runs):
             figures.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
     if runs := of("compress", "smoke"):

@@ -192,14 +192,14 @@ SLOWED = "and factors (Tucker) or\nattention (others) at a quarter of the rate"
 
 
 def sweep_panels(records: list[Record]) -> dict[str, list[Record]]:
-    """records: all that did not diverge.  The sweep's runs by length of warm-up, and those whose attention learned slowly."""
+    """records: all `unbroken` ones.  The sweep's runs by length of warm-up, and those whose attention learned slowly."""
     warmups = grouped(sweep_runs(records), lambda r: r.warmup)
     panels = {f"warm-up {n} of {warmups[n][0].steps:,} steps": warmups[n] for n in sorted(warmups)}
     return panels | ({f"warm-up {max(warmups)}, {SLOWED}": slowed_runs(records, "gpu-sweep")} if warmups else {})
 
 
 def full_budget_panels(records: list[Record]) -> dict[str, list[Record]]:
-    """records: all that did not diverge.  The same at Table 2's full budget, of the paper's rows that were trained at several rates."""
+    """records: all `unbroken` ones.  The same at Table 2's full budget, of the paper's rows that were trained at several rates."""
     by_row = grouped(full_budget_runs(records), lambda r: r.method)
     swept = [row.label for row in TABLE2 if len({r.rate for r in by_row.get(row.label, ())}) > 1]
     if not swept:

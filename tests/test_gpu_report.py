@@ -106,6 +106,22 @@ def test_a_run_that_diverged_is_shown_as_such():
     assert row_of(table, "Tucker [8,128,128], decay of the product")[-1] == "diverged at step 300"
 
 
+def test_a_setting_of_which_one_seed_diverged_is_no_row_s_best():
+    """Neither in the sweep, nor by the loss that a command is said to give."""
+    runs = query.sweep_runs(COMMITTED)
+    label = "Tucker [8,64,64]"
+    best = min((r for r in runs if r.method == label), key=lambda r: r.metrics["validation_loss"])
+    broken = dataclasses.replace(best, seed=7, metrics={"diverged_at": 9})
+    assert query.mean_loss([best, broken]) is None and query.mean_loss([best]) == best.metrics["validation_loss"]
+    (table, losses), (_, before) = (
+        gpu.rates_table(found, lambda r: f"{r.method}, warm-up {r.warmup}") for found in ([*runs, broken], runs)
+    )
+    assert "diverged at step 9" in row_of(table, f"{label}, warm-up {best.warmup}")
+    assert losses[label] > before[label] == best.metrics["validation_loss"]  # control
+    lost = dataclasses.replace(query.settled(COMMITTED, "table2")["MHA"][0], seed=7, metrics={"diverged_at": 9})
+    assert "MHA diverged at step 9" in gpu.commands([*COMMITTED, lost]) and "MHA diverged" not in gpu.commands(COMMITTED)
+
+
 def test_a_case_of_the_ablations_that_is_not_on_record_is_named():
     without = [r for r in COMMITTED if r.method != "Tucker [8,128,128], normalised latents"]
     waiting, said = (next((part for part in gpu.ablation_table(r) if "Not run yet" in part), "") for r in (without, COMMITTED))

@@ -99,6 +99,28 @@ def test_a_fine_tuning_that_diverged_is_a_row():
     assert [cell.strip() for cell in row.split("|")[4:6]] == ["diverged at step 9", "—"]
 
 
+def test_a_row_of_which_one_seed_diverged_is_not_told_by_the_others():
+    for experiment, lost, hidden in (("table2", "validation_loss", "bits_per_byte"), ("figure3", "top1", "top5")):
+        whole = [r for r in COMMITTED if (r.experiment, r.preset) == (experiment, "smoke") and r.is_trained]
+        row = whole[0].method
+        left = {name: value for name, value in whole[0].metrics.items() if name not in (lost, hidden)}
+        broken = dataclasses.replace(whole[0], seed=7, metrics=left | {"diverged_at": 9})
+        line, before = (
+            next(line for line in results.render(found).splitlines() if line.startswith(f"| {row} "))
+            for found in ([*whole, broken], whole)
+        )
+        assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["diverged at step 9", "—"]
+        assert "diverged" not in before and "—" not in before  # control
+
+
+def test_figures_leave_out_settings_of_which_one_seed_diverged():
+    whole = [r for r in COMMITTED if (r.experiment, r.preset) == ("table2", "smoke")]
+    broken = dataclasses.replace(whole[0], seed=7, metrics={"diverged_at": 9})
+    assert query.unbroken([*whole, broken]) == whole[1:] and query.unbroken(whole) == whole
+    other = dataclasses.replace(broken, config=broken.config | {"context": 1})
+    assert query.unbroken([*whole, other]) == whole  # control: of another setting
+
+
 @pytest.mark.parametrize("experiment, width, steps", [("table2", 768, 600_000), ("table3", 2048, 100_000)])
 def test_the_paper_s_own_scale_is_not_called_reduced(experiment, width, steps):
     run = smoke_run(experiment, preset="paper", steps=steps)

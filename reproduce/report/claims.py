@@ -11,12 +11,25 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..models.rows import TABLE2
+from ..models.rows import TABLE2, TABLE3
 from ..store.records import Record
 from .markdown import markdown
-from .query import BUDGETS, alike, attention_mb, cache_mb, complete, diverged, grouped, largest, settled, sizes_of, step_times
+from .query import (
+    BUDGETS,
+    alike,
+    attention_mb,
+    cache_mb,
+    complete,
+    diverged,
+    grouped,
+    largest,
+    mean_loss,
+    settled,
+    sizes_of,
+    step_times,
+)
 from .results import OURS
-from .words import difference
+from .words import difference, tokens_seen
 
 BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
@@ -128,23 +141,18 @@ def _share(experiment: str, rows: tuple[str, ...], of: str, low: float, high: fl
 
 def _competitive(records: list[Record]) -> tuple[str, str]:
     """Table 2's rows at the full budget of the preset `gpu`; where the row in question has not run, what its fellows show."""
-    mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table2").items()}
-    row = "Tucker [8,128,64]"
-    if row in _broken(records, "table2"):
-        return f"{row} diverged", FAILED
-    if "MHA" not in mean:
-        return "no run at a scale that could tell", UNTESTED
-    asked = [row.label for row in TABLE2 if row.mechanism == "Tucker" and row.label in mean]
-    above = {row: 100 * (mean[row] / mean["MHA"] - 1) for row in asked}
-    said = "; ".join(f"{row} {percent:+.1f} %" for row, percent in above.items())
-    if row not in above:
-        return f"not run yet; {said} against MHA" if said else "not run yet", UNTESTED
-    return f"{said} against MHA, 100M tokens", REPRODUCED if above[row] <= 2 else FAILED
-
-
-def _gpu_runs(records: list[Record], experiment: str) -> dict[str, list[Record]]:
-    """Metrics of the preset `gpu` by row, without rows of which a run broke off."""
-    return {row: [r.metrics for r in runs] for row, runs in _chosen(records, experiment).items() if not diverged(runs)}
+    runs, broken, asked = _chosen(records, "table2"), _broken(records, "table2"), "Tucker [8,128,64]"
+    if asked in broken:
+        return f"{asked} diverged", FAILED
+    if "MHA" not in runs or "MHA" in broken:
+        return "MHA diverged" if "MHA" in broken else "no run at a scale that could tell", UNTESTED
+    base, said = mean_loss(runs["MHA"]), []
+    for label in (row.label for row in TABLE2 if row.mechanism == "Tucker" and row.label in runs):
+        said.append(f"{label} diverged" if label in broken else f"{label} {difference(mean_loss(runs[label]), base)}")
+    if asked not in runs:
+        return f"not run yet; {'; '.join(said)} against MHA" if said else "not run yet", UNTESTED
+    verdict = REPRODUCED if mean_loss(runs[asked]) <= 1.02 * base else FAILED
+    return f"{'; '.join(said)} against MHA, {tokens_seen(runs['MHA']) / 1e6:.0f}M tokens", verdict
 
 
 def _broken(records: list[Record], experiment: str) -> set[str]:
@@ -163,15 +171,15 @@ def _chosen(records: list[Record], experiment: str) -> dict[str, list[Record]]:
 
 def _llama_loss(records: list[Record]) -> tuple[str, str]:
     """Every Tucker row of Table 3 against GQA-8, in a smaller model."""
-    mean = {row: statistics.mean(m["validation_loss"] for m in runs) for row, runs in _gpu_runs(records, "table3").items()}
-    if broken := [row for row in _broken(records, "table3") if row.startswith("Tucker")]:
-        return f"{', '.join(sorted(broken))} diverged", FAILED
-    tucker = [row for row in mean if row.startswith("Tucker")]
-    if "GQA n_KV=8" not in mean or len(tucker) < 3:
-        return "no run at a scale that could tell", UNTESTED
-    above = {row: 100 * (mean[row] / mean["GQA n_KV=8"] - 1) for row in tucker}
-    said = "; ".join(f"{row} {percent:+.1f} %" for row, percent in above.items())
-    return f"{said}, a smaller model", REPRODUCED if max(above.values()) <= 3 else FAILED
+    runs, broken, base = _chosen(records, "table3"), _broken(records, "table3"), BUDGETS["table3"].base
+    tucker = [row.label for row in TABLE3 if row.mechanism == "Tucker"]
+    if gone := broken.intersection(tucker):
+        return f"{', '.join(sorted(gone))} diverged", FAILED
+    if not runs.keys() >= {base, *tucker} or base in broken:
+        return f"{base} diverged" if base in broken else "no run at a scale that could tell", UNTESTED
+    mean = {label: mean_loss(runs[label]) for label in (base, *tucker)}
+    said = "; ".join(f"{label} {difference(mean[label], mean[base])}" for label in tucker)
+    return f"{said}, a smaller model", REPRODUCED if max(mean[label] for label in tucker) <= 1.03 * mean[base] else FAILED
 
 
 def _no_worse(experiment: str, rows: tuple[str, ...], rivals: tuple[str, ...], metric: str, sign: int) -> Callable:
@@ -181,21 +189,23 @@ def _no_worse(experiment: str, rows: tuple[str, ...], rivals: tuple[str, ...], m
     """
 
     def judge(records):
-        runs = _gpu_runs(records, experiment)
-        enough = {label for label, found in runs.items() if len(found) >= 2}
+        runs, broken = _chosen(records, experiment), _broken(records, experiment)
+        if gone := broken.intersection(rows):
+            return f"{', '.join(sorted(gone))} diverged", FAILED
+        if gone := broken.intersection(rivals):
+            return f"{', '.join(sorted(gone))} diverged", UNTESTED
+        values = {label: [r.metrics[metric] for r in runs[label]] for label in runs if label in (*rows, *rivals)}
+        enough = {label for label in values if len(values[label]) >= 2}
         candidates = [row for row in rows if row in enough]
-        if broken := _broken(records, experiment).intersection(rows):
-            return f"{', '.join(sorted(broken))} diverged", FAILED
         if not candidates or not enough.issuperset(rivals):
             return "no two seeds at a scale that could tell", UNTESTED
-        found = {label: [m[metric] for m in runs[label]] for label in enough}
-        row = max(candidates, key=lambda label: sign * statistics.mean(found[label]))
+        row = max(candidates, key=lambda label: sign * statistics.mean(values[label]))
         said, held = [], True
         for rival in rivals:
-            gap = sign * (statistics.mean(found[row]) - statistics.mean(found[rival]))
-            spread = math.hypot(statistics.stdev(found[row]), statistics.stdev(found[rival]))
+            gap = sign * (statistics.mean(values[row]) - statistics.mean(values[rival]))
+            spread = math.hypot(statistics.stdev(values[row]), statistics.stdev(values[rival]))
             held &= gap >= -spread
-            share = runs[row][0]["attention_parameters"] / runs[rival][0]["attention_parameters"]
+            share = runs[row][0].attention_parameters / runs[rival][0].attention_parameters
             said.append(f"{gap:+.3f} (spread {spread:.3f}) against {rival} with {share:.0%} of its parameters")
         return f"{metric}, better is positive: {row} {'; '.join(said)}", REPRODUCED if held else FAILED
 
@@ -221,7 +231,7 @@ def _head_redundancy(records: list[Record]) -> tuple[str, str]:
 def _iteration_time(records: list[Record]) -> tuple[str, str]:
     """A training step of the true 1B shape: every Tucker row's time against multi-head attention's and GQA-8's."""
     times = step_times(records)
-    tucker = [ms for label, ms in times.items() if label.startswith("Tucker")]
+    tucker = [times[row.label] for row in TABLE3 if row.mechanism == "Tucker" and row.label in times]
     if not tucker or "MHA" not in times:
         return "no run at a scale that could tell", UNTESTED
     against = [

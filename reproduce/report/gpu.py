@@ -369,8 +369,12 @@ def _line(command: str, count: int, runs: list[Record], rows: tuple[str, ...], m
     """count: how many runs the command makes.  Minutes are those of the runs on record, for as many."""
     if not runs:
         return [f"`{command}`", f"{count}", "not run yet", "not run yet"]
-    found = {row: [r.metrics[metric] for r in runs if r.method == row and metric in r.metrics] for row in rows}
-    said = [f"{row} {mean_and_spread(values, 3)}" for row, values in found.items() if values]
+    groups = grouped(runs, lambda r: r.method)
+    said = [
+        f"{row} {divergence(groups[row]) or mean_and_spread([r.metrics[metric] for r in groups[row]], 3)}"
+        for row in rows
+        if row in groups
+    ]
     minutes = count * statistics.mean(r.wall_seconds for r in runs) / 60
     return [f"`{command}`", f"{count}", f"{minutes:.0f}", f"{metric.replace('_', ' ')}: {'; '.join(said)}"]
 

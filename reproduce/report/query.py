@@ -179,9 +179,14 @@ def method_and_rate(record: Record) -> tuple[str, float]:
 # What a group of runs reached.
 
 
-def ended(runs: Iterable[Record]) -> list[Record]:
-    """Those that did not diverge."""
-    return [r for r in runs if r.diverged_at is None]
+def unbroken(runs: list[Record]) -> list[Record]:
+    """Those of settings of which no run diverged: what the other seeds reached is not what the setting reaches."""
+
+    def setting(r: Record) -> tuple:
+        return r.experiment, r.preset, r.method, r.config, data_key(r.data)
+
+    broken = [setting(r) for r in runs if r.diverged_at is not None]
+    return [r for r in runs if setting(r) not in broken]
 
 
 def diverged(group: list[Record]) -> list[int]:
@@ -195,8 +200,8 @@ def losses_of(group: list[Record]) -> list[float]:
 
 
 def mean_loss(group: list[Record]) -> float | None:
-    """The mean over seeds, None where there is none."""
-    return statistics.mean(losses_of(group)) if losses_of(group) else None
+    """The mean over seeds, None where there is none or one of them diverged."""
+    return statistics.mean(losses_of(group)) if losses_of(group) and not diverged(group) else None
 
 
 def largest_logit(runs: list[Record]) -> float | None:
@@ -288,7 +293,7 @@ def highest_rate(records: list[Record]) -> list[Record]:
     rate = ABLATIONS["gpu-sweep"].train.learning_rate
     runs = [
         r
-        for r in ended(runs_of(records, "ablations", "gpu-sweep"))
+        for r in unbroken(runs_of(records, "ablations", "gpu-sweep"))
         if (row_label(r), r.rate) == (ROW, rate) and "init" not in recipe_of(r)
     ]
     return sorted(runs, key=lambda r: (bool(recipe_of(r)), -r.metrics["validation_loss"]))

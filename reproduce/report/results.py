@@ -22,6 +22,7 @@ from .query import (
     by_row,
     cache_mb,
     complete,
+    diverged,
     grouped,
     of_one_budget,
     sizes_of,
@@ -125,7 +126,7 @@ def loss_table(experiment: str, records: list[Record]) -> list[str]:
     rows = []
     for label, group in runs.items():
         metrics = [r.metrics for r in group]
-        bits = [m["bits_per_byte"] for m in metrics if "bits_per_byte" in m]  # none of a run that diverged
+        bits = [] if diverged(group) else [m["bits_per_byte"] for m in metrics]
         rows.append(
             [
                 label,
@@ -206,7 +207,6 @@ def figure3_runs(records: list[Record]) -> list[str]:
     rows = []
     for label, group in by_row(records).items():
         metrics = [r.metrics for r in group]
-        ended = [m for m in metrics if "diverged_at" not in m]
         at_once = [m["converted"] for m in metrics if "converted" in m]
         rows.append(
             [
@@ -214,7 +214,7 @@ def figure3_runs(records: list[Record]) -> list[str]:
                 f"{metrics[0]['attention_parameters']:,}",
                 percent("top1", at_once) if at_once else "not converted",
                 divergence(group) or percent("top1", metrics),
-                percent("top5", ended) if ended else "—",
+                "—" if diverged(group) else percent("top5", metrics),
             ]
         )
     c, data = tuned[0].config, tuned[0].data
