@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cache import CachedAttention
+from .cached_attention import CachedAttention
 from .checks import check_ranks
 from .ranks import FactoredTensor, Slices, Spectra, factored_tensors, root_of, slices_of, spectra_of
 from .rotary import Rotary
 from .special_cases import output_bias_of
-from .tucker import TuckerAttention, TuckerWeights
+from .tucker import TuckerAttention
+from .tucker_weights import TuckerWeights
 
 METHODS = ("hosvd", "sthosvd", "hooi")
 

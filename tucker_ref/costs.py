@@ -7,8 +7,7 @@ Sizes below one raise ValueError; the layers themselves say which sizes do not g
 import math
 from dataclasses import dataclass
 
-from .checks import check_positive
-from .mha import resolve_head_dim
+from .checks import check_positive, resolve_head_dim
 
 
 @dataclass(frozen=True)

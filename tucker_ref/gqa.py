@@ -5,7 +5,7 @@ Multi-query attention (Shazeer 2019) is the case of a single group, n_kv_heads =
 
 from torch import nn
 
-from .checks import check_positive
+from .checks import check_groups
 from .mha import MultiHeadAttention
 from .rotary import Rotary
 
@@ -13,9 +13,16 @@ from .rotary import Rotary
 class GroupedQueryAttention(MultiHeadAttention):
     """Multi-head attention with a narrower k_proj and v_proj; head h reads group h // (n_heads / n_kv_heads).
 
-    d_model: d; n_heads: n_H; n_kv_heads: n_KV, a divisor of n_H; head_dim, bias, rotary: as in MultiHeadAttention.
     Nothing in the forward pass changes: `attend` hands each key/value head to its group.
-    Raises ValueError as MultiHeadAttention does, and if n_kv_heads does not divide n_heads.
+
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        n_kv_heads: n_KV, a divisor of n_H.
+        head_dim, bias, rotary: as in MultiHeadAttention.
+
+    Raises:
+        ValueError: as MultiHeadAttention does, and if n_kv_heads does not divide n_heads.
     """
 
     def __init__(
@@ -29,9 +36,7 @@ class GroupedQueryAttention(MultiHeadAttention):
         rotary: Rotary | None = None,
     ):
         super().__init__(d_model, n_heads, head_dim=head_dim, bias=bias, rotary=rotary)
-        check_positive("n_kv_heads", n_kv_heads)
-        if n_heads % n_kv_heads:
-            raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
+        check_groups(n_kv_heads, n_heads)
         self.n_kv_heads = n_kv_heads
         self.k_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bool(bias))
         self.v_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bool(bias))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .cache import CachedAttention
+from .cached_attention import CachedAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
 from .rotary import Rotary
@@ -347,8 +347,6 @@ def _of_weights(layer) -> tuple[Parts, Rotary | None, Parts]:
         identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)
         return weights.factors[1].detach(), cores, weights.factors[2].detach(), identity
 
-    if layer.shared_kv and layer.post.value is not layer.pre.key:  # replaced, or parametrised
-        raise ValueError("layer's post.value is no longer its pre.key; with shared_kv they are one plain parameter")
     return parts(layer.pre), layer.rotary, parts(layer.post)
 
 

@@ -26,7 +26,9 @@ from torch import nn
 
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
-from .tucker import LatentNorm, TuckerAttention, TuckerWeights
+from .norms import LatentNorm
+from .tucker import TuckerAttention
+from .tucker_weights import TuckerWeights
 
 
 def as_tucker(layer: nn.Module) -> TuckerAttention:
