@@ -51,6 +51,26 @@ CASES = {  # layer, and what Table 1 says it caches
         tucker_cost(24, 6, (4, 9, 8), (3, 7, 5)),
     ),
     "Tucker shared": (lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True), tucker_cost(24, 6, (4, 9, 8), shared_kv=True)),
+    "MHA bias RoPE QK-norm": (
+        lambda: MultiHeadAttention(24, 3, bias=True, rotary=Rotary.heads(8), qk_norm="head"),
+        mha_cost(24, 3),
+    ),
+    "GQA RoPE QK-norm all": (
+        lambda: GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4), qk_norm="all"),
+        gqa_cost(24, 6, 2),
+    ),
+    "Tucker RoPE QK-norm all": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8), qk_norm="all"),
+        tucker_cost(24, 6, (4, 9, 8), (3, 7, 5)),
+    ),
+    "Tucker shared QK-norm": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, qk_norm="head"),
+        tucker_cost(24, 6, (4, 9, 8), shared_kv=True),
+    ),
+    "Tucker shared RoPE QK-norm": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8), qk_norm="head", bias=True),
+        tucker_cost(24, 6, (4, 9, 8), shared_kv=True),
+    ),
     "Tucker shared RoPE": (
         lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)),
         tucker_cost(24, 6, (4, 9, 8), shared_kv=True),

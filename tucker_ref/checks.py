@@ -215,14 +215,15 @@ def check_latents(d_model: int, q_rank: int, kv_rank: int, rope_dim: int, rotary
     check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
 
 
-def check_tucker(d_model: int, n_heads: int, ranks, post_ranks, *, shared_kv: bool, rows: int, rotary, normed: bool):
+def check_tucker(d_model: int, n_heads: int, ranks, post_ranks, *, shared_kv: bool, rows: int, rotary, normed: bool, qk_norm):
     """Return both tensors' ranks as tuples, or raise ValueError.
 
-    rows: of the factors that multiply a token, d, or d + 1 where biased; normed: whether latents are normalised. Latents that are
-    normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
+    rows: of the factors that multiply a token, d, or d + 1 where biased; normed: whether latents are normalised; qk_norm: whether and how
+    keys are. Latents that are normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
     """
-    widest_key = rows if rotary is None else math.inf
-    uncapped = {1: normed, 2: normed or shared_kv or rotary is not None}
+    fixed = rotary is not None or qk_norm is not None  # a key whose coordinates may not be mixed
+    widest_key = math.inf if fixed else rows
+    uncapped = {1: normed, 2: normed or shared_kv or fixed}
     ranks = check_ranks("ranks", ranks, (n_heads, rows, widest_key), [mode for mode, free in uncapped.items() if free])
     post_ranks = check_ranks(
         "post_ranks",
@@ -236,14 +237,20 @@ def check_tucker(d_model: int, n_heads: int, ranks, post_ranks, *, shared_kv: bo
     return ranks, post_ranks
 
 
+def check_qk_norm(qk_norm: str | None) -> None:
+    """Raise ValueError unless this is None, "head" or "all"."""
+    if not (qk_norm is None or (isinstance(qk_norm, str) and qk_norm in ("head", "all"))):
+        raise ValueError(f"qk_norm is {qk_norm!r}; it must be None, 'head' or 'all'")
+
+
 def check_init(init: str) -> None:
     """Raise ValueError for an initialisation that is not there."""
     if init not in ("orthonormal", "xavier"):
         raise ValueError(f"init is {init!r}; it must be 'orthonormal' or 'xavier'")
 
 
-def check_weights(pre, post, output_bias: torch.Tensor | None) -> None:
-    """Raise ValueError unless these cores and factors, and the output bias, make one layer."""
+def check_weights(pre, post, output_bias: torch.Tensor | None, qk_norms) -> None:
+    """Raise ValueError unless these cores and factors, the output bias and the norms of queries and keys make one layer."""
     for name, weights, factors in (("pre", pre, ("head", "query", "key")), ("post", post, ("head", "output", "value"))):
         if weights.names != factors:
             raise ValueError(f"{name} has the factors {', '.join(weights.names)}; it must have {', '.join(factors)}")
@@ -264,4 +271,9 @@ def check_weights(pre, post, output_bias: torch.Tensor | None) -> None:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; beside the others it must have {expected}, where query, key and value "
                 "have one row more than the output factor if there is an output_bias"
+            )
+    for name, norm, n_heads in zip(("q_norm", "k_norm"), qk_norms or (), (heads, 1)):
+        if norm.width != t or norm.heads not in (None, n_heads):
+            raise ValueError(
+                f"{name} is for {norm.heads or 'any'} heads of width {norm.width}; here it must be for {n_heads} of {t}"
             )

@@ -1,7 +1,7 @@
 """Rung 13. What each mechanism costs: Table 1 as functions, and the arithmetic beside it. Plain integers, no tensors.
 
-All counts are for one layer without biases. "Numbers" are scalars of any dtype: multiply by 2 for bytes in BF16.
-Sizes below one raise ValueError; the layers themselves say which sizes do not go together.
+All counts are for one layer without biases and without the gains of norms. "Numbers" are scalars of any dtype: multiply by 2 for
+bytes in BF16. Sizes below one raise ValueError; the layers themselves say which sizes do not go together.
 """
 
 import math

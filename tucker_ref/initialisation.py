@@ -29,6 +29,8 @@ def initialise_tucker(layer, std: float, output_gain: float) -> None:
     for norm in (layer.query_norm, layer.key_norm, layer.value_norm):
         if isinstance(norm, LatentNorm):
             norm.weight.fill_(1.0)
+    for gains in (*layer.q_norm.parameters(), *layer.k_norm.parameters()):
+        gains.fill_(1.0)
     if layer.init == "xavier":
         fill(layer.pre.core)
         fill(layer.post.core).mul_(output_gain)

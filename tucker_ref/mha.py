@@ -6,7 +6,8 @@ from torch import nn
 from .attend import attend
 from .cache import Cache, token_positions
 from .cached_attention import CachedAttention, keeps_cache
-from .checks import check_bias, check_rotary, resolve_head_dim
+from .checks import check_bias, check_qk_norm, check_rotary, resolve_head_dim
+from .norms import QKNorm
 from .rotary import Rotary
 
 
@@ -19,6 +20,7 @@ class MultiHeadAttention(CachedAttention):
         head_dim: d_H, by default d / n_H.
         bias: False, True for all four projections (GPT-2, ViT), or "qkv" for all but the output (Qwen).
         rotary: turns queries and keys, width head_dim; None for none.
+        qk_norm: RMSNorm on queries and keys before they are turned: None, per "head" (Qwen3), or over "all" heads (OLMo 2).
 
     Raises:
         ValueError: if a size is not positive, n_heads does not divide d_model and no head_dim is given, or a width is off.
@@ -32,29 +34,34 @@ class MultiHeadAttention(CachedAttention):
         head_dim: int | None = None,
         bias: bool | str = False,
         rotary: Rotary | None = None,
+        qk_norm: str | None = None,
     ):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
         check_bias(bias)
         check_rotary(rotary, self.head_dim, "head_dim")
-        self.bias, self.rotary, self.scale = bias, rotary, self.head_dim**-0.5
+        check_qk_norm(qk_norm)
+        self.bias, self.rotary, self.qk_norm, self.scale = bias, rotary, qk_norm, self.head_dim**-0.5
         inner = n_heads * self.head_dim
         self.q_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.k_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.v_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.o_proj = nn.Linear(inner, d_model, bias=bias is True)
+        self.q_norm, self.k_norm = (QKNorm.of(qk_norm, self.head_dim, n_heads) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
-        """GPT-2's initialisation: normal weights, zero biases. Deep models pass output_gain = 1/sqrt(2 L)."""
+        """GPT-2's initialisation: normal weights, zero biases, gains of one. Deep models pass output_gain = 1/sqrt(2 L)."""
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             gain = output_gain if projection is self.o_proj else 1.0
             nn.init.normal_(projection.weight, std=std * gain)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
+        for gains in (*self.q_norm.parameters(), *self.k_norm.parameters()):
+            nn.init.ones_(gains)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
-        """Turned keys and values: (g, k) each."""
+        """Keys, normalised and turned, and values: (g, k) each."""
         kv = self.k_proj.out_features // self.head_dim, self.head_dim
         return {"key": kv, "value": kv}
 
@@ -88,6 +95,7 @@ class MultiHeadAttention(CachedAttention):
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)
         k = split_heads(self.k_proj(x), self.head_dim)  # (b, g, n, k), g = h in multi-head attention
         v = split_heads(self.v_proj(x), self.head_dim)  # (b, g, n, k)
+        q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
             positions = token_positions(x, positions, cache)
             q, k = self.rotary(q, positions), self.rotary(k, positions)

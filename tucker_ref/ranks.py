@@ -328,7 +328,9 @@ def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]
 
 
 def check_weights(layer: nn.Module) -> None:
-    """Raise ValueError if a parameter holds NaN or infinity, or no values at all (on the meta device)."""
+    """Raise ValueError if queries and keys are normalised, or a parameter holds NaN, infinity, or no values (on the meta device)."""
+    if getattr(layer, "qk_norm", None):
+        raise ValueError(f"layer has qk_norm={layer.qk_norm!r}; its logits are not trilinear, so it has no tensor to decompose")
     for name, parameter in layer.named_parameters():
         if parameter.is_meta or not parameter.isfinite().all():
             held = "no values" if parameter.is_meta else "NaN or infinity"

@@ -15,6 +15,8 @@ Beyond the paper, rotary embeddings and biases carry over exactly:
     MLA with coupled RoPE         the latent is the key already (Cor. 3.2.1)
     query, key and value biases   one more row of U2, U3 and U~3, read by the constant 1 appended to every token
 
+MHA, GQA and MQA with QK-norm become a Tucker Attention with QK-norm in blocks (see `norms`): equal, but no longer Def. 2.1.
+
 MLA with RMSNorm on its latents becomes a Tucker Attention with the same norms: equal, but no longer Def. 2.1.
 """
 
@@ -26,7 +28,7 @@ from torch import nn
 
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
-from .norms import LatentNorm
+from .norms import LatentNorm, side_by_side
 from .tucker import TuckerAttention
 from .tucker_weights import TuckerWeights
 
@@ -59,14 +61,15 @@ def _grouped(layer: MultiHeadAttention) -> TuckerAttention:
     # Entry [h, (i, k), (g, l)] is 1 where i is head h, g its group, and k = l.
     routing = torch.einsum("hi,hg,kl->hikgl", torch.eye(h), head_to_group, torch.eye(k)).reshape(h, h * k, g * k)
     routing, heads = routing.to(w_q), torch.eye(h).to(w_q)
-    # Turned key coordinates may not be mixed.
-    modes = (0, 1, 2) if layer.rotary is None else (0, 1)
+    # Key coordinates that are turned or normalised may not be mixed.
+    modes = (0, 1, 2) if layer.rotary is None and layer.qk_norm is None else (0, 1)
     return TuckerAttention.from_weights(
         _within_limits(routing, {"head": heads, "query": w_q, "key": w_k}, modes),
         _within_limits(routing, {"head": heads, "output": w_o, "value": w_v}),
         scale=layer.scale,
         rotary=None if layer.rotary is None else layer.rotary.repeated(g),
         output_bias=output_bias_of(layer),
+        qk_norms=side_by_side(layer),
     )
 
 

@@ -23,9 +23,9 @@ from torch import nn
 from .attend import attend
 from .cache import Cache, token_positions
 from .cached_attention import CachedAttention, keeps_cache
-from .checks import check_init, check_positive, check_scale, check_tucker, check_weights
+from .checks import check_init, check_positive, check_qk_norm, check_scale, check_tucker, check_weights
 from .initialisation import initialise_tucker
-from .norms import LatentNorm
+from .norms import LatentNorm, QKNorm, kind_of
 from .rotary import Rotary
 from .tucker_weights import SharedLatentWeights, TuckerWeights, beside, under_one_name
 
@@ -45,6 +45,8 @@ class TuckerAttention(CachedAttention):
         rotary: turns the key latent and every head's latent query, width r3 (Def. 3.1, Eq. 12, with any frequencies). Turned
             coordinates may not be mixed, so r3 then has no upper limit.
         latent_norm: RMSNorm on the query, key and value latents, which makes it another function than Def. 2.1.
+        qk_norm: RMSNorm on the latent queries P T_h and on the key latent before they are turned, another function too (see
+            `norms`): None, of each "head" by itself, or of "all" heads' queries together. Values read the latent without it.
         init: "orthonormal" (ours, see `reset_parameters`) or "xavier" (Xavier-uniform on all eight factors).
 
     Raises:
@@ -63,18 +65,29 @@ class TuckerAttention(CachedAttention):
         bias: bool = False,
         rotary: Rotary | None = None,
         latent_norm: bool = False,
+        qk_norm: str | None = None,
         init: str = "orthonormal",
     ):
         super().__init__()
         check_positive("d_model", d_model)
         check_positive("n_heads", n_heads)
         check_init(init)
+        check_qk_norm(qk_norm)
         rows = d_model + 1 if bias else d_model
         self.ranks, self.post_ranks = check_tucker(
-            d_model, n_heads, ranks, post_ranks, shared_kv=shared_kv, rows=rows, rotary=rotary, normed=latent_norm
+            d_model,
+            n_heads,
+            ranks,
+            post_ranks,
+            shared_kv=shared_kv,
+            rows=rows,
+            rotary=rotary,
+            normed=latent_norm,
+            qk_norm=qk_norm,
         )
         self.d_model, self.n_heads, self.init = d_model, n_heads, init
-        self.shared_kv, self.bias, self.rotary, self.latent_norm = shared_kv, bias, rotary, latent_norm
+        self.shared_kv, self.bias, self.rotary = shared_kv, bias, rotary
+        self.latent_norm, self.qk_norm = latent_norm, qk_norm
         self.scale = (d_model / n_heads) ** -0.5 if scale is None else scale
         check_scale(self.scale)
         self.rotates_on_reading = rotary is not None and shared_kv
@@ -90,6 +103,7 @@ class TuckerAttention(CachedAttention):
         self.query_norm: nn.Module = LatentNorm(s) if latent_norm else nn.Identity()
         self.key_norm: nn.Module = LatentNorm(t) if latent_norm else nn.Identity()
         self.value_norm: nn.Module = LatentNorm(v) if latent_norm and not shared_kv else nn.Identity()
+        self.q_norm, self.k_norm = QKNorm.of(qk_norm, t, n_heads), QKNorm.of(qk_norm, t, 1)
         self.register_load_state_dict_pre_hook(under_one_name)
         self.reset_parameters()
 
@@ -103,6 +117,7 @@ class TuckerAttention(CachedAttention):
         rotary: Rotary | None = None,
         output_bias: torch.Tensor | None = None,
         norms: tuple[nn.Module, nn.Module, nn.Module] | None = None,
+        qk_norms: tuple[QKNorm, QKNorm] | None = None,
     ) -> "TuckerAttention":
         """The layer with exactly these cores and factors, which become its own; shared KV where post.value is pre.key.
 
@@ -111,21 +126,24 @@ class TuckerAttention(CachedAttention):
             scale, rotary: as in the constructor.
             output_bias: (d,), where the factors have a bias row.
             norms: for the query, key and value latents.
+            qk_norms: for the heads' latent queries and the key latent, each of width r3.
 
         Raises:
             ValueError: for ranks as the constructor does, and for tensors that do not fit together.
         """
-        check_weights(pre, post, output_bias)
+        check_weights(pre, post, output_bias, qk_norms)
         post = beside(pre, post)
         sizes: Any = (len(post.output), len(pre.head), pre.core.shape, post.core.shape)
         options: Any = dict(shared_kv=isinstance(post, SharedLatentWeights), bias=output_bias is not None, scale=scale)
         with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
-            layer = cls(*sizes, **options, rotary=rotary, latent_norm=norms is not None)
+            layer = cls(*sizes, **options, rotary=rotary, latent_norm=norms is not None, qk_norm=kind_of(qk_norms))
         layer.pre, layer.post = pre, post
         if output_bias is not None:
             layer.output_bias = nn.Parameter(output_bias.detach().clone())
         if norms is not None:
             layer.query_norm, layer.key_norm, layer.value_norm = norms
+        if qk_norms is not None:
+            layer.q_norm, layer.k_norm = qk_norms
         return layer
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
@@ -159,7 +177,7 @@ class TuckerAttention(CachedAttention):
         p, *kv = self._latents(x)  # (b, n, s), (b, n, t), (b, n, v)
         k, v = self._keys_and_values(kv, new_positions, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
         cores = self.pre.head_cores()  # (h, s, t)
-        if backend == "triton" and x.shape[1] > 1:  # the next two lines as one kernel: no q in memory
+        if backend == "triton" and x.shape[1] > 1 and self.qk_norm is None:  # the next lines as one kernel: no q in memory
             from .kernels.latent_attention import latent_attention
 
             z = latent_attention(
@@ -167,7 +185,8 @@ class TuckerAttention(CachedAttention):
             )  # (b, h, n, v)
         else:
             # Latents first and cores after them: s (d + h t) multiply-adds a token, where U2 T_h made beforehand takes d h t.
-            q = self._turned(torch.einsum("bns,hst->bhnt", p, cores), new_positions)  # per head, in key coordinates
+            q = self.q_norm(torch.einsum("bns,hst->bhnt", p, cores))  # per head, in key coordinates
+            q = self._turned(q, new_positions)
             z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, v)
         y = torch.einsum("bhnv,hov->bno", z, self.post.head_cores())  # (b, n, o)
         return F.linear(y, self.post.output, self.output_bias)  # (b, n, d)
@@ -183,12 +202,12 @@ class TuckerAttention(CachedAttention):
         return latent if self.rotary is None else self.rotary(latent, positions)
 
     def _keys_and_values(self, kv, new_positions, positions, cache):
-        """One key and one value for all heads, turned and cached. A shared latent is cached unturned and turned on reading."""
+        """One key and one value for all heads, cached. Keys are normalised and turned before that, a shared latent on reading."""
         k, v = kv[0].unsqueeze(1), kv[-1].unsqueeze(1)  # (b, 1, n, t), (b, 1, n, v)
         if not self.shared_kv:
-            k = self._turned(k, new_positions)
+            k = self._turned(self.k_norm(k), new_positions)
             return (k, v) if cache is None else cache.append(key=k, value=v)
         if cache is None:
-            return self._turned(k, new_positions), k
+            return self._turned(self.k_norm(k), new_positions), k
         (k,) = cache.append(positions, key=k)
-        return self._turned(k, cache.positions(k.device)), k
+        return self._turned(self.k_norm(k), cache.positions(k.device)), k
