@@ -20,8 +20,7 @@ from tucker_ref import (
     mla_cost,
     tucker_cost,
 )
-from tucker_ref.cache import token_positions
-from tucker_ref.cached_attention import keeps_cache
+from tucker_ref.cached_attention import keeps_cache, token_positions
 
 CASES = {  # layer, and what Table 1 says it caches
     "MHA": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),

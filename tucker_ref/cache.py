@@ -100,11 +100,3 @@ class Cache:
         if self._positions is None:
             return torch.arange(self.length, device=device)
         return self._positions[:, : self.length]
-
-
-def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
-    """The given positions, or those that follow what is cached: (n,) or (b, n) integers."""
-    if positions is not None:
-        return positions
-    start = 0 if cache is None else cache.length
-    return torch.arange(start, start + x.shape[1], device=x.device)

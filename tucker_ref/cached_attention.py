@@ -83,3 +83,11 @@ class CachedAttention(nn.Module):
         check_mask(mask, (batch, self.n_heads, n, n if cache is None else cache.length + n), x.device)
         if positions is not None:
             check_positions(positions, batch, n, x.device)
+
+
+def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+    """The given positions, or those that follow what is cached: (n,) or (b, n) integers."""
+    if positions is not None:
+        return positions
+    start = 0 if cache is None else cache.length
+    return torch.arange(start, start + x.shape[1], device=x.device)

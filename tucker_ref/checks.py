@@ -79,6 +79,12 @@ def check_factors(core: np.ndarray, factors: tuple[np.ndarray, ...]) -> None:
             raise ValueError(f"factors[{mode}] has shape {factor.shape}; a core {core.shape} needs (any, {rank})")
 
 
+def check_rtol(rtol: float | None) -> None:
+    """Raise ValueError for a relative tolerance below zero, or none that is a number."""
+    if rtol is not None and not rtol >= 0:
+        raise ValueError(f"rtol is {rtol!r}; it must be at least 0")
+
+
 def check_mode(order: int, mode: int) -> None:
     """Raise ValueError unless a tensor of this order has such a mode."""
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < order:
@@ -202,8 +208,9 @@ def check_groups(n_kv_heads: int, n_heads: int) -> None:
         raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
 
 
-def check_latents(d_model: int, q_rank: int, kv_rank: int, rope_dim: int, rotary) -> None:
+def check_latents(d_model: int, q_rank: int, kv_rank: int, v_head_dim: int, rope_dim: int, rotary) -> None:
     """Raise ValueError unless MLA's latents are no wider than a token and its rotary embedding turns what it has to turn."""
+    check_positive("v_head_dim", v_head_dim)
     for name, rank in (("q_rank", q_rank), ("kv_rank", kv_rank)):
         check_positive(name, rank)
         if rank > d_model:
@@ -215,25 +222,29 @@ def check_latents(d_model: int, q_rank: int, kv_rank: int, rope_dim: int, rotary
     check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
 
 
-def check_tucker(d_model: int, n_heads: int, ranks, post_ranks, *, shared_kv: bool, rows: int, rotary, normed: bool, qk_norm):
-    """Return both tensors' ranks as tuples, or raise ValueError.
+def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, rotary, latent_norm, qk_norm):
+    """Return both tensors' ranks as tuples, or raise ValueError for an argument of TuckerAttention that is off.
 
-    rows: of the factors that multiply a token, d, or d + 1 where biased; normed: whether latents are normalised; qk_norm: whether and how
-    keys are. Latents that are normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
+    Latents that are normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
     """
+    check_positive("d_model", d_model)
+    check_positive("n_heads", n_heads)
+    check_qk_norm(qk_norm)
+    rows = d_model + 1 if bias else d_model
     fixed = rotary is not None or qk_norm is not None  # a key whose coordinates may not be mixed
     widest_key = math.inf if fixed else rows
-    uncapped = {1: normed, 2: normed or shared_kv or fixed}
+    uncapped = {1: latent_norm, 2: latent_norm or shared_kv or fixed}
     ranks = check_ranks("ranks", ranks, (n_heads, rows, widest_key), [mode for mode, free in uncapped.items() if free])
     post_ranks = check_ranks(
         "post_ranks",
         ranks if post_ranks is None else post_ranks,
         (n_heads, d_model, widest_key if shared_kv else rows),
-        [2] if normed or shared_kv else [],
+        [2] if latent_norm or shared_kv else [],
     )
     if shared_kv and post_ranks[2] != ranks[2]:
         raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
     check_rotary(rotary, ranks[2], "ranks[2]")
+    check_scale(1.0 if scale is None else scale)
     return ranks, post_ranks
 
 

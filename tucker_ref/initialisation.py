@@ -1,4 +1,4 @@
-"""Beside rungs 9 and 10. Where MLA and Tucker Attention start: like the multi-head layer that they replace (PyTorch).
+"""Beside rungs 7 to 10. Where the mechanisms start: GPT-2's normal weights, and what is as large in the others (PyTorch).
 
 MLA: normal weights. Latents get variance 1 from unit-variance tokens, and the up-projections bring it to d std^2.
 Tucker, "orthonormal": factors with orthonormal columns, Gaussian cores. On unit-variance tokens a multi-head layer, with projections of
@@ -11,6 +11,31 @@ import torch
 from torch import nn
 
 from .norms import LatentNorm
+
+
+def initialise_heads(layer, std: float, output_gain: float) -> None:
+    """Fill all weights of a MultiHeadAttention or GroupedQueryAttention.  std, output_gain: as in its `reset_parameters`."""
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj):
+        gain = output_gain if projection is layer.o_proj else 1.0
+        nn.init.normal_(projection.weight, std=std * gain)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+    for gains in (*layer.q_norm.parameters(), *layer.k_norm.parameters()):
+        nn.init.ones_(gains)
+
+
+def initialise_latent(layer, std: float, output_gain: float) -> None:
+    """Fill all weights of a MultiHeadLatentAttention.  std, output_gain: as in its `reset_parameters`."""
+    d = layer.d_model
+    for down in (layer.q_a_proj, layer.kv_a_proj_with_mqa, *([] if layer.shared_kv else [layer.v_a_proj])):
+        nn.init.normal_(down.weight, std=d**-0.5)
+    nn.init.normal_(layer.kv_a_proj_with_mqa.weight[layer.kv_rank :], std=std)  # W^KR makes keys, not a latent
+    for up in (layer.q_b_proj, layer.kv_b_proj):
+        nn.init.normal_(up.weight, std=std * (d / up.in_features) ** 0.5)
+    nn.init.normal_(layer.o_proj.weight, std=std * output_gain)
+    for norm in (layer.q_a_layernorm, layer.kv_a_layernorm, *([] if layer.shared_kv else [layer.v_a_layernorm])):
+        if isinstance(norm, nn.RMSNorm):
+            norm.reset_parameters()
 
 
 @torch.no_grad()
@@ -48,17 +73,3 @@ def _fill_cores(layer, std: float, output_gain: float) -> None:
     core_size, post_core_size = layer.pre.core.numel() * narrow, layer.post.core.numel() * post_narrow
     layer.pre.core.normal_(std=(logit_variance * layer.n_heads / layer.scale**2 / core_size) ** 0.5)
     layer.post.core.normal_(std=(output_variance * d / post_core_size) ** 0.5)
-
-
-def initialise_latent(layer, std: float, output_gain: float) -> None:
-    """Fill all weights of a MultiHeadLatentAttention.  std, output_gain: as in its `reset_parameters`."""
-    d = layer.d_model
-    for down in (layer.q_a_proj, layer.kv_a_proj_with_mqa, *([] if layer.shared_kv else [layer.v_a_proj])):
-        nn.init.normal_(down.weight, std=d**-0.5)
-    nn.init.normal_(layer.kv_a_proj_with_mqa.weight[layer.kv_rank :], std=std)  # W^KR makes keys, not a latent
-    for up in (layer.q_b_proj, layer.kv_b_proj):
-        nn.init.normal_(up.weight, std=std * (d / up.in_features) ** 0.5)
-    nn.init.normal_(layer.o_proj.weight, std=std * output_gain)
-    for norm in (layer.q_a_layernorm, layer.kv_a_layernorm, *([] if layer.shared_kv else [layer.v_a_layernorm])):
-        if isinstance(norm, nn.RMSNorm):
-            norm.reset_parameters()

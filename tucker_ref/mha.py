@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, token_positions
-from .cached_attention import CachedAttention, keeps_cache
+from .cache import Cache
+from .cached_attention import CachedAttention, keeps_cache, token_positions
 from .checks import check_bias, check_qk_norm, check_rotary, resolve_head_dim
+from .initialisation import initialise_heads
 from .norms import QKNorm
 from .rotary import Rotary
 
@@ -52,13 +53,7 @@ class MultiHeadAttention(CachedAttention):
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
         """GPT-2's initialisation: normal weights, zero biases, gains of one. Deep models pass output_gain = 1/sqrt(2 L)."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
-            gain = output_gain if projection is self.o_proj else 1.0
-            nn.init.normal_(projection.weight, std=std * gain)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
-        for gains in (*self.q_norm.parameters(), *self.k_norm.parameters()):
-            nn.init.ones_(gains)
+        initialise_heads(self, std, output_gain)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
         """Keys, normalised and turned, and values: (g, k) each."""

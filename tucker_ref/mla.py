@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, token_positions
-from .cached_attention import CachedAttention, keeps_cache
-from .checks import check_latents, check_positive, resolve_head_dim
+from .cache import Cache
+from .cached_attention import CachedAttention, keeps_cache, token_positions
+from .checks import check_latents, resolve_head_dim
 from .initialisation import initialise_latent
 from .mha import merge_heads, split_heads
 from .rotary import Rotary
@@ -55,8 +55,7 @@ class MultiHeadLatentAttention(CachedAttention):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
         self.v_head_dim = self.head_dim if v_head_dim is None else v_head_dim
-        check_positive("v_head_dim", self.v_head_dim)
-        check_latents(d_model, q_rank, kv_rank, rope_dim, rotary)
+        check_latents(d_model, q_rank, kv_rank, self.v_head_dim, rope_dim, rotary)
         self.q_rank, self.kv_rank, self.rope_dim = q_rank, kv_rank, rope_dim
         self.rotary: Any = rotary  # there where rope_dim or coupled says so
         self.shared_kv, self.latent_norm = shared_kv, latent_norm

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .checks import check_finite, check_mode, check_product
+from .checks import check_finite, check_mode, check_product, check_rtol
 
 
 def unfold(tensor: np.ndarray, mode: int) -> np.ndarray:
@@ -97,8 +97,7 @@ def multilinear_rank(tensor: np.ndarray, rtol: float | None = None) -> tuple[int
         ValueError: if the tensor holds NaN or infinity, or rtol is negative.
     """
     check_finite(tensor, "its ranks are not defined")
-    if rtol is not None and not rtol >= 0:
-        raise ValueError(f"rtol is {rtol!r}; it must be at least 0")
+    check_rtol(rtol)
     return tuple(int(np.linalg.matrix_rank(unfold(tensor, mode), rtol=rtol)) for mode in range(tensor.ndim))
 
 

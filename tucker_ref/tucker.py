@@ -5,13 +5,12 @@
 
 The six lines of rung 10a, made fast, and with a cache, biases and norms. In `forward` they are
 
-    P = X U2                       (b, n, s)                    one query latent,
-    K = X U3, V = X U~3            (b, 1, m, t), (b, 1, m, v)   one key and one value for all heads
-    Q_h = P T_h,  T = C x_1 U1     (b, h, n, t)                 what is new is U1: the heads share a basis
-    Z_h = softmax(scale Q_h K^T) V (b, h, n, v)                 to the softmax it is multi-query attention
-    Y = (sum_h Z_h T~_h^T) U~2^T   (b, n, d)                    T~ = C~ x_1 U~1
-
-A stock flash-attention kernel with grouped heads runs the fourth, if t = v (Sec. 3.3).
+    P = X U2                        (b, n, s)                    one query latent,
+    K = X U3,  V = X U~3            (b, 1, m, t), (b, 1, m, v)   one key and one value for all heads
+    Q_h = P T_h,  T = C x_1 U1      (b, h, n, t)                 what is new is U1: the heads share a basis
+    A_h = softmax(scale Q_h K^T)    (b, h, n, m)                 `attend`, to which it is multi-query attention: a stock
+    Z_h = A_h V                     (b, h, n, v)                 flash kernel runs it, if t = v (Sec. 3.3)
+    Y = (sum_h Z_h T~_h^T) U~2^T    (b, n, d)                    T~ = C~ x_1 U~1
 """
 
 from typing import Any
@@ -21,9 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, token_positions
-from .cached_attention import CachedAttention, keeps_cache
-from .checks import check_init, check_positive, check_qk_norm, check_scale, check_tucker, check_weights
+from .cache import Cache
+from .cached_attention import CachedAttention, keeps_cache, token_positions
+from .checks import check_init, check_tucker, check_weights
 from .initialisation import initialise_tucker
 from .norms import LatentNorm, QKNorm, kind_of
 from .rotary import Rotary
@@ -69,29 +68,17 @@ class TuckerAttention(CachedAttention):
         init: str = "orthonormal",
     ):
         super().__init__()
-        check_positive("d_model", d_model)
-        check_positive("n_heads", n_heads)
         check_init(init)
-        check_qk_norm(qk_norm)
-        rows = d_model + 1 if bias else d_model
         self.ranks, self.post_ranks = check_tucker(
-            d_model,
-            n_heads,
-            ranks,
-            post_ranks,
-            shared_kv=shared_kv,
-            rows=rows,
-            rotary=rotary,
-            normed=latent_norm,
-            qk_norm=qk_norm,
+            d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, rotary, latent_norm, qk_norm
         )
         self.d_model, self.n_heads, self.init = d_model, n_heads, init
         self.shared_kv, self.bias, self.rotary = shared_kv, bias, rotary
         self.latent_norm, self.qk_norm = latent_norm, qk_norm
         self.scale = (d_model / n_heads) ** -0.5 if scale is None else scale
-        check_scale(self.scale)
         self.rotates_on_reading = rotary is not None and shared_kv
 
+        rows = d_model + 1 if bias else d_model
         (r, s, t), (u, o, v) = self.ranks, self.post_ranks
         self.pre = TuckerWeights(
             torch.empty(r, s, t), {"head": torch.empty(n_heads, r), "query": torch.empty(rows, s), "key": torch.empty(rows, t)}
@@ -147,12 +134,7 @@ class TuckerAttention(CachedAttention):
         return layer
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
-        """Start with logits and outputs as large as those of a multi-head layer, see `initialisation`.
-
-        Args:
-            std: of that layer's projections.
-            output_gain: scales its output projection; deep models pass 1/sqrt(2 L).
-        """
+        """Start with logits and outputs as large as multi-head attention's, see `initialisation`.  std, output_gain: as there."""
         initialise_tucker(self, std, output_gain)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
