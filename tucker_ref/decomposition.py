@@ -60,7 +60,15 @@ class TuckerTensor:
 
 
 def multi_mode_product(tensor: np.ndarray, matrices) -> np.ndarray:
-    """tensor x_0 matrices[0] x_1 matrices[1] ...; the order does not matter, since the modes are different."""
+    """tensor x_0 matrices[0] x_1 matrices[1] ...; the order does not matter, since the modes are different.
+
+    Args:
+        tensor: (I_0, ..., I_{D-1}).
+        matrices: one per mode, (J_n, I_n).
+
+    Returns:
+        (J_0, ..., J_{D-1}).
+    """
     for mode, matrix in enumerate(matrices):
         tensor = mode_product(tensor, matrix, mode)
     return tensor
@@ -87,9 +95,12 @@ def hosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
 
 
 def sthosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
-    """Sequentially truncated HOSVD: as `hosvd`, arguments and errors too, but each mode is compressed before the next is looked at.
+    """Sequentially truncated HOSVD: each mode is compressed before the next is looked at.
 
     Vannieuwenhoven, Vandebril & Meerbergen 2012.
+
+    Args:
+        tensor, ranks: as in `hosvd`, whose errors are raised here too.
     """
     ranks = check_decomposable(tensor, ranks)
     core, factors = tensor, []
@@ -132,7 +143,11 @@ def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -
 
 
 def tail_energies(tensor: np.ndarray, ranks) -> np.ndarray:
-    """Per mode, the sum of the squared singular values of the unfolding beyond the first r_n: (D,).  Errors as in `hosvd`."""
+    """Per mode, the sum of the squared singular values of the unfolding beyond the first r_n: (D,).
+
+    Args:
+        tensor, ranks: as in `hosvd`, whose errors are raised here too.
+    """
     ranks = check_decomposable(tensor, ranks)
     spectra = [np.linalg.svd(unfold(tensor, mode), compute_uv=False) for mode in range(tensor.ndim)]
     return np.array([(sigma[rank:] ** 2).sum() for sigma, rank in zip(spectra, ranks)])

@@ -74,7 +74,11 @@ def mode_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> np.ndarra
 
 
 def mode_product_einsum(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> np.ndarray:
-    """The same product as `mode_product`, written as the sum that defines it: sum over i_n of T[..., i_n, ...] M[j, i_n]."""
+    """The same product, written as the sum that defines it: sum over i_n of T[..., i_n, ...] M[j, i_n].
+
+    Args:
+        tensor, matrix, mode: as in `mode_product`, whose errors are raised here too.
+    """
     check_product(tensor, matrix, mode)
     indices = list(range(tensor.ndim))
     replaced = tensor.ndim  # a fresh letter for the row index j of the matrix

@@ -13,8 +13,6 @@ The six lines of rung 10a, made fast, and with a cache, biases and norms. In `fo
     Y = (sum_h Z_h T~_h^T) U~2^T    (b, n, d)                    T~ = C~ x_1 U~1
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,11 +20,11 @@ from torch import nn
 from .attend import attend
 from .cache import Cache
 from .cached_attention import CachedAttention, keeps_cache, token_positions
-from .checks import check_init, check_tucker, check_weights
+from .checks import check_init, check_tucker
 from .initialisation import initialise_tucker
-from .norms import LatentNorm, QKNorm, kind_of
+from .norms import LatentNorm, QKNorm
 from .rotary import Rotary
-from .tucker_weights import SharedLatentWeights, TuckerWeights, beside, under_one_name
+from .tucker_weights import TuckerWeights, assembled, beside, under_one_name
 
 
 class TuckerAttention(CachedAttention):
@@ -118,20 +116,7 @@ class TuckerAttention(CachedAttention):
         Raises:
             ValueError: for ranks as the constructor does, and for tensors that do not fit together.
         """
-        check_weights(pre, post, output_bias, qk_norms)
-        post = beside(pre, post)
-        sizes: Any = (len(post.output), len(pre.head), pre.core.shape, post.core.shape)
-        options: Any = dict(shared_kv=isinstance(post, SharedLatentWeights), bias=output_bias is not None, scale=scale)
-        with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
-            layer = cls(*sizes, **options, rotary=rotary, latent_norm=norms is not None, qk_norm=kind_of(qk_norms))
-        layer.pre, layer.post = pre, post
-        if output_bias is not None:
-            layer.output_bias = nn.Parameter(output_bias.detach().clone())
-        if norms is not None:
-            layer.query_norm, layer.key_norm, layer.value_norm = norms
-        if qk_norms is not None:
-            layer.q_norm, layer.k_norm = qk_norms
-        return layer
+        return assembled(cls, pre, post, scale, rotary, output_bias, norms, qk_norms)
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
         """Start with logits and outputs as large as multi-head attention's, see `initialisation`.  std, output_gain: as there."""

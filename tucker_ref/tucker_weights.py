@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from .checks import check_weights
 from .decomposition import TuckerTensor
+from .norms import kind_of
 
 
 class TuckerWeights(nn.Module):
@@ -79,6 +81,24 @@ def beside(pre: TuckerWeights, post: TuckerWeights) -> TuckerWeights:
         del factors["value"]
         return SharedLatentWeights(post.core, factors, pre)
     return TuckerWeights(post.core, factors) if isinstance(post, SharedLatentWeights) else post
+
+
+def assembled(cls, pre: TuckerWeights, post: TuckerWeights, scale: float, rotary, output_bias, norms, qk_norms):
+    """The layer of class `cls`, TuckerAttention, with these parts, as its `from_weights` says."""
+    check_weights(pre, post, output_bias, qk_norms)
+    post = beside(pre, post)
+    sizes = (len(post.output), len(pre.head), pre.core.shape, post.core.shape)
+    options = dict(shared_kv=isinstance(post, SharedLatentWeights), bias=output_bias is not None, scale=scale)
+    with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
+        layer = cls(*sizes, **options, rotary=rotary, latent_norm=norms is not None, qk_norm=kind_of(qk_norms))
+    layer.pre, layer.post = pre, post
+    if output_bias is not None:
+        layer.output_bias = nn.Parameter(output_bias.detach().clone())
+    if norms is not None:
+        layer.query_norm, layer.key_norm, layer.value_norm = norms
+    if qk_norms is not None:
+        layer.q_norm, layer.k_norm = qk_norms
+    return layer
 
 
 def under_one_name(
