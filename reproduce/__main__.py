@@ -39,6 +39,7 @@ from .distributed import SHARDINGS, Workers, started
 from .generation import generate
 from .language import load_model
 from .options import Options
+from .training import OPTIMIZERS
 
 EXPERIMENTS = {
     "exactness": exactness,
@@ -59,7 +60,7 @@ EXPERIMENTS = {
     "fuzz": fuzz,
     "versions": versions,
 }
-LANGUAGE = ("device", "rows", "seeds", "training", "text", "bpe")
+LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")
 TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out and --records
     "table2": (*LANGUAGE, "workers"),
     "table3": (*LANGUAGE, "workers"),
@@ -152,7 +153,11 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
     chosen = Options(**given | {"device": device, "workers": workers})
     for name in names:
-        EXPERIMENTS[name].run(chosen)
+        if options.dry_run:
+            for at_rate in chosen.at_each_rate():
+                EXPERIMENTS[name].run(at_rate)
+        else:
+            EXPERIMENTS[name].run(chosen)
     if options.dry_run:
         return
     if workers.is_first and options.command in report.DRAW:  # what tests the code says itself what came out
@@ -230,9 +235,24 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
+    parser.add_argument(
+        "--learning-rate",
+        dest="learning_rates",
+        metavar="LEARNING_RATE",
+        type=rates,
+        default=(),
+        help="peak rate in place of the preset's; several, as in 1e-3,2e-3, for one run at each",
+    )
     parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
     parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
+
+
+def add_optimizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help="in place of the preset's; muon: for the matrices of the blocks, with adamw beside it",
+    )
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +317,7 @@ GROUPS = {
     "rows": add_rows,
     "seeds": add_seeds,
     "training": add_training,
+    "optimizer": add_optimizer,
     "text": add_text,
     "bpe": add_bpe,
     "images": add_images,
@@ -359,6 +380,10 @@ def rate(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return number
+
+
+def rates(text: str) -> tuple[float, ...]:
+    return tuple(map(rate, text.split(",")))
 
 
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:

@@ -119,7 +119,11 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """Per seed one record of the pretrained model and one per row."""
+    """Per seed and learning rate one record per row, per seed one of the pretrained model."""
+    if options.learning_rates:
+        for at_rate in options.at_each_rate():
+            run(at_rate)
+        return
     if options.preset == "paper":
         from . import figure3_paper  # it opens models, and what opens models knows this module
 
@@ -141,11 +145,11 @@ def run(options: Options) -> None:
     shape = {"image_size": data.x_train.shape[1], "channels": data.x_train.shape[3], "n_classes": data.n_classes}
     shape |= {name: getattr(preset, name) for name in ("patch_size", "d_model", "n_heads", "n_layers")}
     for seed in options.seeds or preset.seeds:
-        config = {**shape, "pretrain": dataclasses.asdict(preset.pretrain)}
+        config = {**shape, "pretrain": preset.pretrain.config()}
         if preset.augmented:
             config["augmented"] = True
         start = Run("figure3", options, "MHA pretrained", config, seed, data.describe())
-        config = {**config, "train": dataclasses.asdict(settings), "epochs": preset.epochs}
+        config = {**config, "train": settings.config(), "epochs": preset.epochs}
         runs = {row: Run("figure3", options, row.label, {**config, "row": row.config()}, seed, data.describe()) for row in rows}
         left = {row: this for row, this in runs.items() if not this.is_done()}
         if left:

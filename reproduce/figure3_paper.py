@@ -141,7 +141,7 @@ def fine_tune(name: str, row: Row, seed: int, options: Options) -> None:
     settings = settings_for(len(photographs.train), options)
     short = opened.name.split("/")[-1]
     config = {"model": short, "image_size": opened.image_size, "row": row.config(), "epochs": PRESET.epochs}
-    config["train"] = dataclasses.asdict(settings)
+    config["train"] = settings.config()
     this = Run("figure3", options, f"{row.label}, {short}", config, seed, photographs.describe())
     if this.is_done():
         return

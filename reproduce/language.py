@@ -1,6 +1,7 @@
 """Train and judge the language models of Tables 2 and 3: batches, validation loss, bits per byte, and a file to generate from."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -28,7 +29,7 @@ from .rows import Row
 from .runs import Run, override
 from .saved import described, fill, kept, make_room, read_metadata, read_model, write_model
 from .sizes import count_cached, count_parameters
-from .training import Diverged, TrainConfig, TrainResult, train
+from .training import OPTIMIZERS, Diverged, TrainConfig, TrainResult, train
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class LanguagePreset:
     """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
     learning_rates: by row, or by row and change as `method_of` names them, in place of the one in `train`: each one's own best;
     observe_every: steps between looks at norms and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker
-    takes at a time, None for no limit; text: the prepared text that has to be named with --text, None if the built-in one will do.
+    takes at a time, None for no limit; text: the prepared text that has to be named with --text, None if the built-in one will do;
+    one_pass: no token is trained on twice (`fresh_windows`).
     """
 
     narrower: int
@@ -51,6 +53,7 @@ class LanguagePreset:
     observe_every: int = 0
     micro_batch: int | None = None
     text: str | None = None
+    one_pass: bool = False
 
     def rate(self, row: str, method: str = "") -> float:
         """The peak learning rate of a row.  method: as `method_of` names it, if it is trained otherwise."""
@@ -120,7 +123,10 @@ def plan_of(
     if options.preset != "paper":
         rates = dict.fromkeys(f"{settings_of(row, recipe, preset, options).learning_rate:g}" for row, recipe in rows)
         by_row = ", by row" if len(rates) > 1 else ""
-        known, ours = (), (f"AdamW at a peak rate of {' or '.join(rates)}{by_row}",)
+        known, ours = (
+            (),
+            (f"{OPTIMIZERS[options.optimizer or preset.train.optimizer]} at a peak rate of {' or '.join(rates)}{by_row}",),
+        )
     configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
     settings = settings_of(*rows[0], preset, options)
     return Plan(
@@ -154,11 +160,11 @@ def train_rows(
     for part in ("train", "validation"):
         if (found := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {found} {part} tokens are fewer than one window of {preset.context + 1}")
-    for row, recipe in rows:
-        settings, changes = settings_of(row, recipe, preset, options), recipe.config()
-        config = config_of(row, model, preset, data.vocab_size) | {"train": dataclasses.asdict(settings)}
-        if changes:
-            config["recipe"] = changes
+    for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate()):
+        settings, changes = settings_of(row, recipe, preset, at_rate), recipe.config()
+        config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
+        config |= {"recipe": changes} if changes else {}
+        config |= {"one_pass": True} if preset.one_pass else {}
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
             if not run.is_done():
@@ -183,9 +189,13 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     model = fresh()
     workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
 
+    windows = fresh_windows(data.train, run.seed, settings, context) if preset.one_pass else None
+
     def batch_at(step):
-        rows = workers.rows(settings.batch_size)
-        return (batch_of(data.train, step, run.seed, settings.batch_size, context, rows),)
+        rows, size = workers.rows(settings.batch_size), settings.batch_size
+        if windows is None:
+            return (batch_of(data.train, step, run.seed, size, context, rows),)
+        return (stacked(data.train, windows[step * size : (step + 1) * size][rows], context),)
 
     def observe(step):
         if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
@@ -243,6 +253,26 @@ def batch_of(
     Returns: (rows, context + 1) int64.
     """
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)[rows]
+    return stacked(tokens, starts, context)
+
+
+def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int) -> np.ndarray:
+    """Where the windows of all steps start: the text cut into windows, each taken once, in an order that the seed alone decides.
+
+    Every token is a target once; two windows share the one token where they meet.  Returns: (windows,) integers.
+    Raises ValueError if there are fewer windows than the run needs.
+    """
+    count, needed = (len(tokens) - 1) // context, settings.steps * settings.batch_size
+    if count < needed:
+        raise ValueError(
+            f"{settings.steps} steps of {settings.batch_size} windows need {needed * context + 1:,} tokens, each read once; the text "
+            f"has {len(tokens):,}: at most {count // settings.batch_size} steps"
+        )
+    return context * np.random.default_rng(seed).permutation(count)
+
+
+def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tensor:
+    """The windows that start there, (rows, context + 1) int64."""
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
 
 

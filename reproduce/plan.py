@@ -20,6 +20,7 @@ Memory in GB (10^9 bytes) per GPU, of P parameters: weights 4 P, gradients 4 P, 
 beside them in float32 what belongs to no block and two gathered blocks. Copies: 2 P, the weights in bfloat16. Activations: micro-batch x
 tokens x layers x the bytes that autograd keeps of one token in one block, counted on a real block without compilation, which needs less.
 Output: logits and their gradient in bfloat16. What the allocator and the kernels need besides is not in it: leave a tenth free.
+Muon keeps half of AdamW's 8 P for the matrices of the blocks.
 Checkpoint: weights and AdamW's moments, 12 P."""
 
 

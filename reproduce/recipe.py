@@ -1,7 +1,6 @@
 """How a Tucker Attention may be started and trained otherwise: one change at a time, for the ablations and for the best recipe."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,8 @@ from torch import nn
 
 from tucker_ref import MultiHeadAttention, TuckerAttention, TuckerWeights, compress
 
-from .training import TrainConfig, make_optimizer
+from .muon import Together, make_muon
+from .training import TrainConfig, make_optimizer, narrowed
 
 INITS = ("orthonormal", "xavier", "std 0.02", "HOSVD of multi-head attention")
 
@@ -77,8 +77,12 @@ class Recipe:
                     parameter.normal_(std=0.02 * gain if name == "post.core" else 0.02)
             block.attention = new
 
-    def optimizer(self, model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW:
-        """AdamW as ever, or one that knows the attention from the rest, or cores from factors."""
+    def optimizer(self, model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW | Together:
+        """AdamW or Muon as ever; or an AdamW that knows the attention from the rest, or cores from factors."""
+        if settings.optimizer == "muon":
+            if own := (self._apart() | {"attention_rate"}) & self.config().keys():
+                raise ValueError(f"recipe {self.name!r}: {', '.join(sorted(own))} go with AdamW, not with Muon")
+            return make_muon(model, settings)
         if self._apart():
             return TuckerAdamW(model, settings, self)
         if self.attention_rate != 1:
@@ -92,11 +96,6 @@ def with_attention_apart(model: nn.Module, settings: TrainConfig, rate: float) -
     plain = make_optimizer(model, settings)
     slower = [group | {"share": rate} for group in narrowed(plain, lambda p: id(p) in attention)]
     return torch.optim.AdamW(narrowed(plain, lambda p: id(p) not in attention) + slower, fused=plain.defaults["fused"])
-
-
-def narrowed(optimizer: torch.optim.Optimizer, keep: Callable[[nn.Parameter], bool]) -> list[dict]:
-    """Its groups with these parameters alone."""
-    return [group | {"params": list(filter(keep, group["params"]))} for group in optimizer.param_groups]
 
 
 class TuckerAdamW(torch.optim.AdamW):

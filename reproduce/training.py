@@ -21,10 +21,15 @@ from .files import write_atomically
 from .records import device_in_words
 from .tables import counted
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon, with AdamW beside it"}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. batch_size is the global batch, in sequences or images; learning_rate is the peak."""
+    """How to train. batch_size is the global batch, in sequences or images; learning_rate is the peak.
+
+    optimizer: "adamw", or "muon" for the matrices of the blocks (see muon.py).
+    """
 
     steps: int
     batch_size: int
@@ -39,12 +44,20 @@ class TrainConfig:
     compiled: bool = False
     log_every: int = 10
     checkpoint_every: int = 50
+    optimizer: str = "adamw"
 
     def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}; it must be a multiple of log_every = {self.log_every}"
             )
+
+    def config(self) -> dict:
+        """All fields, for records and checkpoints; the optimiser only where it is not AdamW, as in records from before Muon."""
+        everything = dataclasses.asdict(self)
+        return everything if self.optimizer != "adamw" else {k: v for k, v in everything.items() if k != "optimizer"}
 
 
 @dataclass
@@ -86,6 +99,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def narrowed(optimizer: torch.optim.Optimizer, keep: Callable[[nn.Parameter], bool]) -> list[dict]:
+    """Its groups with these parameters alone."""
+    return [group | {"params": list(filter(keep, group["params"]))} for group in optimizer.param_groups]
 
 
 def train(
@@ -177,7 +195,7 @@ def train(
 
 def _save(path, model, optimizer, config, step, result, workers) -> None:
     state = {
-        "config": json.dumps(dataclasses.asdict(config)),
+        "config": json.dumps(config.config()),
         "step": step,
         "curve": result.curve,
         "seconds": result.seconds,
@@ -197,8 +215,8 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
         result = TrainResult(state["curve"], state["seconds"], state["observations"], state.get("machines", []))
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
-    if kept != dataclasses.asdict(config):
-        changed = [k for k, v in dataclasses.asdict(config).items() if kept.get(k) != v]
+    if kept != config.config():
+        changed = [k for k in {**kept, **config.config()} if kept.get(k) != config.config().get(k)]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
     try:
         own = model.state_dict()

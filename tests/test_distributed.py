@@ -83,6 +83,14 @@ def test_compiled_blocks_can_be_shared_too(curves, alone, sharding):
     assert furthest(curves[f"compiled {sharding}"], alone[torch.float64]) < BOUND[torch.float64]
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_muon_takes_the_same_steps_whoever_shares_the_work(curves, alone, tmp_path, sharding):
+    """Its matrices must be whole to be made orthogonal, wherever their parts lie."""
+    expected = toy.run(Workers(), torch.float64, tmp_path / "muon.pt", muon=True)
+    assert furthest(curves[f"muon {sharding}"], expected) < 1e-11  # the iteration steepens rounding by 3.4^5
+    assert furthest(alone[torch.float64], expected) > 1e-3  # control: AdamW's steps are others
+
+
 @pytest.mark.parametrize("fault", ["wrong rows", "not averaged"])
 def test_workers_that_do_not_work_together_are_found_out(curves, alone, fault):
     """Controls for the two tests above."""
