@@ -18,7 +18,7 @@ from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
 from reproduce.train.settings import TrainConfig, learning_rate_at
 from tucker_ref import MultiHeadAttention, compress
-from tucker_ref.tucker import TuckerWeights
+from tucker_ref.tucker_weights import TuckerWeights
 
 CONFIG = TrainConfig(steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
 TUCKER = TABLE2[4].narrowed(16)

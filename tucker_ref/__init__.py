@@ -20,16 +20,19 @@ from .attention_tensors import multi_head_attention, post_softmax_tensor, pre_so
 from .attend import attend
 
 # 5  rotary position embedding, one frequency per channel pair (PyTorch)
-from .rotary import Llama3Scaling, Rotary
+from .rotary import Rotary
+from .rope_frequencies import Llama3Scaling
 
 # 6  what each mechanism keeps per token while it generates (PyTorch)
 from .cache import Cache
 
-# 7-10  the four mechanisms, one call signature (PyTorch)
+# 7-10  the four mechanisms, one call signature; the last as six lines first, in tucker_naive (PyTorch)
 from .mha import MultiHeadAttention
 from .gqa import GroupedQueryAttention
 from .mla import MultiHeadLatentAttention
-from .tucker import LatentNorm, TuckerAttention, TuckerWeights
+from .tucker import TuckerAttention
+from .tucker_weights import TuckerWeights
+from .norms import LatentNorm
 
 # 11  the theorems as code: every mechanism is a Tucker Attention
 from .special_cases import as_tucker

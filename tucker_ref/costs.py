@@ -1,14 +1,13 @@
 """Rung 13. What each mechanism costs: Table 1 as functions, and the arithmetic beside it. Plain integers, no tensors.
 
-All counts are for one layer without biases. "Numbers" are scalars of any dtype: multiply by 2 for bytes in BF16.
-Sizes below one raise ValueError; the layers themselves say which sizes do not go together.
+All counts are for one layer without biases and without the gains of norms. "Numbers" are scalars of any dtype: multiply by 2 for
+bytes in BF16. Sizes below one raise ValueError; the layers themselves say which sizes do not go together.
 """
 
 import math
 from dataclasses import dataclass
 
-from .checks import check_positive
-from .mha import resolve_head_dim
+from .checks import check_positive, resolve_head_dim
 
 
 @dataclass(frozen=True)

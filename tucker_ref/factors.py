@@ -27,8 +27,10 @@ from torch import nn
 
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
+from .norms import LatentNorm, QKNorm, side_by_side
 from .rotary import Rotary
-from .tucker import LatentNorm, TuckerAttention, TuckerWeights
+from .tucker import TuckerAttention
+from .tucker_weights import TuckerWeights
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class LayerFactors:
 
     pre: rows make queries, columns keys; post: rows make outputs, columns values; rotary: turns the columns of pre;
     shared_kv: the columns of post are the first ones of pre; norms: RMSNorms of the query, key and value latents;
+    qk_norms: RMSNorms of the latent queries and keys before they are turned.
     output_bias: (d,), zeros where only queries, keys and values have biases, None without any.
     """
 
@@ -79,6 +82,7 @@ class LayerFactors:
     rotary: Rotary | None
     shared_kv: bool = False
     norms: tuple[nn.Module, nn.Module, nn.Module] | None = None
+    qk_norms: tuple[QKNorm, QKNorm] | None = None
     output_bias: torch.Tensor | None = None
 
 
@@ -92,7 +96,7 @@ def factors_of(layer: nn.Module) -> LayerFactors:
         Tensors without gradient that share memory with the layer's weights wherever they are those weights.
 
     Raises:
-        ValueError: for another module, or a Tucker layer whose shared latent was replaced.
+        ValueError: for another module.
     """
     if isinstance(layer, TuckerAttention):
         return _of_tucker(layer)
@@ -119,6 +123,7 @@ def _of_grouped(layer: MultiHeadAttention) -> LayerFactors:
         Factors(w_q, head, w_k, group),
         Factors(layer.o_proj.weight.detach(), head, w_v, group),
         rotary=None if layer.rotary is None else layer.rotary.repeated(groups),
+        qk_norms=side_by_side(layer),
         output_bias=output_bias,
     )
 
@@ -168,13 +173,12 @@ def _of_tucker(layer: TuckerAttention) -> LayerFactors:
         identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)  # (h, t, t)
         return Factors(weights.factors[1].detach(), cores, weights.factors[2].detach(), identity)
 
-    if layer.shared_kv and layer.post.value is not layer.pre.key:  # replaced, or parametrised
-        raise ValueError("layer's post.value is no longer its pre.key; with shared_kv they are one plain parameter")
     return LayerFactors(
         factors(layer.pre),
         factors(layer.post),
         rotary=layer.rotary,
         shared_kv=layer.shared_kv,
         norms=(layer.query_norm, layer.key_norm, layer.value_norm) if layer.latent_norm else None,
+        qk_norms=(layer.q_norm, layer.k_norm) if layer.qk_norm else None,  # type: ignore[arg-type]
         output_bias=layer.output_bias,
     )

@@ -9,6 +9,7 @@ None of them compresses the head mode: U1 is the identity in every one. The rank
 two ranks is smaller (a narrow head, a narrow latent), `_within_limits` takes the smaller, actual rank.
 
 Beyond the paper, rotary embeddings and biases carry over exactly; `factors_of` says how.
+MHA, GQA and MQA with QK-norm become a Tucker Attention with QK-norm in blocks (see `norms`): equal, but no longer Def. 2.1.
 MLA with RMSNorm on its latents becomes a Tucker Attention with the same norms: equal, but no longer Def. 2.1.
 """
 
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .factors import factors_of
-from .tucker import TuckerAttention, TuckerWeights
+from .tucker import TuckerAttention
+from .tucker_weights import TuckerWeights
 
 Tucker = tuple[torch.Tensor, dict[str, torch.Tensor]]  # a core, and its factors by name in mode order
 
@@ -41,6 +43,7 @@ def as_tucker(layer: nn.Module) -> TuckerAttention:
         return copy.deepcopy(layer)
     both = factors_of(layer)
     pre, post, normed = both.pre, both.post, both.norms is not None
+    fixed = normed or both.shared_kv or both.rotary or both.qk_norms  # key coordinates that may not be mixed
     core, post_core = pre.head_cores(), post.head_cores()  # (h, s, t), (h, o, v)
     heads = torch.eye(len(core)).to(core)
     outputs = {"head": heads, "output": post.rows}
@@ -49,7 +52,7 @@ def as_tucker(layer: nn.Module) -> TuckerAttention:
     else:
         outputs["value"] = post.columns
     # A shared latent must stay the same on both sides, and neither turned nor normalised coordinates may be mixed.
-    modes = [0] + [1] * (not normed) + [2] * (not (normed or both.shared_kv or both.rotary))
+    modes = [0] + [1] * (not normed) + [2] * (not fixed)
     post_modes = [0, 1] + [2] * (not (normed or both.shared_kv))
     return tucker_layer(
         _within_limits(core, {"head": heads, "query": pre.rows, "key": pre.columns}, modes),
@@ -58,6 +61,7 @@ def as_tucker(layer: nn.Module) -> TuckerAttention:
         rotary=copy.deepcopy(both.rotary),
         output_bias=both.output_bias,
         norms=both.norms,
+        qk_norms=both.qk_norms,
     )
 
 

@@ -48,23 +48,25 @@ PATHS = ("whole sequence", "prefill + decode")
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer to be written as Tucker Attention; norm: RMSNorm on MLA's latents; absorb: MLA's other path."""
+    """One layer to be written as Tucker Attention; norm: RMSNorm on MLA's latents; absorb: MLA's other path; qk_norm: of the others."""
 
     mechanism: str
     rotary: str = "none"
     bias: str = "no bias"
     norm: bool = False
     absorb: bool = False
+    qk_norm: str | None = None
 
     @property
     def name(self) -> str:
         details = [self.bias] * (self.bias != "no bias") + ["latent norm"] * self.norm + ["absorbed"] * self.absorb
+        details += [f"QK-norm {self.qk_norm}"] * (self.qk_norm is not None)
         return ", ".join([self.mechanism, f"RoPE {self.rotary}", *details])
 
     def build(self) -> nn.Module:
         """The layer, in float64, `wide_awake`."""
         if self.mechanism in GROUPS:
-            options = dict(head_dim=HEAD_DIM, bias=BIASES[self.bias], rotary=HEAD_ROTARIES[self.rotary]())
+            options = dict(head_dim=HEAD_DIM, bias=BIASES[self.bias], rotary=HEAD_ROTARIES[self.rotary](), qk_norm=self.qk_norm)
             if self.mechanism == "MHA":
                 layer = MultiHeadAttention(D_MODEL, N_HEADS, **options)
             else:
@@ -88,8 +90,10 @@ def wide_awake(layer: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def cells() -> list[Cell]:
-    """Every mechanism with every rotary embedding and every bias it may have."""
-    grouped = [Cell(m, r, b) for m, r, b in itertools.product(GROUPS, HEAD_ROTARIES, BIASES)]
+    """Every mechanism with every rotary embedding, every bias and every norm it may have."""
+    grouped = [
+        Cell(m, r, b, qk_norm=norm) for norm, m, r, b in itertools.product((None, "head", "all"), GROUPS, HEAD_ROTARIES, BIASES)
+    ]
     latent = [
         Cell(m, r, norm=norm, absorb=absorb)
         for m, r, norm, absorb in itertools.product(

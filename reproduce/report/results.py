@@ -405,7 +405,8 @@ def exactness_cells(records: list[Record]) -> list[str]:
     for cell in records[-1].metrics["cells"]:
         c = cell["cell"]
         rotary = "head-width" if c["rotary"].startswith("head-width") else c["rotary"]
-        groups[c["mechanism"] + (", latent norms" if c["norm"] else ""), rotary].append(cell)
+        norms = ", latent norms" if c["norm"] else ", QK-norm" if c.get("qk_norm") else ""
+        groups[c["mechanism"] + norms, rotary].append(cell)
     becomes = {
         "none": "none",
         "head-width": "head schedule, once per key/value head",
@@ -422,7 +423,7 @@ def exactness_cells(records: list[Record]) -> list[str]:
                 f"{max(max(c['errors'].values()) for c in found):.0e}",
                 f"{min(schedule):.1f}: not exact" if schedule else "no RoPE" if rotary == "none" else "the same",
                 f"{min(min(c['controls'].values()) for c in found):.1f}",
-                "no: norms are not linear" if "norms" in layer else "yes",
+                "no: norms are not linear" if "norm" in layer else "yes",
             ]
         )
     title = "**Which layers are exact Tucker Attentions, under which rotary embedding: relative error in float64.**"

@@ -100,6 +100,7 @@ def describe(layer: TuckerAttention) -> dict:
         "scale": layer.scale,
         "bias": layer.bias,
         "latent_norm": layer.latent_norm,
+        "qk_norm": layer.qk_norm,
         "rotary": rotary and {"frequencies": rotary.frequencies.tolist(), "pairing": rotary.pairing, "blocks": rotary.blocks},
     }
 

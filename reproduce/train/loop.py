@@ -160,11 +160,14 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
     try:
         own = model.state_dict()
-        model.load_state_dict({name: sharded_like(own[name], tensor) for name, tensor in state["model"].items()})
+        like = {
+            name: own[name] if name in own else model.get_parameter(name) for name in state["model"]
+        }  # a second, older name
+        model.load_state_dict({name: sharded_like(like[name], tensor) for name, tensor in state["model"].items()})
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, moments in state["optimizer"]["state"].items():
             moments |= {name: sharded_like(parameters[number], tensor) for name, tensor in moments.items()}
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} holds the weights of another model; delete it to start again") from error
     return step, result

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..cache import CachedAttention
+from ..cached_attention import CachedAttention
 from ..checks import check_ranks
 from ..factors import factors_of
 from ..rotary import Rotary

@@ -162,11 +162,13 @@ def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tenso
 def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]:
     """The pre- and the post-softmax tensor of a layer; turned: False forgets its rotary embedding.
 
-    Raises ValueError as `factors_of` does, for normalised latents, whose bases may not be mixed, and as `check_weights` does.
+    Raises ValueError as `factors_of` does, for normalised latents, queries or keys, and as `check_weights` does.
     """
     both = factors_of(layer)
     if both.norms is not None:
         raise ValueError("layer has latent_norm=True; RMSNorm fixes the latents' coordinates, so it has no tensor to decompose")
+    if both.qk_norms is not None:
+        raise ValueError(f"layer has qk_norm={layer.qk_norm!r}; its logits are not trilinear, so it has no tensor to decompose")
     check_weights(layer)
     return with_classes(both.pre, both.rotary if turned else None), with_classes(both.post)
 

@@ -6,7 +6,7 @@ R W_h R^T instead of W_h keeps what matters for them instead of what is large in
 
 import torch
 
-from ..cache import CachedAttention
+from ..cached_attention import CachedAttention
 
 
 def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:

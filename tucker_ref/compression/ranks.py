@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 import torch.nn.functional as F
 
-from ..cache import CachedAttention
+from ..cached_attention import CachedAttention
 from ..checks import check_ranks
 from ..costs import tucker_cost
 from .factored_tensor import FactoredTensor, factored_tensors
