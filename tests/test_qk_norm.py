@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, wide_awake
-from reproduce.exactness import GROUPS, HEAD_ROTARIES, MASKS, Cell, error, mask_of
 
+from reproduce.experiments.exactness import GROUPS, HEAD_ROTARIES, MASKS, Cell, error, mask_of
 from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
