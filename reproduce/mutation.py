@@ -59,7 +59,7 @@ LAYERS = (
     BUILT,
 )
 TESTS = {
-    "checks": ("test_checks.py", NUMPY, BUILT, SHRUNK),
+    "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], *CALLED[:1], NUMPY, BUILT, SHRUNK),
     "tensor_algebra": ("test_tensor_algebra.py", NUMPY),
     "decomposition": ("test_decomposition.py", NUMPY),
     "attention_tensors": ("test_attention_tensors.py", NUMPY),
@@ -74,6 +74,7 @@ TESTS = {
     "convert": ("test_convert.py", "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost",
                 SHRUNK),
     "attend": ("test_attend.py", *ATTENDED),
+    "backends": ("test_attend.py", *ATTENDED),
     "ranks": ("test_compress.py", "test_convert.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks",
               "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK,
               "test_hostile.py::test_layers_with_weights_that_are_not_finite_have_no_approximation"),

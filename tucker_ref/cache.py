@@ -12,8 +12,7 @@ import itertools
 import torch
 from torch import nn
 
-from .attend import check_mask, check_numbers, check_rules
-from .checks import check_positive, check_tokens
+from .checks import check_mask, check_numbers, check_positive, check_rules, check_tokens
 
 
 class Cache:
