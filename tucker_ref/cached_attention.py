@@ -6,9 +6,8 @@ import itertools
 import torch
 from torch import nn
 
-from .attend import check_mask, check_numbers, check_rules
 from .cache import Cache
-from .checks import check_positions, check_tokens
+from .checks import check_mask, check_numbers, check_positions, check_rules, check_tokens
 
 
 def keeps_cache(forward):
