@@ -108,8 +108,8 @@ def loss_against_size(records: list[Record], experiment: str, path: Path) -> Non
     budget = BUDGETS[experiment]
     groups = {label: group for label, group in settled(records, experiment).items() if not diverged(group)}
     losses = {label: losses_of(group) for label, group in groups.items()}
-    means = {label: statistics.mean(found) for label, found in losses.items()}
-    spreads = {label: statistics.stdev(found) if len(found) > 1 else 0 for label, found in losses.items()}
+    means = {label: statistics.mean(values) for label, values in losses.items()}
+    spreads = {label: statistics.stdev(values) if len(values) > 1 else 0 for label, values in losses.items()}
     base = means.get(budget.base)
     edge = min(1.04 * (base or min(means.values())), max(means.values()))
     low = min(means[label] - spreads[label] for label in means)
@@ -221,10 +221,12 @@ def learning_rates(panels: dict[str, list[Record]], highest: float, path: Path) 
     rates, losses = sorted({r.rate for r in records}), losses_of(records)
     several, best, worst = len({r.seed for r in records}) > 1, min(losses), max(losses)
     groups = [grouped(runs, lambda r: (r.method, r.rate)) for runs in panels.values()]
-    of_mha = [statistics.mean(losses_of(group)) for found in groups for (label, _), group in found.items() if label == "MHA"]
-    for ax, title, found in zip(axes[0], panels, groups):
+    of_mha = [
+        statistics.mean(losses_of(group)) for settings in groups for (label, _), group in settings.items() if label == "MHA"
+    ]
+    for ax, title, settings in zip(axes[0], panels, groups):
         for label, style in styles.items():
-            at = {rate: losses_of(found[label, rate]) for rate in rates if (label, rate) in found}
+            at = {rate: losses_of(settings[label, rate]) for rate in rates if (label, rate) in settings}
             rate_line(ax, at, label, style, several)
         if of_mha:
             ax.axhline(min(of_mha), color="#999999", linestyle=":", linewidth=1, zorder=1, label="the best of MHA")
@@ -246,12 +248,12 @@ def learning_rates(panels: dict[str, list[Record]], highest: float, path: Path) 
 
 def rate_line(ax: plt.Axes, losses: dict[float, list[float]], label: str, style: dict, several: bool) -> None:
     """losses: of each seed by rate.  A line through their means; where a figure has several seeds, each is a dot and one alone hollow."""
-    means = {rate: statistics.mean(found) for rate, found in losses.items()}
+    means = {rate: statistics.mean(seeds) for rate, seeds in losses.items()}
     marker = {"marker": MARKERS[mechanism(label)], "markersize": 4.5, "linewidth": 1.3}
     ax.plot(list(means), list(means.values()), label=label, **marker, **style)
     if several:
-        seeds = [(rate, loss) for rate, found in losses.items() for loss in found]
-        ax.plot([rate for rate, _ in seeds], [loss for _, loss in seeds], ".", color=style["color"], markersize=3.5, alpha=0.5)
+        dots = [(rate, loss) for rate, seeds in losses.items() for loss in seeds]
+        ax.plot([rate for rate, _ in dots], [loss for _, loss in dots], ".", color=style["color"], markersize=3.5, alpha=0.5)
         once = {rate: mean for rate, mean in means.items() if len(losses[rate]) == 1}
         hollow = marker | {"markerfacecolor": "white", "linestyle": ""}
         ax.plot(list(once), list(once.values()), color=style["color"], **hollow)
@@ -346,9 +348,9 @@ def compression(records: list[Record], path: Path) -> None:
     groups = by_model(records)
     figure, axes = plt.subplots(len(groups), 3, figsize=(12.6, 3.9 * len(groups)), squeeze=False)
     panels = (
-        ("relative error of logits", lambda found: found["inputs"][0]),
-        ("relative error of outputs", lambda found: found["inputs"][1]),
-        ("loss (nats per token)", lambda found: found["loss"]),
+        ("relative error of logits", lambda errors: errors["inputs"][0]),
+        ("relative error of outputs", lambda errors: errors["inputs"][1]),
+        ("loss (nats per token)", lambda errors: errors["loss"]),
     )
     drawn = {"aware": ("-", "knowing the inputs"), "plain": ("--", "for the weights alone"), "mean": (":", "mean-pooled")}
     for line, group in zip(axes, groups):
@@ -377,7 +379,7 @@ def compression(records: list[Record], path: Path) -> None:
             ax.axvline(before["attention_parameters"], color="#999999", linewidth=1, zorder=1)
             if "loss" in title:
                 ax.axhline(before["loss"], color="#999999", linewidth=1, zorder=1)
-                others = [value(found) for r in group for way, found in r.metrics["ways"].items() if way != "mean"]
+                others = [value(errors) for r in group for way, errors in r.metrics["ways"].items() if way != "mean"]
                 room = (max(others) - before["loss"]) / 12  # mean-pooled rows leave the panel
                 ax.set_ylim(before["loss"] - room, max(others) + room)
             ax.set(xscale="log", xlabel="attention parameters", ylabel=title)
@@ -512,11 +514,11 @@ def time_against_context(records: list[Record], path: Path) -> None:
     styles = lines_of(list(dict.fromkeys(r["row"] for r in rows)))
     figure, ax = plt.subplots(figsize=(7.2, 4.4))
     for label, backend in dict.fromkeys((r["row"], r["backend"]) for r in rows):
-        found = [r for r in rows if (r["row"], r["backend"]) == (label, backend)]
+        timed = [r for r in rows if (r["row"], r["backend"]) == (label, backend)]
         ours = backend == KERNEL
         ax.plot(
-            [r["tokens"] for r in found],
-            [1e6 * r["milliseconds"] / r["batch"] / r["tokens"] for r in found],
+            [r["tokens"] for r in timed],
+            [1e6 * r["milliseconds"] / r["batch"] / r["tokens"] for r in timed],
             label=f"{label}, {'our kernel' if ours else backend}",
             marker=MARKERS[mechanism(label)],
             markerfacecolor="white" if ours else None,

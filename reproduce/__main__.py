@@ -96,17 +96,17 @@ def main() -> int:
 
 
 def show_records(options: argparse.Namespace) -> None:
-    found = records.load_some(options.records)
+    everything = records.load_some(options.records)
     if options.command == "claims" and options.write and claims.BEGIN in text_of(options.write):
-        parts = {claims: claims.sentences(found)}  # the page has a place for them beside its results
+        parts = {claims: claims.sentences(everything)}  # the page has a place for them beside its results
     elif options.command == "claims":
-        parts = {results: claims.render(found)}
+        parts = {results: claims.render(everything)}
     else:
-        parts = {results: results.render(found), checks: checks.render(found)}
+        parts = {results: results.render(everything), checks: checks.render(everything)}
     if not options.write:
         return print("\n\n".join(text for text in parts.values() if text))
     if options.command == "report":
-        parts |= {gpu: gpu.render(found), claims: claims.sentences(found)}
+        parts |= {gpu: gpu.render(everything), claims: claims.sentences(everything)}
     results.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
 
 
@@ -366,10 +366,10 @@ def rates(text: str) -> tuple[float, ...]:
 
 
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:
-    found = tuple(integers(part) for part in text.split(";"))
-    if any(len(ranks) != 3 for ranks in found):
+    rows = tuple(integers(part) for part in text.split(";"))
+    if any(len(ranks) != 3 for ranks in rows):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of head,query,key ranks such as 8,64,64;8,32,32")
-    return found
+    return rows
 
 
 def positive(text: str) -> int:

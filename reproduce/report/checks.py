@@ -9,12 +9,19 @@ BEGIN, END = "<!-- checks: written by the same command -->", "<!-- end of checks
 
 
 def render(records: list[Record]) -> str:
-    """Markdown: what was tried, and what came of it; a check without a record has no line."""
+    """A table of what was tried, and what came of it; a check without a record has no line.
+
+    Args:
+        records: all that there are.
+
+    Raises:
+        ValueError: naming the check, if a record of it lacks what is shown.
+    """
     rows = []
     for experiment, (title, describe) in CHECKS.items():
-        if found := [r for r in records if r.experiment == experiment]:
+        if own := [r for r in records if r.experiment == experiment]:
             with complete(f"{experiment}: a record lacks what the table of checks shows"):
-                rows.append([title, *describe(found), source(found)])
+                rows.append([title, *describe(own), source(own)])
     return markdown(["check", "tried", "outcome", "by"], rows) if rows else ""
 
 
@@ -25,6 +32,7 @@ def source(records: list[Record]) -> str:
 
 
 def mutants(records: list[Record]) -> tuple[str, str]:
+    """Of `mutation`: how many faults there were, and who noticed them."""
     total = {
         name: sum(r.metrics[name] for r in records)
         for name in ("mutants", "killed", "mypy", "timeouts", "equivalent", "survived")
@@ -39,6 +47,7 @@ def mutants(records: list[Record]) -> tuple[str, str]:
 
 
 def random_inputs(records: list[Record]) -> tuple[str, str]:
+    """Of `fuzz`: how many inputs were tried for how many contracts, and how many contracts broke."""
     metrics = records[-1].metrics
     contracts, names = len(metrics["tried"]), len(metrics["public_names"])
     return (
@@ -48,6 +57,7 @@ def random_inputs(records: list[Record]) -> tuple[str, str]:
 
 
 def hostile_inputs(records: list[Record]) -> tuple[str, str]:
+    """Of `hostile`: how many inputs of which kind."""
     metrics = records[-1].metrics
     kinds = metrics["kinds"]
     return (
@@ -57,6 +67,7 @@ def hostile_inputs(records: list[Record]) -> tuple[str, str]:
 
 
 def kills(records: list[Record]) -> tuple[str, str]:
+    """Of `survival`: how often what was killed, and what was compared afterwards."""
     metrics = records[-1].metrics
     total = {name: sum(tally[name] for tally in metrics.values()) for name in ("kills", "files")}
     ends = sum(tally["ends"] for kind, tally in metrics.items() if kind != "recording")
@@ -69,6 +80,7 @@ def kills(records: list[Record]) -> tuple[str, str]:
 
 
 def covered(records: list[Record]) -> tuple[str, str]:
+    """Of `coverage`: shares of lines and branches that tests run."""
     packages = records[-1].metrics
     tried = "; ".join(f"`{name}`: {p['lines']:,} lines, {p['branches']:,} branches" for name, p in packages.items())
     outcome = "; ".join(
@@ -79,6 +91,7 @@ def covered(records: list[Record]) -> tuple[str, str]:
 
 
 def versions(records: list[Record]) -> tuple[str, str]:
+    """Of `versions`: on which the tests ran, and how many passed."""
     counts = [f"{r.metrics['passed']:,} passed, {r.metrics['failed']:,} failed" for r in records]
     return "; ".join(r.method for r in records), "; ".join(counts)
 

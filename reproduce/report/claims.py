@@ -38,8 +38,13 @@ REPRODUCED, FAILED, UNTESTED = "reproduced", "not reproduced", "not tested at th
 
 @dataclass(frozen=True)
 class Claim:
-    """where: place in the paper; says: its value or sentence; refuted_if: what would count against it;
-    judge: records -> (what we measured, verdict).
+    """A sentence or number of the paper, and how records judge it.
+
+    Args:
+        where: its place in the paper.
+        says: its value or sentence.
+        refuted_if: what would count against it.
+        judge: records -> (what we measured, verdict).
     """
 
     where: str
@@ -49,24 +54,43 @@ class Claim:
 
 
 def all_claims(records: list[Record]) -> list[Claim]:
-    """One claim per size cell of Tables 1-3, then the sentences."""
+    """One claim per size cell of Tables 1-3, then the sentences.
+
+    Args:
+        records: all that there are.
+    """
     return [*_formula_claims(records), *_size_claims(records), *SENTENCES]
 
 
 def verdicts(records: list[Record]) -> list[tuple[Claim, str, str]]:
-    """Every claim with what was measured and the verdict."""
+    """Every claim with what was measured and the verdict.
+
+    Args:
+        records: all that there are.
+
+    Raises:
+        ValueError: if a record lacks what is asked of it.
+    """
     with complete("a record lacks what the claims are judged by"):
         return [(claim, *claim.judge(records)) for claim in all_claims(records)]
 
 
 def render(records: list[Record]) -> str:
-    """The table of claims, and the count of verdicts under it."""
+    """The table of claims, and the count of verdicts under it.
+
+    Args:
+        records: all that there are.
+    """
     judged = verdicts(records)
     return f"{_table(judged)}\n\n{_count(judged)}."
 
 
 def sentences(records: list[Record]) -> str:
-    """The table of what the paper claims in words, and the count of all verdicts under it."""
+    """The table of what the paper claims in words, and the count of all verdicts under it.
+
+    Args:
+        records: all that there are.
+    """
     judged = verdicts(records)
     return f"{_table([j for j in judged if j[0] in SENTENCES])}\n\nWith the sizes of Tables 1-3, {_count(judged)}."
 
@@ -106,11 +130,11 @@ def _size_claims(records: list[Record]) -> list[Claim]:
         ("table2", {"attention_mb": ("attention MB", attention_mb), "cache_mb": ("KV cache MB", cache_mb)}),
         ("table3", {"size": ("size", lambda row, shape: row["parameters"] * 16 / 1e6)}),
     ):
-        found = _sizes(records, experiment)
-        for row in sizes_of(found) if found else []:
+        recorded = _sizes(records, experiment)
+        for row in sizes_of(recorded) if recorded else []:
             for column, (title, measure) in columns.items():
                 where = f"Table {experiment[-1]}, {row['label']}, {title}"
-                claims.append(_size_claim(where, row["paper"][column], measure(row, found[0].config)))
+                claims.append(_size_claim(where, row["paper"][column], measure(row, recorded[0].config)))
     return claims
 
 
@@ -128,10 +152,10 @@ def _share(experiment: str, rows: tuple[str, ...], of: str, low: float, high: fl
     """Judge: the attention parameters of `rows` as shares of those of `of`, in per cent: all of them in [low, high]."""
 
     def judge(records):
-        found = _sizes(records, experiment)
-        if not found:
+        recorded = _sizes(records, experiment)
+        if not recorded:
             return "no record", UNTESTED
-        parameters = {r["label"]: r["parameters"] for r in sizes_of(found)}
+        parameters = {r["label"]: r["parameters"] for r in sizes_of(recorded)}
         shares = [100 * parameters[row] / parameters[of] for row in rows]
         inside = all(low <= share <= high for share in shares)
         return ", ".join(f"{share:.1f} %" for share in shares), REPRODUCED if inside else FAILED

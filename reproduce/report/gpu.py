@@ -51,7 +51,14 @@ BEGIN, END = "<!-- commands: written by `python -m reproduce report --write READ
 
 
 def sweep_table(records: list[Record]) -> list[str]:
-    """records: all there are.  Every row and warm-up by learning rate, each row's best in bold."""
+    """Table 2's sweep: every row and warm-up by learning rate, each row's best in bold.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Markdown, piece by piece.
+    """
     runs = sweep_runs(records)
     table, best = rates_table(runs, lambda r: f"{r.method}, warm-up {r.warmup}")
     title = (
@@ -59,13 +66,20 @@ def sweep_table(records: list[Record]) -> list[str]:
         f"{tokens_of(runs)}, {seeds_in_words(runs)}; validation loss in nats/token, each row's best in bold.**"
     )
     tried = {row: sorted({r.warmup for r in runs if r.method == row}) for row in best}
-    alone = {row: f" (warm-up {found[0]} alone)" if len(found) == 1 else "" for row, found in tried.items()}
+    alone = {row: f" (warm-up {warmups[0]} alone)" if len(warmups) == 1 else "" for row, warmups in tried.items()}
     note = "; ".join(f"{row} {loss:.3f}{alone[row]}" for row, loss in sorted(best.items(), key=lambda item: item[1]))
     return [title, table, f"In order of what each row reaches at its own best: {note}.{gaps(runs)}", sources(runs)]
 
 
 def gaps(runs: list[Record]) -> str:
-    """Why the sweep leaves out some rates: a sentence, empty where nothing is left out or the reason does not hold."""
+    """Why the sweep leaves out some rates.
+
+    Args:
+        runs: as `sweep_runs` gives them.
+
+    Returns:
+        A sentence, empty where nothing is left out or the reason does not hold.
+    """
     ran = {(r.method, r.warmup, r.rate): mean_loss([r]) for r in runs}  # the loss, None of a run that diverged
     rates, shortest = {rate for _, _, rate in ran}, min(warmup for _, warmup, _ in ran)
     left_out = {(row, rate) for row, warmup, _ in ran for rate in rates if (row, warmup, rate) not in ran}
@@ -80,7 +94,14 @@ def gaps(runs: list[Record]) -> str:
 
 
 def ablation_table(records: list[Record]) -> list[str]:
-    """records: all there are.  What was changed in how one Tucker row is trained, by learning rate."""
+    """What was changed in how one Tucker row is trained, by learning rate.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Markdown, piece by piece.
+    """
     changed = of_one_budget(runs_of(records, "ablations", "gpu-sweep"))
     sweep = [r for r in runs_of(records, "table2", "gpu-sweep") if budget_of(r) == budget_of(changed[0])]
     known = set(map(method_and_rate, changed))
@@ -106,7 +127,14 @@ def ablation_table(records: list[Record]) -> list[str]:
 
 
 def cures_table(records: list[Record]) -> list[str]:
-    """records: all there are.  What did good in the sweep, at Table 2's full budget, beside Table 2's runs without it at any rate."""
+    """What did good in the sweep, at Table 2's full budget, beside Table 2's runs without it at any rate.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Markdown, piece by piece.
+    """
     cured = of_one_budget(runs_of(records, "ablations", "gpu"))
     changed, settings = {row_label(r) for r in cured}, (budget_of(cured[0]), cured[0].warmup)
     rows = [row.label for row in BUDGETS["table2"].rows if row.label in changed]
@@ -123,9 +151,15 @@ def cures_table(records: list[Record]) -> list[str]:
 
 
 def best_table(records: list[Record]) -> list[str]:
-    """records: all there are.  Each row at the best setting of all that were tried at Table 2's full budget, from the lowest loss up.
+    """Each row at the best setting of all that were tried at Table 2's full budget, from the lowest loss up.
 
-    Of a row's settings those with the most seeds are compared; rows with fewer seeds than others are left out.  Nothing without a run.
+    Of a row's settings those with the most seeds are compared; rows with fewer seeds than others are left out.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Markdown, piece by piece; nothing without a run.
     """
     plain = full_budget_runs(records)
     budgets = {(budget_of(r), r.warmup) for r in plain}  # one, or none
@@ -177,19 +211,24 @@ def _waiting(cases: list[tuple[str, Recipe]], changed: list[Record]) -> list[str
 def rates_table(runs: list[Record], label_of: Callable[[Record], str]) -> tuple[str, dict[str, float]]:
     """One line per label, one column per learning rate; bold is the lowest loss of each row.
 
-    Returns: the table, and the lowest losses.
+    Args:
+        runs: of one budget.
+        label_of: in which line a run stands.
+
+    Returns:
+        The table, and the lowest loss of each row in nats per token.
     """
     rates = sorted({r.rate for r in runs})
-    found = grouped(runs, lambda r: (label_of(r), r.rate))
+    groups = grouped(runs, lambda r: (label_of(r), r.rate))
     best: dict[str, float] = {}
-    for group in found.values():
+    for group in groups.values():
         if (loss := mean_loss(group)) is not None:
             best[row_label(group[0])] = min(loss, best.get(row_label(group[0]), loss))
     lines = []
-    for label in dict.fromkeys(label for label, _ in found):
+    for label in dict.fromkeys(label for label, _ in groups):
         cells = []
         for rate in rates:
-            group = found.get((label, rate), [])
+            group = groups.get((label, rate), [])
             loss = mean_loss(group)
             bold = "**" if loss is not None and loss == best[row_label(group[0])] else ""
             cells.append(f"{bold}{loss_cell(group)}{bold}")
@@ -198,7 +237,15 @@ def rates_table(runs: list[Record], label_of: Callable[[Record], str]) -> tuple[
 
 
 def budget_tables(records: list[Record], experiment: str) -> list[str]:
-    """records: all there are.  The rows of "table2" or "table3" at their best settings, then runs at other settings."""
+    """The rows of one of the paper's tables at their best settings, then runs at other settings.
+
+    Args:
+        records: all that there are.
+        experiment: "table2" or "table3".
+
+    Returns:
+        Markdown, piece by piece.
+    """
     budget, groups = BUDGETS[experiment], settled(records, experiment)
     runs, times = runs_of(records, experiment, "gpu"), step_times(records) if experiment == "table3" else {}
     base = mean_loss(groups.get(budget.base, []))
@@ -235,8 +282,8 @@ def budget_tables(records: list[Record], experiment: str) -> list[str]:
     if others := [r for r in runs if id(r) not in kept]:
         order, rows = [row.label for row in budget.rows], []
         others.sort(key=lambda r: order.index(r.method))
-        found = grouped(others, lambda r: (*method_and_rate(r), r.warmup, budget_of(r)))
-        for (label, rate, warmup, (*_, steps)), group in found.items():
+        settings = grouped(others, lambda r: (*method_and_rate(r), r.warmup, budget_of(r)))
+        for (label, rate, warmup, (*_, steps)), group in settings.items():
             text = group[0].data["name"]
             rows.append([label, f"{rate:g}", f"{warmup}", f"{steps:,}", text, loss_cell(group), logit_cell(group)])
         parts += [
@@ -274,6 +321,7 @@ def _scale(budget: Budget, runs: list[Record]) -> str:
 
 
 def logit_cell(runs: list[Record]) -> str:
+    """The largest logit of the runs as a cell, empty where none was looked at."""
     return f"{logit:,.0f}" if (logit := largest_logit(runs)) else ""
 
 
@@ -291,14 +339,24 @@ TEXT = "--text wiki.txt.xz --validation held_out.txt.xz --bpe gpt2"
 
 
 def render(records: list[Record]) -> str:
-    """records: all there are.  The commands with what they take and give, then what came out.  Raises ValueError for a record that
-    lacks what is shown."""
+    """The commands with what they take and give, then what came out.
+
+    Args:
+        records: all that there are.
+
+    Raises:
+        ValueError: for a record that lacks what is shown.
+    """
     with complete("a record of the preset gpu lacks what its commands show"):
         return f"{commands(records)}\n\n{findings(records)}".strip()
 
 
 def commands(records: list[Record]) -> str:
-    """records: all there are.  The commands of the preset `gpu` in the order to run them, with minutes and what comes out."""
+    """The commands of the preset `gpu` in the order to run them, with minutes and what comes out.
+
+    Args:
+        records: all that there are.
+    """
     swept = [r for r in runs_of(records, "table2", "gpu-sweep") if (r.rate, r.warmup) == (2.4e-3, 400)]
     sweep = f"table2 --preset gpu-sweep {TEXT} --learning-rate 2.4e-3 --warmup-steps 400"
     changed = [r for r in runs_of(records, "ablations", "gpu-sweep") if r.rate == ABLATIONS["gpu-sweep"].train.learning_rate]
@@ -321,7 +379,11 @@ def commands(records: list[Record]) -> str:
 
 
 def findings(records: list[Record]) -> str:
-    """records: all there are.  What came out, in sentences whose numbers are those of the records; none without a run."""
+    """What came out, in sentences whose numbers are those of the records; none without a run.
+
+    Args:
+        records: all that there are.
+    """
     said = []
     for experiment, budget in BUDGETS.items():
         groups = {label: group for label, group in settled(records, experiment).items() if not diverged(group)}
@@ -350,7 +412,11 @@ def findings(records: list[Record]) -> str:
 
 
 def on_record(records: list[Record]) -> str:
-    """records: all there are.  Of each language experiment at its preset's steps: how many runs, which settings, how many hours."""
+    """Of each language experiment at its preset's steps: how many runs, which settings, how many hours.
+
+    Args:
+        records: all that there are.
+    """
     presets = {"table2": table2.PRESETS, "ablations": ABLATIONS, "table3": table3.PRESETS}
     said = []
     for experiment, preset in (*((e, "gpu-sweep") for e in ("table2", "ablations")), *((e, "gpu") for e in presets)):
@@ -380,6 +446,12 @@ def _line(command: str, count: int, runs: list[Record], rows: tuple[str, ...], m
 
 
 def loss_cell(group: list[Record], digits: int = 3) -> str:
+    """A group's loss as a cell: mean and spread over seeds in nats per token, or which of them diverged.
+
+    Args:
+        group: runs of one setting.
+        digits: after the point.
+    """
     if not group:
         return "not run"
     return divergence(group) or mean_and_spread(losses_of(group), digits)

@@ -4,7 +4,13 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A GitHub table; the first column left-aligned, the others right-aligned, padded so that the source reads well too."""
+    """A GitHub table, padded so that the source reads well too.
+
+    Args:
+        header: of each column; the first is aligned to the left, the others to the right.
+        rows: as many cells each; what is not text becomes it.
+    """
+    # tabulate's formats "github" and "pipe" make other bytes: columns at least two wider than their headers, and rules with more colons.
     cells = [list(header), *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [_line(cells[0], widths), "|" + "|".join(_rule(i, w) for i, w in enumerate(widths)) + "|"]

@@ -23,7 +23,12 @@ Checkpoint: weights and AdamW's moments, 12 P."""
 
 
 def show(plans: list[Plan], options: Options) -> None:
-    """Print the plans of one experiment for the workers in `options`, which need not exist."""
+    """Print the plans of one experiment.
+
+    Args:
+        plans: one per model.
+        options: whose workers need not exist.
+    """
     for plan in plans:
         _show_models(plan, options)
     last = plans[-1]  # what was chosen is the same for all

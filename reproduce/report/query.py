@@ -64,7 +64,14 @@ BUDGETS = {
 
 @contextmanager
 def complete(complaint: str) -> Iterator[None]:
-    """What the records within turn out to lack becomes a ValueError that begins with this complaint."""
+    """What the records within turn out to lack becomes an error with a name.
+
+    Args:
+        complaint: how its message begins.
+
+    Raises:
+        ValueError: for a key that is not there, or of another type.
+    """
     try:
         yield
     except (KeyError, TypeError) as error:
@@ -233,12 +240,21 @@ def sizes_of(records: list[Record]) -> list[dict]:
 
 
 def attention_mb(row: dict, shape: dict) -> float:
-    """Megabytes (10^6 bytes) in BF16 of all layers' attention.  row: of `sizes_of`; shape: the config of its record."""
+    """Megabytes (10^6 bytes) in BF16 of all layers' attention.
+
+    Args:
+        row: of `sizes_of`.
+        shape: the config of its record.
+    """
     return row["parameters"] * shape["n_layers"] * 2 / 1e6
 
 
 def cache_mb(row: dict, shape: dict) -> float:
-    """Megabytes (10^6 bytes) in BF16 of the cache of one whole context.  row, shape: as in `attention_mb`."""
+    """Megabytes (10^6 bytes) in BF16 of the cache of one whole context.
+
+    Args:
+        row, shape: as in `attention_mb`.
+    """
     return row["cache_per_token"] * shape["context"] * shape["n_layers"] * 2 / 1e6
 
 
@@ -246,9 +262,14 @@ def cache_mb(row: dict, shape: dict) -> float:
 
 
 def settled(records: list[Record], experiment: str) -> dict[str, list[Record]]:
-    """The runs of "table2" or "table3" at the present settings of the preset `gpu`, by row; a row that has none is not there.
+    """Runs at the present settings of the preset `gpu`, by row, on the text on which there are most of them.
 
-    On the text on which there are most of them.
+    Args:
+        records: all that there are.
+        experiment: "table2" or "table3".
+
+    Returns:
+        The runs of each row that has some.
     """
     budget = BUDGETS[experiment]
     now = budget.preset.train
@@ -276,8 +297,12 @@ def full_budget_runs(records: list[Record]) -> list[Record]:
 
 
 def slowed_runs(records: list[Record], preset: str) -> list[Record]:
-    """Of the ablations of a preset, the runs whose factors (Tucker) or attention (any other row) learned at a quarter of the rate, under
-    their row's name; those of the sweep that had the long warm-up too."""
+    """The ablations whose factors (Tucker) or attention (any other row) learned at a quarter of the rate, under their row's name.
+
+    Args:
+        records: all that there are.
+        preset: "gpu", or "gpu-sweep" for those that had the long warm-up too.
+    """
     wanted = [recipe.config() | (LONG_WARMUP if preset == "gpu-sweep" else {}) for recipe in (SLOWER_FACTORS, SLOWER_ATTENTION)]
     return [under_its_row(r) for r in of_one_budget(runs_of(records, "ablations", preset)) if recipe_of(r) in wanted]
 

@@ -56,9 +56,17 @@ PAPER_SCHEDULE = "the paper's latent schedule"  # the control of `exactness` tha
 
 
 def render(records: list[Record], experiments: Container[str] | None = None) -> str:
-    """The tables of these experiments, all if None, under a heading each, in the paper's order, with where the numbers come from.
+    """Tables under a heading for each experiment, in the paper's order, with where the numbers come from.
 
-    records: of all experiments, since some tables hold several.  Returns: Markdown, empty where nothing is to be shown.
+    Args:
+        records: of all experiments, since some tables hold several.
+        experiments: which to draw, all if None.
+
+    Returns:
+        Markdown, empty where nothing is to be shown.
+
+    Raises:
+        ValueError: naming the file, if a record lacks what its table shows.
     """
     groups = grouped(records, lambda r: (r.experiment, r.preset))
     sections = []
@@ -77,6 +85,8 @@ def render(records: list[Record], experiments: Container[str] | None = None) -> 
 
 
 def table1_sizes(records: list[Record]) -> list[str]:
+    """One layer of each kind at GPT-2's shape: formulas against the real module and the real cache."""
+
     def formulas(label: str) -> list[str]:
         said = zip(("parameters", "cache"), FORMULAS[label])
         return [formula + (" (ours)" if column in OURS.get(label, ()) else "") for column, formula in said]
@@ -100,6 +110,7 @@ def table1_sizes(records: list[Record]) -> list[str]:
 
 
 def table2_sizes(records: list[Record]) -> list[str]:
+    """Table 2's megabytes of attention and of cache, the paper's and ours."""
     shape = records[0].config
     rows = []
     for r in sizes_of(records):
@@ -114,12 +125,22 @@ def table2_sizes(records: list[Record]) -> list[str]:
 
 
 def each(draw: Callable[[list[Record]], list[str]], split: Callable = alike) -> Callable[[list[Record]], list[str]]:
-    """Draws a table for each group of runs that may stand in one."""
+    """Draws a table for each group of runs that may stand in one.
+
+    Args:
+        draw: a group's records -> Markdown, piece by piece.
+        split: records -> groups.
+    """
     return lambda records: [part for group in split(records) for part in draw(group)]
 
 
 def loss_table(experiment: str, records: list[Record]) -> list[str]:
-    """Runs of "table2" or "table3" that are `alike`: each row's sizes and what it reached."""
+    """Each row's sizes and what it reached.
+
+    Args:
+        experiment: "table2" or "table3".
+        records: its runs that are `alike`.
+    """
     budget, runs = BUDGETS[experiment], by_row(records)
     rates = {label: group[0].rate for label, group in runs.items()}
     own = len(set(rates.values())) > 1
@@ -177,6 +198,7 @@ def ablation_runs(records: list[Record]) -> list[str]:
 
 
 def table3_sizes(records: list[Record]) -> list[str]:
+    """Table 3's sizes of attention, the paper's and ours in both readings of its unit."""
     rows = []
     for r in sizes_of(records):
         printed = r["paper"]["size"]
@@ -201,6 +223,7 @@ def table3_sizes(records: list[Record]) -> list[str]:
 
 
 def figure3_runs(records: list[Record]) -> list[str]:
+    """Figure 3 as a table: accuracy of each row, converted only and fine-tuned; nothing where only the start was trained."""
     tuned = [r for r in records if r.is_trained]
     if not tuned:  # nothing is fine-tuned yet
         return []
@@ -236,10 +259,17 @@ def figure3_runs(records: list[Record]) -> list[str]:
 
 
 def percent(name: str, metrics: list[dict]) -> str:
+    """Mean and spread over seeds, in per cent.
+
+    Args:
+        name: of the share.
+        metrics: of each seed.
+    """
     return mean_and_spread([100 * m[name] for m in metrics], 1)
 
 
 def decode_runs(records: list[Record]) -> list[str]:
+    """Cache bytes and milliseconds of one more token by row and context, beside multi-head attention's in the same run."""
     contexts = list(records[0].metrics["milliseconds"])
     mha = next((r.metrics["milliseconds"] for r in records if r.method == "MHA"), None)
     rows = []
@@ -262,6 +292,7 @@ def decode_runs(records: list[Record]) -> list[str]:
 
 
 def compress_runs(records: list[Record]) -> list[str]:
+    """A table and a note for each model that was compressed."""
     sections = []
     for group in by_model(records):
         sections += [compress_table(group), compress_note(group)]
@@ -269,6 +300,7 @@ def compress_runs(records: list[Record]) -> list[str]:
 
 
 def compress_table(records: list[Record]) -> str:
+    """Sizes and errors of each row of one model, truncated for the weights alone and knowing the inputs."""
     model = records[0].config["model"]
     c, data, before = records[0].config, records[0].data, records[0].metrics["before"]
     score = next((name for name in ("loss", "top1") if name in before), "agreement")
@@ -278,9 +310,9 @@ def compress_table(records: list[Record]) -> str:
         sizes = [f"{m['attention_parameters']:,}", f"{m['cache_per_token']:,}"]
         pooled = {"mean-pooled": ("mean",)} if "mean" in m["ways"] else {}
         for name, ways in ({"": ("plain", "aware")} | pooled).items():
-            found = [m["ways"][way] for way in ways]
-            columns = [[f["weights"][0] for f in found], [f["weights"][1] for f in found]]
-            columns += [[f["inputs"][0] for f in found], [f["inputs"][1] for f in found], [f[score] for f in found]]
+            errors = [m["ways"][way] for way in ways]
+            columns = [[e["weights"][0] for e in errors], [e["weights"][1] for e in errors]]
+            columns += [[e["inputs"][0] for e in errors], [e["inputs"][1] for e in errors], [e[score] for e in errors]]
             rows.append(
                 [" ".join([r.method, name]).strip(), *sizes, *(" / ".join(f"{v:.3f}" for v in column) for column in columns)]
             )
@@ -309,9 +341,9 @@ def compress_note(records: list[Record]) -> str:
     """In how many cases it paid to know the inputs, and in which it did not."""
     counts, missed = [], []
     for name, value in (
-        ("error of logits", lambda found: found["inputs"][0]),
-        ("error of outputs", lambda found: found["inputs"][1]),
-        ("loss", lambda found: found.get("loss")),
+        ("error of logits", lambda errors: errors["inputs"][0]),
+        ("error of outputs", lambda errors: errors["inputs"][1]),
+        ("loss", lambda errors: errors.get("loss")),
     ):
         pairs = {r.method: [value(r.metrics["ways"][way]) for way in ("aware", "plain")] for r in records}
         if None in (v for pair in pairs.values() for v in pair):
@@ -324,6 +356,7 @@ def compress_note(records: list[Record]) -> str:
 
 
 def compress_speed_runs(records: list[Record]) -> list[str]:
+    """Seconds and megabytes of the HOSVD from factors and from tensors, with how they grow."""
     r = records[-1]
     sizes = r.metrics["sizes"]
     rows = []
@@ -362,12 +395,19 @@ def compress_speed_runs(records: list[Record]) -> list[str]:
 
 
 def growth(sizes: list[dict], way: str, what: str) -> float:
-    """The exponent between the two largest sizes."""
+    """The exponent of the width between the two largest sizes.
+
+    Args:
+        sizes: of the record, from small to large.
+        way: "factors" or "tensors".
+        what: "seconds" or "megabytes".
+    """
     small, large = sizes[-2:]
     return math.log(large[way][what] / small[way][what]) / math.log(large["d_model"] / small["d_model"])
 
 
 def spectra_runs(records: list[Record]) -> list[str]:
+    """Effective ranks of each row's unfoldings, means over layers."""
     modes = [(side, mode) for side, layer in records[0].metrics["trained"][0].items() for mode in layer]
 
     def cell(r: dict, side: str, mode: str) -> str:
@@ -396,6 +436,7 @@ def spectra_runs(records: list[Record]) -> list[str]:
 
 
 def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
+    """("pre", "head") as "W head", ("post", "head") as "W~ head"."""
     return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]
 
 
@@ -413,16 +454,16 @@ def exactness_cells(records: list[Record]) -> list[str]:
         "decoupled": "zeros, then the head schedule",
     }
     rows = []
-    for (layer, rotary), found in groups.items():
-        schedule = [c["controls"][PAPER_SCHEDULE] for c in found if PAPER_SCHEDULE in c["controls"]]
+    for (layer, rotary), cells in groups.items():
+        schedule = [c["controls"][PAPER_SCHEDULE] for c in cells if PAPER_SCHEDULE in c["controls"]]
         rows.append(
             [
                 layer,
                 rotary,
                 becomes.get(rotary, "the paper's latent schedule"),
-                f"{max(max(c['errors'].values()) for c in found):.0e}",
+                f"{max(max(c['errors'].values()) for c in cells):.0e}",
                 f"{min(schedule):.1f}: not exact" if schedule else "no RoPE" if rotary == "none" else "the same",
-                f"{min(min(c['controls'].values()) for c in found):.1f}",
+                f"{min(min(c['controls'].values()) for c in cells):.1f}",
                 "no: norms are not linear" if "norm" in layer else "yes",
             ]
         )
@@ -440,7 +481,12 @@ def exactness_cells(records: list[Record]) -> list[str]:
 
 
 def provenance(records: list[Record], extra: str) -> str:
-    """One line under a table of runs that are alike: data, global batch, devices, versions, commits and commands."""
+    """One line under a table: data, global batch, devices, versions, commits and commands.
+
+    Args:
+        records: runs that are `alike`.
+        extra: what else is to be said, if anything.
+    """
     settings = records[0].train
     parts = [
         f"Data: {data_in_words(records[0])}",
@@ -475,9 +521,14 @@ TOGETHER = {  # drawn from several experiments' records
 
 
 def write_into(path: Path, parts: dict[tuple[str, str], str]) -> None:
-    """Replace what stands between pairs of marks of a Markdown file.  parts: by the pair, what belongs between.
+    """Replace what stands between pairs of marks of a Markdown file.
 
-    Raises ValueError if it has not the marks of the first part; those of others may be missing.
+    Args:
+        path: the file.
+        parts: by the pair, what belongs between.
+
+    Raises:
+        ValueError: if it has not the marks of the first part; those of others may be missing.
     """
     try:
         page = path.read_text()

@@ -7,7 +7,14 @@ from .words import commit_of
 
 
 def speed_tables(records: list[Record]) -> list[str]:
-    """records: one per section of `reproduce speed`.  Returns: Markdown, piece by piece."""
+    """A paragraph, tables, and every target with its verdict.
+
+    Args:
+        records: one per section of `reproduce speed`, all of one run.
+
+    Returns:
+        Markdown, piece by piece.
+    """
     sections = {r.method: r.metrics["rows"] for r in records}
     drawn = [
         ("layers", layer_table, "One attention layer, forward and backward, as a CUDA graph: milliseconds by backend."),
@@ -18,7 +25,7 @@ def speed_tables(records: list[Record]) -> list[str]:
     for name, draw, title in drawn:
         if sections.get(name):
             parts += [f"**{title}**", draw(sections[name])]
-    if judged := [(t, *found) for t in TARGETS if (found := t.verdict(sections))]:
+    if judged := [(t, *verdict) for t in TARGETS if (verdict := t.verdict(sections))]:
         rows = [[t.what, measured, f"{'≥' if t.least else '≤'} {t.bound:g}", verdict] for t, measured, verdict in judged]
         parts += ["**Targets, set before they were measured.**", markdown(["target", "measured", "bound", "verdict"], rows)]
     first = records[0]
@@ -29,7 +36,12 @@ def speed_tables(records: list[Record]) -> list[str]:
 
 
 def paragraph(device: str, sections: Sections) -> str:
-    """What a reader wants to know first, in sentences."""
+    """What a reader wants to know first, in sentences.
+
+    Args:
+        device: in words.
+        sections: rows of the run by section.
+    """
     limits = {name: value for row in sections.get("limits", []) for name, value in row.items() if name != "what"}
     said = []
     if limits:
@@ -50,7 +62,7 @@ def paragraph(device: str, sections: Sections) -> str:
             f"one token of {case[2]} sequences at context {case[1]:,} takes {ours['microseconds']:,.0f} µs with latents of width 64 "
             f"and {mha['microseconds']:,.0f} µs with multi-head attention, at {ours['share_of_copy']:.0%} of the copy's bandwidth"
         )
-    verdicts = [found[1] for t in TARGETS if (found := t.verdict(sections))]
+    verdicts = [verdict[1] for t in TARGETS if (verdict := t.verdict(sections))]
     if verdicts:
         said.append(f"{sum(v == 'met' for v in verdicts)} of {len(verdicts)} targets below are met")
     return "; ".join(said) + "." if said else ""
@@ -63,13 +75,13 @@ def layer_table(rows: list[dict]) -> str:
     sections = {"layers": rows}
     lines = []
     for shape, label in kinds:
-        found = {r["backend"]: r for r in rows if (r["shape"], r["row"]) == (shape, label)}
+        timed = {r["backend"]: r for r in rows if (r["shape"], r["row"]) == (shape, label)}
         best, mha = layer(sections, shape, label, "milliseconds"), layer(sections, shape, "MHA", "milliseconds")
         stock, ours = (layer(sections, shape, label, "megabytes", kernel) for kernel in (False, True))
         lines.append(
             [
                 f"{shape} {label}",
-                *(_cell(found.get(backend), "milliseconds", ".2f") for backend in backends),
+                *(_cell(timed.get(backend), "milliseconds", ".2f") for backend in backends),
                 f"{best / mha:.2f}" if best and mha else "",
                 f"{stock:,.0f}" if stock else "",
                 f"{ours:,.0f}" if ours else "—",
@@ -80,19 +92,21 @@ def layer_table(rows: list[dict]) -> str:
 
 
 def decode_table(rows: list[dict]) -> str:
+    """One line per case, one column per backend in microseconds, then what the best of them reads."""
     backends = list(dict.fromkeys(r["backend"] for r in rows))
     lines = []
     for context, batch, side in dict.fromkeys((r["context"], r["batch"], r["side"]) for r in rows):
-        found = {r["backend"]: r for r in rows if (r["context"], r["batch"], r["side"]) == (context, batch, side)}
+        timed = {r["backend"]: r for r in rows if (r["context"], r["batch"], r["side"]) == (context, batch, side)}
         best = decoding({"decode": rows}, side, context, batch)
         share = [f"{best['cache_megabytes']:,.0f}", f"{best['share_of_copy']:.0%}"] if best else ["", ""]
         lines.append(
-            [f"{context:,} x {batch}, {side}", *(_cell(found.get(b), "microseconds", ",.1f") for b in backends), *share]
+            [f"{context:,} x {batch}, {side}", *(_cell(timed.get(b), "microseconds", ",.1f") for b in backends), *share]
         )
     return markdown(["context x batch", *(f"µs, {b}" for b in backends), "cache MB", "best: share of copy"], lines)
 
 
 def model_table(rows: list[dict]) -> str:
+    """One line per model and row: parameters, milliseconds of a step, tokens a second, share of the measured matrix products."""
     lines = []
     for r in rows:
         if "refused" in r:

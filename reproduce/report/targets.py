@@ -9,9 +9,14 @@ KERNEL = "triton"  # ours; the other backends are PyTorch's
 
 @dataclass(frozen=True)
 class Target:
-    """measure: sections -> the number, or None where nothing was measured; reached if at most (or, with `least`, at least) `bound`.
+    """Something that the GPU code should reach.
 
-    reason: why it is missed where it is, found by profiling.
+    Args:
+        what: in words.
+        bound: reached at most or, with `least`, at least.
+        measure: sections -> the number, or None where nothing was measured.
+        least: which of the two.
+        reason: why it is missed where it is, as profiling showed.
     """
 
     what: str
@@ -30,25 +35,38 @@ class Target:
 
 
 def layer(sections: Sections, shape: str, row: str, what: str, kernel: bool | None = None) -> float | None:
-    """The smallest value of a layer over its backends: all of them, only our kernel, or only PyTorch's."""
-    found = [
+    """The smallest value of a layer over its backends.
+
+    Args:
+        sections: rows of a speed run by section.
+        shape, row: which layer.
+        what: "milliseconds" or "megabytes".
+        kernel: None for all backends, True for our kernel alone, False for PyTorch's.
+    """
+    values = [
         r[what]
         for r in sections.get("layers", [])
         if (r["shape"], r["row"]) == (shape, row) and r.get(what) is not None and kernel in (None, r["backend"] == KERNEL)
     ]
-    return min(found, default=None)
+    return min(values, default=None)
 
 
 def decoding(sections: Sections, side: str, context: int, batch: int, *backends: str) -> dict | None:
-    """The fastest row of one case of decoding, over all backends or those named."""
-    found = [
+    """The fastest row of one case of decoding.
+
+    Args:
+        sections: rows of a speed run by section.
+        side, context, batch: which case.
+        backends: which to choose from, all if none is named.
+    """
+    timed = [
         r
         for r in sections.get("decode", [])
         if (r["side"], r["context"], r["batch"]) == (side, context, batch)
         and "microseconds" in r
         and (not backends or r["backend"] in backends)
     ]
-    return min(found, key=lambda r: r["microseconds"], default=None)
+    return min(timed, key=lambda r: r["microseconds"], default=None)
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:
@@ -68,8 +86,8 @@ def _decode(side: str, context: int, batch: int, microseconds: float, share: flo
     case = f"decoding {context:,} x {batch}, {side}"
 
     def best(s: Sections, what: str) -> float | None:
-        found = decoding(s, side, context, batch)
-        return found and found[what]
+        fastest = decoding(s, side, context, batch)
+        return fastest and fastest[what]
 
     def over_stock(s: Sections) -> float | None:
         ours, stock = (decoding(s, side, context, batch, *names) for names in ((KERNEL,), ("sdpa", "cudnn", "flash")))

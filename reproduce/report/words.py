@@ -12,7 +12,12 @@ VARIED = {"--rows": "ROWS", "--learning-rate": "RATE", "--warmup-steps": "STEPS"
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """ "4.321" for one value, "4.321 ± 0.012 (3)" with the standard deviation and the number of runs for more."""
+    """ "4.321" for one value, "4.321 ± 0.012 (3)" with the standard deviation and the number of runs for more.
+
+    Args:
+        values: of each run.
+        digits: after the point.
+    """
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({len(values)})"
@@ -98,7 +103,14 @@ def commands_of(records: list[Record]) -> str:
 
 
 def patterns(commands: Iterable[str]) -> list[str]:
-    """The commands without the folders of one machine and, as words, what varies between runs; one for all that are alike then."""
+    """The commands without the folders of one machine and, as words, what varies between runs.
+
+    Args:
+        commands: as records have them.
+
+    Returns:
+        One for all that are alike then.
+    """
     varied: dict[str, set[str]] = {}
     for command in commands:
         start, *options = re.split(r" (?=--[a-z])", command)

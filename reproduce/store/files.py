@@ -12,10 +12,16 @@ ABANDONED = 3600  # seconds since the last write after which a part belongs to a
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Create or replace `path` with what `write` puts into the open binary file; a crash leaves the old file as it was.
+    """Create or replace a file, whole or not at all; a crash leaves the old one as it was.
 
-    Raises OSError, naming the file, if it cannot be written whole: no temporary file is left behind then. Only a kill can leave
-    one, which a later write of the same file removes.
+    Only a kill can leave a temporary file, which a later write of the same file removes.
+
+    Args:
+        path: the file, whose folder is made.
+        write: puts the content into the open binary file.
+
+    Raises:
+        OSError: naming the file, if it cannot be written whole; no temporary file is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for part in path.parent.glob(f"{path.name}*.part"):

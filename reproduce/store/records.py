@@ -113,13 +113,21 @@ TYPES = {"id": str, "experiment": str, "preset": str, "method": str, "config": d
 
 
 def run_id(experiment: str, preset: str, method: str, config: dict, seed: int | None, data: dict | None) -> str:
-    """What tells one run from another, as 16 hex digits."""
+    """What tells one run from another, as 16 hex digits.
+
+    Args:
+        experiment, preset, method, config, seed, data: as in `Record`.
+    """
     parts = json.dumps([experiment, preset, method, config, seed, *data_key(data)], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def data_key(data: dict | None) -> tuple:
-    """What tells one data set from another: its content, and byte pairs where they could be taken for others."""
+    """What tells one data set from another: its content, and byte pairs where they could be taken for others.
+
+    Args:
+        data: as in `Record`.
+    """
     if data is None:
         return (None,)
     return (data["sha256"], data["byte_pairs"]) if "byte_pairs" in data else (data["sha256"],)
@@ -300,7 +308,11 @@ def git_commit() -> str:
 
 
 def device_in_words(device: str) -> str:
-    """For example "NVIDIA H200" or "2 cores of Intel(R) Xeon(R) ..."."""
+    """For example "NVIDIA H200" or "2 threads on Intel(R) Xeon(R) ...".
+
+    Args:
+        device: as torch names it.
+    """
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:

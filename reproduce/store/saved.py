@@ -16,7 +16,13 @@ from .files import write_atomically
 
 
 def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Parameters and persistent buffers in one file, those that are shared once; `attention` is added to the metadata."""
+    """Parameters and persistent buffers in one safetensors file, those that are shared once.
+
+    Args:
+        path: the file.
+        model: whose Tucker layers are described beside their weights, as `attention` of the metadata.
+        metadata: what else the file says of it.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
     replaced = {place: describe(module) for place, module in model.named_modules() if isinstance(module, TuckerAttention)}
     content = safetensors.torch.save(tensors, metadata={**metadata, "attention": json.dumps(replaced)})
@@ -24,12 +30,24 @@ def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What the file says of its model.  Raises ValueError as `read_model` does."""
+    """What the file says of its model.
+
+    Raises:
+        ValueError: as `read_model` does.
+    """
     return read_model(path, with_tensors=False)[0]
 
 
 def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors.  Raises ValueError if the file is damaged or was not written here."""
+    """Metadata and tensors of a file.
+
+    Args:
+        path: the file.
+        with_tensors: whether they are read.
+
+    Raises:
+        ValueError: if the file is damaged or was not written here.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is not a readable safetensors file: there is no such file")
     try:
@@ -44,7 +62,19 @@ def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], d
 
 
 def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
-    """The model with the file's Tucker layers in their places and its weights.  Raises ValueError if they do not fit."""
+    """The model with the file's Tucker layers in their places and its weights.
+
+    Args:
+        model: as its config builds it.
+        metadata, tensors: as `read_model` gives them.
+        path: where they came from, for messages.
+
+    Returns:
+        The same model, in evaluation mode.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
     with described(path):
         for place, description in json.loads(metadata["attention"]).items():
             model.set_submodule(place, layer_of(description))
@@ -59,7 +89,14 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
 
 @contextmanager
 def described(path: Path):
-    """Whatever a file's metadata makes go wrong while a model is built from them becomes a ValueError that names the file."""
+    """Whatever a file's metadata make go wrong while a model is built from them becomes one kind of error.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: naming it.
+    """
     try:
         yield
     except Exception as error:
@@ -67,7 +104,12 @@ def described(path: Path):
 
 
 def make_room(path: Path, run: str) -> None:
-    """Whatever another run has kept under this name moves to a name with that run's id."""
+    """Whatever another run has kept under this name moves to a name with that run's id.
+
+    Args:
+        path: where a model is to be written.
+        run: the id of the run that writes it.
+    """
     if path.exists() and (other := run_of(path)) != run:
         aside = path.with_stem(f"{path.stem}-{other}")
         path.rename(aside)
@@ -75,7 +117,12 @@ def make_room(path: Path, run: str) -> None:
 
 
 def kept(path: Path, run: str) -> Path | None:
-    """Where the model of this run is that was kept under this name, if it is there."""
+    """Where the model of a run is that was kept under a name, if it is there.
+
+    Args:
+        path: the name.
+        run: the run's id.
+    """
     places = (path, path.with_stem(f"{path.stem}-{run}"))
     return next((place for place in places if place.exists() and run_of(place) == run), None)
 
@@ -106,6 +153,7 @@ def describe(layer: TuckerAttention) -> dict:
 
 
 def layer_of(description: dict) -> TuckerAttention:
+    """A fresh layer of the shape that `describe` tells."""
     rotary = description["rotary"]
     return TuckerAttention(**{**description, "rotary": rotary and Rotary(**rotary)})
 

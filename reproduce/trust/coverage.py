@@ -58,10 +58,10 @@ def table(metrics: dict) -> str:
     rows = [
         [
             package,
-            f"{found['covered_lines']:,} of {found['lines']:,}",
-            f"{found['covered_branches']:,} of {found['branches']:,}",
-            f"{found['left_out']:,}",
+            f"{counts['covered_lines']:,} of {counts['lines']:,}",
+            f"{counts['covered_branches']:,} of {counts['branches']:,}",
+            f"{counts['left_out']:,}",
         ]
-        for package, found in metrics.items()
+        for package, counts in metrics.items()
     ]
     return markdown(["package", "lines", "branches", "left out: only a GPU runs them"], rows)

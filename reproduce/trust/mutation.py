@@ -66,7 +66,8 @@ COMPRESSED = (
     "test_contracts.py::test_compression_has_the_ranks_asked_for_and_the_error_promised",
 )
 TESTS = {
-    "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], "test_rotary.py", "test_cache.py", "test_mechanisms.py", "test_qk_norm.py", NUMPY, BUILT, SHRUNK, *CALLED),
+    "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], "test_rotary.py", "test_cache.py",
+               "test_mechanisms.py", "test_qk_norm.py", NUMPY, BUILT, SHRUNK, *CALLED),
     "tensor_algebra": ("test_tensor_algebra.py", NUMPY),
     "decomposition": ("test_decomposition.py", NUMPY),
     "attention_tensors": ("test_attention_tensors.py", NUMPY),
