@@ -6,7 +6,7 @@ from helpers import DIFFERENT, EXACT, relative_error, wide_awake
 from test_special_cases import ALL, dense_tensors
 from torch import nn
 
-from tucker_ref import GroupedQueryAttention, MultiHeadAttention, MultiHeadLatentAttention, Rotary, TuckerAttention
+from tucker_ref import GroupedQueryAttention, MultiHeadAttention, MultiHeadLatentAttention, Rotary, TuckerAttention, spectra
 from tucker_ref.factors import Factors, factors_of, times_heads
 
 
@@ -27,12 +27,18 @@ def test_core_and_factors_are_the_dense_tensors(name):
             assert relative_error(slices(factors).roll(1, 0), expected) > DIFFERENT  # control: heads in another order
 
 
-def test_a_tucker_layer_is_its_own_core_and_factors():
-    layer = wide_awake(TuckerAttention(24, 6, (4, 8, 7), (3, 6, 5), bias=True))
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_tucker_layer_is_its_own_core_and_factors(shared):
+    layer = wide_awake(TuckerAttention(24, 6, (4, 8, 5), (3, 6, 5), bias=True, shared_kv=shared))
     both = factors_of(layer)
     for factors, weights in ((both.pre, layer.pre), (both.post, layer.post)):
         assert relative_error(slices(factors), weights.to_tensor()) < EXACT
-    assert both.output_bias is layer.output_bias and both.rotary is None and both.norms is None
+        assert factors.dense().left is factors.left and factors.dense().right is factors.right  # nothing to spell out
+    assert both.output_bias is layer.output_bias and both.rotary is None and both.norms is None and both.shared_kv == shared
+    normed = TuckerAttention(24, 6, (4, 8, 5), shared_kv=shared, latent_norm=True)
+    assert factors_of(normed).norms == (normed.query_norm, normed.key_norm, normed.value_norm)
+    with pytest.raises(ValueError, match="layer has latent_norm=True"):
+        spectra(normed)
 
 
 def test_heads_take_columns_as_they_are_by_number():
