@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from . import backends
 from .backends import BACKENDS as BACKENDS
-from .backends import FORCED
+from .backends import FORCED, SameLayoutBack
 from .checks import check_attention
 
 
@@ -106,22 +106,3 @@ def _sdpa(q, k, v, scale, causal, mask, grouped: bool = True):
             k, v = (x.unsqueeze(2).expand(-1, -1, h // x.shape[1], -1, -1).flatten(1, 2) for x in (k, v))
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=triangle, scale=scale, enable_gqa=sharing)
     return SameLayoutBack.apply(z) if z.is_cuda else z
-
-
-class SameLayoutBack(torch.autograd.Function):
-    """Nothing forward; backward the gradient in the memory layout of the output.
-
-    PyTorch (2.11) keeps cuDNN's backward plans by the layouts of q, k and v alone: after a gradient in one layout, the same plan reads
-    a gradient in another layout as if it had the first, and its results are wrong without a warning.
-    """
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.strides = z.stride()
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(ctx, dz):
-        if dz.stride() == ctx.strides:
-            return dz
-        return torch.empty_strided(dz.shape, ctx.strides, dtype=dz.dtype, device=dz.device).copy_(dz)

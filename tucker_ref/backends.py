@@ -109,3 +109,22 @@ def flex(q, k, v, scale, causal, mask):
 @functools.cache
 def _compiled(function):
     return torch.compile(function, dynamic=False, fullgraph=True)  # or an error: never the plain version unseen
+
+
+class SameLayoutBack(torch.autograd.Function):
+    """Nothing forward; backward the gradient in the memory layout of the output.
+
+    PyTorch (2.11) keeps cuDNN's backward plans by the layouts of q, k and v alone: after a gradient in one layout, the same plan reads
+    a gradient in another layout as if it had the first, and its results are wrong without a warning.
+    """
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.strides = z.stride()
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx, dz):
+        if dz.stride() == ctx.strides:
+            return dz
+        return torch.empty_strided(dz.shape, ctx.strides, dtype=dz.dtype, device=dz.device).copy_(dz)

@@ -111,6 +111,8 @@ def to_mla(
 def _check_source(layer: nn.Module, name: str) -> None:
     if not isinstance(layer, MultiHeadAttention):
         raise ValueError(f"layer is {type(layer).__name__}; {name} converts MultiHeadAttention and GroupedQueryAttention")
+    if layer.qk_norm is not None:
+        raise ValueError(f"layer has qk_norm={layer.qk_norm!r}; its logits are not trilinear, so it has no tensor to decompose")
     check_weights(layer)
 
 
