@@ -424,16 +424,16 @@ def meeting(monkeypatch, first: str, second: str) -> tuple[dict, dict, bool]:
     """
     qkv = [t.detach() for t in inputs(1, 4, 1, 9, 9, 8, 8)]
     expected, real = attend(*qkv, scale=0.3, backend="reference"), F.scaled_dot_product_attention
-    inside, together, found, right = threading.Event(), threading.Event(), {}, []
+    inside, together, seen, met, right = threading.Event(), threading.Event(), {}, [], []
 
     def attention(*arguments, **options):
         me = threading.current_thread()
         if me is threads[0]:
             inside.set()
-            together.wait(0.3)
+            met.append(together.wait(0.3))
         else:
             together.set()
-        found[me] = switches()
+        seen[me] = switches()
         if me is threads[1]:
             threads[0].join()
         return real(*arguments, **options)
@@ -445,28 +445,25 @@ def meeting(monkeypatch, first: str, second: str) -> tuple[dict, dict, bool]:
     threads = [threading.Thread(target=work, args=(backend,)) for backend in (first, second)]
     threads[0].start()
     inside.wait()
-    met_before = together.is_set()
     threads[1].start()
-    threads[0].join()
-    met = together.is_set() and not met_before
     threads[1].join()
     assert right == [True, True]
-    return found[threads[0]], found[threads[1]], met
+    return seen[threads[0]], seen[threads[1]], met == [True]
 
 
 @pytest.mark.parametrize("first, second", [("math", "flash"), ("flash", "math"), ("math", "sdpa"), ("sdpa", "math")])
 def test_a_kernel_is_forced_on_no_other_thread(monkeypatch, as_before, first, second):
     filters = len(warnings.filters)
-    found = meeting(monkeypatch, first, second)[:2]
-    assert found == tuple(as_before if backend == "sdpa" else only(backend) for backend in (first, second))
+    seen = meeting(monkeypatch, first, second)[:2]
+    assert seen == tuple(as_before if backend == "sdpa" else only(backend) for backend in (first, second))
     assert switches() == as_before and len(warnings.filters) == filters
     monkeypatch.undo()
     monkeypatch.setattr(backends, "turns", Unguarded())  # control
-    *found, met = meeting(monkeypatch, first, second)
+    *seen, met = meeting(monkeypatch, first, second)
     assert met
     if "sdpa" in (first, second):
-        assert found == [only("math"), only("math")]
-    else:  # each puts back what it found, and the second had found the first's
+        assert seen == [only("math"), only("math")]
+    else:  # each puts back what was there when it came: for the second, the first's
         assert switches() == only(first) and len(warnings.filters) == filters + 1
 
 
@@ -497,6 +494,24 @@ def test_many_threads_with_kernels_of_their_own_choice_are_right_and_leave_every
         thread.join()
     assert +failed == {("flash", ValueError): 60}
     assert switches() == before and warnings.filters == filters
+
+
+def test_a_thread_that_waits_to_be_alone_is_not_kept_waiting_by_others_that_come():
+    turns, order = backends.Turns(), []
+
+    def come(turn, name):
+        with turn:
+            order.append(name)
+
+    threads = [threading.Thread(target=come, args=case) for case in ((turns.alone(), "alone"), (turns, "one of many"))]
+    with turns:
+        for thread in threads:
+            thread.start()
+            thread.join(0.1)
+        assert not order
+    for thread in threads:
+        thread.join()
+    assert order == ["alone", "one of many"]
 
 
 def test_a_refusal_ends_the_turn():

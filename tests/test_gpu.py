@@ -1,5 +1,7 @@
 """Rung 4 on a GPU: every backend, forced, in half precision; and that a fast path is a fast path."""
 
+import threading
+
 import pytest
 import torch
 from helpers import DIFFERENT, attention_inputs, relative_error, tokens
@@ -155,6 +157,70 @@ def test_decoding_can_be_captured_in_a_graph_and_replayed(backend):
     graph.replay()
     expected = attend(q.double(), k.double(), v.double(), scale=0.1, backend="reference")
     assert relative_error(z, expected) < BOUNDS[torch.bfloat16]
+
+
+def test_threads_that_force_kernels_are_right_and_leave_pytorchs_switches_as_they_were():
+    qkv = [x.detach() for x in attention_inputs(1, 4, 4, 65, 65, 64, 64, torch.bfloat16, device="cuda")]
+    expected = attend(*(x.double() for x in qkv), scale=0.1, causal=True, backend="reference")
+    flags = [getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in ("flash", "mem_efficient", "math", "cudnn")]
+    before, errors = [flag() for flag in flags], []
+
+    def work(backend):
+        for _ in range(50):
+            errors.append(relative_error(attend(*qkv, scale=0.1, causal=True, backend=backend), expected))
+
+    threads = [threading.Thread(target=work, args=(backend,)) for backend in (*FORCED, *FORCED, "sdpa", "sdpa")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 50 * len(threads) and max(errors) < BOUNDS[torch.bfloat16]
+    assert [flag() for flag in flags] == before
+
+
+def test_our_kernel_reads_and_writes_beyond_two_to_the_31_numbers():
+    """DeepSeek-V3's absorbed attention, 128 heads on one key of 64 and value of 512: 32,832 tokens of output. 15 GB, and some seconds.
+
+    Only the last queries of the first two heads get a gradient from above: the keys' and values' come from them alone.
+    """
+    n, h, t, v, last, scale = 2**15 + 64, 128, 64, 512, slice(-32, None), 0.125
+    assert (n - 1) * h * v > 2**31
+    random = torch.Generator("cuda").manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, device="cuda", dtype=torch.bfloat16, generator=random)  # noqa: E731
+    qkv = [x.requires_grad_() for x in (draw(1, h, n, t), draw(1, 1, n, t), draw(1, 1, n, v))]
+    exact = [x.detach().float().requires_grad_() for x in (qkv[0][:, :2, last], *qkv[1:])]
+    dz = torch.zeros(1, n, h, v, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+    dz[:, :2, last] = draw(1, 2, 32, v)
+    expected = attend(*exact, scale=scale, causal=True, backend="reference")
+    gradients = torch.autograd.grad(expected, exact, dz[:, :2, last].float())
+    z = attend(*qkv, scale=scale, causal=True, backend="triton")
+    dq, dk, dv = torch.autograd.grad(z, qkv, dz)
+    for actual, wanted in zip((z[:, :2, last], dq[:, :2, last], dk, dv), (expected, *gradients)):
+        assert relative_error(actual, wanted) < BOUNDS[torch.bfloat16]
+    assert not dq[:, 2:].any() and not dq[:, :, : n - 32].any()
+    assert relative_error(z[:, 2:4, last], expected) > DIFFERENT  # control: other heads
+
+
+@torch.no_grad()
+def test_our_kernel_decodes_more_sequences_and_keys_than_a_grid_has_second_dimensions():
+    q, k = (torch.randn(1024, 64, m, 16, device="cuda", dtype=torch.bfloat16) for m in (1, 4))
+    z, expected = (
+        attend(*x, scale=0.25, backend=name)
+        for x, name in (((q, k, k), "triton"), ((q.float(), k.float(), k.float()), "reference"))
+    )
+    assert relative_error(z, expected) < BOUNDS[torch.bfloat16]
+    assert relative_error(z.flip(0), expected) > DIFFERENT  # control: other sequences
+
+
+def test_our_kernel_takes_more_tiles_than_a_grid_has_second_dimensions():
+    """Four million queries on few sources: 65,536 tiles of 64 and one more."""
+    n, m = 2**22 + 5, 33
+    q, k, v = (x.detach() for x in attention_inputs(1, 1, 1, n, m, 16, 16, torch.bfloat16, device="cuda"))
+    expected = attend(q.float(), k.float(), v.float(), scale=0.25, backend="reference")
+    z = attend(q, k, v, scale=0.25, backend="triton")
+    assert relative_error(z, expected) < BOUNDS[torch.bfloat16]
+    assert relative_error(z[:, :, -5:], expected[:, :, -5:]) < BOUNDS[torch.bfloat16]
+    assert relative_error(z[:, :, -5:], expected[:, :, :5]) > DIFFERENT  # control: other queries
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -1,5 +1,7 @@
 """Rung 14: the Triton kernels against the specification, in the interpreter on a CPU and compiled on a GPU."""
 
+import math
+
 import pytest
 import torch
 from helpers import DIFFERENT, TOLERANCE, attention_inputs, relative_error
@@ -10,7 +12,11 @@ from tucker_ref.attend import attend
 
 pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
 
-from tucker_ref.kernels import latent_attention  # noqa: E402
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
+from tucker_ref.kernels import decode, latent_attention  # noqa: E402
+from tucker_ref.kernels.latent_attention import LOG2_E, constants, grid_of, load_tile  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: TOLERANCE[torch.bfloat16]}  # as in helpers; fp16: eps 1e-3
@@ -271,10 +277,8 @@ def test_the_wrong_device_is_named(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter's view; test_gpu.py captures it in a graph")
 def test_a_compiler_knows_the_shape_of_what_decoding_returns():
-    from tucker_ref.kernels.decode import decode
-
     q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 9, 8, 4, torch.float32))
-    torch.library.opcheck(decode, (q, k, v, 0.3), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(decode.decode, (q, k, v, 0.3), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_no_sequences_with_positions_of_their_own_give_none():
@@ -289,3 +293,133 @@ def test_one_token_in_double_precision_is_exact():
     q, k, v = (torch.randn(shape, dtype=torch.float64) for shape in ((1, 4, 1, 8), (1, 1, 40, 8), (1, 1, 40, 8)))
     z, expected = (attend(q, k, v, scale=0.5, backend=backend) for backend in ("triton", "reference"))
     assert relative_error(z, expected) < 1e-12
+
+
+@triton.jit
+def copy_kernel(base, out, first, STRIDE: tl.constexpr, WIDE: tl.constexpr):
+    """16 rows of 16 numbers, from row `first` on of a matrix whose rows lie STRIDE apart."""
+    rows, columns = first + tl.arange(0, 16), tl.arange(0, 16)
+    if WIDE:
+        copied = load_tile(base, rows, first + 16, STRIDE, columns, 16)
+    else:
+        copied = tl.load(base + rows[:, None] * STRIDE + columns[None, :])
+    tl.store(out + tl.arange(0, 16)[:, None] * 16 + columns[None, :], copied)
+
+
+@pytest.mark.parametrize("first", [2**15 - 16, 2**15])
+def test_tiles_beyond_two_to_the_31_numbers_are_read_where_they_lie(first):
+    """Rows of DeepSeek-V3's absorbed attention: 128 heads with values of 512. Hardly a page of the 4 GB becomes real on a CPU."""
+    stride = 128 * 512
+    memory = torch.empty(2**32 + 2**21, dtype=torch.uint8, device=DEVICE)
+    base = memory[2**31 :]  # what is counted in 32 bits lands before it, and is ours too
+    memory[: 2**21] = 7
+    rows = base.as_strided((16, 16), (stride, 1), 2**31 + first * stride)
+    rows.copy_(torch.arange(256, dtype=torch.uint8).view(16, 16))
+    out = torch.zeros(16, 16, dtype=torch.uint8, device=DEVICE)
+    copy_kernel[(1,)](base, out, first, stride, True)
+    assert torch.equal(out, rows)
+    if first * stride >= 2**31:  # control
+        copy_kernel[(1,)](base, out, first, stride, False)
+        assert (out == 7).all()
+
+
+def untouched(*shape: int) -> torch.Tensor:
+    """Numbers in float16 of which only those that are read or written take memory."""
+    return torch.empty(2 * math.prod(shape), dtype=torch.uint8).view(torch.float16).view(shape)
+
+
+@UNMEASURED
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py runs all programs of this size")
+def test_the_last_tile_beyond_two_to_the_31_numbers_is_stored_and_read_back(monkeypatch):
+    """One program of each kernel, the last: 1,024 heads with values of 64 take as much room a token as above."""
+    h, n, t, v, last, scale = 2**10, 2**15 + 16, 16, 64, slice(2**15, None), 0.3
+    head = h - 1
+    random = torch.Generator().manual_seed(0)
+    q, z, dz, dq = untouched(1, h, n, t), untouched(1, n, h, v), untouched(1, n, h, v), untouched(1, h, n, t)
+    assert (n - 1) * h * v >= 2**31
+    lse, delta = torch.zeros(1, h, n), torch.zeros(1, h, n)
+    key, value = (torch.randn(1, 1, n, width, generator=random).half() for width in (t, v))
+    q[:, head, last], dz[:, last, head] = torch.randn(1, 16, t, generator=random), torch.randn(1, 16, v, generator=random)
+    monkeypatch.setattr(latent_attention, "program_tile", lambda HEADS: (2**15 // 16, 0, HEADS - 1))
+    monkeypatch.setattr(latent_attention, "program_tile_from_the_end", latent_attention.program_tile)
+    exact = [x.detach().double().requires_grad_() for x in (q[:, head:, last], key, value)]
+    for m in (32, n):  # the last queries see all of a few sources, then the last sources are seen by the last queries alone
+        few = [exact[0], *(x[:, :, :m] for x in exact[1:])]
+        expected = attend(*few, scale=scale, causal=m == n, backend="reference")
+        gradients = torch.autograd.grad((expected * dz[:, last, head].double()).sum(), exact)
+        k, w = (x[:, :, :m].contiguous() for x in (key, value))
+        known = constants(q, None, None, k, w, h, m == n)
+        given = (q, None, None, None, k, w)
+        if m < n:
+            latent_attention.forward_kernel[(1, 1, 1)](*given, z, lse, n, m, scale * LOG2_E, known, QUERIES=16, SOURCES=32)
+            assert relative_error(z[:, last, head], expected[0, 0][None]) < BOUNDS[torch.float16]
+            latent_attention.queries_backward_kernel[(1, 1, 1)](
+                *given, z, dz, lse, delta, dq, None, n, m, scale * LOG2_E, scale, known, QUERIES=16, SOURCES=32
+            )
+            assert relative_error(dq[:, head, last], gradients[0][:, 0]) < BOUNDS[torch.float16]
+            continue
+        logits = few[0] @ few[1].mT * scale
+        hidden = torch.ones(16, n, dtype=torch.bool).triu(n - 15)
+        lse[0, head, last] = (logits.masked_fill(hidden, -math.inf)[0, 0].logsumexp(-1) * LOG2_E).float()
+        delta[0, head, last] = (expected[0, 0] * dz[0, last, head]).sum(-1).float()
+        dk, dv = torch.zeros(1, 1, n, t), torch.zeros(1, 1, n, v)
+        latent_attention.sources_backward_kernel[(1, 1, 1)](
+            *given, dz, lse, delta, dk, dv, n, m, scale * LOG2_E, h, known, QUERIES=32, SOURCES=16
+        )
+        for actual, wanted in zip((dk, dv), gradients[1:]):
+            assert relative_error(actual[:, :, last], wanted[:, :, last]) < BOUNDS[torch.float16]
+            assert relative_error(actual[:, :, last], wanted[:, :, -32:-16]) > DIFFERENT  # control: other rows
+
+
+def test_tiles_beyond_a_grids_second_dimension_go_into_its_third(monkeypatch):
+    """As with more than 65,535 tiles, which would take minutes: three deep, and with programs that have no rows."""
+    qkv = inputs(1, 2, 1, 69, 69, 8, 8, torch.float32)
+    exact = [t.detach().double().requires_grad_() for t in qkv]
+    expected = with_gradients(attend(*exact, scale=0.3, causal=True, backend="reference"), exact)
+    grids = []
+
+    def deep(each, tiles, split=True):
+        grids.append((each, triton.cdiv(tiles, 3), 3 if split else 1))
+        return grids[-1]
+
+    monkeypatch.setattr(latent_attention, "grid_of", deep)
+    actual = with_gradients(attend(*qkv, scale=0.3, causal=True, backend="triton"), qkv)
+    assert max(relative_error(a, e) for a, e in zip(actual, expected)) < BOUNDS[torch.float32]
+    assert len(grids) == 3 and (DEVICE == "cuda" or all(grid[1:] == (2, 3) for grid in grids))  # five tiles
+    monkeypatch.setattr(latent_attention, "grid_of", lambda each, tiles: deep(each, tiles, split=False))
+    wrong = with_gradients(attend(*qkv, scale=0.3, causal=True, backend="triton"), qkv)  # control: tiles are missing
+    assert max(relative_error(a, e) for a, e in zip(wrong, expected)) > DIFFERENT
+
+
+def test_a_grid_is_as_long_as_cuda_allows_or_refused():
+    assert grid_of(7, 65535) == (7, 65535, 1) and grid_of(7, 65536) == (7, 32768, 2) and grid_of(1, 200001) == (1, 50001, 4)
+    assert grid_of(2**31 - 1, 1) == (2**31 - 1, 1, 1)
+    for many in ((2**31, 1), (2**15, 2**16)):
+        with pytest.raises(ValueError, match="would start 2,147,483,648 programs and may start 2,147,483,647"):
+            grid_of(*many)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_many_programs_are_refused_before_anything_is_made(n):
+    q, k = torch.zeros(1, device=DEVICE).expand(2**16, 2**15, n, 1), torch.zeros(1, device=DEVICE).expand(2**16, 1, n, 1)
+    with pytest.raises(
+        ValueError, match="backend 'triton' would start 2,147,483,648 programs.*fewer sequences, heads or tokens"
+    ):
+        attend(q, k, k, scale=1.0, backend="triton")
+
+
+@torch.no_grad()
+def test_decoding_many_sequences_with_many_keys_fits_into_a_grid(monkeypatch):
+    """1,024 sequences with 64 key heads: CUDA takes 65,535 in a second dimension. test_gpu.py computes them."""
+    grids = []
+
+    class Launched:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("part_kernel", "join_kernel"):
+        monkeypatch.setattr(decode, name, Launched())
+    q, k = torch.zeros(1024, 64, 1, 16, device=DEVICE), torch.zeros(1024, 64, 4, 16, device=DEVICE)
+    assert attend(q, k, k, scale=0.25, backend="triton").shape == q.shape
+    assert grids == [(65536, 1, 1), (65536, 1, 1)]

@@ -74,9 +74,19 @@ def join_kernel(
 
 
 def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
-    """softmax(Q K^T scale) V for one query per head: q (b, h, 1, k), k (b, g, m, k), v (b, g, m, v).  Returns: (b, h, 1, v).
+    """softmax(Q K^T * scale) V for one query per head, without a gradient (Dao et al. 2023, "Flash-Decoding").
 
-    k and v may be views of longer caches: neither is copied. For inference: there is no gradient.
+    Args:
+        q: Queries, (b, h, 1, k).
+        k: Keys, (b, g, m, k), where g divides h; it may be a view of a longer cache, and is not copied then.
+        v: Values, (b, g, m, v); as the keys.
+        scale: Multiplies the logits.
+
+    Returns:
+        The values, weighed and summed, (b, h, 1, v).
+
+    Raises:
+        ValueError: Triton cannot run where the tensors are, or not so many programs at once.
     """
     return decode(q, k, v, scale)
 

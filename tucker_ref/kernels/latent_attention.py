@@ -47,16 +47,16 @@ class Known:
 
 
 @triton.jit
-def place(HEADS):
+def program_tile(HEADS):
     """This program's tile, sequence and head, the latter two in 64 bits, as what they lead to. See `grid_of`."""
     number, tile = tl.program_id(0), tl.program_id(1) + tl.program_id(2) * tl.num_programs(1)
     return tile, (number // HEADS).to(tl.int64), (number % HEADS).to(tl.int64)
 
 
 @triton.jit
-def place_from_the_end(HEADS):
+def program_tile_from_the_end(HEADS):
     """The same with the last tile first, which sees most sources."""
-    tile, b, h = place(HEADS)
+    tile, b, h = program_tile(HEADS)
     return tl.num_programs(1) * tl.num_programs(2) - 1 - tile, b, h
 
 
@@ -68,6 +68,7 @@ def tile_at(base, rows, stride, columns):
 
 @triton.jit
 def within(rows, n_rows, columns, n_columns):
+    """Which of these rows and columns a matrix has."""
     return (rows[:, None] < n_rows) & (columns[None, :] < n_columns)
 
 
@@ -166,7 +167,7 @@ def forward_kernel(
 ):  # fmt: skip
     """One tile of queries of one head against all of its sources. Late tiles see most, and start first."""
     V_PAD: tl.constexpr = known.V_PAD  # Triton 3.6 wants it so where it is part of a shape
-    tile, b, h = place_from_the_end(known.HEADS)
+    tile, b, h = program_tile_from_the_end(known.HEADS)
     rows, v = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, known.V_PAD)
     group = b * known.GROUPS + h // (known.HEADS // known.GROUPS)
     k_at, v_at = k_ptr + group * m * known.T, v_ptr + group * m * known.V
@@ -214,7 +215,7 @@ def queries_backward_kernel(
     On the way delta = sum_v z dz per query, the part of the softmax's gradient that all sources share, for the next kernel too.
     """
     HALF_PAD: tl.constexpr = known.HALF_PAD
-    tile, b, h = place_from_the_end(known.HEADS)
+    tile, b, h = program_tile_from_the_end(known.HEADS)
     rows, v, half = tile * QUERIES + tl.arange(0, QUERIES), tl.arange(0, known.V_PAD), tl.arange(0, known.HALF_PAD)
     group = b * known.GROUPS + h // (known.HEADS // known.GROUPS)
     k_at, v_at = k_ptr + group * m * known.T, v_ptr + group * m * known.V
@@ -286,7 +287,7 @@ def sources_backward_kernel(
     """dK and dV of one tile of sources: the sum over all queries of the group's heads, PARTS programs sharing the heads."""
     HALF_PAD: tl.constexpr = known.HALF_PAD
     V_PAD: tl.constexpr = known.V_PAD
-    tile, b, part = place(known.GROUPS * PARTS)
+    tile, b, part = program_tile(known.GROUPS * PARTS)
     group, share = b * known.GROUPS + part // PARTS, known.HEADS // known.GROUPS // PARTS  # heads of this program
     columns = tile * SOURCES + tl.arange(0, SOURCES)
     half, v = tl.arange(0, known.HALF_PAD), tl.arange(0, known.V_PAD)
@@ -456,7 +457,21 @@ flash.register_autograd(_backward, setup_context=_keep)
 
 
 def flash_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, causal: bool) -> torch.Tensor:
-    """softmax(Q K^T scale) V for ready queries: q (b, h, n, k), k (b, g, m, k), v (b, g, m, v).  Returns: (b, h, n, v)."""
+    """softmax(Q K^T * scale) V for ready queries (Dao et al. 2022, "FlashAttention").
+
+    Args:
+        q: Queries, (b, h, n, k).
+        k: Keys, (b, g, m, k), where g divides h.
+        v: Values, (b, g, m, v).
+        scale: Multiplies the logits.
+        causal: The last query is the last source token, and none sees a later one than itself.
+
+    Returns:
+        The values, weighed and summed, (b, h, n, v).
+
+    Raises:
+        ValueError: Triton cannot run where the tensors are, or not so many programs at once.
+    """
     q, k, v = _autocast(q, k, v)
     return flash(q, None, None, None, k, v, q.shape[1], scale, causal)[0].transpose(1, 2)
 
@@ -474,8 +489,21 @@ def latent_attention(
 ) -> torch.Tensor:
     """The same with queries Q_h = R(positions) (P T_h) made on chip.
 
-    p: query latents (b, n, s); cores: T_h (h, s, t); k: (b, 1, m, t), turned already; v: (b, 1, m, v).
-    rotary: turns the queries, as `tucker_ref.Rotary`; positions: (n,) or (b, n).  Returns: (b, h, n, v).
+    Args:
+        p: Query latents, (b, n, s).
+        cores: One core T_h a head, (h, s, t).
+        k: The keys of all heads, (b, 1, m, t), turned already.
+        v: The values of all heads, (b, 1, m, v).
+        scale: As above.
+        causal: As above.
+        rotary: Turns the queries, a `tucker_ref.Rotary`; None leaves them as they are.
+        positions: Where the queries stand, (n,) or (b, n); wanted with `rotary` only.
+
+    Returns:
+        The values, weighed and summed, (b, h, n, v).
+
+    Raises:
+        ValueError: As above.
     """
     p, cores, k, v = _autocast(p, cores, k, v)
     cos = sin = None
