@@ -158,6 +158,16 @@ def test_under_rope_spectra_are_those_of_the_average_over_all_rotations(name):
     assert (ours.head - unturned).abs().max() > DIFFERENT * scale
 
 
+def test_errors_under_rope_are_those_of_the_average_over_all_rotations():
+    """A turned and an unturned tensor are orthogonal on average, so that their squared norms add up."""
+    turning, still = (wide_awake(MultiHeadAttention(12, 3, rotary=rotary)) for rotary in (Rotary.heads(4), None))
+    assert torch.equal(turning.q_proj.weight, still.q_proj.weight)
+    energy, other = ((spectra(layer)[0].rows ** 2).sum().item() for layer in (turning, still))
+    before, after = relative_errors(turning, still)
+    assert before == pytest.approx((1 + other / energy) ** 0.5, rel=1e-10) and after < 1e-7
+    assert max(relative_errors(turning, turning)) < 1e-7  # control
+
+
 def dense_queries_and_keys(layer) -> tuple[torch.Tensor, torch.Tensor]:
     """Per head the matrices that make queries and keys, straight from the projections; turning channels last, (h, d, w) each."""
     h, k = layer.n_heads, layer.head_dim
