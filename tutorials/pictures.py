@@ -66,8 +66,9 @@ def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) 
         places = np.linspace(0, count, 10).round().astype(int)
         for shade, n in zip(np.linspace(0.25, 1, 10), places):
             ax.plot([0, hand[n, 0]], [0, hand[n, 1]], color=style.COLOURS["Tucker"], alpha=shade)
-            ax.text(1.2 * hand[n, 0], 1.2 * hand[n, 1], f"{n:,}", fontsize=8, ha="center", va="center")
-        ax.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[], xlabel="first channel")
+            side = "right" if hand[n, 0] < -0.2 else "left" if hand[n, 0] > 0.2 else "center"
+            ax.text(1.1 * hand[n, 0], 1.13 * hand[n, 1], f"{n:,}", fontsize=8, ha=side, va="center")
+        ax.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[], xlabel="first channel")
         ax.set_title(
             f"frequency {frequency:g}\nevery {count // 9:,} tokens" if count > 9 else f"frequency {frequency:g}\nevery token"
         )
@@ -95,7 +96,7 @@ def schedules(kinds: dict[str, np.ndarray], stretched: dict[str, np.ndarray]) ->
 
 def caches(megabytes: dict[str, float], title: str) -> Figure:
     """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
-    figure, ax = panels(1, 1, (7, 2.8))
+    figure, ax = panels(1, 1, (7, 3.4))
     bars = ax.barh(list(megabytes), megabytes.values(), color=[style.COLOURS[style.mechanism(name)] for name in megabytes])
     whole = next(iter(megabytes.values()))
     ax.bar_label(bars, [f"{size:.2f} MB, {size / whole:.0%}" for size in megabytes.values()], padding=4, fontsize=9)
@@ -105,11 +106,21 @@ def caches(megabytes: dict[str, float], title: str) -> Figure:
     return legible(figure)
 
 
+def bounded(ranks: list[int], lower: list[float], errors: list[float], upper: list[float]) -> Figure:
+    """08: the error of a compressed layer at each rank, between the bounds that its spectra give."""
+    figure, ax = panels(1, 1, (6, 2.8))
+    ax.fill_between(ranks, lower, upper, color="#cccccc", label="between the bounds")
+    ax.semilogy(ranks, errors, "o-", color=style.COLOURS["Tucker"], label="compressed layer")
+    ax.set(xlabel="query and key rank", ylabel="relative error of $W$", title="The spectra bound the error")
+    ax.legend()
+    return legible(figure)
+
+
 def compressed(series: dict[str, list[tuple[int, int, float]]], untouched: tuple[int, int, float]) -> Figure:
     """08: (parameters, cached numbers, accuracy) of every layer, one line a series; `untouched`: of the layer before."""
     figure, axes = panels(1, 2, (10, 3.6), sharey=True)
     for name, points in series.items():
-        kind, shared = name.split()[0], name.endswith("shared")
+        kind, shared = style.mechanism(name), name.endswith("shared")
         look = dict(color=style.COLOURS[kind], marker=style.MARKERS[kind], linestyle="--" if shared else "-", label=name)
         for ax, column in zip(axes, (0, 1)):
             ax.plot([p[column] for p in points], [p[2] for p in points], markerfacecolor="white" if shared else None, **look)
@@ -126,25 +137,50 @@ def compressed(series: dict[str, list[tuple[int, int, float]]], untouched: tuple
         ax.set_xlim(right=1.15 * max(at, *(p[0 if ax is axes[0] else 1] for s in series.values() for p in s)))
     axes[0].set(ylabel="accuracy", title="By parameters")
     axes[1].set(title="By cache")
-    axes[1].legend(loc="lower right")
+    axes[1].legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
     return legible(figure)
 
 
-def head_compression(curves: dict[int, list[tuple[int, float]]], loads: dict[str, np.ndarray], kept: int) -> Figure:
-    """08: errors by parameters, one curve for each r1; and of both tensors what each head has of each head pattern (h, r)."""
-    figure, axes = panels(1, 3, (11, 3.6), width_ratios=[1.5, 1, 1])
-    for (r1, points), shade in zip(curves.items(), np.linspace(1, 0.3, len(curves))):
-        axes[0].semilogy(*zip(*points), "o-", color=style.COLOURS["Tucker"], alpha=shade, markersize=4)
-        axes[0].annotate(f"$r_1$ = {r1}", points[-1], (5, 0), textcoords="offset points", fontsize=8, va="center")
-    axes[0].set(title="Error at a number of parameters", xlabel="attention parameters", ylabel="error of outputs")
-    axes[0].set_xlim(0, 1.2 * max(point[0] for points in curves.values() for point in points))
-    for ax, (name, load) in zip(axes[1:], loads.items()):
-        ax.imshow(np.abs(load), cmap="Greens", vmin=0)
-        ax.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
-        ax.set(
-            title=name, xlabel=f"head pattern, cut after {kept}", ylabel="head", xticks=range(0, 12, 2), yticks=range(0, 12, 2)
-        )
-        ax.grid(False)
+def head_compression(tried: dict[str, list[tuple]], loads: list[np.ndarray], kept: int) -> Figure:
+    """08: of both tensors the least error at each size, a curve for each r1; below, what each head has of each pattern (h, r).
+
+    tried: (numbers stored, error, ranks) by the tensor's name.  loads: head factors with columns times their singular values.
+    """
+    figure, axes = panels(2, 2, (10, 8), height_ratios=[1, 1.1], sharey="row")
+    for above, below, (name, points), load in zip(*axes, tried.items(), loads):
+        heads = sorted({ranks[0] for *_, ranks in points}, reverse=True)
+        for r1, colour, marker in zip(heads, plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(heads))), "Dos^v"):
+            curve: list[tuple] = []
+            for size, error, _ in sorted(point for point in points if point[2][0] == r1):
+                curve += [(size, error)] if not curve or error < 0.99 * curve[-1][1] else []  # better than all smaller ones
+            above.loglog(*zip(*curve), color=colour, marker=marker, markersize=4, label=f"$r_1$ = {r1}")
+        above.set(title=f"Price {name} the softmax", xlabel="numbers stored", ylabel="relative error on inputs")
+        above.set_xticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
+        above.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+        above.minorticks_off()
+        below.imshow(np.abs(load), cmap="Greens", vmin=0)
+        below.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
+        below.set(title=f"$U_1$ {name} the softmax", xlabel=f"head pattern; dashed: cut after {kept}", ylabel="head")
+        below.set(xticks=range(len(load)), yticks=range(len(load)))
+        below.grid(False)
+    axes[0, 0].legend(loc="lower left")
+    return legible(figure)
+
+
+def explorer(points: dict[str, tuple[int, int, float]]) -> Figure:
+    """08: (parameters, cache bytes, error) of every layer, the last of them in its own size, with its numbers as titles."""
+    figure, axes = panels(1, 2, (8.5, 3.6), sharey=True)
+    for name, point in points.items():
+        kind = style.mechanism(name)
+        size, place = {"Tucker": (11, (9, 7)), "MLA": (6, (-12, 7))}.get(kind, (6, (7, 3)))
+        for ax, number in zip(axes, point):
+            ax.plot(number, point[2], style.MARKERS[kind], color=style.COLOURS[kind], markersize=size, clip_on=False)
+            ax.annotate(name, (number, point[2]), xytext=place, textcoords="offset points", fontsize=8)
+    parameters, cache, error = point
+    axes[0].set(title=f"{parameters:,} parameters", xlabel="parameters", xlim=(0, max(12_000, parameters)))
+    axes[1].set(title=f"{cache} bytes a token", xlabel="cache bytes a token, BF16", xlim=(0, 220))
+    axes[0].set_yscale("function", functions=(np.sqrt, np.square))  # room for small errors
+    axes[0].set(ylim=(0, max(1, error)), yticks=(0, 0.01, 0.05, 0.1, 0.2, 0.5, 1), ylabel="error of outputs")
     return legible(figure)
 
 
@@ -173,7 +209,7 @@ def starts(stds: dict[str, tuple[float, float]]) -> Figure:
     for ax, which, what in zip(axes, range(2), ("logits", "outputs")):
         values = [pair[which] for pair in stds.values()]
         colours = [style.COLOURS[style.mechanism(name)] for name in stds]
-        bars = ax.barh(list(stds), values, color=colours, alpha=0.85)
+        bars = ax.barh(list(stds), values, color=colours)
         ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=4, fontsize=9)
         ax.set(title=f"Fresh {what}", xlabel="standard deviation", xlim=(0, 1.25 * max(values)))
         ax.grid(axis="y", visible=False)
