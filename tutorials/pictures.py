@@ -184,20 +184,27 @@ def explorer(points: dict[str, tuple[int, int, float]]) -> Figure:
     return legible(figure)
 
 
-def rates(losses: dict[str, dict[float, float]], xavier: dict[str, tuple[float, float]]) -> Figure:
-    """09: losses by learning rate, one line a row; xavier: rate and loss of the same rows from another start, as open marks."""
+def rates(losses: dict[str, dict[float, float]], xavier: dict[str, dict[float, float]]) -> Figure:
+    """09: losses by learning rate, one line a row; xavier: the same rows from another start, as open marks."""
     figure, ax = panels(1, 1, (7, 3.2))
     for name, line in losses.items():
         look = dict(color=style.COLOURS[style.mechanism(name)], marker=style.MARKERS[style.mechanism(name)])
         ax.semilogx(list(line), list(line.values()), label=f"{name}, starts matched", **look)
-        ax.plot(*xavier[name], linestyle="", markerfacecolor="white", label=f"{name}, Xavier", **look)
+        ax.plot(
+            list(xavier[name]),
+            list(xavier[name].values()),
+            linestyle="",
+            markerfacecolor="white",
+            label=f"{name}, Xavier",
+            **look,
+        )
     every = next(iter(losses.values()))
     ax.set_xticks(list(every), [f"{1000 * rate:g}" for rate in every])
     ax.minorticks_off()
     ax.set(
         xlabel="learning rate × 1000",
         ylabel="validation loss (nats/token)",
-        title="The order depends on the rate and on the start",
+        title="The gap depends on the rate, the order on the start",
     )
     ax.legend()
     return legible(figure)
