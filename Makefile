@@ -13,7 +13,7 @@ help:
 	@echo "make test        run all tests"
 	@echo "make book        build the tutorials and the API as web pages: out/book/index.html"
 	@echo "make figures     redraw paper_figures/images from the committed records"
-	@echo "make lint        check style and types"
+	@echo "make lint        check style, types and who imports whom"
 	@echo "make mutation    put faults into the library one by one: do the tests notice? (an hour or two)"
 	@echo "make fuzz        try the contract of every public function on hundreds of random inputs (minutes)"
 	@echo "make versions    build the wheel and test it in empty environments: oldest and newest Python, torch and NumPy (minutes, gigabytes)"
@@ -41,6 +41,7 @@ test: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --cov
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
 
@@ -57,6 +58,7 @@ lint: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 mutation: install
 	$(RUN) -m reproduce mutation

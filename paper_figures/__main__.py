@@ -2,11 +2,11 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from reproduce import gpu_report, records
-from reproduce.report import by_command
-from reproduce.tables import alike, largest
+from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
+from reproduce.store import records
 
 from . import diagram, figures, style
 
@@ -39,43 +39,38 @@ def draw_all(folder: Path, out: Path) -> None:
     everything = records.load_some(folder)
     out.mkdir(parents=True, exist_ok=True)
     diagram.draw(out / "tucker_attention.png")
+    of = partial(runs_of, everything)
 
-    def found(experiment: str, preset: str) -> list[dict]:
-        return [r for r in everything if (r["experiment"], r["preset"]) == (experiment, preset)]
-
-    def ended(runs: list[dict]) -> list[dict]:
-        return [r for r in runs if not gpu_report.diverged([r])]
-
-    gpt2, llama = found("table2", "sizes"), found("table3", "sizes")
+    gpt2, llama = of("table2", "sizes"), of("table3", "sizes")
     if gpt2:
         figures.cache_against_context(gpt2, out / "cache_against_context.png")
     if gpt2 and llama:
         figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
-    for experiment in gpu_report.BUDGETS:
-        if runs := largest(alike(ended(found(experiment, "smoke")))):
+    for experiment in BUDGETS:
+        if runs := largest(alike(unbroken(of(experiment, "smoke")))):
             figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
-    if panels := figures.sweep_panels(ended(everything)):
+    if panels := figures.sweep_panels(unbroken(everything)):
         figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
-    if panels := figures.full_budget_panels(ended(everything)):
+    if panels := figures.full_budget_panels(unbroken(everything)):
         figures.learning_rates(panels, 1.05, out / "learning_rates_full_gpt2.png")
-    if runs := gpu_report.highest_rate(everything):
+    if runs := highest_rate(everything):
         figures.breaking_down(runs, out / "breaking_down_gpt2.png")
-    for experiment in gpu_report.BUDGETS:
-        if any(not gpu_report.diverged(group) for group in gpu_report.settled(everything, experiment).values()):
+    for experiment in BUDGETS:
+        if any(not diverged(group) for group in settled(everything, experiment).values()):
             figures.loss_against_size(everything, experiment, out / f"loss_against_size_{experiment}.png")
     for preset in ("smoke", "gpu"):
-        if runs := largest(alike(found("spectra", preset))):
+        if runs := largest(alike(of("spectra", preset))):
             figures.singular_values(runs, out / f"spectra_{preset}.png")
-        runs = largest(alike(ended(found("figure3", preset))))
-        if any("train" in r["config"] for r in runs):
+        runs = largest(alike(unbroken(of("figure3", preset))))
+        if any(r.is_trained for r in runs):
             figures.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
-    if runs := found("compress", "smoke"):
+    if runs := of("compress", "smoke"):
         figures.compression(runs, out / "compression_smoke.png")
-    if runs := found("compress_speed", "paper") or found("compress_speed", "smoke"):
+    if runs := of("compress_speed", "paper") or of("compress_speed", "smoke"):
         figures.compression_cost(runs, out / "compression_cost.png")
-    if runs := largest(by_command(found("decode", "smoke"))):
+    if runs := largest(by_command(of("decode", "smoke"))):
         figures.decoding(runs, out / "decoding_smoke.png")
-    speed = {r["method"]: r for r in found("speed", "gpu") or found("speed", "smoke")}
+    speed = {r.method: r for r in of("speed", "gpu") or of("speed", "smoke")}
     if "contexts" in speed:
         figures.time_against_context([speed["contexts"]], out / "time_against_context.png")
     if {"limits", "layers", "decode"} <= speed.keys():

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -10,35 +12,15 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from . import (
-    ablations,
-    claims,
-    compress,
-    compress_speed,
-    coverage,
-    decode,
-    exactness,
-    figure3,
-    fuzz,
-    gpu_report,
-    hostile,
-    mutation,
-    records,
-    report,
-    robustness_report,
-    spectra,
-    speed,
-    survival,
-    table1,
-    table2,
-    table3,
-    versions,
-)
 from .data.prepared import SOURCES, prepare
-from .distributed import SHARDINGS, Workers, started
-from .generation import generate
-from .language import load_model
-from .options import Options
+from .experiments import ablations, compress, compress_speed, decode, exactness, figure3, spectra, speed, table1, table2, table3
+from .models.generation import generate
+from .report import checks, claims, gpu, plans, results
+from .store import records
+from .train.distributed import SHARDINGS, Workers, started
+from .train.language import load_model
+from .train.options import Options
+from .train.settings import OPTIMIZERS
 
 EXPERIMENTS = {
     "exactness": exactness,
@@ -52,14 +34,11 @@ EXPERIMENTS = {
     "figure3": figure3,
     "decode": decode,
     "speed": speed,
-    "survival": survival,
-    "hostile": hostile,
-    "coverage": coverage,
-    "mutation": mutation,
-    "fuzz": fuzz,
-    "versions": versions,
 }
-LANGUAGE = ("device", "rows", "seeds", "training", "text", "bpe")
+TRUST = ("survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # they test the code; no wheel holds them
+if importlib.util.find_spec("reproduce.trust"):
+    EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST}
+LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")
 TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out and --records
     "table2": (*LANGUAGE, "workers"),
     "table3": (*LANGUAGE, "workers"),
@@ -74,7 +53,7 @@ TAKES = {  # what each experiment can be told, by groups of options, beside --pr
 }
 TOGETHER = [name for name, groups in TAKES.items() if "workers" in groups]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
-NOT_IN_ALL = (*ON_A_GPU, "survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # the others test the code
+NOT_IN_ALL = (*ON_A_GPU, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 EPILOG = """
 examples:
@@ -95,6 +74,9 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 
 
 def main() -> int:
+    if (command := "".join(sys.argv[1:2])) in TRUST and command not in EXPERIMENTS:
+        print(f"error: {command} tests the code and is not in the wheel; run it in the repository", file=sys.stderr)
+        return 1
     options = parse()
     try:
         if options.command == "generate":
@@ -114,18 +96,18 @@ def main() -> int:
 
 
 def show_records(options: argparse.Namespace) -> None:
-    found = records.load_some(options.records)
+    everything = records.load_some(options.records)
     if options.command == "claims" and options.write and claims.BEGIN in text_of(options.write):
-        parts = {claims: claims.sentences(found)}  # the page has a place for them beside its results
+        parts = {claims: claims.sentences(everything)}  # the page has a place for them beside its results
     elif options.command == "claims":
-        parts = {report: claims.render(found)}
+        parts = {results: claims.render(everything)}
     else:
-        parts = {report: report.render(found), robustness_report: robustness_report.render(found)}
+        parts = {results: results.render(everything), checks: checks.render(everything)}
     if not options.write:
         return print("\n\n".join(text for text in parts.values() if text))
     if options.command == "report":
-        parts |= {gpu_report: gpu_report.render(found), claims: claims.sentences(found)}
-    report.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
+        parts |= {gpu: gpu.render(everything), claims: claims.sentences(everything)}
+    results.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
 
 
 def text_of(page: Path) -> str:
@@ -151,12 +133,14 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
     chosen = Options(**given | {"device": device, "workers": workers})
+    if options.dry_run:
+        for at_rate in chosen.at_each_rate():
+            plans.show(EXPERIMENTS[names[0]].run(at_rate), at_rate)
+        return
     for name in names:
         EXPERIMENTS[name].run(chosen)
-    if options.dry_run:
-        return
-    if workers.is_first and options.command in report.DRAW:  # what tests the code says itself what came out
-        print(report.render(records.load(options.records), names), end="\n\n")
+    if workers.is_first and options.command in results.DRAW:  # what tests the code says itself what came out
+        print(results.render(records.load(options.records), names), end="\n\n")
     print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")
 
 
@@ -230,9 +214,24 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--learning-rate", type=rate, help="peak rate in place of the preset's")
+    parser.add_argument(
+        "--learning-rate",
+        dest="learning_rates",
+        metavar="LEARNING_RATE",
+        type=rates,
+        default=(),
+        help="peak rate in place of the preset's; several, as in 1e-3,2e-3, for one run at each",
+    )
     parser.add_argument("--steps", type=positive, help="training steps in place of the preset's")
     parser.add_argument("--warmup-steps", type=positive, help="steps of rising learning rate in place of the preset's")
+
+
+def add_optimizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help="in place of the preset's; muon: for the matrices of the blocks, with adamw beside it",
+    )
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
@@ -297,6 +296,7 @@ GROUPS = {
     "rows": add_rows,
     "seeds": add_seeds,
     "training": add_training,
+    "optimizer": add_optimizer,
     "text": add_text,
     "bpe": add_bpe,
     "images": add_images,
@@ -361,11 +361,15 @@ def rate(text: str) -> float:
     return number
 
 
+def rates(text: str) -> tuple[float, ...]:
+    return tuple(map(rate, text.split(",")))
+
+
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:
-    found = tuple(integers(part) for part in text.split(";"))
-    if any(len(ranks) != 3 for ranks in found):
+    rows = tuple(integers(part) for part in text.split(";"))
+    if any(len(ranks) != 3 for ranks in rows):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of head,query,key ranks such as 8,64,64;8,32,32")
-    return found
+    return rows
 
 
 def positive(text: str) -> int:

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import torch
 
-from reproduce.exactness import wide_awake  # noqa: F401  (tests take it from here)
+from reproduce.experiments.exactness import wide_awake  # noqa: F401  (tests take it from here)
+from reproduce.store.records import Record
 
 # Relative error ||a - b|| / ||b|| allowed between two ways to compute the same thing, with the reason for each.
 TOLERANCE = {
@@ -63,3 +64,9 @@ def run_here(*arguments) -> int:
         return stopped.code
     finally:
         sys.argv = before
+
+
+def a_record(**given) -> Record:
+    """A record with these fields, and with others that mean nothing."""
+    words = {name: "" for name in ("id", "experiment", "preset", "method", "command", "commit", "device", "finished")}
+    return Record(**words | dict(config={}, seed=0, data=None, metrics={}, versions={}, wall_seconds=0.0) | given)

@@ -1,7 +1,10 @@
 """Rung 4: every backend means what "reference" means, in output and gradient."""
 
+import collections
+import contextlib
 import math
 import sys
+import threading
 import warnings
 from types import SimpleNamespace
 
@@ -12,7 +15,7 @@ from helpers import DIFFERENT, TOLERANCE, relative_error
 from helpers import attention_inputs as inputs
 from torch.nn.attention import SDPBackend
 
-from tucker_ref import TuckerAttention
+from tucker_ref import TuckerAttention, backends
 from tucker_ref.attend import FORCED, attend
 
 module = sys.modules["tucker_ref.attend"]  # its name in the package is the function's
@@ -352,7 +355,7 @@ def test_on_a_gpu_flex_attention_is_compiled_or_an_error(monkeypatch):
         return lambda *qkv, **how: function(*(t.as_subclass(torch.Tensor) for t in qkv), **how)
 
     monkeypatch.setattr(torch, "compile", compile)
-    module._compiled.cache_clear()
+    backends._compiled.cache_clear()
     q, k, v = (t.detach() for t in inputs(2, 4, 2, 5, 7, 8, 8))
     try:
         for mask in (None, torch.rand(2, 4, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.7):
@@ -360,7 +363,7 @@ def test_on_a_gpu_flex_attention_is_compiled_or_an_error(monkeypatch):
             y = attend(q.as_subclass(OnGPU), k, v, scale=0.3, causal=True, mask=mask, backend="flex")
             assert relative_error(y, expected) < TOLERANCE[torch.float64]
     finally:
-        module._compiled.cache_clear()
+        backends._compiled.cache_clear()
     assert compiled == [{"dynamic": False, "fullgraph": True}]  # once, and never plain unseen
 
 
@@ -374,3 +377,153 @@ def test_a_negative_scale_hides_the_future_all_the_same(backend):
     expected = attend(q, k, v, scale=-0.3, causal=True, backend="reference")
     torch.testing.assert_close(z, expected, rtol=1e-5, atol=1e-5)
     assert relative_error(attend(q, k, v, scale=0.3, causal=True), expected) > 0.01  # control: the sign counts
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "math", "flash", "flex"])
+def test_in_half_precision_products_that_are_too_large_before_they_are_scaled_do_no_harm(backend):
+    q = torch.full((1, 1, 2, 64), 40.0).half()  # q k is 102,400, beyond float16's 65,504; times 1/8 it is 12,800
+    v = torch.randn(1, 1, 2, 64, generator=torch.Generator().manual_seed(0)).half()
+    expected = attend(q.double(), q.double(), v.double(), scale=0.125, backend="reference")
+    assert relative_error(attend(q, q, v, scale=0.125, backend=backend), expected) < 1e-3
+    assert (q @ q.mT).isinf().all()  # control: it is not the kernel that has room
+
+
+SWITCHES = ("flash", "mem_efficient", "math", "cudnn")
+
+
+def switches() -> dict[str, bool]:
+    """Which of its kernels PyTorch may choose now, in the whole process."""
+    return {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in SWITCHES}
+
+
+def only(name: str) -> dict[str, bool]:
+    return dict.fromkeys(SWITCHES, False) | {name: True}
+
+
+class Unguarded:
+    """No turns: every thread comes in at once."""
+
+    alone = contextlib.nullcontext
+    __enter__ = __exit__ = lambda *_: None
+
+
+@pytest.fixture
+def as_before():
+    """The switches and the filters of warnings after a test that leaves them wrong."""
+    before = switches()
+    with warnings.catch_warnings():
+        yield before
+    for name, enabled in before.items():
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(enabled)
+
+
+def meeting(monkeypatch, first: str, second: str) -> tuple[dict, dict, bool]:
+    """Two threads attend: the second comes in while the first is inside PyTorch's attention, if it may, and leaves after it.
+
+    Returns: the switches that each finds there, and whether they met.
+    """
+    qkv = [t.detach() for t in inputs(1, 4, 1, 9, 9, 8, 8)]
+    expected, real = attend(*qkv, scale=0.3, backend="reference"), F.scaled_dot_product_attention
+    inside, together, found, right = threading.Event(), threading.Event(), {}, []
+
+    def attention(*arguments, **options):
+        me = threading.current_thread()
+        if me is threads[0]:
+            inside.set()
+            together.wait(0.3)
+        else:
+            together.set()
+        found[me] = switches()
+        if me is threads[1]:
+            threads[0].join()
+        return real(*arguments, **options)
+
+    def work(backend):
+        right.append(relative_error(attend(*qkv, scale=0.3, backend=backend), expected) < TOLERANCE[torch.float64])
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    threads = [threading.Thread(target=work, args=(backend,)) for backend in (first, second)]
+    threads[0].start()
+    inside.wait()
+    met_before = together.is_set()
+    threads[1].start()
+    threads[0].join()
+    met = together.is_set() and not met_before
+    threads[1].join()
+    assert right == [True, True]
+    return found[threads[0]], found[threads[1]], met
+
+
+@pytest.mark.parametrize("first, second", [("math", "flash"), ("flash", "math"), ("math", "sdpa"), ("sdpa", "math")])
+def test_a_kernel_is_forced_on_no_other_thread(monkeypatch, as_before, first, second):
+    filters = len(warnings.filters)
+    found = meeting(monkeypatch, first, second)[:2]
+    assert found == tuple(as_before if backend == "sdpa" else only(backend) for backend in (first, second))
+    assert switches() == as_before and len(warnings.filters) == filters
+    monkeypatch.undo()
+    monkeypatch.setattr(backends, "turns", Unguarded())  # control
+    *found, met = meeting(monkeypatch, first, second)
+    assert met
+    if "sdpa" in (first, second):
+        assert found == [only("math"), only("math")]
+    else:  # each puts back what it found, and the second had found the first's
+        assert switches() == only(first) and len(warnings.filters) == filters + 1
+
+
+def test_threads_that_let_pytorch_choose_do_not_wait_for_each_other(monkeypatch, as_before):
+    assert meeting(monkeypatch, "sdpa", "sdpa") == (as_before, as_before, True)
+
+
+def test_many_threads_with_kernels_of_their_own_choice_are_right_and_leave_everything_as_it_was(as_before):
+    """Of unequal widths: "flash" refuses each time, and while it is forced, PyTorch's own choice would find no kernel at all."""
+    before, filters, failed = switches(), list(warnings.filters), collections.Counter()
+    qkv = [t.detach() for t in inputs(1, 4, 1, 7, 7, 8, 5)]
+    expected = attend(*qkv, scale=0.3, causal=True, backend="reference")
+
+    def work(backend):
+        for _ in range(30):
+            try:
+                z = attend(*qkv, scale=0.3, causal=True, backend=backend)
+            except Exception as error:
+                failed[backend, type(error)] += 1
+            else:
+                failed[backend] += not torch.allclose(z, expected, rtol=1e-12, atol=1e-12)
+
+    threads = [threading.Thread(target=work, args=(backend,)) for backend in ("math", "flash", "math", "flash", "sdpa", "sdpa")]
+    threads.append(threading.Thread(target=lambda: attend(*qkv, scale=0.3, causal=True, backend="flex")))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert +failed == {("flash", ValueError): 60}
+    assert switches() == before and warnings.filters == filters
+
+
+def test_a_refusal_ends_the_turn():
+    for _ in range(2):
+        with pytest.raises(ValueError, match="backend 'flash' refuses"):
+            attend(*inputs(1, 4, 1, 7, 7, 8, 5), scale=0.3, backend="flash")
+    turns = backends.Turns()
+    for enter in (turns.alone, lambda: turns):
+        with pytest.raises(ZeroDivisionError), enter():
+            raise ZeroDivisionError
+    assert not any(lock.locked() for lock in (turns._door, turns._room, turns._count))
+
+
+@pytest.mark.no_cover  # of which the compiler would take twice as long
+@pytest.mark.parametrize("backend", ["flash", "math"])
+def test_a_layer_compiles_into_one_graph_with_a_kernel_forced(backend):
+    from torch._dynamo.backends.common import aot_autograd
+
+    called, before = set(), switches()
+
+    def keep(graph, _):
+        called.update(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compiler.reset()
+    layer, x = TuckerAttention(24, 6, (4, 9, 8), (3, 7, 8)).double(), torch.randn(1, 9, 24, dtype=torch.float64)
+    compiled = torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
+    assert relative_error(compiled(x, backend=backend), layer(x, backend="reference")) < TOLERANCE[torch.float64]
+    assert any("flash_attention" in name for name in called) == (backend == "flash")
+    assert switches() == before

@@ -1,5 +1,7 @@
 """Rung 6: caches hold exactly the numbers that Table 1 counts, decode to the same outputs, and fail without harm."""
 
+import sys
+
 import pytest
 import torch
 from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, wide_awake
@@ -18,7 +20,7 @@ from tucker_ref import (
     mla_cost,
     tucker_cost,
 )
-from tucker_ref.cache import token_positions
+from tucker_ref.cached_attention import keeps_cache, token_positions
 
 CASES = {  # layer, and what Table 1 says it caches
     "MHA": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),
@@ -48,6 +50,26 @@ CASES = {  # layer, and what Table 1 says it caches
         tucker_cost(24, 6, (4, 9, 8), (3, 7, 5)),
     ),
     "Tucker shared": (lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True), tucker_cost(24, 6, (4, 9, 8), shared_kv=True)),
+    "MHA bias RoPE QK-norm": (
+        lambda: MultiHeadAttention(24, 3, bias=True, rotary=Rotary.heads(8), qk_norm="head"),
+        mha_cost(24, 3),
+    ),
+    "GQA RoPE QK-norm all": (
+        lambda: GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4), qk_norm="all"),
+        gqa_cost(24, 6, 2),
+    ),
+    "Tucker RoPE QK-norm all": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8), qk_norm="all"),
+        tucker_cost(24, 6, (4, 9, 8), (3, 7, 5)),
+    ),
+    "Tucker shared QK-norm": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, qk_norm="head"),
+        tucker_cost(24, 6, (4, 9, 8), shared_kv=True),
+    ),
+    "Tucker shared RoPE QK-norm": (
+        lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8), qk_norm="head", bias=True),
+        tucker_cost(24, 6, (4, 9, 8), shared_kv=True),
+    ),
     "Tucker shared RoPE": (
         lambda: TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)),
         tucker_cost(24, 6, (4, 9, 8), shared_kv=True),
@@ -215,22 +237,44 @@ def test_positions_are_made_where_the_tokens_are():
     assert cache.positions(torch.device("meta")).shape == (2, 4) and cache.positions(torch.device("meta")).device.type == "meta"
 
 
-def test_every_layer_that_has_a_forward_of_its_own_keeps_its_cache():
+@EVERY
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+def test_whatever_stops_a_forward_leaves_the_cache_as_it_was(name, stop, monkeypatch):
+    layer, x = layer_of(name), tokens(2, 6, 24)
+    cache = layer.new_cache(2, 6)
+    layer(x[:, :4], cache=cache)
+
+    def stopped(*_, **__):
+        assert cache.length == 6  # in the middle: the tokens are stored, and attention is not yet computed
+        raise stop
+
+    module = sys.modules[next(kind.__module__ for kind in type(layer).__mro__ if "forward" in vars(kind))]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "attend", stopped)
+        with pytest.raises(stop):
+            layer(x[:, 4:], cache=cache)
+    assert cache.length == 4
+    assert relative_error(layer(x[:, 4:], cache=cache), layer(x)[:, 4:]) < EXACT
+
+
+def test_a_forward_of_its_own_keeps_its_cache_where_it_says_so():
     class Stubborn(MultiHeadAttention):
         def forward(self, x, *, cache=None, **options):
             super().forward(x, cache=cache, **options)
             raise RuntimeError("a kernel refuses")
 
-    class Heir(Stubborn):
+    class Decorated(Stubborn):
+        forward = keeps_cache(Stubborn.forward)
+
+    class Heir(Decorated):
         pass
 
-    for kind in (Stubborn, Heir):
+    for kind, kept in ((Decorated, 0), (Heir, 0), (Stubborn, 2)):  # the last is the control: nothing is wrapped unseen
         layer = kind(24, 3)
         cache = layer.new_cache(1, 4)
         with pytest.raises(RuntimeError, match="a kernel refuses"), torch.no_grad():
             layer(torch.ones(1, 2, 24), cache=cache)
-        assert cache.length == 0
-    assert "forward" not in vars(Heir)  # what is inherited is wrapped already
+        assert cache.length == kept
 
 
 def test_positions_are_kept_where_the_tokens_are():

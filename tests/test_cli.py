@@ -2,21 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import run_here
+from setuptools import find_packages
 
 from reproduce import __main__
 from reproduce.__main__ import EXPERIMENTS, TAKES, labels
-from reproduce.distributed import Workers
-from reproduce.options import Options
+from reproduce.train.distributed import Workers
+from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
 ROW = "Tucker [8,64,64]"
@@ -120,6 +123,29 @@ def test_an_error_is_one_line_and_an_exit_status():
     result = run("report", "--records", "/nowhere")
     assert result.returncode == 1 and not result.stdout
     assert result.stderr == "error: /nowhere holds no records; run an experiment first, or name another folder\n"
+
+
+def test_where_the_wheel_is_installed_what_tests_the_code_says_that_it_needs_the_repository(tmp_path):
+    packages = find_packages(
+        ROOT, **tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    )
+    assert {"reproduce.store", "tucker_ref.kernels"} <= set(packages) and "reproduce.trust" not in packages
+    for package in (ROOT / name.replace(".", "/") for name in packages):
+        (tmp_path / package.relative_to(ROOT)).mkdir(parents=True, exist_ok=True)
+        for file in package.glob("*.py"):
+            shutil.copy(file, tmp_path / file.relative_to(ROOT))
+    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "capture_output": True, "text": True}
+    result = subprocess.run(command("fuzz", "--preset", "smoke"), **here)
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr == "error: fuzz tests the code and is not in the wheel; run it in the repository\n"
+    result = subprocess.run(command("table1"), **here)
+    assert result.returncode == 0 and "Table 1" in result.stdout  # control: the rest runs
+
+
+@pytest.mark.parametrize("name", __main__.TRUST)
+def test_a_command_that_is_not_installed_is_no_unknown_command(name, monkeypatch, capsys):
+    monkeypatch.delitem(EXPERIMENTS, name)
+    assert run_here(name) == 1 and f"error: {name} tests the code" in capsys.readouterr().err
 
 
 def test_labels_may_hold_commas():

@@ -1,8 +1,8 @@
 """Rung 12: spectra and compression from the factored form, against the dense tensors that it never builds."""
 
 import copy
+import itertools
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reproduce.exactness import cells, error
+from reproduce.experiments.exactness import cells, error
 from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
@@ -29,12 +29,16 @@ from tucker_ref import (
     second_moment,
     spectra,
     sthosvd,
+    to_gqa,
     unfold,
 )
-from tucker_ref.compress import METHODS, _ranks_for, subspaces
-from tucker_ref.ranks import Spectra, factored_tensors, numerical_rank, rounding_floor
+from tucker_ref.compression import truncation
+from tucker_ref.compression.factored_tensor import factored_tensors
+from tucker_ref.compression.ranks import _ranks_for
+from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
+from tucker_ref.compression.truncation import METHODS
 
-CELLS = {cell.name: cell for cell in cells() if not cell.norm and not cell.absorb}
+CELLS = {cell.name: cell for cell in cells() if not (cell.norm or cell.absorb or cell.qk_norm)}
 PLAIN = {name: cell for name, cell in CELLS.items() if cell.rotary == "none"}
 EVERY = pytest.mark.parametrize("name", CELLS)
 
@@ -111,6 +115,60 @@ def test_spectra_are_those_of_the_dense_unfoldings(name):
         for mode, ours in enumerate((spectrum.head, spectrum.rows, spectrum.columns)):
             theirs = np.linalg.svd(unfold(tensor, mode), compute_uv=False)[: len(ours)]
             assert np.abs(ours[: len(theirs)].numpy() - theirs).max() < 1e-7 * theirs[0]  # a Gram matrix halves the digits
+
+
+TURNING = {
+    "MHA": lambda: MultiHeadAttention(12, 3, rotary=Rotary.heads(4)),
+    "MHA, wide heads": lambda: MultiHeadAttention(6, 3, head_dim=4, rotary=Rotary.heads(4)),
+    "GQA interleaved": lambda: GroupedQueryAttention(12, 6, 2, head_dim=4, rotary=Rotary.heads(4, pairing="interleaved")),
+    "MLA decoupled": lambda: MultiHeadLatentAttention(12, 3, 7, 5, rope_dim=4, rotary=Rotary.heads(4)),
+    "MLA coupled": lambda: MultiHeadLatentAttention(12, 3, 7, 6, rotary=Rotary.latent(6)),
+}
+
+
+@pytest.mark.parametrize("name", TURNING)
+def test_under_rope_spectra_are_those_of_the_average_over_all_rotations(name):
+    """W_h turned by one angle per frequency, formed and averaged over four angles each: exact for everything quadratic in W."""
+    layer = wide_awake(TURNING[name]())
+    queries, keys = dense_queries_and_keys(layer)  # (h, d, w) each; the last layer.rotary.width of the w channels turn
+    width, rotary = queries.shape[2], layer.rotary
+    still = width - rotary.width
+    first, second = (still + channels for channels in rotary.pairs(torch.arange(rotary.width)))
+    turned = []
+    for quarters in itertools.product(range(4), repeat=len(rotary.frequencies)):
+        angle = torch.tensor(quarters, dtype=torch.float64) * math.pi / 2
+        turn = torch.eye(width, dtype=torch.float64)
+        turn[first, first] = turn[second, second] = angle.cos()
+        turn[first, second], turn[second, first] = -angle.sin(), angle.sin()
+        turned.append(queries @ turn @ keys.mT)
+    tensors = torch.stack(turned)  # (angles, h, d, d)
+    head, rows = (torch.linalg.svdvals(tensors.movedim(mode, 0).flatten(1)) / len(tensors) ** 0.5 for mode in (1, 2))
+    columns = [torch.linalg.svdvals((queries[..., :still] @ keys[..., :still].mT).flatten(0, 1))]
+    for a, b in zip(
+        first, second
+    ):  # per frequency the complex tensor, whose real part has half its energy, in two equal values
+        q, k = (torch.complex(x[..., a], x[..., b]) for x in (queries, keys))  # (h, d)
+        columns.append(torch.linalg.svdvals(torch.einsum("hd,he->hde", q, k.conj()).flatten(0, 1)).repeat_interleave(2) / 2)
+    (ours, _), scale = spectra(layer), head[0]
+    for mine, theirs in ((ours.head, head), (ours.rows, rows), (ours.columns, torch.cat(columns).sort(descending=True).values)):
+        size = min(len(mine), len(theirs))
+        assert (mine[:size] - theirs[:size]).abs().max() < 1e-7 * scale and theirs[size:].lt(1e-7 * scale).all()
+        assert mine[size:].lt(1e-7 * scale).all()
+    unturned = torch.linalg.svdvals((queries @ keys.mT).flatten(1))  # control: the tensor as it stands, at distance zero
+    assert (ours.head - unturned).abs().max() > DIFFERENT * scale
+
+
+def dense_queries_and_keys(layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per head the matrices that make queries and keys, straight from the projections; turning channels last, (h, d, w) each."""
+    h, k = layer.n_heads, layer.head_dim
+    if not isinstance(layer, MultiHeadLatentAttention):
+        q, keys = (p.weight.detach().unflatten(0, (-1, k)).mT for p in (layer.q_proj, layer.k_proj))
+        return q, keys.repeat_interleave(h // len(keys), dim=0)
+    q = (layer.q_b_proj.weight.detach() @ layer.q_a_proj.weight.detach()).unflatten(0, (h, -1)).mT  # (h, d, k + rope)
+    down, up = layer.kv_a_proj_with_mqa.weight.detach(), layer.up_projections()[0].detach()  # (t + rope, d), (h, k, t)
+    if not layer.rope_dim:  # coupled: the latent itself is the key
+        return q @ up, down.T.expand(h, -1, -1)
+    return q, torch.cat([(up @ down[: layer.kv_rank]).mT, down[layer.kv_rank :].T.expand(h, -1, -1)], dim=2)
 
 
 def low_rank_(linear: nn.Linear, rank: int) -> None:
@@ -399,9 +457,8 @@ def test_with_a_fresh_rotary_embedding_the_old_one_is_forgotten(shared):
 
 
 def test_sweeps_end_when_they_gain_nothing_more(monkeypatch):
-    module, energies = sys.modules["tucker_ref.compress"], []
-    measure = module._energy
-    monkeypatch.setattr(module, "_energy", lambda *a: energies.append(measure(*a)) or energies[-1])
+    measure, energies = truncation._energy, []
+    monkeypatch.setattr(truncation, "_energy", lambda *a: energies.append(measure(*a)) or energies[-1])
     layer = wide_awake(MultiHeadAttention(12, 3))
     counts = []
     for scale in (1.0, 1e-6):  # energies far from one
@@ -409,7 +466,7 @@ def test_sweeps_end_when_they_gain_nothing_more(monkeypatch):
             layer.q_proj.weight.mul_(scale)
         for ranks in ((3, 12, 12), (2, 5, 4), (2, 3, 3), (1, 2, 2), (3, 4, 3)):
             (tensor, _), energies[:] = factored_tensors(layer), []
-            subspaces(tensor, ranks, "hooi")
+            truncation.hooi(tensor, ranks)
             gains = [after - before for before, after in zip(energies, energies[1:])]
             assert all(gain > 1e-10 * before for gain, before in zip(gains[:-1], energies))
             assert gains[-1] <= 1e-10 * energies[-2] or len(gains) == 20
@@ -555,6 +612,22 @@ def test_errors_of_layers_that_cannot_be_compared_are_refused():
         relative_errors(layer, louder)
     with pytest.raises(ValueError, match="biases are in one of layer and its approximation alone"):
         relative_errors(MultiHeadAttention(24, 6, bias=True), layer)
+
+
+@pytest.mark.parametrize("rotary", [None, Rotary.heads(4)], ids=["plain", "RoPE"])
+def test_a_tensor_of_zeros_is_approximated_without_an_error_by_zeros_alone(rotary):
+    layer = wide_awake(MultiHeadAttention(24, 6, bias=True, rotary=rotary))
+    whole = copy.deepcopy(layer)
+    nn.init.zeros_(layer.o_proj.weight)  # a layer that was pruned, or put in as an identity
+    approximations = [compress(layer, (3, 8, 8)), compress(layer, (3, 8, 8), shared_kv=True), to_gqa(layer, 2)]
+    for approximation in (layer, *approximations):
+        pre, post = relative_errors(layer, approximation)
+        assert post == 0 and (approximation is layer or pre > DIFFERENT)
+    nn.init.zeros_(layer.k_proj.weight)
+    nn.init.zeros_(layer.k_proj.bias)
+    assert relative_errors(layer, layer) == (0, 0)
+    with pytest.raises(ValueError, match="layer has a tensor of zeros"):  # control
+        relative_errors(layer, whole)
 
 
 @pytest.mark.parametrize(

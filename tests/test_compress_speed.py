@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
-from reproduce import compress_speed, records, report
-from reproduce.options import Options
+from reproduce.experiments import compress_speed
+from reproduce.report import results
+from reproduce.store import records
+from reproduce.train.options import Options
 from tucker_ref import MultiHeadAttention
 
 pytest.importorskip("tensorly", reason="tensorly is not installed; it is in the dev extra")
@@ -34,9 +36,9 @@ def test_a_run_is_recorded_and_reported(monkeypatch, tmp_path):
     monkeypatch.setitem(compress_speed.PRESETS, "smoke", (64, 128))
     compress_speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     (record,) = records.load(tmp_path / "records", "compress_speed", "smoke")
-    for size in record["metrics"]["sizes"]:
+    for size in record.metrics["sizes"]:
         assert all(size[way]["seconds"] > 0 and size[way]["megabytes"] > 0 for way in ("factors", "tensors"))
-    text = report.render([record])
+    text = results.render([record])
     assert (
         "| 64, 1 " in text
         and "| 128, 2 " in text

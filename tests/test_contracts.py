@@ -280,14 +280,16 @@ def ranks_for(draw, sizes, free=()):
 
 
 EVEN = st.sampled_from((2, 4))
+QK_NORMS = st.sampled_from((None, "head", "all"))
 
 
 @st.composite
-def grouped(draw, kv_heads=True):
+def grouped(draw, norms=False):
     """MHA or GQA."""
     per_group, groups, width = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(EVEN)
     h, fits = per_group * groups, draw(st.booleans())
     options = dict(bias=draw(st.sampled_from((False, True, "qkv"))), rotary=draw(st.none() | rotaries(width)))
+    options["qk_norm"] = draw(QK_NORMS) if norms else None
     d = h * width if fits else draw(st.integers(1, 10))
     options |= {} if fits else {"head_dim": width}
     if draw(st.booleans()):
@@ -333,13 +335,14 @@ def tucker(draw, norms=True):
         bias=bias,
         rotary=draw(rotaries(t)) if turned else None,
         scale=draw(st.none() | st.floats(0.1, 2.0)),
+        qk_norm=draw(QK_NORMS) if norms else None,
         init=draw(st.sampled_from(("orthonormal", "xavier"))),
     )
 
 
 def layers(norms=True):
     """Any layer of the four mechanisms, in float64, with weights that show a wrong logit."""
-    return st.builds(wide_awake, grouped() | latent(norms) | tucker(norms), st.integers(0, 99))
+    return st.builds(wide_awake, grouped(norms) | latent(norms) | tucker(norms), st.integers(0, 99))
 
 
 @given(layers(), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans(), st.data())

@@ -6,7 +6,7 @@ import torch
 from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
 from test_compress import CELLS, EVERY, correlated, errors_on, full_ranks
 
-from reproduce.exactness import D_MODEL, HEAD_DIM, N_HEADS, error
+from reproduce.experiments.exactness import D_MODEL, HEAD_DIM, N_HEADS, error
 from tucker_ref import (
     GroupedQueryAttention,
     MultiHeadAttention,
@@ -21,7 +21,7 @@ from tucker_ref import (
     to_mla,
     unfold,
 )
-from tucker_ref.ranks import factored_tensors
+from tucker_ref.compression.factored_tensor import factored_tensors
 
 GROUPED = pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if not cell.mechanism.startswith("MLA")])
 UNBIASED = pytest.mark.parametrize(

@@ -114,6 +114,13 @@ def test_what_happens_once_is_apart_from_what_happens_per_token():
     "make, message",
     [
         (lambda: mla_cost(24, 3, 7, 5, v_head_dim=0), "^v_head_dim is 0"),
+        *(
+            (
+                lambda size=size: mla_cost(24, 3, 7, 5, rope_dim=size),
+                f"^rope_dim is {size!r}; it must be an integer of at least 1",
+            )
+            for size in (-2, 2.0, True, None)
+        ),
         (lambda: tucker_cost(24, 3, (2, 4, 5), (2, 4)), r"^post_ranks is \(2, 4\); it must be 3 integers"),
         (lambda: tucker_cost(24, 3, 5), "^ranks is 5; it must be 3 integers"),
         (lambda: tucker_cost(24, 3, (2, 4, 5), (2, 0, 5)), r"^post_ranks\[1\] is 0"),

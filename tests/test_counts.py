@@ -5,8 +5,9 @@ import subprocess
 
 import pytest
 
-from reproduce import coverage, hostile, records
-from reproduce.options import Options
+from reproduce.store import records
+from reproduce.train.options import Options
+from reproduce.trust import coverage, hostile
 
 JUNIT = """<testsuites><testsuite>
 <testcase name="test_a[shape: x of one sequence-MHA]"/><testcase name="test_a[shape: x too narrow-GQA]"/>
@@ -34,7 +35,7 @@ def test_hostile_inputs_are_counted_by_kind(monkeypatch, tmp_path, capsys):
     reported(monkeypatch, "--junitxml=", JUNIT)
     hostile.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path, "hostile")
-    assert record["metrics"] == {"kinds": {"shape": 2, "not finite": 1, "mask": 1, "others": 1}, "skipped": 1}
+    assert record.metrics == {"kinds": {"shape": 2, "not finite": 1, "mask": 1, "others": 1}, "skipped": 1}
     assert "| together   | " in capsys.readouterr().out
 
 
@@ -43,7 +44,7 @@ def test_lines_and_branches_are_summed_by_package(monkeypatch, tmp_path, capsys)
     coverage.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path, "coverage")
     one = dict(lines=10, covered_lines=9, branches=4, covered_branches=2, left_out=1)
-    assert record["metrics"] == {"tucker_ref": {name: 2 * n for name, n in one.items()}, "reproduce": one}
+    assert record.metrics == {"tucker_ref": {name: 2 * n for name, n in one.items()}, "reproduce": one}
     assert "18 of 20" in capsys.readouterr().out
 
 

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from reproduce.data import text
 from reproduce.data.images import load_images
 from reproduce.data.text import load_text, read_documents
-from reproduce.language import batch_of, validate
-from reproduce.records import run_id
+from reproduce.store.records import run_id
+from reproduce.train.language import batch_of, validate
 
 STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for k in range(40)) for n in range(30)]
 

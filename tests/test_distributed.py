@@ -15,9 +15,10 @@ import pytest
 import torch
 import workers as toy
 
-from reproduce import records, table2
-from reproduce.distributed import Workers
-from reproduce.options import Options
+from reproduce.experiments import table2
+from reproduce.store import records
+from reproduce.train.distributed import Workers
+from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = str(ROOT / "tests" / "workers.py")
@@ -81,6 +82,14 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path, dty
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_compiled_blocks_can_be_shared_too(curves, alone, sharding):
     assert furthest(curves[f"compiled {sharding}"], alone[torch.float64]) < BOUND[torch.float64]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_muon_takes_the_same_steps_whoever_shares_the_work(curves, alone, tmp_path, sharding):
+    """Its matrices must be whole to be made orthogonal, wherever their parts lie."""
+    expected = toy.run(Workers(), torch.float64, tmp_path / "muon.pt", muon=True)
+    assert furthest(curves[f"muon {sharding}"], expected) < 1e-11  # the iteration steepens rounding by 3.4^5
+    assert furthest(alone[torch.float64], expected) > 1e-3  # control: AdamW's steps are others
 
 
 @pytest.mark.parametrize("fault", ["wrong rows", "not averaged"])
@@ -152,22 +161,22 @@ def in_this_process(text, folder, monkeypatch) -> dict:
     return only_record(folder)
 
 
-def only_record(folder) -> dict:
+def only_record(folder) -> records.Record:
     (record,) = records.load(folder / "records", "table2", "smoke")
     return record
 
 
 def assert_same_run(record, expected, workers: int) -> None:
-    assert record["id"] == expected["id"] and record["metrics"]["workers"]["workers"] == workers
-    assert record["metrics"]["workers"]["global_batch"] == 8
-    assert record["metrics"]["validation_loss"] == pytest.approx(expected["metrics"]["validation_loss"], rel=1e-6)
-    for mine, theirs in zip(record["metrics"]["curve"], expected["metrics"]["curve"], strict=True):
+    assert record.id == expected.id and record.metrics["workers"]["workers"] == workers
+    assert record.metrics["workers"]["global_batch"] == 8
+    assert record.metrics["validation_loss"] == pytest.approx(expected.metrics["validation_loss"], rel=1e-6)
+    for mine, theirs in zip(record.metrics["curve"], expected.metrics["curve"], strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)  # rounded in the record
 
 
 def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_path, monkeypatch):
     expected = in_this_process(text, tmp_path / "whole", monkeypatch)
-    assert expected["metrics"]["validation_loss"] < 0.8 * expected["metrics"]["curve"][0][1]  # it learned
+    assert expected.metrics["validation_loss"] < 0.8 * expected.metrics["curve"][0][1]  # it learned
 
     killed = tmp_path / "killed"
     process = torchrun(text, killed)

@@ -1,6 +1,6 @@
 """Beyond the paper: every mechanism is an exact Tucker Attention under rotary embeddings, biases and masks.
 
-The cells are those of `reproduce.exactness`; the matrix of their worst errors is printed at the end of the test run.
+The cells are those of `reproduce.experiments.exactness`; the matrix of their worst errors is printed at the end of the test run.
 """
 
 import pytest
@@ -8,8 +8,8 @@ import torch
 from conftest import MATRIX
 from helpers import DIFFERENT, EXACT
 
-from reproduce import exactness, records
-from reproduce.exactness import (
+from reproduce.experiments import exactness
+from reproduce.experiments.exactness import (
     MASKS,
     PATHS,
     cells,
@@ -21,7 +21,8 @@ from reproduce.exactness import (
     tokens,
     whole_sequence,
 )
-from reproduce.options import Options
+from reproduce.store import records
+from reproduce.train.options import Options
 from tucker_ref import MultiHeadLatentAttention, as_tucker
 
 # Only causal orders can be decoded.
@@ -87,6 +88,6 @@ def test_a_run_records_every_cell(monkeypatch, tmp_path):
     monkeypatch.setattr(exactness, "cells", lambda: list(CELLS.values())[:2])
     exactness.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path, "exactness", "float64")
-    for cell in record["metrics"]["cells"]:
+    for cell in record.metrics["cells"]:
         assert max(cell["errors"].values()) < EXACT < DIFFERENT < min(cell["controls"].values())
-    assert [cell["name"] for cell in record["metrics"]["cells"]] == list(CELLS)[:2]
+    assert [cell["name"] for cell in record.metrics["cells"]] == list(CELLS)[:2]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce import figure3, records, spectra
-from reproduce.distributed import Workers
-from reproduce.options import Options
-from reproduce.rows import Row
+from reproduce.experiments import figure3, spectra
+from reproduce.models.rows import Row
+from reproduce.store import records
+from reproduce.train import vision
+from reproduce.train.distributed import Workers
+from reproduce.train.options import Options
 
 FULL = Row("Tucker", ranks=(4, 16, 16))
 
@@ -44,19 +46,19 @@ def test_every_conversion_starts_from_the_pretrained_model_of_its_seed(tiny, tmp
     found = run(tmp_path)
     assert len(found) == 2 * (1 + len(tiny.rows))
     for seed in (0, 1):
-        by_method = {r["method"]: r["metrics"] for r in found if r["seed"] == seed}
+        by_method = {r.method: r.metrics for r in found if r.seed == seed}
         start = by_method["MHA pretrained"]
         for exact in ("MHA", FULL.label):  # nothing is lost without compression
             assert by_method[exact]["converted"]["top1"] == start["top1"]
         assert by_method["Tucker [3,4,4]"]["attention_parameters"] < start["attention_parameters"]
         assert all(len(by_method[row.label]["curve"]) == 2 for row in tiny.rows)
-    config = found[-1]["config"]
+    config = found[-1].config
     assert config["pretrain"]["steps"] == 6 and config["train"]["steps"] == 2  # --steps are those of the fine-tuning
 
 
 def test_without_steps_given_fine_tuning_lasts_the_epochs_of_the_preset(tiny, tmp_path):
     figure3.run(Options("smoke", tmp_path, tmp_path / "records", rows=("MHA",), seeds=(0,)))
-    assert records.load(tmp_path / "records")[-1]["config"]["train"]["steps"] == 1437 // 64
+    assert records.load(tmp_path / "records")[-1].config["train"]["steps"] == 1437 // 64
 
 
 def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
@@ -93,8 +95,8 @@ def test_a_fine_tuning_that_diverges_is_on_record_and_stops_no_other(tiny, tmp_p
     monkeypatch.setattr(figure3, "loss_on", broken)
     rows = ("GQA n_KV=2", "MHA")
     start, first, second = run(tmp_path, rows=rows, seeds=(0,))
-    assert first["method"] == "MHA" and "top1" in first["metrics"]  # rows keep their order
-    assert second["metrics"]["diverged_at"] == 1 and "top1" not in second["metrics"] and "converted" in second["metrics"]
+    assert first.method == "MHA" and "top1" in first.metrics  # rows keep their order
+    assert second.metrics["diverged_at"] == 1 and "top1" not in second.metrics and "converted" in second.metrics
     assert "at step 1; recorded" in capsys.readouterr().out
     assert len(run(tmp_path, rows=rows, seeds=(0,))) == 3  # and is not tried again
 
@@ -102,25 +104,25 @@ def test_a_fine_tuning_that_diverges_is_on_record_and_stops_no_other(tiny, tmp_p
 def test_fine_tuning_sees_other_batches_than_pretraining(tiny):
     data = figure3.load_images(None)
     settings = dataclasses.replace(tiny.finetune, steps=3)
-    first, second = (figure3.batches(data, settings, 0, start) for start in (0, 6))
+    first, second = (vision.batches(data, settings, 0, start) for start in (0, 6))
     assert torch.equal(first(6)[0], second(0)[0]) and not torch.equal(first(0)[0], second(0)[0])
 
 
 def test_a_moved_image_is_a_window_of_the_padded_one_or_its_mirror_image():
     images = np.arange(1, 1 + 64 * 5 * 5 * 2, dtype=np.uint16).reshape(64, 5, 5, 2)  # no value twice, none black
-    padded = np.pad(images, ((0, 0), (figure3.SHIFT,) * 2, (figure3.SHIFT,) * 2, (0, 0)))
+    padded = np.pad(images, ((0, 0), (vision.SHIFT,) * 2, (vision.SHIFT,) * 2, (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (1, 2)).transpose(0, 1, 2, 4, 5, 3)  # (b, y, x, 5, 5, 2)
-    moved = figure3.moved(images, np.random.default_rng(0))[:, None, None]
+    moved = vision.moved(images, np.random.default_rng(0))[:, None, None]
     straight, mirrored = ((windows == seen).all(axis=(3, 4, 5)) for seen in (moved, moved[:, :, :, :, ::-1]))  # (b, y, x)
     assert ((straight | mirrored).sum(axis=(1, 2)) == 1).all()
     assert 16 < straight.sum() < 48 and all(found.any() for found in (straight | mirrored).any(axis=0))  # both kinds, every row
-    assert np.array_equal(figure3.moved(images, np.random.default_rng(0)), moved[:, 0, 0])
-    assert not np.array_equal(figure3.moved(images, np.random.default_rng(1)), moved[:, 0, 0])
+    assert np.array_equal(vision.moved(images, np.random.default_rng(0)), moved[:, 0, 0])
+    assert not np.array_equal(vision.moved(images, np.random.default_rng(1)), moved[:, 0, 0])
 
 
 def test_only_an_augmented_preset_moves_what_it_trains_on(tiny):
     data, settings = figure3.load_images(None), tiny.finetune
-    plain, moved = (figure3.batches(data, settings, 0, augmented=a)(0) for a in (False, True))
+    plain, moved = (vision.batches(data, settings, 0, augmented=a)(0) for a in (False, True))
     assert torch.equal(plain[1], moved[1]) and not torch.equal(plain[0], moved[0])
 
 
@@ -128,9 +130,9 @@ def test_an_augmented_run_says_so_and_is_another_run(tiny, monkeypatch, tmp_path
     plain = run(tmp_path / "plain", rows=("MHA",), seeds=(0,))
     monkeypatch.setitem(figure3.PRESETS, "smoke", dataclasses.replace(tiny, augmented=True))
     moved = run(tmp_path / "moved", rows=("MHA",), seeds=(0,))
-    assert all(r["config"].get("augmented") is None for r in plain) and all(r["config"]["augmented"] for r in moved)
+    assert all(r.config.get("augmented") is None for r in plain) and all(r.config["augmented"] for r in moved)
     for one, other in zip(plain, moved):
-        assert one["id"] != other["id"] and one["metrics"]["curve"] != other["metrics"]["curve"]
+        assert one.id != other.id and one.metrics["curve"] != other.metrics["curve"]
 
 
 def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
@@ -138,7 +140,7 @@ def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
     (path,) = (tmp_path / "models").glob("*.safetensors")
     spectra.run(Options("smoke", tmp_path, tmp_path / "records", model=str(path)))
     (record,) = records.load(tmp_path / "records", "spectra")
-    assert len(record["metrics"]["trained"]) == 2
+    assert len(record.metrics["trained"]) == 2
 
 
 @pytest.mark.parametrize("given", [{"model": "vit"}, {"workers": Workers(micro_batch=2)}, {"workers": Workers(sharding="ddp")}])
@@ -152,4 +154,4 @@ def test_another_file_is_refused(tmp_path):
 
     save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors", {"attention": json.dumps({})})
     with pytest.raises(ValueError, match="m.safetensors holds no vision transformer"):
-        figure3.load_vit(tmp_path / "m.safetensors")
+        vision.load_vit(tmp_path / "m.safetensors")

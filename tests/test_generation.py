@@ -9,11 +9,11 @@ from helpers import EXACT, relative_error
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from reproduce.generation import generate, next_token
-from reproduce.language import build_model, load_model, save_model
+from reproduce.models.generation import generate, next_token
 from reproduce.models.gpt2 import GPT2
 from reproduce.models.llama import Llama
-from reproduce.rows import TABLE2, TABLE3
+from reproduce.models.rows import TABLE2, TABLE3
+from reproduce.train.language import build_model, load_model, save_model
 
 VOCABULARY = 50
 

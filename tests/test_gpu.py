@@ -20,7 +20,7 @@ from tucker_ref import (
     to_mla,
 )
 from tucker_ref.attend import BACKENDS, FORCED, attend
-from tucker_ref.compress import METHODS
+from tucker_ref.compression.truncation import METHODS
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -71,7 +71,7 @@ def test_every_backend_matches_float64_in_output_and_gradient(backend, shape, ca
 
 @pytest.mark.parametrize("backend", ["sdpa", "cudnn"])
 def test_the_layout_in_which_a_gradient_comes_back_does_not_matter(backend):
-    """See attend.SameLayoutBack: with the second layout, a plan kept from the first must not be used as it is."""
+    """See backends.SameLayoutBack: with the second layout, a plan kept from the first must not be used as it is."""
     qkv = attention_inputs(2, 32, 1, 67, 67, 128, 128, torch.bfloat16, device="cuda")
     dz = torch.randn(2, 32, 67, 128, device="cuda", dtype=torch.bfloat16)
     other = dz.transpose(1, 2).contiguous().transpose(1, 2)

@@ -1,17 +1,22 @@
 """The tables of what one GPU trained: which runs belong together, and what is said where there is none."""
 
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from helpers import a_record
 from matplotlib.transforms import Bbox
 
 from paper_figures.figures import PLACES, name_points
-from reproduce import claims, gpu_report, records, table2
-from reproduce.claims import FAILED, REPRODUCED, UNTESTED, _competitive
-from reproduce.tables import grouped
+from reproduce.experiments import table2
+from reproduce.report import claims, gpu, query, words
+from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED, _competitive
+from reproduce.report.query import grouped
+from reproduce.store import records
+from reproduce.train.recipes import Recipe
 
 COMMITTED = records.load(records.COMMITTED)
 
@@ -23,155 +28,167 @@ def row_of(table: str, label: str) -> list[str]:
 
 
 def test_only_runs_at_the_preset_s_own_settings_stand_in_table_2():
-    runs = gpu_report.settled(COMMITTED, "table2")
-    assert {r["config"]["train"]["warmup_steps"] for group in runs.values() for r in group} == {800}
+    runs = query.settled(COMMITTED, "table2")
+    assert {r.config["train"]["warmup_steps"] for group in runs.values() for r in group} == {800}
     other = copy.deepcopy(runs["MHA"][0])
-    other["config"]["train"]["learning_rate"] *= 2
-    assert len(gpu_report.settled([*COMMITTED, other], "table2")["MHA"]) == len(runs["MHA"])
-    title, table, _, note, others, _ = gpu_report.budget_tables([*COMMITTED, other], "table2")
+    other.config["train"]["learning_rate"] *= 2
+    assert len(query.settled([*COMMITTED, other], "table2")["MHA"]) == len(runs["MHA"])
+    title, table, _, note, others, _ = gpu.budget_tables([*COMMITTED, other], "table2")
     assert "REDUCED BUDGET" in title and "other settings" in note
-    assert f"{other['config']['train']['learning_rate']:g}" in others
+    assert f"{other.rate:g}" in others
     assert row_of(table, "MHA")[2] == "0.0012"
 
 
 def test_every_row_of_table_2_stands_at_the_best_of_the_rates_that_were_tried():
-    settled = gpu_report.settled(COMMITTED, "table2")
-    budget = gpu_report.budget_of(settled["MHA"][0])
-    tried = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("table2", "gpu") and gpu_report.budget_of(r) == budget]
+    settled = query.settled(COMMITTED, "table2")
+    budget = query.budget_of(settled["MHA"][0])
+    tried = [r for r in COMMITTED if (r.experiment, r.preset) == ("table2", "gpu") and query.budget_of(r) == budget]
     losses = {}
-    for (row, rate, warmup), group in grouped(tried, lambda r: (*gpu_report._key(r), gpu_report._warmup(r))).items():
+    for (row, rate, warmup), group in grouped(tried, lambda r: (*query.method_and_rate(r), r.warmup)).items():
         if warmup == 800:
-            losses.setdefault(row, {})[rate] = gpu_report._mean(group)
+            losses.setdefault(row, {})[rate] = query.mean_loss(group)
     assert settled.keys() == losses.keys() and len(losses["MHA"]) == len(losses["Tucker [8,128,128]"]) == 3
     for row, by_rate in losses.items():
-        assert gpu_report.BUDGETS["table2"].rate(row) == min(by_rate, key=by_rate.get), row
+        assert query.BUDGETS["table2"].rate(row) == min(by_rate, key=by_rate.get), row
 
 
 def test_seeds_at_another_setting_are_one_line_and_settings_are_not():
-    run = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["MHA"][0])
-    run["config"]["train"]["learning_rate"] = 0.77
-    again = copy.deepcopy(run) | {"seed": 1}
-    run["metrics"]["validation_loss"], again["metrics"]["validation_loss"] = 3.0, 3.2
-    _, others, _ = gpu_report.budget_tables([run, again], "table2")
-    assert row_of(others, "MHA")[:5] == ["0.77", "800", "3,052", run["data"]["name"], "3.100 ± 0.141 (2)"]
-    again["config"]["train"]["warmup_steps"] = 9  # control
-    assert len(gpu_report.budget_tables([run, again], "table2")[1].splitlines()) == 4
+    run = copy.deepcopy(query.settled(COMMITTED, "table2")["MHA"][0])
+    run.config["train"]["learning_rate"] = 0.77
+    again = dataclasses.replace(copy.deepcopy(run), seed=1)
+    run.metrics["validation_loss"], again.metrics["validation_loss"] = 3.0, 3.2
+    _, others, _ = gpu.budget_tables([run, again], "table2")
+    assert row_of(others, "MHA")[:5] == ["0.77", "800", "3,052", run.data["name"], "3.100 ± 0.141 (2)"]
+    again.config["train"]["warmup_steps"] = 9  # control
+    assert len(gpu.budget_tables([run, again], "table2")[1].splitlines()) == 4
 
 
-@pytest.mark.parametrize("experiment", gpu_report.BUDGETS)
+@pytest.mark.parametrize("experiment", query.BUDGETS)
 def test_runs_at_other_settings_alone_are_shown_as_such(experiment):
-    other = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, "gpu")))
-    other["config"]["train"]["learning_rate"] = 0.77
-    title, others, source = gpu_report.budget_tables([other], experiment)
-    assert "at other settings" in title and other["commit"][:10] in source and "0.77" in others
-    own = next(iter(gpu_report.settled(COMMITTED, experiment).values()))[0]
-    assert len(gpu_report.budget_tables([own], experiment)) == 3  # control: no table of others
+    other = copy.deepcopy(next(r for r in COMMITTED if (r.experiment, r.preset) == (experiment, "gpu")))
+    other.config["train"]["learning_rate"] = 0.77
+    title, others, source = gpu.budget_tables([other], experiment)
+    assert "at other settings" in title and other.commit[:10] in source and "0.77" in others
+    own = next(iter(query.settled(COMMITTED, experiment).values()))[0]
+    assert len(gpu.budget_tables([own], experiment)) == 3  # control: no table of others
 
 
 def test_a_row_without_a_run_says_so():
-    kept = [r for r in COMMITTED if (r["experiment"], r["preset"], r["method"]) != ("table2", "gpu", "Tucker [8,64,64]")]
-    _, table, *_ = gpu_report.budget_tables(kept, "table2")
+    kept = [r for r in COMMITTED if (r.experiment, r.preset, r.method) != ("table2", "gpu", "Tucker [8,64,64]")]
+    _, table, *_ = gpu.budget_tables(kept, "table2")
     assert set(row_of(table, "Tucker [8,64,64]")) == {"not run yet"}
-    assert "not run yet" not in row_of(gpu_report.budget_tables(COMMITTED, "table2")[1], "Tucker [8,64,64]")  # control
+    assert "not run yet" not in row_of(gpu.budget_tables(COMMITTED, "table2")[1], "Tucker [8,64,64]")  # control
 
 
 def test_the_sweep_holds_the_ablations_long_warm_ups_and_marks_each_row_s_best():
-    _, table, order, _ = gpu_report.sweep_table(COMMITTED)
+    _, table, order, _ = gpu.sweep_table(COMMITTED)
     label = "Tucker [8,128,128]"
     short, long = (row_of(table, f"{label}, warm-up {steps}") for steps in (100, 400))
     assert sum(cell.startswith("**") for cell in short + long) == 1 and any(cell.startswith("**") for cell in long)
-    without = [r for r in COMMITTED if r["experiment"] != "ablations"]
-    assert "not run" in row_of(gpu_report.sweep_table(without)[1], f"{label}, warm-up 400")[2]  # control
+    without = [r for r in COMMITTED if r.experiment != "ablations"]
+    assert "not run" in row_of(gpu.sweep_table(without)[1], f"{label}, warm-up 400")[2]  # control
     assert order.index("Tucker") < order.index("MLA")
 
 
 def test_rates_that_the_sweep_left_out_have_a_reason_that_holds():
-    runs = gpu_report.sweep_runs(COMMITTED)
+    runs = query.sweep_runs(COMMITTED)
     row, reason = "Tucker [8,64,64]", "another rate had been better with the shorter warm-up"
-    assert reason in gpu_report.gaps(runs)
-    best = min(
-        (r for r in runs if r["method"] == row and gpu_report._warmup(r) == 100), key=lambda r: r["metrics"]["validation_loss"]
-    )
-    best_rate = best["config"]["train"]["learning_rate"]
-    without = [r for r in runs if (r["method"], r["config"]["train"]["learning_rate"]) != (row, best_rate) or r is best]
-    assert len(without) == len(runs) - 1 and gpu_report.gaps(without) == ""  # control: left out where the short one was best
-    assert gpu_report.gaps([best]) == ""  # nothing is left out
+    assert reason in gpu.gaps(runs)
+    best = min((r for r in runs if r.method == row and r.warmup == 100), key=lambda r: r.metrics["validation_loss"])
+    best_rate = best.rate
+    without = [r for r in runs if (r.method, r.rate) != (row, best_rate) or r is best]
+    assert len(without) == len(runs) - 1 and gpu.gaps(without) == ""  # control: left out where the short one was best
+    assert gpu.gaps([best]) == ""  # nothing is left out
 
 
 def test_a_run_that_diverged_is_shown_as_such():
-    table = gpu_report.ablation_table(COMMITTED)[1]
+    table = gpu.ablation_table(COMMITTED)[1]
     assert row_of(table, "Tucker [8,128,128], decay of the product")[-1] == "diverged at step 300"
 
 
-def test_a_case_of_the_ablations_that_is_not_on_record_is_named():
-    without = [r for r in COMMITTED if r["method"] != "Tucker [8,128,128], normalised latents"]
-    waiting, said = (
-        next((part for part in gpu_report.ablation_table(r) if "Not run yet" in part), "") for r in (without, COMMITTED)
+def test_a_setting_of_which_one_seed_diverged_is_no_row_s_best():
+    """Neither in the sweep, nor by the loss that a command is said to give."""
+    runs = query.sweep_runs(COMMITTED)
+    label = "Tucker [8,64,64]"
+    best = min((r for r in runs if r.method == label), key=lambda r: r.metrics["validation_loss"])
+    broken = dataclasses.replace(best, seed=7, metrics={"diverged_at": 9})
+    assert query.mean_loss([best, broken]) is None and query.mean_loss([best]) == best.metrics["validation_loss"]
+    (table, losses), (_, before) = (
+        gpu.rates_table(found, lambda r: f"{r.method}, warm-up {r.warmup}") for found in ([*runs, broken], runs)
     )
+    assert "diverged at step 9" in row_of(table, f"{label}, warm-up {best.warmup}")
+    assert losses[label] > before[label] == best.metrics["validation_loss"]  # control
+    lost = dataclasses.replace(query.settled(COMMITTED, "table2")["MHA"][0], seed=7, metrics={"diverged_at": 9})
+    assert "MHA diverged at step 9" in gpu.commands([*COMMITTED, lost]) and "MHA diverged" not in gpu.commands(COMMITTED)
+
+
+def test_a_case_of_the_ablations_that_is_not_on_record_is_named():
+    without = [r for r in COMMITTED if r.method != "Tucker [8,128,128], normalised latents"]
+    waiting, said = (next((part for part in gpu.ablation_table(r) if "Not run yet" in part), "") for r in (without, COMMITTED))
     assert "Tucker [8,128,128], normalised latents" in waiting and "normalised latents" not in said
     assert "ended at 6.747" in waiting  # the sweep's run of the same setting as the ablations' own
 
 
 def test_cures_stand_beside_the_runs_without_them():
-    plain = gpu_report.settled(COMMITTED, "table2")["Tucker [8,128,64]"]
-    cured = copy.deepcopy(plain[0])
-    cured |= {"experiment": "ablations", "method": "Tucker [8,128,64], normalised latents"}
-    cured["metrics"] |= {"validation_loss": 3.5, "observations": [{"largest_logit": 55.0}]}
-    table = gpu_report.cures_table([*[r for r in COMMITTED if r["experiment"] == "table2"], cured])[1]
+    plain = query.settled(COMMITTED, "table2")["Tucker [8,128,64]"]
+    method = "Tucker [8,128,64], normalised latents"
+    cured = dataclasses.replace(copy.deepcopy(plain[0]), experiment="ablations", method=method)
+    cured.config.update(recipe={"latent_norm": True})
+    cured.metrics.update(validation_loss=3.5, observations=[{"largest_logit": 55.0}])
+    table = gpu.cures_table([*[r for r in COMMITTED if r.experiment == "table2"], cured])[1]
     assert row_of(table, "Tucker [8,128,64], normalised latents") == ["0.0024", "3.5000", "55"]
     lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
-    assert ["0.0024", gpu_report.loss_cell(plain, 4), f"{gpu_report.largest_logit(plain):,.0f}"] in lines
+    assert ["0.0024", gpu.loss_cell(plain, 4), f"{query.largest_logit(plain):,.0f}"] in lines
     assert [rate for rate, *_ in lines] == ["0.0012", "0.0024", "0.0048", "0.0024"]  # each once: not those of another warm-up
     assert len({loss for _, loss, _ in lines}) == 4
-    assert len(gpu_report.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it
-    again = copy.deepcopy(cured) | {"seed": 1}
-    assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 3  # seeds are one line
-    again["config"]["train"]["learning_rate"] *= 2
-    assert len(gpu_report.cures_table([cured, again])[1].splitlines()) == 4  # control: rates are not
+    assert len(gpu.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it
+    again = dataclasses.replace(copy.deepcopy(cured), seed=1)
+    assert len(gpu.cures_table([cured, again])[1].splitlines()) == 3  # seeds are one line
+    again.config["train"]["learning_rate"] *= 2
+    assert len(gpu.cures_table([cured, again])[1].splitlines()) == 4  # control: rates are not
 
 
 def test_every_row_stands_at_the_best_of_its_settings_with_most_seeds():
-    title, table, source = gpu_report.best_table(COMMITTED)
+    title, table, source = gpu.best_table(COMMITTED)
     change, rate, loss, *_, tried = row_of(table, "Tucker [8,128,128]")[1:]
     assert (change, rate) == ("factors at a quarter of the rate", "0.0048") and "3 seeds" in title and "ad00779a96" in source
     assert tried == "7 (4)" and loss.startswith(
-        gpu_report.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3], 4)
+        gpu.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3], 4)
     )
     means = [float(line.split("|")[5].split()[0]) for line in table.splitlines()[2:]]
     assert means == sorted(means)
-    lucky = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["Tucker [8,128,128]"][0])
-    lucky |= {"id": "another"}
-    lucky["config"]["train"]["learning_rate"], lucky["metrics"]["validation_loss"] = 0.7, 1.0
-    again = row_of(gpu_report.best_table([*COMMITTED, lucky])[1], "Tucker [8,128,128]")
+    lucky = dataclasses.replace(copy.deepcopy(query.settled(COMMITTED, "table2")["Tucker [8,128,128]"][0]), id="another")
+    lucky.config["train"]["learning_rate"], lucky.metrics["validation_loss"] = 0.7, 1.0
+    again = row_of(gpu.best_table([*COMMITTED, lucky])[1], "Tucker [8,128,128]")
     assert (again[2], again[-1]) == ("0.0048", tried.replace("7 ", "8 "))  # one seed is no match for three
-    three = [lucky | {"seed": seed} for seed in range(3)]
-    assert row_of(gpu_report.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.7"  # control
-    for run in three:
-        run["metrics"] = {"diverged_at": 3, "attention_parameters": 1}
-    assert row_of(gpu_report.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.0048"
-    assert gpu_report.best_table(three) == gpu_report.best_table([]) == []
+    three = [dataclasses.replace(lucky, seed=seed) for seed in range(3)]
+    assert row_of(gpu.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.7"  # control
+    three = [dataclasses.replace(run, metrics={"diverged_at": 3, "attention_parameters": 1}) for run in three]
+    assert row_of(gpu.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.0048"
+    assert gpu.best_table(three) == gpu.best_table([]) == []
     assert (
-        gpu_report.best_table([r for r in COMMITTED if r["experiment"] == "ablations"]) == []
+        gpu.best_table([r for r in COMMITTED if r.experiment == "ablations"]) == []
     )  # of Table 2 there is none to set it beside
 
 
 def by_setting(records):
-    runs = gpu_report.full_budget_runs(records) + [r for r in records if (r["experiment"], r["preset"]) == ("ablations", "gpu")]
-    return grouped(runs, gpu_report._key)
+    runs = query.full_budget_runs(records) + [r for r in records if (r.experiment, r.preset) == ("ablations", "gpu")]
+    return grouped(runs, query.method_and_rate)
 
 
 def test_slowed_runs_are_those_of_factors_or_attention_under_their_row_s_name():
-    full, sweep = (gpu_report.slowed_runs(COMMITTED, preset) for preset in ("gpu", "gpu-sweep"))
-    assert {r["method"] for r in full} == {"MHA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]"}
-    assert {r["method"] for r in sweep} == {"MHA", "GQA n_KV=4", "MLA shared d_c=128", "Tucker [8,128,128]"}
-    assert {gpu_report._warmup(r) for r in sweep} == {400}  # those with the short warm-up stand apart
-    methods = {r["id"]: r["method"] for r in COMMITTED}
-    assert all(("factors" if r["method"].startswith("Tucker") else "attention") in methods[r["id"]] for r in full + sweep)
+    full, sweep = (query.slowed_runs(COMMITTED, preset) for preset in ("gpu", "gpu-sweep"))
+    assert {r.method for r in full} == {"MHA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]"}
+    assert {r.method for r in sweep} == {"MHA", "GQA n_KV=4", "MLA shared d_c=128", "Tucker [8,128,128]"}
+    assert {r.warmup for r in sweep} == {400}  # those with the short warm-up stand apart
+    methods = {r.id: r.method for r in COMMITTED}
+    assert all(("factors" if r.method.startswith("Tucker") else "attention") in methods[r.id] for r in full + sweep)
 
 
 def test_cures_stand_in_table_2_s_order_of_rows():
-    lines = gpu_report.cures_table(COMMITTED)[1].splitlines()[2:]
-    shown = list(dict.fromkeys(gpu_report.of_row({"method": line.split("|")[1].strip()}) for line in lines))
+    lines = gpu.cures_table(COMMITTED)[1].splitlines()[2:]
+    rows = {r.method: query.row_label(r) for r in COMMITTED if r.experiment in ("table2", "ablations") and r.is_trained}
+    shown = list(dict.fromkeys(rows[line.split("|")[1].strip()] for line in lines))
     assert shown == [row.label for row in table2.ON_GPU_ROWS if row.label in shown] and len(shown) > 3
 
 
@@ -181,18 +198,16 @@ def test_commands_that_differ_in_what_is_swept_are_one():
         "python -m reproduce table2 --rows 'MHA' --preset gpu --records r --warmup-steps 9",
     ]
     once = "python -m reproduce table2 --preset gpu --rows ROWS --learning-rate RATE --warmup-steps STEPS"
-    assert gpu_report.patterns(commands) == [once]
-    assert len(gpu_report.patterns([*commands, "python -m reproduce table3 --preset gpu"])) == 2
+    assert words.patterns(commands) == [once]
+    assert len(words.patterns([*commands, "python -m reproduce table3 --preset gpu"])) == 2
 
 
 def test_competitive_is_judged_by_the_row_in_question_alone():
     def with_loss(above):
-        run = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0])
-        run["method"] = "Tucker [8,128,64]"
-        run["metrics"]["validation_loss"] = gpu_report.settled(COMMITTED, "table2")["MHA"][0]["metrics"]["validation_loss"] * (
-            1 + above
-        )
-        return [r for r in COMMITTED if r["method"] != run["method"]] + [run]
+        run = copy.deepcopy(query.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0])
+        run = dataclasses.replace(run, method="Tucker [8,128,64]")
+        run.metrics["validation_loss"] = query.settled(COMMITTED, "table2")["MHA"][0].metrics["validation_loss"] * (1 + above)
+        return [r for r in COMMITTED if r.method != run.method] + [run]
 
     assert _competitive(with_loss(0.019))[1] == REPRODUCED
     assert _competitive(with_loss(0.021))[1] == FAILED
@@ -201,44 +216,42 @@ def test_competitive_is_judged_by_the_row_in_question_alone():
     assert "[8,64,64]" in said and "shared" not in said and "[12,256,256]" not in said  # the paper's rows, not ours
 
 
-@pytest.mark.parametrize(("part", "draw"), [(gpu_report, gpu_report.render), (claims, claims.sentences)])
+@pytest.mark.parametrize(("part", "draw"), [(gpu, gpu.render), (claims, claims.sentences)])
 def test_the_readme_shows_what_the_records_say(part, draw):
     shown = (Path(__file__).parent.parent / "README.md").read_text().split(part.BEGIN)[1].split(part.END)[0].strip()
     assert shown == draw(COMMITTED)
-    assert shown != draw([r for r in COMMITTED if (r["experiment"], r["preset"]) != ("table2", "gpu")])  # control
+    assert shown != draw([r for r in COMMITTED if (r.experiment, r.preset) != ("table2", "gpu")])  # control
 
 
 def test_commands_say_how_long_they_take_and_findings_need_runs():
-    slower = [r | {"wall_seconds": 2 * r["wall_seconds"]} if r["wall_seconds"] else r for r in COMMITTED]
-    assert gpu_report.commands(slower) != gpu_report.commands(COMMITTED)
-    assert gpu_report.commands([]).count("not run yet") == 2 * 6 and gpu_report.findings([]) == ""
-    assert "Tucker [8,64,64] +" in gpu_report.findings(COMMITTED)
+    slower = [dataclasses.replace(r, wall_seconds=2 * r.wall_seconds) for r in COMMITTED]
+    assert gpu.commands(slower) != gpu.commands(COMMITTED)
+    assert gpu.commands([]).count("not run yet") == 2 * 6 and gpu.findings([]) == ""
+    assert "Tucker [8,64,64] +" in gpu.findings(COMMITTED)
 
 
 def test_the_largest_logit_of_any_seed_is_shown():
-    group = gpu_report.settled(COMMITTED, "table2")["MHA"]
-    seen = [o["largest_logit"] for r in group for o in r["metrics"]["observations"]]
-    assert len(group) > 1 and gpu_report.largest_logit(group) == max(seen) > min(seen)
-    assert f"{max(seen):,.0f}" in row_of(gpu_report.budget_tables(COMMITTED, "table2")[1], "MHA")
+    group = query.settled(COMMITTED, "table2")["MHA"]
+    seen = [o["largest_logit"] for r in group for o in r.metrics["observations"]]
+    assert len(group) > 1 and query.largest_logit(group) == max(seen) > min(seen)
+    assert f"{max(seen):,.0f}" in row_of(gpu.budget_tables(COMMITTED, "table2")[1], "MHA")
     unseen = copy.deepcopy(group)
     for r in unseen:
-        del r["metrics"]["observations"]
-    assert row_of(gpu_report.budget_tables(unseen, "table2")[1], "MHA")[-2] == ""
+        del r.metrics["observations"]
+    assert row_of(gpu.budget_tables(unseen, "table2")[1], "MHA")[-2] == ""
 
 
 def test_speeds_are_those_of_the_card_that_trained_most_rows():
     runs = [
-        {"device": card, "method": row, "metrics": {"tokens_per_second": speed}}
+        a_record(device=card, method=row, metrics={"tokens_per_second": speed})
         for card, row, speed in (("A", "MHA", 9), ("A", "MHA", 9), ("B", "MHA", 4), ("B", "MHA", 6), ("B", "MQA", 3))
     ]
-    broken = {"device": "B", "method": "MHA", "metrics": {"diverged_at": 7}}
-    assert gpu_report.speeds_on_one_card([*runs, broken]) == ("B", {"MHA": 5, "MQA": 3})
-    assert gpu_report.speeds_on_one_card([broken]) == ("no run ended", {})
-    moved = copy.deepcopy(gpu_report.settled(COMMITTED, "table2"))
-    for label, group in moved.items():
-        for r in group:
-            r["device"] = "another" if label == "MHA" else "one"
-    table = gpu_report.budget_tables([r for group in moved.values() for r in group], "table2")[1]
+    broken = a_record(device="B", method="MHA", metrics={"diverged_at": 7})
+    assert query.speeds_on_one_card([*runs, broken]) == ("B", {"MHA": 5, "MQA": 3})
+    assert query.speeds_on_one_card([broken]) == ("no run ended", {})
+    runs = [r for group in query.settled(COMMITTED, "table2").values() for r in group]
+    moved = [dataclasses.replace(r, device="another" if r.method == "MHA" else "one") for r in runs]
+    table = gpu.budget_tables(moved, "table2")[1]
     assert row_of(table, "MHA")[-1] == "another card" and row_of(table, "MQA")[-1] != "another card"  # control
 
 
@@ -260,32 +273,37 @@ def test_names_of_points_cover_nothing():
 
 
 def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
-    title, table, *_ = gpu_report.budget_tables(COMMITTED, "table3")
+    title, table, *_ = gpu.budget_tables(COMMITTED, "table3")
     assert "REDUCED SCALE" in title
     cells = {label: row_of(table, label) for label in ("GQA n_KV=8", "Tucker [32,64,64]")}
     assert "%" not in cells["GQA n_KV=8"][3] and "%" in cells["Tucker [32,64,64]"][3]
-    times = gpu_report.step_times(COMMITTED)
+    times = query.step_times(COMMITTED)
     assert [row[-1] for row in cells.values()] == [f"{times[label]:.0f}" for label in cells]
-    without = gpu_report.budget_tables([r for r in COMMITTED if r["experiment"] != "speed"], "table3")
+    without = gpu.budget_tables([r for r in COMMITTED if r.experiment != "speed"], "table3")
     assert "ms a step" in table and "ms a step" not in without[1]
 
 
+def of_case(example: records.Record, label: str, recipe: Recipe) -> records.Record:
+    """The same run as if of that case of the ablations."""
+    (row,) = [row for row in table2.ON_GPU_ROWS if row.label == label]
+    config = example.config | {"row": row.config(), "recipe": recipe.config()}
+    return dataclasses.replace(example, method=gpu.method_of(label, recipe), config=config)
+
+
 def test_the_ablations_say_nothing_more_where_there_is_nothing_to_say():
-    known = {r["method"] for r in COMMITTED if r["experiment"] == "ablations"}
-    example = next(r for r in COMMITTED if r["method"] == "Tucker [8,128,128], init std 0.02")
-    missing = [
-        f"{row}, {recipe.name}" for row, recipe in gpu_report.CASES if recipe.config() and f"{row}, {recipe.name}" not in known
-    ]
-    full = [*COMMITTED, *(example | {"method": method} for method in missing)]
-    without = [r for r in full if (r["experiment"], r["preset"]) != ("table2", "gpu-sweep")]
-    assert len(gpu_report.ablation_table(full)) == 4 and len(gpu_report.ablation_table(without)) == 3
+    known = {r.method for r in COMMITTED if r.experiment == "ablations"}
+    example = next(r for r in COMMITTED if r.method == "Tucker [8,128,128], init std 0.02")
+    missing = [case for case in gpu.CASES if case[1].config() and gpu.method_of(*case) not in known]
+    full = [*COMMITTED, *(of_case(example, *case) for case in missing)]
+    without = [r for r in full if (r.experiment, r.preset) != ("table2", "gpu-sweep")]
+    assert len(gpu.ablation_table(full)) == 4 and len(gpu.ablation_table(without)) == 3
 
 
-def trial(experiment="table2", preset="gpu", **settings) -> dict:
+def trial(experiment="table2", preset="gpu", **settings) -> records.Record:
     """A copy of a committed run with other training settings, and a loss that would be noticed."""
-    run = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, preset)))
-    run["config"]["train"] |= settings
-    run["metrics"] |= {"validation_loss": 9.0, "tokens_per_second": 1e9, "tokens_seen": 1}
+    run = copy.deepcopy(next(r for r in COMMITTED if (r.experiment, r.preset) == (experiment, preset)))
+    run.config["train"] |= settings
+    run.metrics.update(validation_loss=9.0, tokens_per_second=1e9, tokens_seen=1)
     return run
 
 
@@ -294,40 +312,40 @@ def test_a_short_trial_changes_no_table_but_its_own_line(first):
     """Whether it stands before or after the others."""
     for short in (trial(steps=20), trial(preset="gpu-sweep", steps=20), trial("ablations", "gpu-sweep", steps=20)):
         found = [short, *COMMITTED] if first else [*COMMITTED, short]
-        assert gpu_report.sweep_table(found) == gpu_report.sweep_table(COMMITTED)
-        assert gpu_report.ablation_table(found) == gpu_report.ablation_table(COMMITTED)
-        assert gpu_report.cures_table(found) == gpu_report.cures_table(COMMITTED)
-        assert gpu_report.findings(found) == gpu_report.findings(COMMITTED)
-        title, table, *_, others, _ = gpu_report.budget_tables(found, "table2")
-        assert [title, table] == gpu_report.budget_tables(COMMITTED, "table2")[:2]
-        assert (" 20 " in others and "9.000" in others) == (short["preset"] == "gpu")
+        assert gpu.sweep_table(found) == gpu.sweep_table(COMMITTED)
+        assert gpu.ablation_table(found) == gpu.ablation_table(COMMITTED)
+        assert gpu.cures_table(found) == gpu.cures_table(COMMITTED)
+        assert gpu.findings(found) == gpu.findings(COMMITTED)
+        title, table, *_, others, _ = gpu.budget_tables(found, "table2")
+        assert [title, table] == gpu.budget_tables(COMMITTED, "table2")[:2]
+        assert (" 20 " in others and "9.000" in others) == (short.preset == "gpu")
     changed = trial()  # control: a run of the same budget does count
-    assert gpu_report.budget_tables([*COMMITTED, changed], "table2")[1] != table
+    assert gpu.budget_tables([*COMMITTED, changed], "table2")[1] != table
 
 
 def test_seeds_are_counted_for_the_titles():
-    runs = gpu_report.sweep_runs(COMMITTED)
-    assert gpu_report.seeds_in_words(runs) == "one seed" and ", one seed; " in gpu_report.sweep_table(COMMITTED)[0]
-    assert gpu_report.seeds_in_words([*runs, runs[0] | {"seed": 7}]) == "up to 2 seeds"
+    runs = query.sweep_runs(COMMITTED)
+    assert words.seeds_in_words(runs) == "one seed" and ", one seed; " in gpu.sweep_table(COMMITTED)[0]
+    assert words.seeds_in_words([*runs, dataclasses.replace(runs[0], seed=7)]) == "up to 2 seeds"
 
 
 def test_speed_is_that_of_one_gpu():
-    run = gpu_report.settled(COMMITTED, "table2")["MHA"][0]
+    run = query.settled(COMMITTED, "table2")["MHA"][0]
     many = copy.deepcopy(run)
-    many["metrics"] |= {"workers": {"workers": 8}, "tokens_per_second": 1e9}
-    assert gpu_report.speeds_on_one_card([run, many]) == gpu_report.speeds_on_one_card([run])
-    many["metrics"]["workers"]["workers"] = 1  # control
-    assert gpu_report.speeds_on_one_card([run, many]) != gpu_report.speeds_on_one_card([run])
+    many.metrics.update(workers={"workers": 8}, tokens_per_second=1e9)
+    assert query.speeds_on_one_card([run, many]) == query.speeds_on_one_card([run])
+    many.metrics["workers"]["workers"] = 1  # control
+    assert query.speeds_on_one_card([run, many]) != query.speeds_on_one_card([run])
 
 
 def test_a_row_of_which_a_run_broke_off_has_no_mean():
-    broken = copy.deepcopy(gpu_report.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0])
-    broken["metrics"] = {name: broken["metrics"][name] for name in ("attention_parameters", "cache_per_token", "curve")}
-    broken["metrics"]["diverged_at"] = 300
+    whole = query.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0]
+    left = {name: whole.metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
+    broken = dataclasses.replace(whole, metrics=left | {"diverged_at": 300})
     found = [*COMMITTED, broken]
-    cells = row_of(gpu_report.budget_tables(found, "table2")[1], "Tucker [8,64,64]")
+    cells = row_of(gpu.budget_tables(found, "table2")[1], "Tucker [8,64,64]")
     assert cells[3:5] == ["diverged at step 300", ""]
-    assert "Tucker [8,64,64]" not in gpu_report.findings(found).split("\n")[0]
+    assert "Tucker [8,64,64]" not in gpu.findings(found).split("\n")[0]
     assert claims._competitive(found)[1] == REPRODUCED  # another row's
-    broken["method"] = "Tucker [8,128,64]"
+    found[-1] = dataclasses.replace(broken, method="Tucker [8,128,64]")
     assert claims._competitive(found) == ("Tucker [8,128,64] diverged", FAILED)

@@ -3,6 +3,7 @@
 Every case runs beside a model, records and tables that were saved before; none of them may change, and no temporary file may stay.
 """
 
+import dataclasses
 import errno
 import functools
 import gzip
@@ -26,9 +27,11 @@ import torch
 from helpers import run_here as run
 from safetensors import safe_open
 
-from reproduce import files, records, report
-from reproduce.survival import CLOCK
-from reproduce.training import TrainConfig, train
+from reproduce.report import results
+from reproduce.store import files, records
+from reproduce.train.loop import train
+from reproduce.train.settings import TrainConfig
+from reproduce.trust.survival import CLOCK
 
 ROW = "Tucker [8,64,64]"
 TRAIN = ["table2", "--rows", ROW, "--steps", "2", "--text", "story.txt"]
@@ -463,7 +466,7 @@ FULL = table(
 @pytest.mark.parametrize("arguments, room, file", FULL)
 def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, capsys, arguments, room, file):
     monkeypatch.chdir(place)
-    (place / "README.md").write_text(f"page\n{report.BEGIN}\nold\n{report.END}\n")
+    (place / "README.md").write_text(f"page\n{results.BEGIN}\nold\n{results.END}\n")
     (place / "cut2.txt").write_text(STORY[:30_000])
     (place / "s.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     before = saved(place)
@@ -510,18 +513,19 @@ def test_damaged_tokens_are_named(place, capsys):
 
 
 def test_numbers_that_are_not_finite_are_not_recorded(tmp_path):
-    record = records.new_record("e", "p", "m", {}, {"loss": 1.0})
+    record = records.new_record("decode", "p", "m", {}, {"loss": 1.0})
     records.append(tmp_path, record)
     before = saved(tmp_path)
-    with pytest.raises(ValueError, match="e.p.json: m measured NaN or infinity"):
-        records.append(tmp_path, records.new_record("e", "p", "m", {"other": 1}, {"loss": float("nan")}))
+    with pytest.raises(ValueError, match="decode.p.json: m measured NaN or infinity"):
+        records.append(tmp_path, records.new_record("decode", "p", "m", {"other": 1}, {"loss": float("nan")}))
     assert saved(tmp_path) == before
 
 
 def test_unknown_fields_of_a_record_are_kept(tmp_path):
-    records.append(tmp_path, records.new_record("e", "p", "m", {}, {"loss": 1.0}) | {"note": "from elsewhere"})
-    records.append(tmp_path, records.new_record("e", "p", "m", {"other": 1}, {"loss": 2.0}))
-    assert [r.get("note") for r in records.load(tmp_path)] == ["from elsewhere", None]
+    record = records.new_record("decode", "p", "m", {}, {"loss": 1.0})
+    records.append(tmp_path, dataclasses.replace(record, more={"note": "from elsewhere"}))
+    records.append(tmp_path, records.new_record("decode", "p", "m", {"other": 1}, {"loss": 2.0}))
+    assert [r.more for r in records.load(tmp_path)] == [{"note": "from elsewhere"}, {}]
 
 
 def train_beside(place, both_ready):

@@ -11,14 +11,16 @@ from helpers import relative_error, tokens
 from PIL import Image
 from tokenizers import Tokenizer, models
 
-from reproduce import figure3, figure3_paper, records, report
 from reproduce.data import imagenet
 from reproduce.data.imagenet import centre_view, held_out_batches, load_photographs, training_batches, training_view
-from reproduce.distributed import Workers
-from reproduce.open_models import open_model
-from reproduce.options import Options
-from reproduce.rows import Row
-from reproduce.training import Diverged, TrainResult
+from reproduce.experiments import figure3, figure3_paper
+from reproduce.models.rows import Row
+from reproduce.report import results
+from reproduce.store import records
+from reproduce.train.distributed import Workers
+from reproduce.train.loop import Diverged, TrainResult
+from reproduce.train.options import Options
+from reproduce.train.public_models import open_model
 from tucker_ref import MultiHeadAttention
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed; it is in the paper extra")
@@ -146,16 +148,16 @@ def test_every_row_of_a_public_model_is_converted_and_fine_tuned(tiny, folder, t
     options = Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder))
     figure3.run(options)
     found = records.load(tmp_path / "records", "figure3", "paper")
-    assert [r["method"] for r in found] == [f"{row.label}, vit" for row in tiny.models[0].rows]
+    assert [r.method for r in found] == [f"{row.label}, vit" for row in tiny.models[0].rows]
     for record in found:
-        assert record["config"]["train"]["steps"] == 10 * 16 // 4 and record["metrics"]["images_seen"] == 160
-        assert record["metrics"]["workers"]["accumulation_steps"] == 2
-        assert record["metrics"]["converted"] == {"top1": 0.5, "top5": 1.0}  # the classifier starts at zero
-    assert found[0]["metrics"]["top1"] > 0.8  # dark or light is soon learned
-    sizes = [record["metrics"]["attention_parameters"] for record in found]
+        assert record.config["train"]["steps"] == 10 * 16 // 4 and record.metrics["images_seen"] == 160
+        assert record.metrics["workers"]["accumulation_steps"] == 2
+        assert record.metrics["converted"] == {"top1": 0.5, "top5": 1.0}  # the classifier starts at zero
+    assert found[0].metrics["top1"] > 0.8  # dark or light is soon learned
+    sizes = [record.metrics["attention_parameters"] for record in found]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
-    drawn = report.render(found)
-    assert "Figure 3 as a table: vit, pretrained by others" in drawn and all(f"| {r['method']} " in drawn for r in found)
+    drawn = results.render(found)
+    assert "Figure 3 as a table: vit, pretrained by others" in drawn and all(f"| {r.method} " in drawn for r in found)
     figure3.run(options)
     assert len(records.load(tmp_path / "records")) == 4
     second = dataclasses.replace(options, records=tmp_path / "second", workers=Workers(rank=1), rows=("MHA",), steps=2)
@@ -176,9 +178,9 @@ def test_a_run_that_diverges_is_on_record_and_stops_no_other(tiny, folder, tmp_p
     figure3.run(
         Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder), rows=("MHA", "GQA n_KV=2"), steps=2)
     )
-    broken, other = (r["metrics"] for r in records.load(tmp_path / "records"))
+    broken, other = (r.metrics for r in records.load(tmp_path / "records"))
     assert broken["diverged_at"] == 2 and broken["curve"] == [[2, 1.5, 0.1]] and "top1" not in broken and broken["converted"]
-    assert "top1" in other and "diverged at step 2" in report.render(records.load(tmp_path / "records"))
+    assert "top1" in other and "diverged at step 2" in results.render(records.load(tmp_path / "records"))
 
 
 def test_a_named_checkpoint_takes_the_place_of_the_preset_s(tiny, monkeypatch, tmp_path):

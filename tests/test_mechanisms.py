@@ -1,23 +1,27 @@
 """Rungs 7-10: each mechanism against an independent implementation, in output and gradient."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from helpers import DIFFERENT, EXACT, output_and_gradient, relative_error, tokens, wide_awake, worst_error
 from torch import nn
 
 from tucker_ref import (
     GroupedQueryAttention,
+    LatentNorm,
     MultiHeadAttention,
     MultiHeadLatentAttention,
     Rotary,
     TuckerAttention,
+    TuckerWeights,
     compress,
     tensor_attention,
 )
-from tucker_ref.tucker import LatentNorm, TuckerWeights
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 LENGTHS = pytest.mark.parametrize("batch, n_tokens", [(1, 1), (2, 7), (1, 63)])
@@ -586,52 +590,104 @@ def test_half_precision_becomes_numpy_in_single():
     assert layer.pre.numpy().core.dtype == np.float32
 
 
-def test_a_latent_that_a_file_holds_under_one_name_is_loaded_under_both():
-    layer = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
-    for name in ("pre.key", "post.value"):
-        for assign in (False, True):
-            state = layer.state_dict()
-            del state[name]
-            other = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True)
-            other.load_state_dict(state, assign=assign)
-            assert torch.equal(other.pre.key, layer.pre.key) and other.post.value is other.pre.key
-    del state["pre.key"]
-    with pytest.raises(RuntimeError, match="Missing key"):  # control: under none
-        TuckerAttention(24, 4, (3, 8, 8), shared_kv=True).load_state_dict(state)
-    separate = TuckerAttention(24, 4, (3, 8, 8)).state_dict()
-    del separate["post.value"]
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("names", [("pre.key",), ("post.value",), ("pre.key", "post.value")])
+def test_a_shared_latent_loads_under_either_name_and_under_both(names, assign):
+    """Files from before hold it twice, and files that hold every tensor once may have kept the second name."""
+    layer, other = (TuckerAttention(24, 4, (3, 8, 8), shared_kv=True) for _ in range(2))
+    assert "post.value" not in layer.state_dict() and layer.get_parameter("post.value") is layer.pre.key
+    state = {name: tensor for name, tensor in layer.state_dict().items() if name != "pre.key"}
+    state |= {name: layer.pre.key.detach().clone() for name in names}
+    wrapped = nn.Sequential(other)
+    wrapped.load_state_dict({f"0.{name}": tensor for name, tensor in state.items()}, assign=assign)
+    assert torch.equal(other.pre.key, layer.pre.key) and other.post.value is other.pre.key
+    assert set(names) <= set(state)  # what was handed over stays as it was
+    for name in names:
+        del state[name]
+    with pytest.raises(RuntimeError, match='Missing key.*"pre.key"'):  # control: under none
+        other.load_state_dict(state)
+
+
+def test_separate_latents_need_both_names():
+    state = TuckerAttention(24, 4, (3, 8, 8)).state_dict()
+    del state["post.value"]
     with pytest.raises(RuntimeError, match="Missing key"):
-        TuckerAttention(24, 4, (3, 8, 8)).load_state_dict(separate)
+        TuckerAttention(24, 4, (3, 8, 8)).load_state_dict(state)
 
 
 def test_a_shared_latent_of_a_run_that_diverged_can_be_loaded():
     layer, other = (TuckerAttention(24, 4, (3, 8, 8), shared_kv=True) for _ in range(2))
     with torch.no_grad():
         layer.pre.key[0, 0] = math.nan
-    other.load_state_dict(layer.state_dict())
-    assert other.pre.key[0, 0].isnan() and torch.equal(other.pre.key[1:], layer.pre.key[1:])
     state = layer.state_dict()
-    state["post.value"] = torch.zeros_like(state["pre.key"])
-    with pytest.raises(RuntimeError, match="pre.key and post.value differ"):
-        other.load_state_dict(state)
+    state["post.value"] = state["pre.key"].clone()
+    other.load_state_dict(state)
+    assert other.pre.key[0, 0].isnan() and torch.equal(other.pre.key[1:], layer.pre.key[1:])
+    key = state["pre.key"]
+    for different in (
+        torch.zeros_like(key),
+        key[:, :4],
+        key.double(),
+        key.view(torch.int32) ^ 1,
+    ):  # the last by their last bits
+        state["post.value"] = different.view(torch.float32) if different.dtype == torch.int32 else different
+        with pytest.raises(RuntimeError, match="pre.key and post.value differ"):
+            other.load_state_dict(state)
 
 
-def test_a_shared_latent_that_was_replaced_or_parametrised_moves_and_loads_and_is_not_compressed():
+@pytest.mark.parametrize("shared_kv", [False, True])
+def test_safetensors_saves_and_loads_whole_models(tmp_path, shared_kv):
+    """Its own pair for models that share tensors, which is strict; and a file that kept the other name of the latent."""
+    layer, x = TuckerAttention(24, 4, (3, 8, 8), shared_kv=shared_kv), torch.randn(2, 5, 24)
+    safetensors.torch.save_model(layer, tmp_path / "layer.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "layer.safetensors")
+    assert set(tensors) == set(layer.state_dict()) and ("post.value" in tensors) != shared_kv
+    if shared_kv:
+        tensors["post.value"] = tensors.pop("pre.key")
+    safetensors.torch.save_file(tensors, tmp_path / "before.safetensors")
+    for name in ("layer", "before"):
+        other = TuckerAttention(24, 4, (3, 8, 8), shared_kv=shared_kv)
+        assert not torch.equal(other(x), layer(x))  # control
+        safetensors.torch.load_model(other, tmp_path / f"{name}.safetensors")
+        assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["deepcopy", "pickle"])
+def test_copies_share_their_own_latent(copied):
+    layer, x = TuckerAttention(24, 4, (3, 8, 8), shared_kv=True), torch.randn(2, 5, 24)
+    other = copied(layer)
+    assert other.post.value is other.pre.key is not layer.pre.key and torch.equal(other(x), layer(x))
+    with torch.no_grad():
+        other.pre.key += 1
+    assert torch.equal(other.post.value, other.pre.key) and not torch.equal(other(x), layer(x))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+
+
+def test_values_follow_whatever_replaces_the_shared_latent():
     replaced, parametrised = (TuckerAttention(24, 4, (3, 8, 8), shared_kv=True) for _ in range(2))
     replaced.pre.key = nn.Parameter(torch.randn(24, 8))
     nn.utils.parametrizations.orthogonal(parametrised.pre, "key")
-    for layer in (replaced, parametrised):
-        with pytest.raises(
-            ValueError, match="post.value is no longer its pre.key; with shared_kv they are one plain parameter"
-        ):
-            compress(layer, layer.ranks)
+    assert replaced.post.value is replaced.pre.key and torch.equal(parametrised.post.value, parametrised.pre.key)
     x = torch.randn(2, 5, 24)
-    y = parametrised(x)
-    parametrised.load_state_dict(parametrised.state_dict())
-    torch.testing.assert_close(parametrised.double()(x.double()), y.double())
-    replaced.to(torch.float64)
-    assert replaced.post.value is replaced.pre.key
-    compress(replaced, replaced.ranks)  # control: one again
+    for layer in (replaced, parametrised):
+        y = layer(x)
+        layer.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(layer.to(torch.float64)(x.double()), y.double())
+        torch.testing.assert_close(compress(layer, layer.ranks)(x.double()), y.double())
+    with pytest.raises(KeyError, match="'value' already exists"):  # it is not the second tensor's to replace
+        replaced.post.value = nn.Parameter(torch.randn(24, 8))
+
+
+def test_weights_of_another_layer_bring_their_latent_along():
+    """A tensor that read its value latent from another tensor holds it itself where that one is not there."""
+    layer, other = (TuckerAttention(24, 4, (3, 8, 8), shared_kv=True) for _ in range(2))
+    apart = TuckerAttention.from_weights(other.pre, layer.post, scale=layer.scale)
+    assert not apart.shared_kv and apart.post.value is layer.pre.key and apart.pre.key is other.pre.key
+    together = TuckerAttention.from_weights(layer.pre, layer.post, scale=layer.scale)
+    assert together.shared_kv and together.post.value is together.pre.key is layer.pre.key
+    x = torch.randn(2, 5, 24)
+    assert torch.equal(together(x), layer(x)) and not torch.equal(apart(x), layer(x))
 
 
 @pytest.mark.parametrize(

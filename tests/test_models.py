@@ -5,8 +5,8 @@ import torch
 
 from reproduce.models.gpt2 import GPT2
 from reproduce.models.llama import Llama
+from reproduce.models.rows import TABLE2
 from reproduce.models.vit import ViT
-from reproduce.rows import TABLE2
 from tucker_ref import MultiHeadAttention, as_tucker
 
 ROWS = pytest.mark.parametrize("row", TABLE2, ids=lambda row: row.label)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reproduce.models.gpt2 import GPT2
-from reproduce.observe import observation
-from reproduce.rows import TABLE2
+from reproduce.models.rows import TABLE2
+from reproduce.train.observe import observation
 
 TOKENS = torch.arange(10).remainder(7)[None]
 

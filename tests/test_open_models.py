@@ -13,9 +13,11 @@ from helpers import relative_error
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from reproduce import compress, open_models, records, spectra
-from reproduce.open_models import Adapter, open_model
-from reproduce.options import Options
+from reproduce.experiments import compress, spectra
+from reproduce.store import records
+from reproduce.train import public_models
+from reproduce.train.options import Options
+from reproduce.train.public_models import Adapter, open_model
 from tucker_ref import MultiHeadAttention, TuckerAttention
 from tucker_ref import compress as reduce
 
@@ -182,15 +184,15 @@ def test_compress_measures_saves_and_opens_again(kind, checkpoints, text, tmp_pa
     ranks = ((4, 24, 16), (6, 12, 12))
     run(tmp_path, checkpoints / kind, text, ranks=ranks)
     rows = records.load(tmp_path / "records", "compress", "models")
-    assert [r["method"] for r in rows] == ["Tucker [4,24,16]", "Tucker [6,12,12]"]
+    assert [r.method for r in rows] == ["Tucker [4,24,16]", "Tucker [6,12,12]"]
     for row in rows:
-        plain, aware = (row["metrics"]["ways"][way] for way in ("plain", "aware"))
+        plain, aware = (row.metrics["ways"][way] for way in ("plain", "aware"))
         assert all(a < p for a, p in zip(aware["inputs"], plain["inputs"])) and all(
             a >= p for a, p in zip(aware["weights"], plain["weights"])
         )
         assert 0 < plain["agreement"] <= 1 and ("loss" in plain) == (kind != "vit") and ("top1" in plain) == (kind == "vit")
-    assert rows[1]["metrics"]["attention_parameters"] < rows[0]["metrics"]["before"]["attention_parameters"]
-    assert rows[0]["config"]["model"] == kind  # and not where it lies on this machine
+    assert rows[1].metrics["attention_parameters"] < rows[0].metrics["before"]["attention_parameters"]
+    assert rows[0].config["model"] == kind  # and not where it lies on this machine
     saved = tmp_path / "small.safetensors"
     run(tmp_path, checkpoints / kind, text, ranks=ranks[:1], save=saved)
     again, x = open_model(str(saved)), inputs_for(kind)
@@ -200,17 +202,17 @@ def test_compress_measures_saves_and_opens_again(kind, checkpoints, text, tmp_pa
     assert relative_error(again.logits(again.model, x), original.logits(original.model, x)) > 1e-4  # it is compressed
     run(tmp_path / "second", saved, text, ranks=ranks[:1])  # and can be compressed again: to its own ranks, without loss
     (row,) = records.load(tmp_path / "second" / "records", "compress")
-    assert max(row["metrics"]["ways"]["plain"]["weights"]) < 1e-5
-    expected = next(r for r in rows if r["method"] == row["method"])["metrics"]["ways"]["aware"]
+    assert max(row.metrics["ways"]["plain"]["weights"]) < 1e-5
+    expected = next(r for r in rows if r.method == row.method).metrics["ways"]["aware"]
     for score in {"loss", "top1"} & set(expected):  # what was saved is what was measured
-        assert row["metrics"]["before"][score] == pytest.approx(expected[score], rel=1e-5)
+        assert row.metrics["before"][score] == pytest.approx(expected[score], rel=1e-5)
 
 
 @EVERY
 def test_spectra_of_a_checkpoint(kind, checkpoints, tmp_path, capsys):
     spectra.run(Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoints / kind)))
     (record,) = records.load(tmp_path / "records", "spectra", "models")
-    assert len(record["metrics"]["trained"]) == 2 and record["metrics"]["trained"][0]["pre"]["head"]["size"] == 6
+    assert len(record.metrics["trained"]) == 2 and record.metrics["trained"][0]["pre"]["head"]["size"] == 6
     assert "pre head: 6 of 6 (entropy" in capsys.readouterr().out
 
 
@@ -239,7 +241,7 @@ def test_layers_with_biases_have_no_rows_of_mla():
 
 
 def test_own_models_are_compressed_by_default_rows(tmp_path, text):
-    from reproduce.language import build_model, load_model, model_path, save_model
+    from reproduce.train.language import build_model, load_model, model_path, save_model
 
     config = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 300}
     config |= {"attention": {"mechanism": "MHA"}, "train": {}}
@@ -259,9 +261,9 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
     with pytest.raises(ValueError, match="holds no multi-head model"):
         compress.run(Options("smoke", tmp_path, tmp_path / "records", text=str(text), seeds=(1,)))
     rows = records.load(tmp_path / "records", "compress", "smoke")
-    assert {r["method"].split()[0] for r in rows} == {"Tucker", "MLA", "GQA"}
+    assert {r.method.split()[0] for r in rows} == {"Tucker", "MLA", "GQA"}
     assert all(
-        set(r["metrics"]["ways"]) == ({"plain", "aware", "mean"} if r["method"].startswith("GQA") else {"plain", "aware"})
+        set(r.metrics["ways"]) == ({"plain", "aware", "mean"} if r.method.startswith("GQA") else {"plain", "aware"})
         for r in rows
     )
     path = model_path(tmp_path, "table2 MHA seed 0")
@@ -331,9 +333,9 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
 def test_weights_that_no_attention_here_has_are_named():
     state = MultiHeadAttention(24, 4).state_dict()
-    assert open_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
+    assert public_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
     with pytest.raises(ValueError, match="its attention holds q_norm.weight, which is not known here"):
-        open_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
+        public_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
 
 
 def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):

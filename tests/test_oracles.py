@@ -119,6 +119,63 @@ def test_deepseek_v3_attention(interleave, absorb):
     check(layer, oracle(x, **arguments)[0], x, causal=True)
 
 
+def qwen3(n_kv_heads):
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+
+    sizes = dict(hidden_size=D, num_attention_heads=HEADS, num_key_value_heads=n_kv_heads, head_dim=12)
+    config = transformers.Qwen3Config(**sizes, rms_norm_eps=1e-3, attn_implementation="sdpa")
+    return Qwen3Attention(config, layer_idx=0), "head", 12, 12**-0.5
+
+
+def gemma3(n_kv_heads):
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention
+
+    sizes = dict(hidden_size=D, num_attention_heads=HEADS, num_key_value_heads=n_kv_heads, head_dim=12)
+    config = transformers.Gemma3TextConfig(**sizes, rms_norm_eps=1e-3, query_pre_attn_scalar=20, attn_implementation="sdpa")
+    return Gemma3Attention(config, layer_idx=0), "head", 12, 20**-0.5
+
+
+def olmo2(n_kv_heads):
+    from transformers.models.olmo2.modeling_olmo2 import Olmo2Attention
+
+    sizes = dict(hidden_size=D, num_attention_heads=HEADS, num_key_value_heads=n_kv_heads)
+    config = transformers.Olmo2Config(**sizes, rms_norm_eps=1e-3, attn_implementation="sdpa")
+    return Olmo2Attention(config, layer_idx=0), "all", D // HEADS, (D // HEADS) ** -0.5
+
+
+@pytest.mark.parametrize("n_kv_heads", [8, 2, 1])
+@pytest.mark.parametrize("model", [qwen3, gemma3, olmo2])
+def test_attention_with_qk_norm(model, n_kv_heads):
+    """Theirs takes the norms in single precision; with torch's own in double precision it is the same to the last digits."""
+    oracle, kind, head_dim, scale = model(n_kv_heads)
+    oracle = wide_awake(oracle).eval()
+    rotary = Rotary.heads(head_dim)
+    options = dict(head_dim=head_dim, rotary=rotary, qk_norm=kind)
+    if n_kv_heads == HEADS:
+        layer = MultiHeadAttention(D, HEADS, **options).double()
+    else:
+        layer = GroupedQueryAttention(D, HEADS, n_kv_heads, **options).double()
+    layer.scale = scale
+    state = oracle.state_dict()
+    if model is gemma3:  # which multiplies by 1 + weight
+        state |= {name: state[name] + 1 for name in ("q_norm.weight", "k_norm.weight")}
+    layer.load_state_dict(state)
+    layer.q_norm.eps = layer.k_norm.eps = 1e-3
+    x = tokens(2, N, D)
+    arguments = dict(position_embeddings=cosines_and_sines(rotary), attention_mask=causal_mask())
+    assert relative_error(layer(x), oracle(x, **arguments)[0]) < 1e-6
+    for name in ("q_norm", "k_norm"):
+        norm = nn.RMSNorm(len(state[f"{name}.weight"]), eps=1e-3)
+        norm.weight = nn.Parameter(state[f"{name}.weight"])
+        setattr(oracle, name, norm)
+    expected = oracle(x, **arguments)[0]
+    check(layer, expected, x, causal=True)
+    layer.q_norm.eps = 1.0
+    assert relative_error(layer(x), expected) > DIFFERENT  # control
+    layer.q_norm.eps, layer.k_norm.weight.data = 1e-3, layer.k_norm.weight.data.flip(0)
+    assert relative_error(layer(x), expected) > DIFFERENT  # control
+
+
 def test_gpt2_attention():
     from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 

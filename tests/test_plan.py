@@ -6,23 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import a_record, run_here
 
-from reproduce import plan, records, table2
 from reproduce.__main__ import EXPERIMENTS, labels, rate
-from reproduce.distributed import Workers
+from reproduce.experiments import table2
 from reproduce.models.block import Block
-from reproduce.options import Options
-from reproduce.recipe import Recipe
-from reproduce.rows import Row
-from reproduce.training import TrainConfig, train
+from reproduce.models.rows import Row
+from reproduce.report import plans
+from reproduce.store import records
+from reproduce.train import dry_run
+from reproduce.train.distributed import Workers
+from reproduce.train.loop import train
+from reproduce.train.options import Options
+from reproduce.train.recipes import Recipe
+from reproduce.train.settings import TrainConfig
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def dry_run(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)
+def plan(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)
     options = Options("paper", tmp_path / "out", tmp_path / "records", workers=workers, dry_run=True)
-    module.run(dataclasses.replace(options, **changes))
+    options = dataclasses.replace(options, **changes)
+    plans.show(module.run(options), options)
     assert not list(tmp_path.iterdir())  # nothing is written
     return capsys.readouterr().out
 
@@ -33,8 +38,8 @@ QUOTED = re.findall(r"^python -m reproduce (\w+) --preset paper --dry-run --gpus
 @pytest.mark.parametrize("name, gpus, rows", QUOTED, ids=[name for name, *_ in QUOTED])
 def test_the_readme_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
     """Where it fails: what that command prints, up to the formulas, belongs there."""
-    printed = dry_run(tmp_path, capsys, EXPERIMENTS[name], Workers(count=int(gpus)), rows=labels(rows))
-    assert f"```text\n{printed.split(plan.FORMULAS)[0].strip()}\n```" in README
+    printed = plan(tmp_path, capsys, EXPERIMENTS[name], Workers(count=int(gpus)), rows=labels(rows))
+    assert f"```text\n{printed.split(plans.FORMULAS)[0].strip()}\n```" in README
 
 
 def test_the_readme_quotes_every_experiment():
@@ -59,7 +64,7 @@ def test_errors_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys
 
 
 def test_gpus_reach_the_plan_and_a_rate_is_read(tmp_path, monkeypatch, capsys):
-    expected = dry_run(tmp_path, capsys, rows=("MHA",), learning_rate=1e-3)
+    expected = plan(tmp_path, capsys, rows=("MHA",), learning_rate=1e-3)
     arguments = ["table2", "--preset", "paper", "--dry-run", "--rows", "MHA", "--learning-rate", "1e-3"]
     assert rate("1e-3") == 1e-3
     monkeypatch.chdir(tmp_path)
@@ -68,18 +73,16 @@ def test_gpus_reach_the_plan_and_a_rate_is_read(tmp_path, monkeypatch, capsys):
 
 
 def test_what_the_command_line_changes_is_said(tmp_path, capsys):
-    plain, changed = (
-        dry_run(tmp_path, capsys, rows=("MHA",), **given) for given in ({}, {"steps": 1000, "learning_rate": 2e-3})
-    )
+    plain, changed = (plan(tmp_path, capsys, rows=("MHA",), **given) for given in ({}, {"steps": 1000, "learning_rate": 2e-3}))
     assert "Changed" not in plain and "Changed on the command line: steps 1,000, learning rate 0.002.\n" in changed
     assert "Known from the paper" in plain and "Known from the paper" in changed
 
 
 def test_a_scale_of_ours_knows_nothing_from_the_paper(tmp_path, capsys):
-    printed = dry_run(tmp_path, capsys, preset="gpu", rows=("MHA", "Tucker [8,64,64]"), workers=Workers())
+    printed = plan(tmp_path, capsys, preset="gpu", rows=("MHA", "Tucker [8,64,64]"), workers=Workers())
     assert "paper" not in printed and "Our choice: AdamW at a peak rate of 0.0012 or 0.0024, by row; betas" in printed
     assert "bfloat16 autocast" in printed
-    smoke = dry_run(tmp_path, capsys, preset="smoke", rows=("MHA",), workers=Workers())
+    smoke = plan(tmp_path, capsys, preset="smoke", rows=("MHA",), workers=Workers())
     assert "at a peak rate of 0.002; betas" in smoke and "; float32; no dropout." in " ".join(smoke.split())
 
 
@@ -87,39 +90,40 @@ def test_a_vision_transformer_of_unknown_shape_has_no_plan(tmp_path, capsys):
     with pytest.raises(
         ValueError, match="--dry-run knows the shapes of google/vit-large-patch32-224-in21k and google/vit-base"
     ):
-        dry_run(tmp_path, capsys, EXPERIMENTS["figure3"], model="vit_tiny_patch16_224")
+        plan(tmp_path, capsys, EXPERIMENTS["figure3"], model="vit_tiny_patch16_224")
 
 
 def test_batches_steps_and_tokens_are_those_of_the_settings(tmp_path, capsys):
-    printed = dry_run(tmp_path, capsys, workers=Workers(count=16, micro_batch=10), rows=("MHA",))
+    printed = plan(tmp_path, capsys, workers=Workers(count=16, micro_batch=10), rows=("MHA",))
     assert "Global batch 480 sequences = 16 workers x 10 at a time x 3, 491,520 tokens a step." in printed
     assert "Steps: 600,000, which see 288,000,000 sequences, 294.9 billion tokens" in printed
     with pytest.raises(ValueError, match="480 cannot be shared evenly among 7 workers"):
-        dry_run(tmp_path, capsys, workers=Workers(count=7))
+        plan(tmp_path, capsys, workers=Workers(count=7))
 
 
 def test_a_model_that_does_not_fit_is_named(tmp_path, capsys):
-    printed = dry_run(tmp_path, capsys, rows=("MHA", "Tucker [8,64,64]"), gpu_memory=15.0)
+    printed = plan(tmp_path, capsys, rows=("MHA", "Tucker [8,64,64]"), gpu_memory=15.0)
     assert "TOO LARGE for 15 GB: MHA. Take a smaller --micro-batch" in printed  # the other is none
-    assert "TOO LARGE" not in dry_run(tmp_path, capsys, rows=("MHA",), gpu_memory=16.0)
+    assert "TOO LARGE" not in plan(tmp_path, capsys, rows=("MHA",), gpu_memory=16.0)
 
 
 def test_hours_come_from_records_alone(tmp_path, capsys, monkeypatch):
     shape = {"model": "gpt2", "d_model": 768, "n_layers": 12, "context": 1024, "vocab_size": 50_257}
-    made = {"method": "MHA", "device": "NVIDIA A100", "config": shape, "metrics": {"tokens_per_second": 100_000}}
+    made = a_record(method="MHA", device="NVIDIA A100", config=shape, metrics={"tokens_per_second": 100_000})
     others = [
-        made | {"device": "2 threads on a CPU", "metrics": {"tokens_per_second": 10**9}},
-        made | {"config": shape | {"n_layers": 2}, "metrics": {"tokens_per_second": 10**9}},
-        made | {"metrics": {"tokens_per_second": 10**9, "workers": {"workers": 8}}},
-        made | {"metrics": {"tokens_per_second": 90_000}},
-        made | {"metrics": {"diverged_at": 20}},
+        {"device": "2 threads on a CPU", "metrics": {"tokens_per_second": 10**9}},
+        {"config": shape | {"n_layers": 2}, "metrics": {"tokens_per_second": 10**9}},
+        {"metrics": {"tokens_per_second": 10**9, "workers": {"workers": 8}}},
+        {"metrics": {"tokens_per_second": 90_000}},
+        {"metrics": {"diverged_at": 20}},
     ]
-    monkeypatch.setattr(plan, "load", lambda folder, experiment: [made, *others] if folder == records.COMMITTED else [])
-    printed = dry_run(tmp_path, capsys, rows=("MHA", "GQA n_KV=4"))
+    others = [dataclasses.replace(made, **changes) for changes in others]
+    monkeypatch.setattr(dry_run, "load", lambda folder, experiment: [made, *others] if folder == records.COMMITTED else [])
+    printed = plan(tmp_path, capsys, rows=("MHA", "GQA n_KV=4"))
     hours = 600_000 * 480 * 1024 / 100_000 / 8 / 3600
     assert f"MHA {hours:,.0f} (100,000 tokens/s on one NVIDIA A100)." in " ".join(printed.split())
-    monkeypatch.setattr(plan, "load", lambda folder, experiment: [])
-    assert "Hours: no run at this shape is on record." in dry_run(tmp_path, capsys, rows=("MHA",))
+    monkeypatch.setattr(dry_run, "load", lambda folder, experiment: [])
+    assert "Hours: no run at this shape is on record." in plan(tmp_path, capsys, rows=("MHA",))
 
 
 def test_what_a_block_keeps_is_what_its_layers_read():
@@ -130,7 +134,7 @@ def test_what_a_block_keeps_is_what_its_layers_read():
     norms = 2 * (float32 * d + 2 * float32)  # input, mean, deviation
     attention = bfloat16 * (3 * d + 3 * d + d) + 4 * float32  # its input per projection; q, k, v; z; four heads' softmax sums
     mlp = bfloat16 * (d + 4 * d + 4 * d)
-    assert plan.kept_per_token(block) == norms + attention + mlp
+    assert dry_run.kept_per_token(block) == norms + attention + mlp
 
 
 def test_memory_of_weights_and_checkpoint_is_what_they_take(tmp_path):
@@ -144,8 +148,8 @@ def test_memory_of_weights_and_checkpoint_is_what_they_take(tmp_path):
     settings = TrainConfig(steps=1, batch_size=1, learning_rate=1e-3, log_every=1, checkpoint_every=1)
     train(model, lambda step: (torch.arange(9)[None],), type(model).loss, settings, tmp_path / "c.pt", "one step")
     alone, *halves = (Workers(count=count, sharding="fsdp").settled(16, 1) for count in (1, 2, 4))
-    weights, gradients, moments, copies, *_ = plan.memory_parts(model, alone, made, 100.0)
+    weights, gradients, moments, copies, *_ = dry_run.memory_parts(model, alone, made, 100.0)
     assert weights == sum(p.nbytes for p in model.parameters()) == gradients == moments / 2 == copies * 2
     assert (tmp_path / "c.pt").stat().st_size == pytest.approx(weights + moments, rel=0.01)
     for workers in halves:
-        assert plan.memory_parts(model, workers, made, 100.0)[1:3] == (gradients / workers.count, moments / workers.count)
+        assert dry_run.memory_parts(model, workers, made, 100.0)[1:3] == (gradients / workers.count, moments / workers.count)

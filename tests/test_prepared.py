@@ -10,9 +10,9 @@ import pytest
 from reproduce.data import prepared
 from reproduce.data.prepared import open_prepared, prepare
 from reproduce.data.text import load_text
-from reproduce.language import batch_of, read_text
-from reproduce.options import Options
-from reproduce.table2 import PRESETS
+from reproduce.experiments.table2 import PRESETS
+from reproduce.train.language import batch_of, read_text
+from reproduce.train.options import Options
 
 DOCUMENTS = [
     f"Letter {n}.\n" + "".join(f"On day {k} we sold {n * k} — no more.\n" for k in range(n % 7 + 3)) for n in range(55)

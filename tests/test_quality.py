@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import fuzz, mutation, records, versions
-from reproduce.options import Options
+from reproduce.store import records
+from reproduce.train.options import Options
+from reproduce.trust import fuzz, mutation, versions
 
 CHANGED = {"m1": "cache.f: a + b -> a - b", "m2": "cache.f: a -> b", "m3": "cache.f: a -> b"}
 
@@ -27,7 +28,8 @@ def test_every_equivalent_mutant_has_a_reason_and_is_listed_once():
     entries = tomllib.loads(mutation.EQUIVALENT.read_text())["equivalent"]
     listed = [mutant for entry in entries for mutant in entry["mutants"]]
     assert len(listed) == len(set(listed)) == len(mutation.equivalent())
-    assert all(entry["reason"] and mutant.split(".")[0] in mutation.TESTS for entry in entries for mutant in entry["mutants"])
+    modules = tuple(f"{module.replace('/', '.')}." for module in mutation.TESTS)
+    assert all(entry["reason"] and mutant.startswith(modules) for entry in entries for mutant in entry["mutants"])
 
 
 def test_a_module_gets_a_fresh_copy_with_its_own_tests(tmp_path):
@@ -37,6 +39,9 @@ def test_a_module_gets_a_fresh_copy_with_its_own_tests(tmp_path):
     settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
     assert settings["only_mutate"] == ["tucker_ref/gqa.py"] and not (folder / "old").exists()
     assert all((folder / name.split("::")[0]).exists() for name in settings["pytest_add_cli_args_test_selection"])
+    folder = mutation.prepare(tmp_path / "compression/spectra", "compression/spectra")
+    settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
+    assert settings["only_mutate"] == ["tucker_ref/compression/spectra.py"] and (folder / settings["only_mutate"][0]).exists()
 
 
 @pytest.mark.parametrize("module", mutation.TESTS)
@@ -74,8 +79,8 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys):
     for _ in range(2):  # a second run replaces the first
         mutation.run(options)
     (record,) = records.load(options.records)
-    assert record["metrics"]["survivors"] == ["cache.Cache.append: end = start + n -> end = start - n"]
-    assert [record["metrics"][name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 1, 1, 1]
+    assert record.metrics["survivors"] == ["cache.Cache.append: end = start + n -> end = start - n"]
+    assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 1, 1, 1]
     assert "survived: cache.Cache.append" in capsys.readouterr().out
 
 
@@ -104,7 +109,7 @@ def test_a_broken_contract_is_on_record_before_it_is_an_error(tmp_path, monkeypa
     with pytest.raises(ValueError, match="the contracts did not run: no such file"):
         contracts(2, "no such file", {})
     (record,) = records.load(tmp_path)
-    assert record["metrics"]["inputs"] == 503 and record["metrics"]["failed"] == ["test_b[1]"]
+    assert record.metrics["inputs"] == 503 and record.metrics["failed"] == ["test_b[1]"]
 
 
 def test_the_tests_at_hand_are_counted(tmp_path, monkeypatch):
@@ -118,12 +123,12 @@ def test_the_tests_at_hand_are_counted(tmp_path, monkeypatch):
         else:
             versions.run(Options("smoke", tmp_path, tmp_path))
             (record,) = records.load(tmp_path)
-            assert [record["metrics"][name] for name in ("passed", "failed", "skipped", "library")] == [5, 0, 1, "source"]
+            assert [record.metrics[name] for name in ("passed", "failed", "skipped", "library")] == [5, 0, 1, "source"]
     monkeypatch.setattr(versions.subprocess, "run", lambda *_, **__: finished(1, ""))  # no pytest, or no tests
     with pytest.raises(ValueError, match="no test ran"):
         versions.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path)  # the same versions: the later run that ran tests counts
-    assert [record["metrics"][name] for name in ("passed", "failed", "skipped")] == [4, 2, 0]
+    assert [record.metrics[name] for name in ("passed", "failed", "skipped")] == [4, 2, 0]
 
 
 def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, monkeypatch, capsys):
@@ -137,6 +142,7 @@ def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, mon
             pins.append(Path(command[command.index("-c") + 1]).read_text())
         if folder:
             assert (folder / "tests" / "conftest.py").exists() and (folder / "README.md").exists()
+            assert (folder / "versions.py").exists()
 
     here = (sys.executable, ("numpy==2.0.0", "torch"))
     monkeypatch.setattr(versions, "call", call)
@@ -146,7 +152,7 @@ def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, mon
     assert "wheel" in build and environment[:3] == [sys.executable, "-m", "venv"]
     assert {"numpy==2.0.0", "torch", "pytest"} <= set(install) and any("tucker_ref.whl[" in part for part in install)
     assert "tqdm==" in pins[0] and "numpy==" not in pins[0] and "torch==" not in pins[0]  # free to be what was asked for
-    assert tests[1:4] == ["-m", "reproduce", "versions"]
+    assert tests[1:4] == ["versions.py", "versions", "--records"]
     assert "python0.9 is not on this machine: left out" in capsys.readouterr().out
 
 

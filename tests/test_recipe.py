@@ -6,15 +6,19 @@ import pytest
 import torch
 from helpers import EXACT, relative_error
 
-from reproduce import ablations, language, records
-from reproduce.distributed import Workers
+from reproduce.experiments import ablations
 from reproduce.models.gpt2 import GPT2
-from reproduce.options import Options
-from reproduce.recipe import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
-from reproduce.rows import TABLE2, TABLE2_BESIDE
-from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
+from reproduce.models.rows import TABLE2, TABLE2_BESIDE
+from reproduce.store import records
+from reproduce.train import language
+from reproduce.train.distributed import Workers
+from reproduce.train.loop import train
+from reproduce.train.optimizers import make_optimizer
+from reproduce.train.options import Options
+from reproduce.train.recipes import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
+from reproduce.train.settings import TrainConfig, learning_rate_at
 from tucker_ref import MultiHeadAttention, compress
-from tucker_ref.tucker import TuckerWeights
+from tucker_ref.tucker_weights import TuckerWeights
 
 CONFIG = TrainConfig(steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
 TUCKER = TABLE2[4].narrowed(16)
@@ -174,7 +178,7 @@ def test_ablations_record_what_was_changed(tmp_path):
         ablations.run(options)
         with pytest.raises(ValueError, match="no recipe is called nonsense; there are: as it is; init xavier"):
             ablations.run(dataclasses.replace(options, rows=("nonsense",)))
-    found = {r["method"]: r["config"] for r in records.load(tmp_path / "records", "ablations")}
+    found = {r.method: r.config for r in records.load(tmp_path / "records", "ablations")}
     assert set(found) == {
         f"{row}{change}" for row in ("Tucker [8,128,128]", "MHA") for change in ("", ", warm-up four times longer")
     }
@@ -225,7 +229,7 @@ def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
         ablations.run(options)  # known: not run again
         ablations.run(dataclasses.replace(options, learning_rate=1e-3))
     wild, tame = (
-        [r["metrics"] for r in records.load(tmp_path / "records", "ablations") if r["config"]["train"]["learning_rate"] == rate]
+        [r.metrics for r in records.load(tmp_path / "records", "ablations") if r.config["train"]["learning_rate"] == rate]
         for rate in (1e30, 1e-3)
     )
     assert [m.get("diverged_at") for m in wild] == [2, 2] and all("validation_loss" not in m for m in wild)

@@ -1,13 +1,16 @@
 """Records: appended whole, never overwritten, complete in provenance, and silent about the machine's folders."""
 
+import dataclasses
 import json
 import multiprocessing
 import re
 
 import pytest
+from helpers import a_record
 
-from reproduce import records
-from reproduce.files import write_atomically
+from reproduce.__main__ import EXPERIMENTS
+from reproduce.store import records
+from reproduce.store.files import write_atomically
 
 
 def record(method="MHA", seed=0, **metrics):
@@ -17,17 +20,17 @@ def record(method="MHA", seed=0, **metrics):
 
 def test_a_record_says_where_its_numbers_come_from():
     made = record(loss=1.0)
-    assert set(made) == set(records.FIELDS)
-    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", made["commit"])
-    assert set(made["versions"]) == {"python", "torch", "numpy"} and "threads on" in made["device"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made["finished"])
+    assert set(vars(made)) == {*records.FIELDS, "more"} and not made.more
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", made.commit)
+    assert set(made.versions) == {"python", "torch", "numpy"} and "threads on" in made.device
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", made.finished)
 
 
 def test_records_append_in_order_and_are_never_overwritten(tmp_path):
     records.append(tmp_path, record("MHA", loss=1.0))
     records.append(tmp_path, record("GQA", loss=2.0))
     records.append(tmp_path, record("MHA", loss=3.0))  # the same run again: the first stands
-    assert [(r["method"], r["metrics"]["loss"]) for r in records.load(tmp_path)] == [("MHA", 1.0), ("GQA", 2.0)]
+    assert [(r.method, r.metrics["loss"]) for r in records.load(tmp_path)] == [("MHA", 1.0), ("GQA", 2.0)]
     assert records.load(tmp_path, "table2", "smoke") and not records.load(tmp_path, "table3")
 
 
@@ -35,7 +38,7 @@ def test_what_is_measured_anew_replaces_the_old_measurement(tmp_path):
     records.append(tmp_path, record("MHA", loss=1.0))
     records.append(tmp_path, record("GQA", loss=2.0))
     records.append(tmp_path, record("MHA", loss=3.0), replace=True)
-    assert [(r["method"], r["metrics"]["loss"]) for r in records.load(tmp_path)] == [("MHA", 3.0), ("GQA", 2.0)]
+    assert [(r.method, r.metrics["loss"]) for r in records.load(tmp_path)] == [("MHA", 3.0), ("GQA", 2.0)]
 
 
 def test_what_defines_a_run_tells_it_apart():
@@ -87,6 +90,59 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, content, message):
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize("copy", ["table2.smoke copy.json", "table2.smoke.bak.json", "table2.smoke (1).json", "old.smoke.json"])
+def test_a_copy_beside_a_file_of_records_is_not_read(tmp_path, copy):
+    records.append(tmp_path, record())
+    (tmp_path / copy).write_bytes((tmp_path / "table2.smoke.json").read_bytes())
+    assert len(records.load(tmp_path)) == len(records.load(tmp_path, "table2", "smoke")) == 1
+
+
+def test_a_record_that_is_there_twice_is_an_error_that_names_both_files(tmp_path):
+    first, second = (tmp_path / f"table2.{preset}.json" for preset in ("old", "smoke"))
+    records.append(tmp_path, record())
+    first.write_bytes(second.read_bytes())
+    identity = record().id
+    with pytest.raises(ValueError, match=f"record {identity} is there twice, in {first} and in {second}: remove one"):
+        records.load(tmp_path)
+    assert len(records.load(tmp_path, "table2", "smoke")) == 1  # control: one of them alone
+    first.unlink()
+    (line,) = second.read_text().splitlines()[1:-1]
+    second.write_text(f"[\n{line},\n{line}\n]\n")
+    with pytest.raises(ValueError, match=f"there twice, in {second} and in {second}"):
+        records.load(tmp_path)
+
+
+def test_what_may_be_recorded_is_what_the_command_line_runs(tmp_path):
+    assert set(records.EXPERIMENTS) == set(EXPERIMENTS)
+    made = dataclasses.replace(record(), experiment="table9")
+    with pytest.raises(ValueError, match="no experiment is called table9; there are: exactness, table1"):
+        records.append(tmp_path, made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_and_adding_leaves_what_stands_in_a_file_as_it_was(tmp_path):
+    for path in records.COMMITTED.glob("*.json"):
+        text = path.read_text()
+        (tmp_path / path.name).write_text(text)
+        experiment, preset, _ = path.name.split(".")
+        some = records.load(tmp_path, experiment, preset)[0]
+        records.append(tmp_path, dataclasses.replace(some, id="another"))
+        assert (tmp_path / path.name).read_text().startswith(text.removesuffix("\n]\n") + ",\n")
+        records.append(tmp_path, some, replace=True)
+        assert (tmp_path / path.name).read_text().startswith(text.removesuffix("\n]\n") + ",\n")
+
+
+def test_a_record_answers_what_many_ask():
+    train = {"learning_rate": 0.1, "warmup_steps": 2, "steps": 9}
+    trained = a_record(config={"train": train}, metrics={"attention_parameters": 5, "workers": {"workers": 8}})
+    assert (trained.rate, trained.warmup, trained.steps, trained.is_trained) == (0.1, 2, 9, True)
+    assert (trained.attention_parameters, trained.workers, trained.diverged_at) == (5, 8, None)
+    other = a_record(metrics={"diverged_at": 7})
+    assert (other.is_trained, other.workers, other.diverged_at) == (False, 1, 7)
+    with pytest.raises(KeyError, match="train"):
+        _ = other.rate
+
+
 def test_the_command_names_files_but_not_folders(monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "table2", "--text", "/home/somebody/books/novel.txt", "--seeds", "0,1"])
     assert records.command_line() == "python -m reproduce table2 --text novel.txt --seeds 0,1"
@@ -128,10 +184,10 @@ def test_committed_records_are_complete_and_hold_no_machine_paths():
     committed = records.load(records.COMMITTED)
     assert committed
     for r in committed:
-        text = json.dumps(r)
+        text = json.dumps(vars(r))
         assert not re.search(r"/(home|root|tmp|work|usr)/", text)
-        assert "+changes" not in r["commit"] and r["commit"] != "unknown", r["id"]
-    assert len({r["id"] for r in committed}) == len(committed)
+        assert "+changes" not in r.commit and r.commit != "unknown", r.id
+    assert len({r.id for r in committed}) == len(committed)
 
 
 def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypatch):

@@ -1,6 +1,7 @@
 """Tables, claims and figures come from records and from nothing else."""
 
 import copy
+import dataclasses
 import random
 import re
 import subprocess
@@ -8,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import run_here
+from helpers import a_record, run_here
 
 from paper_figures import __main__ as figures_main
 from paper_figures import style
-from reproduce import claims, gpu_report, records, report, robustness_report, tables
-from reproduce.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.report import checks, claims, gpu, query, results, words
+from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.store import records
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = records.load(records.COMMITTED)
@@ -21,8 +23,8 @@ COMMITTED = records.load(records.COMMITTED)
 
 def test_the_readme_shows_exactly_what_the_records_say():
     readme = (ROOT / "README.md").read_text()
-    shown = readme.split(report.BEGIN)[1].split(report.END)[0].strip()
-    assert shown == report.render(COMMITTED).strip()
+    shown = readme.split(results.BEGIN)[1].split(results.END)[0].strip()
+    assert shown == results.render(COMMITTED).strip()
 
 
 CHANGE = random.Random(0)
@@ -41,8 +43,8 @@ def nudged(measured):
 
 def test_a_changed_record_changes_the_report():
     """Control for the test above: the numbers are read, not remembered."""
-    changed = [record | {"metrics": nudged(record["metrics"])} for record in COMMITTED]
-    before, after = report.render(COMMITTED).splitlines(), report.render(changed).splitlines()
+    changed = [dataclasses.replace(record, metrics=nudged(record.metrics)) for record in COMMITTED]
+    before, after = results.render(COMMITTED).splitlines(), results.render(changed).splitlines()
     assert len(before) == len(after)
     below = before[1:] + [""]
     rows = [i for i, line in enumerate(before) if line.startswith("| ") and not below[i].startswith("|--")]  # no headers
@@ -50,61 +52,83 @@ def test_a_changed_record_changes_the_report():
     assert len(rows) > 60 and not [before[i] for i in rows if before[i] == after[i]]
 
 
-def smoke_run(experiment="table2", **changes) -> dict:
+def smoke_run(experiment="table2", **changes) -> records.Record:
     """A copy of the first committed one, with another train setting or field."""
-    run = copy.deepcopy(next(r for r in COMMITTED if (r["experiment"], r["preset"]) == (experiment, "smoke")))
-    train = {name: value for name, value in changes.items() if name in run["config"].get("train", {})}
+    run = copy.deepcopy(next(r for r in COMMITTED if (r.experiment, r.preset) == (experiment, "smoke")))
+    train = {name: value for name, value in changes.items() if name in run.config.get("train", {})}
     if train:
-        run["config"]["train"] |= train
-    return run | {name: value for name, value in changes.items() if name not in train}
+        run.config["train"] |= train
+    return dataclasses.replace(run, **{name: value for name, value in changes.items() if name not in train})
 
 
 def test_runs_of_one_row_in_two_configurations_stand_in_two_tables():
     run, seed, steps, rate = smoke_run(), smoke_run(seed=1), smoke_run(steps=7), smoke_run(learning_rate=0.77)
-    text = smoke_run(data=run["data"] | {"name": "novel.txt", "sha256": "0123456789abcdef" * 4})
-    assert tables.alike([run, text, steps, seed, rate]) == [[run, seed, rate], [text], [steps]]
-    assert tables.largest(tables.alike([run, steps, seed])) == [run, seed] and tables.largest([]) == []
-    assert tables.largest([[run], [steps]]) == [steps]  # the last of equals
-    groups = report.by_row([run, seed, rate])
+    text = smoke_run(data=run.data | {"name": "novel.txt", "sha256": "0123456789abcdef" * 4})
+    assert query.alike([run, text, steps, seed, rate]) == [[run, seed, rate], [text], [steps]]
+    assert query.largest(query.alike([run, steps, seed])) == [run, seed] and query.largest([]) == []
+    assert query.largest([[run], [steps]]) == [steps]  # the last of equals
+    groups = query.by_row([run, seed, rate])
     assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, rate 0.77": 1}
-    drawn = report.render([run, text, steps])
+    drawn = results.render([run, text, steps])
     assert drawn.count("| MHA ") == 3 and "7 steps at" in drawn and "novel.txt (content sha256 0123456789ab…)" in drawn
     assert all(len(line) < 400 for line in drawn.splitlines())
 
 
 def test_a_pretrained_model_stands_with_all_that_was_made_of_it():
-    found = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("figure3", "smoke")]
-    start, made = (next(r for r in found if ("train" in r["config"]) == trained) for trained in (False, True))
+    found = [r for r in COMMITTED if (r.experiment, r.preset) == ("figure3", "smoke")]
+    start, made = (next(r for r in found if r.is_trained == trained) for trained in (False, True))
     other = copy.deepcopy(made)
-    other["config"]["train"]["steps"] = 7
-    assert tables.alike([start, made, other]) == [[start, made], [start, other]]
+    other.config["train"]["steps"] = 7
+    assert query.alike([start, made, other]) == [[start, made], [start, other]]
     stranger = copy.deepcopy(start)
-    stranger["config"]["pretrain"]["steps"] = 7
-    assert tables.alike([stranger, made]) == [[made], [stranger]]  # control
+    stranger.config["pretrain"]["steps"] = 7
+    assert query.alike([stranger, made]) == [[made], [stranger]]  # control
     plainer = copy.deepcopy(made)
-    del plainer["config"]["epochs"]
-    assert tables.alike([made, plainer]) == [[made], [plainer]]  # what was trained stands with its like alone
-    drawn = report.render([start, made, other])
+    del plainer.config["epochs"]
+    assert query.alike([made, plainer]) == [[made], [plainer]]  # what was trained stands with its like alone
+    drawn = results.render([start, made, other])
     assert "fine-tuned for 3 epochs" in drawn and "fine-tuned for 7 steps at REDUCED BUDGET, 0.31 epochs" in drawn
-    assert report.render([start]) == ""  # nothing is fine-tuned yet
+    assert results.render([start]) == ""  # nothing is fine-tuned yet
 
 
 def test_a_fine_tuning_that_diverged_is_a_row():
-    found = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("figure3", "smoke")][:3]
-    broken = copy.deepcopy(found[1])
-    broken["metrics"] = {name: broken["metrics"][name] for name in ("converted", "attention_parameters")} | {"diverged_at": 9}
-    row = next(line for line in report.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA  "))
+    found = [r for r in COMMITTED if (r.experiment, r.preset) == ("figure3", "smoke")][:3]
+    left = {name: found[1].metrics[name] for name in ("converted", "attention_parameters")}
+    broken = dataclasses.replace(found[1], metrics=left | {"diverged_at": 9})
+    row = next(line for line in results.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA  "))
     assert [cell.strip() for cell in row.split("|")[4:6]] == ["diverged at step 9", "—"]
+
+
+def test_a_row_of_which_one_seed_diverged_is_not_told_by_the_others():
+    for experiment, lost, hidden in (("table2", "validation_loss", "bits_per_byte"), ("figure3", "top1", "top5")):
+        whole = [r for r in COMMITTED if (r.experiment, r.preset) == (experiment, "smoke") and r.is_trained]
+        row = whole[0].method
+        left = {name: value for name, value in whole[0].metrics.items() if name not in (lost, hidden)}
+        broken = dataclasses.replace(whole[0], seed=7, metrics=left | {"diverged_at": 9})
+        line, before = (
+            next(line for line in results.render(found).splitlines() if line.startswith(f"| {row} "))
+            for found in ([*whole, broken], whole)
+        )
+        assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["diverged at step 9", "—"]
+        assert "diverged" not in before and "—" not in before  # control
+
+
+def test_figures_leave_out_settings_of_which_one_seed_diverged():
+    whole = [r for r in COMMITTED if (r.experiment, r.preset) == ("table2", "smoke")]
+    broken = dataclasses.replace(whole[0], seed=7, metrics={"diverged_at": 9})
+    assert query.unbroken([*whole, broken]) == whole[1:] and query.unbroken(whole) == whole
+    other = dataclasses.replace(broken, config=broken.config | {"context": 1})
+    assert query.unbroken([*whole, other]) == whole  # control: of another setting
 
 
 @pytest.mark.parametrize("experiment, width, steps", [("table2", 768, 600_000), ("table3", 2048, 100_000)])
 def test_the_paper_s_own_scale_is_not_called_reduced(experiment, width, steps):
     run = smoke_run(experiment, preset="paper", steps=steps)
-    run["config"] |= {"d_model": width}
-    drawn = report.render([run])
+    run.config.update(d_model=width)
+    drawn = results.render([run])
     assert "at the paper's shape, validation loss: " in drawn and "REDUCED" not in drawn and "narrowed" not in drawn
-    run["config"]["train"]["steps"] = 5
-    drawn = report.render([run])
+    run.config["train"]["steps"] = 5
+    drawn = results.render([run])
     assert "validation loss at REDUCED BUDGET: " in drawn and f"5 steps in place of {steps:,}." in drawn
 
 
@@ -112,9 +136,9 @@ def test_the_paper_s_vision_transformers_have_a_table():
     run = smoke_run(
         "figure3", preset="paper", method="MHA, vit", data={"name": "photographs", "sha256": "0" * 64} | SOME_IMAGES
     )
-    run["config"] = {"model": "vit", "image_size": 224, "epochs": 10, "row": {}, "train": {"steps": 20, "batch_size": 5}}
-    run["config"]["train"] |= {"learning_rate": 1e-3}
-    drawn = report.render([run])
+    train = {"steps": 20, "batch_size": 5, "learning_rate": 1e-3}
+    config = {"model": "vit", "image_size": 224, "epochs": 10, "row": {}, "train": train}
+    drawn = results.render([dataclasses.replace(run, config=config)])
     assert (
         "**Figure 3 as a table: vit, pretrained by others, converted, and on 10 images of photographs fine-tuned for 10 epochs"
         in drawn
@@ -126,44 +150,41 @@ SOME_IMAGES = {"train_images": 10, "test_images": 4}
 
 
 def test_one_experiment_s_tables_can_be_had_alone():
-    alone = report.render(COMMITTED, ["table2"])
-    assert alone.startswith("### Table 2: GPT-2\n") and alone.count("\n### ") == 0 and alone in report.render(COMMITTED)
+    alone = results.render(COMMITTED, ["table2"])
+    assert alone.startswith("### Table 2: GPT-2\n") and alone.count("\n### ") == 0 and alone in results.render(COMMITTED)
 
 
 def test_ablations_at_smoke_scale_are_shown_as_too_short():
-    run = smoke_run(experiment="table2", preset="smoke") | {
-        "experiment": "ablations",
-        "method": "Tucker [8,128,128], init xavier",
-    }
-    drawn = report.render([run])
+    run = dataclasses.replace(smoke_run(), experiment="ablations", method="Tucker [8,128,128], init xavier")
+    drawn = results.render([run])
     assert "REDUCED SCALE" in drawn and "too short to tell" in drawn and "| Tucker [8,128,128], init xavier |" in drawn
 
 
 def test_a_changed_tree_is_said_with_its_commit():
     commit = "0123456789" * 4
-    assert tables.commit_of({"commit": commit}) == "0123456789" and tables.commit_of({"commit": "unknown"}) == "unknown"
-    assert tables.commit_of({"commit": commit + "+changes"}) == "0123456789+changes"
+    said = [words.commit_of(a_record(commit=known)) for known in (commit, "unknown", commit + "+changes")]
+    assert said == ["0123456789", "unknown", "0123456789+changes"]
 
 
 def test_every_trained_row_of_table_2_is_there():
-    trained = {r["method"] for r in COMMITTED if r["experiment"] == "table2" and r["preset"] == "smoke"}
+    trained = {r.method for r in COMMITTED if r.experiment == "table2" and r.preset == "smoke"}
     assert {"MHA", "GQA n_KV=4", "GQA n_KV=2", "MLA shared d_c=128"} < trained
     assert sum(label.startswith("Tucker") for label in trained) == 3
 
 
 def test_the_note_on_compression_counts_where_knowing_the_inputs_paid():
     ways = {"aware": {"inputs": [0.1, 0.3], "loss": 3.0}, "plain": {"inputs": [0.2, 0.2], "loss": 3.1}}
-    record = {"method": "row", "metrics": {"ways": ways}, "device": "a device", "command": "a command"}
+    record = a_record(method="row", metrics={"ways": ways}, device="a device", command="a command")
     lost = "Knowing the inputs lowered the error of logits in 1 of 1 rows, the error of outputs in 0 of 1 rows"
-    assert report.compress_note([record]).startswith(f"<sub>{lost}, the loss in 1 of 1 rows; not error of outputs of row.")
+    assert results.compress_note([record]).startswith(f"<sub>{lost}, the loss in 1 of 1 rows; not error of outputs of row.")
     del ways["plain"]["loss"]  # of images, for example
-    assert report.compress_note([record]).startswith(f"<sub>{lost}; not error of outputs of row.")
+    assert results.compress_note([record]).startswith(f"<sub>{lost}; not error of outputs of row.")
 
 
 def test_reduced_scale_is_said_in_the_table_itself():
-    rendered = report.render(COMMITTED)
+    rendered = results.render(COMMITTED)
     titles = re.findall(r"\*\*(?:Table [23], [^*\n]*validation loss|Figure 3)[^\n]*", rendered)
-    trained = {(r["experiment"], r["preset"]) for r in COMMITTED if r["experiment"] in ("table2", "table3", "figure3")}
+    trained = {(r.experiment, r.preset) for r in COMMITTED if r.experiment in ("table2", "table3", "figure3")}
     assert len(titles) == sum(preset in ("smoke", "gpu") for _, preset in trained)
     for title in titles:
         assert (
@@ -194,8 +215,8 @@ def test_every_size_cell_has_a_verdict_and_the_slips_fail():
 def test_claims_can_fail():
     changed = copy.deepcopy(COMMITTED)
     for record in changed:
-        if record["preset"] == "sizes":
-            for row in record["metrics"]["rows"]:
+        if record.preset == "sizes":
+            for row in record.metrics["rows"]:
                 row["parameters"] = int(row["parameters"] * (1.01 if row["label"] != "MHA" else 1.2))
     judged = claims.verdicts(changed)
     assert verdict_of(judged, "Table 2, MHA, attention MB") == FAILED
@@ -210,19 +231,19 @@ def test_without_records_nothing_is_claimed():
 
 def test_write_into_replaces_only_what_is_between_the_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_into(page, {(report.BEGIN, report.END): "new"})
-    assert page.read_text() == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    results.write_into(page, {(results.BEGIN, results.END): "new"})
+    assert page.read_text() == f"before\n{results.BEGIN}\n\nnew\n\n{results.END}\nafter\n"
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
-        report.write_into(page, {(report.BEGIN, report.END): "new"})
+        results.write_into(page, {(results.BEGIN, results.END): "new"})
 
 
 def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"{report.BEGIN}\nold\n{report.END}\n")
+    page.write_text(f"{results.BEGIN}\nold\n{results.END}\n")
     assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == f"{report.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{report.END}\n"
+    assert page.read_text() == f"{results.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{results.END}\n"
 
 
 def test_claims_need_no_place_for_results(tmp_path):
@@ -234,18 +255,18 @@ def test_claims_need_no_place_for_results(tmp_path):
 
 def test_claims_leave_results_alone_where_a_page_has_a_place_for_them(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n")
+    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{results.BEGIN}\nresults\n{results.END}\n")
     assert run_here("claims", "--write", page) == 0
     assert page.read_text() == (
-        f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n{report.BEGIN}\nresults\n{report.END}\n"
+        f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n{results.BEGIN}\nresults\n{results.END}\n"
     )
 
 
 def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
-    runs = [r for r in COMMITTED if (r["experiment"], r["preset"]) == ("table2", "smoke")]
-    left = {name: runs[0]["metrics"][name] for name in ("attention_parameters", "cache_per_token", "curve")}
-    broken = runs[0] | {"metrics": left | {"diverged_at": 7}}
-    table, whole = (report.loss_table("table2", found)[1].splitlines() for found in ([broken, *runs[1:]], runs))
+    runs = [r for r in COMMITTED if (r.experiment, r.preset) == ("table2", "smoke")]
+    left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
+    broken = dataclasses.replace(runs[0], metrics=left | {"diverged_at": 7})
+    table, whole = (results.loss_table("table2", found)[1].splitlines() for found in ([broken, *runs[1:]], runs))
     assert "diverged at step 7" in table[2] and table[3:] == whole[3:]
     for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
         for record in found:
@@ -257,7 +278,7 @@ def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
 
 def test_figures_of_other_records_leave_those_of_the_repository_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    records.append(Path("records"), next(r for r in COMMITTED if r["experiment"] == "decode"))
+    records.append(Path("records"), next(r for r in COMMITTED if r.experiment == "decode"))
     monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "records"])
     assert figures_main.main() == 0 and "figures are in out/figures" in capsys.readouterr().out
     assert Path("out/figures/tucker_attention.png").exists()
@@ -331,7 +352,7 @@ CHECK_RECORDS = [records.new_record(name, "tests", f"method of {name}", {}, metr
 
 
 def test_every_check_on_record_has_one_line():
-    lines = robustness_report.render(CHECK_RECORDS).splitlines()
+    lines = checks.render(CHECK_RECORDS).splitlines()
     assert len(lines) == 2 + len(CHECKS)
     for line, expected in zip(
         lines[2:],
@@ -345,31 +366,31 @@ def test_every_check_on_record_has_one_line():
         ),
     ):
         assert expected in re.sub(" +", " ", line)
-    assert robustness_report.render([]) == "" and len(robustness_report.render(CHECK_RECORDS[2:3]).splitlines()) == 3
+    assert checks.render([]) == "" and len(checks.render(CHECK_RECORDS[2:3]).splitlines()) == 3
 
 
 def test_a_changed_record_changes_its_check():
     """Control: no number is remembered."""
-    changed = [record | {"metrics": nudged(record["metrics"])} for record in CHECK_RECORDS]
-    before, after = (robustness_report.render(r).splitlines()[2:] for r in (CHECK_RECORDS, changed))
+    changed = [dataclasses.replace(record, metrics=nudged(record.metrics)) for record in CHECK_RECORDS]
+    before, after = (checks.render(r).splitlines()[2:] for r in (CHECK_RECORDS, changed))
     assert len(before) == len(after) and all(a != b for a, b in zip(before, after))
 
 
 def test_the_readme_shows_the_checks_on_record():
     readme = (ROOT / "README.md").read_text()
-    shown = readme.split(robustness_report.BEGIN)[1].split(robustness_report.END)[0].strip()
-    assert shown == robustness_report.render(COMMITTED)
+    shown = readme.split(checks.BEGIN)[1].split(checks.END)[0].strip()
+    assert shown == checks.render(COMMITTED)
 
 
 def test_a_check_that_lacks_a_number_is_named():
     with pytest.raises(ValueError, match="survival: a record lacks what the table of checks shows: 'kills'"):
-        robustness_report.render([CHECK_RECORDS[3] | {"metrics": {"training": {}}}])
+        checks.render([dataclasses.replace(CHECK_RECORDS[3], metrics={"training": {}})])
 
 
 def test_write_into_fills_the_checks_where_they_have_marks(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"{report.BEGIN}\n{report.END}\n{robustness_report.BEGIN}\n{robustness_report.END}\n")
-    parts = {report: "tables", robustness_report: "checks", gpu_report: "no marks for it"}
-    report.write_into(page, {(part.BEGIN, part.END): text for part, text in parts.items()})
+    page.write_text(f"{results.BEGIN}\n{results.END}\n{checks.BEGIN}\n{checks.END}\n")
+    parts = {results: "tables", checks: "checks", gpu: "no marks for it"}
+    results.write_into(page, {(part.BEGIN, part.END): text for part, text in parts.items()})
     assert "no marks" not in page.read_text()
-    assert "tables" in page.read_text().split(report.END)[0] and "checks\n\n" + robustness_report.END in page.read_text()
+    assert "tables" in page.read_text().split(results.END)[0] and "checks\n\n" + checks.END in page.read_text()

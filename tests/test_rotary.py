@@ -17,7 +17,7 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
 )
-from tucker_ref.rotary import _device
+from tucker_ref.rope_frequencies import _device
 
 PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
 

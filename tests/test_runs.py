@@ -5,22 +5,25 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from reproduce import ablations, figure3, language, records, survival, table2, table3, training
-from reproduce.options import Options
-from reproduce.recipe import Recipe
-from reproduce.saved import make_room, run_of
+from reproduce.experiments import ablations, figure3, table2, table3
+from reproduce.store import records
+from reproduce.store.saved import make_room, run_of
+from reproduce.train import language, loop
+from reproduce.train.options import Options
+from reproduce.train.recipes import Recipe
+from reproduce.trust import survival
 
 TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3": figure3}
 
 
 def identities(record, folder, monkeypatch) -> set[str]:
     """The ids of all runs that this code would train with the data, rate, steps and warm-up of that record."""
-    config, module, started = record["config"], TRAINED[record["experiment"]], set()
+    config, module, started = record.config, TRAINED[record.experiment], set()
     start = lambda run, *_: started.add(run.identity)  # noqa: E731
     images = np.empty((1437, *[config.get("image_size")] * 2, config.get("channels"))) if module is figure3 else []
     data = SimpleNamespace(
         **dict(vocab_size=config.get("vocab_size"), x_train=images, n_classes=config.get("n_classes")),
-        **dict(train=range(10**6), validation=range(10**6), describe=lambda: record["data"]),
+        **dict(train=range(10**6), validation=range(10**6), describe=lambda: record.data),
     )
     monkeypatch.setattr(language, "read_text", lambda *_: data)
     monkeypatch.setattr(language, "train_one", start)
@@ -29,7 +32,7 @@ def identities(record, folder, monkeypatch) -> set[str]:
     monkeypatch.setattr(figure3, "fine_tune", lambda model, row, run, *_: start(run))
     for sized in (table2, table3):
         monkeypatch.setattr(sized, "record_sizes", lambda *_: None)
-    options = Options(record["preset"], folder, folder, seeds=(record["seed"],))
+    options = Options(record.preset, folder, folder, seeds=(record.seed,))
     if "train" in config:
         given = {name: config["train"][name] for name in ("learning_rate", "steps", "warmup_steps")}
         given["warmup_steps"] //= config.get("recipe", {}).get("warmup", 1)
@@ -40,16 +43,16 @@ def identities(record, folder, monkeypatch) -> set[str]:
 
 def test_committed_runs_are_known_to_this_code(tmp_path, monkeypatch):
     """A repeated command skips them: no setting that defines a run may change its name or gain a companion unnoticed."""
-    committed = [r for r in records.load(records.COMMITTED) if r["experiment"] in TRAINED and r["preset"] != "sizes"]
-    older = [r for r in committed if r["experiment"] == "table2" and "model" not in r["config"]]
+    committed = [r for r in records.load(records.COMMITTED) if r.experiment in TRAINED and r.preset != "sizes"]
+    older = [r for r in committed if r.experiment == "table2" and "model" not in r.config]
     assert len(older) == 12  # of the sweep's first day, when a config did not name its model
     committed = [r for r in committed if r not in older]
-    assert {r["experiment"] for r in committed} == set(TRAINED)
+    assert {r.experiment for r in committed} == set(TRAINED)
     for r in committed:
         known = identities(r, tmp_path, monkeypatch)
-        assert r["id"] in known, (r["experiment"], r["preset"], r["method"], r["seed"])
-    changed = {"data": {**r["data"], "sha256": "another"}}  # control
-    assert r["id"] not in identities(r | changed, tmp_path, monkeypatch)
+        assert r.id in known, (r.experiment, r.preset, r.method, r.seed)
+    changed = dataclasses.replace(r, data={**r.data, "sha256": "another"})  # control
+    assert r.id not in identities(changed, tmp_path, monkeypatch)
 
 
 def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
@@ -68,8 +71,8 @@ def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
     path = language.model_path(tmp_path, "table2 MHA seed 0")
     first = path.read_bytes()
     (record,) = records.load(tmp_path / "records")
-    aside = path.with_stem(f"{path.stem}-{record['id']}")
-    assert run_of(path) == record["id"] and "no longer" not in train()
+    aside = path.with_stem(f"{path.stem}-{record.id}")
+    assert run_of(path) == record.id and "no longer" not in train()
     assert f"{path} was the model of another run, which is in {aside} now" in train(learning_rate=1e-3)
     assert aside.read_bytes() == first != path.read_bytes() and len(records.load(tmp_path / "records")) == 2
     assert "no longer" not in train()  # it is found where it is now
@@ -84,15 +87,15 @@ def test_a_run_of_several_machines_names_them_and_has_no_speed(tmp_path, monkeyp
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "words.txt"), steps=1)
 
     def elsewhere(*arguments):
-        result = training.train(*arguments)
+        result = loop.train(*arguments)
         result.machines.append("another card, 8 workers")
         return result
 
-    for rate, trained in ((1e-3, training.train), (2e-3, elsewhere)):
+    for rate, trained in ((1e-3, loop.train), (2e-3, elsewhere)):
         monkeypatch.setattr(language, "train", trained)
         given = dataclasses.replace(options, learning_rate=rate)
         language.train_rows("table2", [(survival.ROWS[0], Recipe())], survival.SHAPE, survival.TOY, given)
-    one, several = (r["metrics"] for r in records.load(tmp_path / "records"))
+    one, several = (r.metrics for r in records.load(tmp_path / "records"))
     assert one["tokens_per_second"] > 0 and "machines" not in one
     assert several["tokens_per_second"] is None and several["machines"][1] == "another card, 8 workers"
 

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from reproduce.claims import SIZE_TOLERANCE
-from reproduce.rows import TABLE2, TABLE3, Row
-from reproduce.sizes import measure
+from reproduce.models.rows import TABLE2, TABLE3, Row
+from reproduce.models.sizes import measure
+from reproduce.report.claims import SIZE_TOLERANCE
 from tucker_ref import mla_cost
 
 SLIPS = {("GQA n_KV=4", "cache_mb"), ("MLA separated d_c=128", "size"), ("MLA shared d_c=128", "size")}

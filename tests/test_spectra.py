@@ -7,10 +7,11 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from reproduce import records, spectra
-from reproduce.language import build_model, model_path, save_model
-from reproduce.options import Options
-from reproduce.rows import TABLE2
+from reproduce.experiments import spectra
+from reproduce.models.rows import TABLE2
+from reproduce.store import records
+from reproduce.train.language import build_model, model_path, save_model
+from reproduce.train.options import Options
 from tucker_ref import MultiHeadAttention
 
 CONFIG = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 50}
@@ -36,15 +37,15 @@ def test_ranks_of_saved_models_are_recorded(tmp_path, tiny):
         save_model(model_path(tmp_path, f"table2 {row.label} seed 0"), model, config, Tokenizer(BPE()).to_str())
     spectra.run(Options("smoke", tmp_path, tmp_path / "records"))
     mha, tucker = records.load(tmp_path / "records", "spectra")
-    assert (mha["method"], tucker["method"]) == ("MHA", "Tucker [8,64,64]")
-    first, second = (layer["pre"]["head"] for layer in mha["metrics"]["trained"])
+    assert (mha.method, tucker.method) == ("MHA", "Tucker [8,64,64]")
+    first, second = (layer["pre"]["head"] for layer in mha.metrics["trained"])
     assert first["size"] == second["size"] == 12 and first["energy_rank_99"] == 6 < second["energy_rank_99"]
     assert sum(value > first["floor"] for value in first["values"]) == 6
     assert (
-        mha["metrics"]["initial"][0]["pre"]["head"]["entropy_rank"] > 10
-        and "values" not in mha["metrics"]["initial"][0]["pre"]["head"]
+        mha.metrics["initial"][0]["pre"]["head"]["entropy_rank"] > 10
+        and "values" not in mha.metrics["initial"][0]["pre"]["head"]
     )
-    assert tucker["metrics"]["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
+    assert tucker.metrics["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
 
 
 def test_a_model_of_another_preset_is_not_taken_for_one_of_this(tmp_path, tiny):

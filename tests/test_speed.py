@@ -4,10 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import a_record
 
-from reproduce import claims, records, speed, speed_report, targets
-from reproduce.options import Options
-from reproduce.rows import Row
+from reproduce.experiments import speed
+from reproduce.models.rows import Row
+from reproduce.report import claims, targets
+from reproduce.report import speed as speed_report
+from reproduce.store import records
+from reproduce.train.options import Options
 
 SHAPE = speed.PRESETS["smoke"].shapes[0]
 TUCKER = Row("Tucker", ranks=(8, 8, 8))
@@ -15,7 +19,7 @@ TUCKER = Row("Tucker", ranks=(8, 8, 8))
 
 def test_every_section_is_recorded(tmp_path):
     speed.run(Options("smoke", tmp_path, tmp_path / "records"))
-    found = {r["method"]: r["metrics"]["rows"] for r in records.load(tmp_path / "records", "speed")}
+    found = {r.method: r.metrics["rows"] for r in records.load(tmp_path / "records", "speed")}
     assert list(found) == ["limits", "layers", "contexts", "decode", "models"]
     assert {row["what"] for row in found["limits"]} == {"copy", "matmul"}
     assert len(found["layers"]) == len(SHAPE.rows) * 2 and all(row["milliseconds"] > 0 for row in found["layers"])
@@ -26,7 +30,7 @@ def test_every_section_is_recorded(tmp_path):
 
 def test_sections_can_be_chosen(tmp_path):
     speed.run(Options("smoke", tmp_path, tmp_path / "records", rows=("limits",)))
-    assert [r["method"] for r in records.load(tmp_path / "records", "speed")] == ["limits"]
+    assert [r.method for r in records.load(tmp_path / "records", "speed")] == ["limits"]
 
 
 def test_a_section_that_is_broken_off_leaves_the_record_that_was_there(tmp_path, monkeypatch):
@@ -101,12 +105,12 @@ def test_targets_are_judged_from_the_best_backend_of_each_side():
 
 def test_the_claim_of_a_shorter_iteration_is_judged_from_whole_models():
     rows = gpu_run()["models"]
-    record = {"experiment": "speed", "preset": "gpu", "method": "models", "metrics": {"rows": rows}}
+    record = a_record(experiment="speed", preset="gpu", method="models", metrics={"rows": rows})
     (claim,) = [c for c in claims.SENTENCES if "iteration time" in c.says]
     assert claim.judge([record]) == ("-15.0 % to -15.0 % against MHA, one GPU", claims.REPRODUCED)
     rows[1]["milliseconds"] = 101.0
     assert claim.judge([record])[1] == claims.FAILED
-    assert claim.judge([record | {"preset": "smoke"}])[1] == claims.UNTESTED
+    assert claim.judge([dataclasses.replace(record, preset="smoke")])[1] == claims.UNTESTED
 
 
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
@@ -133,11 +137,11 @@ def test_a_shape_with_rotary_embedding_is_a_llama():
 def test_the_report_says_what_was_measured_alone():
     assert speed_report.paragraph("a device", {}) == ""
     committed = records.load(records.COMMITTED, "speed", "gpu")
-    layers = [r for r in committed if r["method"] == "layers"]
+    layers = [r for r in committed if r.method == "layers"]
     whole, part = ("\n".join(speed_report.speed_tables(found)) for found in (committed, layers))
     assert "One attention layer" in part and "in the same run: copies at" not in part and "One new token" not in part
     assert "in the same run: copies at" in whole and "One new token" in whole  # control
-    nothing = [{**layers[0], "metrics": {"rows": []}}]
+    nothing = [dataclasses.replace(layers[0], metrics={"rows": []})]
     assert "targets" not in "\n".join(speed_report.speed_tables(nothing)).lower()
 
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from reproduce import files, records, survival
+from reproduce.store import files, records
+from reproduce.trust import survival
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +25,7 @@ def test_a_few_kills_are_survived_and_recorded(tmp_path):
     assert result.returncode == 0, result.stderr
     (record,) = records.load(tmp_path / "records")
     for kind, kills in survival.PRESETS["quick"].items():
-        tally = record["metrics"][kind]
+        tally = record.metrics[kind]
         assert tally["kills"] == kills and tally["ends"] >= 1 and tally["files"] >= kills - 1
     assert "5 " in result.stdout.splitlines()[-2] and not list(tmp_path.glob("survival-*"))
 
@@ -101,14 +102,14 @@ def test_a_run_that_ends_before_its_kill_is_compared_and_another_begins(tmp_path
 
 
 def write_something(folder, more):
-    records.append(folder, records.new_record("e", "p", "m", {}, {"loss": 1.0 + more}))
+    records.append(folder, records.new_record("decode", "p", "m", {}, {"loss": 1.0 + more}))
 
 
 def test_folders_that_differ_in_one_digit_are_told_apart(tmp_path):
     for name, more in (("a", 0), ("b", 0), ("c", 1e-15)):
         write_something(tmp_path / name, more)
     survival.same_files(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(ValueError, match="e.p.json differs from what an uninterrupted run leaves"):
+    with pytest.raises(ValueError, match="decode.p.json differs from what an uninterrupted run leaves"):
         survival.same_files(tmp_path / "a", tmp_path / "c")
     shutil.rmtree(tmp_path / "b")
     with pytest.raises(ValueError, match="holds \\[\\], not"):

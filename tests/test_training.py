@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from reproduce import training
-from reproduce.training import TrainConfig, learning_rate_at, make_optimizer, train
+from reproduce.train import loop
+from reproduce.train.loop import train
+from reproduce.train.optimizers import make_optimizer
+from reproduce.train.settings import TrainConfig, learning_rate_at
+from tucker_ref import TuckerAttention
 
 CONFIG = TrainConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=5, log_every=5, checkpoint_every=10)
 
@@ -55,6 +58,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_digit(tmp_path, d
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 
+def test_a_checkpoint_from_before_that_holds_a_shared_latent_twice_is_taken_up(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        return nn.Sequential(TuckerAttention(6, 2, (2, 3, 4), shared_kv=True), nn.Linear(6, 3))
+
+    tokens_at = lambda step: (batch_at(step)[0][None],)  # noqa: E731
+    loss = lambda model, x: (model(x) - x[..., :3].flip(-1)).square().mean()  # noqa: E731
+    whole = train(fresh(), tokens_at, loss, CONFIG, tmp_path / "whole.pt", "whole")
+    died = lambda step: crash_at(11)(step) and tokens_at(step)  # noqa: E731
+    with pytest.raises(Crash):
+        train(fresh(), died, loss, CONFIG, tmp_path / "before.pt", "before")
+    state = torch.load(tmp_path / "before.pt", weights_only=True)
+    state["model"]["0.post.value"] = state["model"]["0.pre.key"].clone()
+    torch.save(state, tmp_path / "before.pt")
+    assert train(fresh(), tokens_at, loss, CONFIG, tmp_path / "before.pt", "after").curve == whole.curve
+    state["model"]["0.post.value"] += 1
+    torch.save(state, tmp_path / "before.pt")
+    with pytest.raises(ValueError, match="holds the weights of another model"):  # control: two that differ
+        train(fresh(), tokens_at, loss, CONFIG, tmp_path / "before.pt", "after")
+
+
 def test_another_seed_gives_other_digits(tmp_path):
     """Control for the test above: equality is not trivial."""
     a, b = fresh_model(), fresh_model()
@@ -71,7 +95,7 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path):
 
 def test_a_run_knows_all_machines_that_it_ran_on(tmp_path, monkeypatch):
     def on(machine, batches):
-        monkeypatch.setattr(training, "device_in_words", lambda device: machine)
+        monkeypatch.setattr(loop, "device_in_words", lambda device: machine)
         return train(fresh_model(), batches, loss_of, CONFIG, tmp_path / "c.pt", machine).machines
 
     with pytest.raises(Crash):

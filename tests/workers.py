@@ -11,17 +11,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reproduce import __main__, table2
-from reproduce.distributed import Workers, started
-from reproduce.language import LanguagePreset, batch_of
+from reproduce import __main__
+from reproduce.experiments import table2
 from reproduce.models.gpt2 import GPT2
-from reproduce.rows import TABLE2, Row
-from reproduce.training import TrainConfig, train
+from reproduce.models.rows import TABLE2, Row
+from reproduce.train.distributed import Workers, started
+from reproduce.train.language import LanguagePreset, batch_of
+from reproduce.train.loop import train
+from reproduce.train.recipes import Recipe
+from reproduce.train.settings import TrainConfig
 
 TEXT = (np.arange(5000) ** 2 // 7 % 61 % np.tile([3, 5, 7, 11, 13], 1000)).astype(np.uint16)  # enough order to learn something
 CONFIG = TrainConfig(steps=18, batch_size=8, learning_rate=2e-3, warmup_steps=4, log_every=2, checkpoint_every=6)
 ROWS = {torch.float32: TABLE2[0].narrowed(16), torch.float64: Row("Tucker", ranks=(8, 8, 8), shared_kv=True)}  # by precision
 CONTEXT = 16
+MUON_ROW = Row("Tucker", ranks=(8, 20, 24))  # a core whose slices Muon orthogonalises
 TOY = LanguagePreset(
     narrower=16,
     n_layers=1,
@@ -44,13 +48,19 @@ class Apart(Workers):
 
 
 def run(
-    workers: Workers, dtype: torch.dtype, checkpoint: Path, rows: slice | None = None, stop: int = -1, compiled: bool = False
+    workers: Workers,
+    dtype: torch.dtype,
+    checkpoint: Path,
+    rows: slice | None = None,
+    stop: int = -1,
+    compiled: bool = False,
+    muon: bool = False,
 ) -> list[float]:
-    """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped.
+    """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped; muon: in place of AdamW.
 
     Returns: the loss of every step; on the first worker also that of the trained model, made whole, on the first batch.
     """
-    fresh = lambda: GPT2(64, CONTEXT, 48, 12, 2, ROWS[dtype].build).to(dtype)  # noqa: E731
+    fresh = lambda: GPT2(64, CONTEXT, 48, 12, 2, (MUON_ROW if muon else ROWS[dtype]).build).to(dtype)  # noqa: E731
     torch.manual_seed(0)
     model = fresh()
     workers = workers.settled(CONFIG.batch_size, parameters=1)
@@ -67,7 +77,8 @@ def run(
         return loss
 
     model.compile_parts = functools.partial(model.compile_parts, backend="aot_eager")  # needs no C++ compiler
-    train(model, batch_at, loss_of, dataclasses.replace(CONFIG, compiled=compiled), checkpoint, "toy", workers=workers)
+    settings = dataclasses.replace(CONFIG, compiled=compiled, optimizer="muon" if muon else "adamw")
+    train(model, batch_at, loss_of, settings, checkpoint, "toy", optimizer=Recipe().optimizer, workers=workers)
     steps = torch.stack(seen).unflatten(0, (-1, CONFIG.batch_size // workers.count // workers.micro_batch)).mean(1)
     curve = workers.mean(steps).tolist()
     whole = workers.unsharded(model, fresh)
@@ -91,6 +102,7 @@ def together(folder: Path) -> None:
         for sharding in ("ddp", "fsdp"):
             chosen = dataclasses.replace(workers, sharding=sharding, micro_batch=2)
             curves[f"compiled {sharding}"] = this(chosen, checkpoint=folder / f"compiled {sharding}.pt", compiled=True)
+            curves[f"muon {sharding}"] = this(chosen, checkpoint=folder / f"muon {sharding}.pt", muon=True)
         curves["wrong rows"] = this(workers, checkpoint=folder / "rows.pt", rows=slice(0, CONFIG.batch_size // 2))
         apart = Apart(workers.rank, workers.count)
         curves["not averaged"] = this(apart, checkpoint=folder / f"apart{workers.rank}.pt")

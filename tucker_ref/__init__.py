@@ -20,24 +20,29 @@ from .attention_tensors import multi_head_attention, post_softmax_tensor, pre_so
 from .attend import attend
 
 # 5  rotary position embedding, one frequency per channel pair (PyTorch)
-from .rotary import Llama3Scaling, Rotary
+from .rotary import Rotary
+from .rope_frequencies import Llama3Scaling
 
 # 6  what each mechanism keeps per token while it generates (PyTorch)
 from .cache import Cache
 
-# 7-10  the four mechanisms, one call signature (PyTorch)
+# 7-10  the four mechanisms, one call signature; the last as six lines first, in tucker_naive (PyTorch)
 from .mha import MultiHeadAttention
 from .gqa import GroupedQueryAttention
 from .mla import MultiHeadLatentAttention
-from .tucker import LatentNorm, TuckerAttention, TuckerWeights
+from .tucker import TuckerAttention
+from .tucker_weights import TuckerWeights
+from .norms import LatentNorm
 
 # 11  the theorems as code: every mechanism is a Tucker Attention
 from .special_cases import as_tucker
 
-# 12  the ranks that trained layers have, and trained layers compressed to Tucker, GQA and MLA
-from .ranks import Spectra, energy_rank, entropy_rank, second_moment, spectra
-from .compress import choose_ranks, compress, relative_errors
-from .convert import to_gqa, to_mla
+# 12  the ranks that trained layers have, and trained layers compressed to Tucker, GQA and MLA: compression/
+from .compression.moments import second_moment
+from .compression.spectra import Spectra, energy_rank, entropy_rank, spectra
+from .compression.ranks import choose_ranks
+from .compression.compress import compress, relative_errors
+from .compression.convert import to_gqa, to_mla
 
 # 13  parameters, cache and arithmetic of each mechanism
 from .costs import Cost, gqa_cost, mha_cost, mla_cost, tucker_cost
@@ -53,6 +58,6 @@ __all__ = [
     "TuckerWeights", "LatentNorm",
     "as_tucker",
     "spectra", "Spectra", "entropy_rank", "energy_rank", "second_moment",
-    "compress", "choose_ranks", "relative_errors", "to_gqa", "to_mla",
+    "choose_ranks", "compress", "relative_errors", "to_gqa", "to_mla",
     "Cost", "mha_cost", "gqa_cost", "mla_cost", "tucker_cost",
 ]  # fmt: skip

@@ -14,18 +14,34 @@ Only these products matter. Stacked over the heads they are the tensors of the p
 
 import numpy as np
 
+from .checks import check_heads
 from .tensor_algebra import mode_product
 
 
 def pre_softmax_tensor(w_q: np.ndarray, w_k: np.ndarray) -> np.ndarray:
-    """W[h] = W_h^Q W_h^K^T.  w_q, w_k: (n_H, d, d_H), tokens multiply from the left.  Returns: (n_H, d, d)."""
-    _check_heads(w_q=w_q, w_k=w_k)
+    """W[h] = W_h^Q W_h^K^T.  Raises ValueError if the numbers of heads differ, as do the others here.
+
+    Args:
+        w_q, w_k: (n_H, d, d_H); tokens multiply from the left.
+
+    Returns:
+        (n_H, d, d), modes (head, query, key).
+    """
+    check_heads(w_q=w_q, w_k=w_k)
     return np.stack([q @ k.T for q, k in zip(w_q, w_k)])
 
 
 def post_softmax_tensor(w_v: np.ndarray, w_o: np.ndarray) -> np.ndarray:
-    """W~[h] = (W_h^V W_h^O)^T.  w_v: (n_H, d, d_H), w_o: (n_H, d_H, d).  Returns: (n_H, d, d)."""
-    _check_heads(w_v=w_v, w_o=w_o)
+    """W~[h] = (W_h^V W_h^O)^T, mind the transpose.
+
+    Args:
+        w_v: (n_H, d, d_H).
+        w_o: (n_H, d_H, d).
+
+    Returns:
+        (n_H, d, d), modes (head, output, value).
+    """
+    check_heads(w_v=w_v, w_o=w_o)
     return np.stack([(v @ o).T for v, o in zip(w_v, w_o)])
 
 
@@ -46,7 +62,15 @@ def tensor_attention(x: np.ndarray, w_pre: np.ndarray, w_post: np.ndarray, scale
         H1 = softmax(W x_2 X x_3 X * scale)     H2 = W~ x_3 X     Y_jk = sum over heads i and sources l of H1_ijl H2_ikl
 
     (modes x_2, x_3 of the paper are 1, 2 here).
-    x: (N, d); w_pre, w_post: (n_H, d, d); scale: 1/sqrt(d_H) in the paper, whatever the ranks.  Returns: (N, d).
+
+    Args:
+        x: (N, d), one token per row.
+        w_pre, w_post: (n_H, d, d).
+        scale: 1/sqrt(d_H) in the paper, whatever the ranks.
+        causal: token n sees the tokens up to n.
+
+    Returns:
+        (N, d).
     """
     logits = mode_product(mode_product(w_pre, x, 1), x, 2) * scale  # (h, n, m)
     if causal:
@@ -61,9 +85,16 @@ def multi_head_attention(
 ) -> np.ndarray:
     """Textbook multi-head attention, one head at a time, to compare `tensor_attention` with (Vaswani et al. 2017).
 
-    x: (N, d); w_q, w_k, w_v: (n_H, d, d_H); w_o: (n_H, d_H, d).  Returns: (N, d).
+    Args:
+        x: (N, d).
+        w_q, w_k, w_v: (n_H, d, d_H).
+        w_o: (n_H, d_H, d).
+        causal: token n sees the tokens up to n.
+
+    Returns:
+        (N, d).
     """
-    _check_heads(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    check_heads(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
     y = np.zeros(x.shape, np.result_type(x, w_q, w_k, w_v, w_o, np.float32))
     for q, k, v, o in zip(w_q, w_k, w_v, w_o):
         logits = (x @ q) @ (x @ k).T / np.sqrt(q.shape[1])  # (n, m)
@@ -71,11 +102,3 @@ def multi_head_attention(
             logits = np.where(causal_mask(len(x)), logits, -np.inf)
         y += softmax(logits) @ (x @ v) @ o  # (n, d)
     return y
-
-
-def _check_heads(**weights: np.ndarray) -> None:
-    """Raise ValueError unless all weights are for the same number of heads."""
-    if len({len(w) for w in weights.values()}) > 1:
-        raise ValueError(
-            f"{', '.join(f'{name} {w.shape}' for name, w in weights.items())}: the numbers of heads, first, must agree"
-        )

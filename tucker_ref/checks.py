@@ -2,6 +2,11 @@
 
 import math
 
+import numpy as np
+import torch
+
+from .backends import BACKENDS
+
 
 def check_positive(name: str, value: int) -> None:
     """Raise ValueError unless `value` is an integer of at least 1 (bool does not count as one)."""
@@ -45,3 +50,295 @@ def check_ranks(name: str, ranks, sizes: tuple[float, ...], uncapped=()) -> tupl
                 f"the smaller of the mode's size {size} and the product of the other ranks {others}"
             )
     return ranks
+
+
+def check_array(name: str, array: np.ndarray) -> None:
+    """Raise ValueError unless this is a NumPy array of real numbers, of a dtype in which NumPy decomposes matrices."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype == np.float16:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"{name} is {kind}; it must be a NumPy array of real numbers, at least float32")
+
+
+def check_finite(tensor: np.ndarray, so: str) -> None:
+    """Raise ValueError unless this is an array of real numbers without NaN or infinity.  so: what such a tensor does not have."""
+    check_array("tensor", tensor)
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"tensor holds NaN or infinity; {so}")
+
+
+def check_decomposable(tensor: np.ndarray, ranks) -> tuple[int, ...]:
+    """Return `ranks` as a tuple, or raise ValueError unless the tensor has a Tucker decomposition of these ranks."""
+    check_finite(tensor, "it has no Tucker decomposition")
+    return check_ranks("ranks", ranks, tensor.shape)
+
+
+def check_factors(core: np.ndarray, factors: tuple[np.ndarray, ...]) -> None:
+    """Raise ValueError unless there is one factor per mode, as wide as the core there."""
+    if len(factors) != core.ndim:
+        raise ValueError(f"{len(factors)} factors given; a core of order {core.ndim} needs one per mode")
+    for mode, (factor, rank) in enumerate(zip(factors, core.shape)):
+        if factor.ndim != 2 or factor.shape[1] != rank:
+            raise ValueError(f"factors[{mode}] has shape {factor.shape}; a core {core.shape} needs (any, {rank})")
+
+
+def check_rtol(rtol: float | None) -> None:
+    """Raise ValueError for a relative tolerance below zero, or none that is a number."""
+    if rtol is not None and not rtol >= 0:
+        raise ValueError(f"rtol is {rtol!r}; it must be at least 0")
+
+
+def check_mode(order: int, mode: int) -> None:
+    """Raise ValueError unless a tensor of this order has such a mode."""
+    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < order:
+        raise ValueError(f"mode is {mode!r}; a tensor of order {order} has modes 0 to {order - 1}")
+
+
+def check_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> None:
+    """Raise ValueError unless the matrix can multiply the tensor along this mode."""
+    check_mode(tensor.ndim, mode)
+    if matrix.ndim != 2 or matrix.shape[1] != tensor.shape[mode]:
+        raise ValueError(
+            f"matrix has shape {matrix.shape}; mode {mode} of a tensor {tensor.shape} needs (any, {tensor.shape[mode]})"
+        )
+
+
+def check_heads(**weights: np.ndarray) -> None:
+    """Raise ValueError unless all weights are for the same number of heads."""
+    if len({len(w) for w in weights.values()}) > 1:
+        raise ValueError(
+            f"{', '.join(f'{name} {w.shape}' for name, w in weights.items())}: the numbers of heads, first, must agree"
+        )
+
+
+def check_even(name: str, width: int) -> None:
+    """Raise ValueError unless `width` is an even, positive number of channels."""
+    check_positive(name, width)
+    if width % 2:
+        raise ValueError(f"{name} is {width}; rotary embedding turns pairs of channels, so it must be even")
+
+
+def check_blocks(blocks: tuple[int, ...], width: int) -> None:
+    """Raise ValueError unless these are even widths that add up."""
+    for block in blocks:
+        check_even("a block's width", block)
+    if sum(blocks) != width:
+        raise ValueError(f"blocks {blocks} add up to {sum(blocks)}; {width // 2} frequencies need {width}")
+
+
+def check_turned(x: torch.Tensor, positions: torch.Tensor, width: int) -> None:
+    """Raise ValueError unless x (b, [h,] n, width) can be turned by these positions."""
+    if x.shape[-1] != width:
+        raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {width} channels")
+    if positions.device != x.device or positions.shape not in (x.shape[-2:-1], (x.shape[0], x.shape[-2])):
+        raise ValueError(
+            f"positions has shape {tuple(positions.shape)} on {positions.device}; x {tuple(x.shape)} on {x.device} needs "
+            f"({x.shape[-2]},) or ({x.shape[0]}, {x.shape[-2]})"
+        )
+
+
+def check_rotary(rotary, width: int, name: str) -> None:
+    """Raise ValueError unless there is no rotary embedding or it turns exactly `width` channels."""
+    if not (rotary is None or hasattr(rotary, "width")):
+        raise ValueError(f"rotary is {rotary!r}; it must be a Rotary or None")
+    if rotary is not None and rotary.width != width:
+        raise ValueError(f"rotary turns {rotary.width} channels; here it must turn {name} = {width}")
+
+
+def check_positions(positions: torch.Tensor, batch: int, n: int, device: torch.device) -> None:
+    """Raise ValueError unless these are whole numbers, negative ones included, of shape (n,) or (batch, n), on this device."""
+    if not isinstance(positions, torch.Tensor):
+        raise ValueError(f"positions is {type(positions).__name__}; it must be a tensor of integers")
+    whole = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
+    if not (whole and positions.shape in ((n,), (batch, n))):
+        raise ValueError(
+            f"positions is {positions.dtype} {tuple(positions.shape)}; it must be integers of shape ({n},) or ({batch}, {n})"
+        )
+    if positions.device != device:
+        raise ValueError(f"positions is on {positions.device}; the tokens are on {device}")
+
+
+def resolve_head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
+    """head_dim itself, or d_model / n_heads where none is given.  Raises ValueError if a size does not fit."""
+    check_positive("d_model", d_model)
+    check_positive("n_heads", n_heads)
+    if head_dim is None:
+        if d_model % n_heads:
+            raise ValueError(f"n_heads is {n_heads}; it must divide d_model = {d_model}, or head_dim must be given")
+        head_dim = d_model // n_heads
+    check_positive("head_dim", head_dim)
+    return head_dim
+
+
+def check_new_tokens(cache, new: dict[str, torch.Tensor]) -> int:
+    """Return how many tokens these are, or raise ValueError unless each stream of the cache gets as many, of its kind, with room left."""
+    if set(new) != set(cache.streams):
+        raise ValueError(
+            f"this cache holds {', '.join(cache.streams)}; the layer keeps {', '.join(new)}: it was made for another"
+        )
+    n = next(iter(new.values())).shape[2]
+    for name, tensor in new.items():
+        stream = cache.streams[name]
+        expected = (cache.batch, stream.shape[1], n, stream.shape[3])
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this cache was made for {expected}, batch first")
+        if tensor.dtype != stream.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}; this cache holds {stream.dtype}: make it with dtype={tensor.dtype}")
+        if tensor.device != stream.device:
+            raise ValueError(f"{name} is on {tensor.device}; this cache is on {stream.device}: make it with device=")
+    if cache.length + n > cache.max_tokens:
+        raise ValueError(f"{n} more tokens after {cache.length} overflow a cache of max_tokens = {cache.max_tokens}")
+    return n
+
+
+def check_rows(rows: torch.Tensor, batch: int) -> None:
+    """Raise ValueError unless these are `batch` whole numbers that name sequences of a cache."""
+    whole = isinstance(rows, torch.Tensor) and rows.dtype in (torch.int32, torch.int64)
+    if not whole or rows.shape != (batch,) or not ((rows >= 0) & (rows < batch)).all():
+        raise ValueError(f"rows is {rows!r}; it must be {batch} integers from 0 to {batch - 1}, one per sequence")
+
+
+def check_bias(bias: bool | str) -> None:
+    """Raise ValueError unless this is False, True or "qkv"."""
+    if not (bias is False or bias is True or bias == "qkv"):
+        raise ValueError(f"bias is {bias!r}; it must be False, True or 'qkv'")
+
+
+def check_groups(n_kv_heads: int, n_heads: int) -> None:
+    """Raise ValueError unless the heads can be shared out evenly to so many groups."""
+    check_positive("n_kv_heads", n_kv_heads)
+    if n_heads % n_kv_heads:
+        raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
+
+
+def check_latents(d_model: int, q_rank: int, kv_rank: int, v_head_dim: int, rope_dim: int, rotary) -> None:
+    """Raise ValueError unless MLA's latents are no wider than a token and its rotary embedding turns what it has to turn."""
+    check_positive("v_head_dim", v_head_dim)
+    for name, rank in (("q_rank", q_rank), ("kv_rank", kv_rank)):
+        check_positive(name, rank)
+        if rank > d_model:
+            raise ValueError(f"{name} is {rank}; a latent wider than d_model = {d_model} only adds redundant parameters")
+    if rope_dim != 0:
+        check_positive("rope_dim", rope_dim)
+        if rotary is None:
+            raise ValueError(f"rope_dim is {rope_dim}; decoupled channels need rotary=Rotary.heads({rope_dim})")
+    check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
+
+
+def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, rotary, latent_norm, qk_norm):
+    """Return both tensors' ranks as tuples, or raise ValueError for an argument of TuckerAttention that is off.
+
+    Latents that are normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
+    """
+    check_positive("d_model", d_model)
+    check_positive("n_heads", n_heads)
+    check_qk_norm(qk_norm)
+    rows = d_model + 1 if bias else d_model
+    fixed = rotary is not None or qk_norm is not None  # a key whose coordinates may not be mixed
+    widest_key = math.inf if fixed else rows
+    uncapped = {1: latent_norm, 2: latent_norm or shared_kv or fixed}
+    ranks = check_ranks("ranks", ranks, (n_heads, rows, widest_key), [mode for mode, free in uncapped.items() if free])
+    post_ranks = check_ranks(
+        "post_ranks",
+        ranks if post_ranks is None else post_ranks,
+        (n_heads, d_model, widest_key if shared_kv else rows),
+        [2] if latent_norm or shared_kv else [],
+    )
+    if shared_kv and post_ranks[2] != ranks[2]:
+        raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
+    check_rotary(rotary, ranks[2], "ranks[2]")
+    check_scale(1.0 if scale is None else scale)
+    return ranks, post_ranks
+
+
+def check_qk_norm(qk_norm: str | None) -> None:
+    """Raise ValueError unless this is None, "head" or "all"."""
+    if not (qk_norm is None or (isinstance(qk_norm, str) and qk_norm in ("head", "all"))):
+        raise ValueError(f"qk_norm is {qk_norm!r}; it must be None, 'head' or 'all'")
+
+
+def check_init(init: str) -> None:
+    """Raise ValueError for an initialisation that is not there."""
+    if init not in ("orthonormal", "xavier"):
+        raise ValueError(f"init is {init!r}; it must be 'orthonormal' or 'xavier'")
+
+
+def check_weights(pre, post, output_bias: torch.Tensor | None, qk_norms) -> None:
+    """Raise ValueError unless these cores and factors, the output bias and the norms of queries and keys make one layer."""
+    for name, weights, factors in (("pre", pre, ("head", "query", "key")), ("post", post, ("head", "output", "value"))):
+        if weights.names != factors:
+            raise ValueError(f"{name} has the factors {', '.join(weights.names)}; it must have {', '.join(factors)}")
+    heads, d = len(pre.head), len(post.output)
+    rows = d if output_bias is None else d + 1
+    (r, s, t), (u, o, v) = pre.core.shape, post.core.shape
+    fitting: dict[str, tuple[torch.Tensor, tuple[int, ...]]] = {
+        "pre.head": (pre.head, (heads, r)),
+        "pre.query": (pre.query, (rows, s)),
+        "pre.key": (pre.key, (rows, t)),
+        "post.head": (post.head, (heads, u)),
+        "post.output": (post.output, (d, o)),
+        "post.value": (post.value, (rows, v)),
+    }
+    fitting |= {} if output_bias is None else {"output_bias": (output_bias, (d,))}
+    for name, (tensor, expected) in fitting.items():
+        if tensor.shape != expected:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; beside the others it must have {expected}, where query, key and value "
+                "have one row more than the output factor if there is an output_bias"
+            )
+    for name, norm, n_heads in zip(("q_norm", "k_norm"), qk_norms or (), (heads, 1)):
+        if norm.width != t or norm.heads not in (None, n_heads):
+            raise ValueError(
+                f"{name} is for {norm.heads or 'any'} heads of width {norm.width}; here it must be for {n_heads} of {t}"
+            )
+
+
+def check_attention(q, k, v, scale, causal, mask, backend) -> None:
+    """Raise ValueError unless these arguments of `attend` fit each other."""
+    check_rules(causal, mask, backend)
+    check_scale(scale)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_numbers(name, x, q)
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.ndim == k.ndim == v.ndim == 4 or 0 in (q.shape[1], k.shape[1]):
+        raise ValueError(f"{shapes}: each must be (batch, heads, tokens, width), with at least one head")
+    if not (q.shape[0] == k.shape[0] == v.shape[0] and k.shape[1:3] == v.shape[1:3] and q.shape[3] == k.shape[3]):
+        raise ValueError(f"{shapes}: batch, key/value heads, source tokens and query/key width must agree")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{shapes}: {q.shape[1]} query heads cannot be shared out evenly to {k.shape[1]} key/value heads")
+    if causal and q.shape[2] > k.shape[2]:
+        raise ValueError(f"{shapes}: causal attention needs at least as many source tokens as queries")
+    check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device)
+
+
+def check_numbers(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
+    """Raise ValueError unless x holds real floating-point numbers of the dtype (but under autocast) and on the device of `like`."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"{name} is {kind}; it must be a tensor of floating-point numbers")
+    if x.device != like.device or (x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type)):
+        raise ValueError(f"{name} is {x.dtype} on {x.device}; here it must be {like.dtype} on {like.device}")
+
+
+def check_rules(causal: bool, mask: torch.Tensor | None, backend: str) -> None:
+    """Raise ValueError for an unknown backend, one that takes no mask, or a `causal` that is not a bool."""
+    if causal is not True and causal is not False:
+        raise ValueError(f"causal is {causal!r}; it must be True or False")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if backend == "triton" and mask is not None:
+        raise ValueError("backend 'triton' takes no mask beside the causal rule; 'sdpa', 'efficient' and 'flex' do")
+
+
+def check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int], device: torch.device) -> None:
+    """Raise ValueError unless the mask is boolean, broadcastable to `full` and on this device."""
+    if mask is None:
+        return
+    if not isinstance(mask, torch.Tensor):
+        raise ValueError(f"mask is {type(mask).__name__}; it must be a boolean tensor")
+    fits = mask.ndim <= 4 and all(a == 1 or a == b for a, b in zip(mask.shape[::-1], full[::-1]))
+    if mask.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"mask is {mask.dtype} {tuple(mask.shape)}; it must be boolean (True: may look), broadcastable to {full}"
+        )
+    if mask.device != device:
+        raise ValueError(f"mask is on {mask.device}; the tokens are on {device}")

@@ -1,22 +1,25 @@
 """Rung 13. What each mechanism costs: Table 1 as functions, and the arithmetic beside it. Plain integers, no tensors.
 
-All counts are for one layer without biases. "Numbers" are scalars of any dtype: multiply by 2 for bytes in BF16.
-Sizes below one raise ValueError; the layers themselves say which sizes do not go together.
+All counts are for one layer without biases and without the gains of norms. "Numbers" are scalars of any dtype: multiply by 2 for
+bytes in BF16. Sizes below one raise ValueError; the layers themselves say which sizes do not go together.
 """
 
 import math
 from dataclasses import dataclass
 
-from .checks import check_positive
-from .mha import resolve_head_dim
+from .checks import check_positive, resolve_head_dim
 
 
 @dataclass(frozen=True)
 class Cost:
     """The counts of one layer.
 
-    parameters: trainable numbers; cache_per_token: numbers that decoding keeps for every token;
-    multiply-adds: `projections` per token, `attention` per (query, source) pair, `once` per update of the weights.
+    Attributes:
+        parameters: trainable numbers.
+        cache_per_token: numbers that decoding keeps for every token.
+        projections: multiply-adds per token.
+        attention: multiply-adds per (query, source) pair.
+        once: multiply-adds per update of the weights.
     """
 
     parameters: int
@@ -26,9 +29,11 @@ class Cost:
     once: int = 0
 
     def parameter_bytes(self, n_layers: int = 1, bytes_per_number: int = 2) -> int:
+        """Bytes of the weights of n_layers such layers."""
         return self.parameters * n_layers * bytes_per_number
 
     def cache_bytes(self, n_tokens: int, n_layers: int = 1, bytes_per_number: int = 2) -> int:
+        """Bytes that decoding keeps for n_tokens in n_layers such layers."""
         return self.cache_per_token * n_tokens * n_layers * bytes_per_number
 
     def flops(self, n_tokens: int) -> int:
@@ -37,12 +42,34 @@ class Cost:
 
 
 def mha_cost(d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:
-    """Multi-head attention: 4 d^2 parameters, 2 d cached numbers a token (with n_H d_H = d)."""
+    """Multi-head attention (Table 1): 4 d^2 parameters, 2 d cached numbers a token (with n_H d_H = d).
+
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        head_dim: d_H, by default d / n_H.
+
+    Returns:
+        The counts of a layer without biases, here and below.
+
+    Raises:
+        ValueError: for a size that is no integer of at least 1, or n_heads that does not divide d_model where no head_dim is given.
+    """
     return gqa_cost(d_model, n_heads, n_heads, head_dim)
 
 
 def gqa_cost(d_model: int, n_heads: int, n_kv_heads: int, head_dim: int | None = None) -> Cost:
-    """Grouped-query attention: 2 d^2 + 2 n_KV d_H d parameters, 2 n_KV d_H cached numbers a token. MQA: n_kv_heads = 1."""
+    """Grouped-query attention (Table 1): 2 d^2 + 2 n_KV d_H d parameters, 2 n_KV d_H cached numbers a token. MQA: n_kv_heads = 1.
+
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        n_kv_heads: n_KV, a divisor of n_heads.
+        head_dim: d_H, by default d / n_H.
+
+    Raises:
+        ValueError: as `mha_cost`, and for n_kv_heads that does not divide n_heads.
+    """
     width = resolve_head_dim(d_model, n_heads, head_dim)
     check_positive("n_kv_heads", n_kv_heads)
     if n_heads % n_kv_heads:
@@ -62,15 +89,30 @@ def mla_cost(
     shared_kv: bool = True,
     rope_dim: int = 0,
 ) -> Cost:
-    """Multi-head latent attention, up-projected ("naive") path.
+    """Multi-head latent attention (Table 1), up-projected ("naive") path.
 
     With all latents of width d_c and n_H d_H = d: d^2 + 5 d d_c parameters and d_c cached numbers a token with shared KV,
     d^2 + 6 d d_c and 2 d_c with separate latents. A decoupled rotary key adds d_R numbers to the cache.
+
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        q_rank: d_c^Q, width of the query latent.
+        kv_rank: d_c^K, width of the key and value latents.
+        head_dim: d_H, by default d / n_H.
+        v_head_dim: of values, by default head_dim.
+        shared_kv: keys and values read one latent.
+        rope_dim: d_R, width of the decoupled rotary key; 0 for none.
+
+    Raises:
+        ValueError: as `mha_cost`.
     """
     width = resolve_head_dim(d_model, n_heads, head_dim)
     v_width = width if v_head_dim is None else v_head_dim
     for name, size in (("q_rank", q_rank), ("kv_rank", kv_rank), ("v_head_dim", v_width)):
         check_positive(name, size)
+    if rope_dim != 0:
+        check_positive("rope_dim", rope_dim)
     n_latents = 1 if shared_kv else 2
     parameters = (
         d_model * (q_rank + n_latents * kv_rank + rope_dim)
@@ -88,10 +130,20 @@ def tucker_cost(
     post_ranks: tuple[int, int, int] | None = None,
     shared_kv: bool = False,
 ) -> Cost:
-    """Tucker Attention.
+    """Tucker Attention (Table 1).
 
     With equal ranks on both sides: 2 (n_H r1 + d r2 + d r3 + r1 r2 r3) parameters and 2 r3 cached numbers a token;
     shared KV saves one d r3 of the parameters and half of the cache.
+
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        ranks: (head, query, key) = (r1, r2, r3).
+        post_ranks: (head, output, value), by default `ranks`.
+        shared_kv: the value latent is the key latent.
+
+    Raises:
+        ValueError: for a size or rank that is no integer of at least 1, or ranks that are not three.
     """
     resolve_head_dim(d_model, n_heads, 1)
     post_ranks = ranks if post_ranks is None else post_ranks

@@ -16,15 +16,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .checks import check_ranks
-from .tensor_algebra import check_array, mode_product, unfold
+from .checks import check_decomposable, check_factors
+from .tensor_algebra import mode_product, unfold
 
 
 @dataclass(frozen=True)
 class TuckerTensor:
     """A tensor held as a core and one factor per mode.
 
-    core: (r_0, ..., r_{D-1}); factors[n]: (I_n, r_n).  Raises ValueError if their widths disagree.
+    Args:
+        core: (r_0, ..., r_{D-1}).
+        factors: one per mode, (I_n, r_n).
+
+    Raises:
+        ValueError: if their widths disagree.
     """
 
     core: np.ndarray
@@ -32,18 +37,16 @@ class TuckerTensor:
 
     def __post_init__(self):
         object.__setattr__(self, "factors", tuple(self.factors))
-        if len(self.factors) != self.core.ndim:
-            raise ValueError(f"{len(self.factors)} factors given; a core of order {self.core.ndim} needs one per mode")
-        for mode, (factor, rank) in enumerate(zip(self.factors, self.core.shape)):
-            if factor.ndim != 2 or factor.shape[1] != rank:
-                raise ValueError(f"factors[{mode}] has shape {factor.shape}; a core {self.core.shape} needs (any, {rank})")
+        check_factors(self.core, self.factors)
 
     @property
     def ranks(self) -> tuple[int, ...]:
+        """(r_0, ..., r_{D-1})."""
         return self.core.shape
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(I_0, ..., I_{D-1})."""
         return tuple(len(factor) for factor in self.factors)
 
     @property
@@ -57,7 +60,15 @@ class TuckerTensor:
 
 
 def multi_mode_product(tensor: np.ndarray, matrices) -> np.ndarray:
-    """tensor x_0 matrices[0] x_1 matrices[1] ...; the order does not matter, since the modes are different."""
+    """tensor x_0 matrices[0] x_1 matrices[1] ...; the order does not matter, since the modes are different.
+
+    Args:
+        tensor: (I_0, ..., I_{D-1}).
+        matrices: one per mode, (J_n, I_n).
+
+    Returns:
+        (J_0, ..., J_{D-1}).
+    """
     for mode, matrix in enumerate(matrices):
         tensor = mode_product(tensor, matrix, mode)
     return tensor
@@ -66,20 +77,32 @@ def multi_mode_product(tensor: np.ndarray, matrices) -> np.ndarray:
 def hosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
     """Truncated higher-order SVD: U_n holds the r_n leading left singular vectors of the mode-n unfolding.
 
-    tensor: (I_0, ..., I_{D-1}); ranks: one per mode, r_n <= min(I_n, product of the others).
-    Raises ValueError on other ranks, complex numbers, NaN or infinity.  De Lathauwer, De Moor & Vandewalle 2000.
+    De Lathauwer, De Moor & Vandewalle 2000.
+
+    Args:
+        tensor: (I_0, ..., I_{D-1}).
+        ranks: one per mode, r_n <= min(I_n, product of the others).
+
+    Returns:
+        The core (r_0, ..., r_{D-1}) and factors (I_n, r_n) with orthonormal columns.
+
+    Raises:
+        ValueError: on other ranks, complex numbers, NaN or infinity.
     """
-    ranks = _check(tensor, ranks)
+    ranks = check_decomposable(tensor, ranks)
     factors = [_leading(unfold(tensor, mode), rank) for mode, rank in enumerate(ranks)]
     return _project(tensor, factors)
 
 
 def sthosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
-    """Sequentially truncated HOSVD: as `hosvd`, but each mode is compressed before the next is looked at.
+    """Sequentially truncated HOSVD: each mode is compressed before the next is looked at.
 
-    Same arguments and errors.  Vannieuwenhoven, Vandebril & Meerbergen 2012.
+    Vannieuwenhoven, Vandebril & Meerbergen 2012.
+
+    Args:
+        tensor, ranks: as in `hosvd`, whose errors are raised here too.
     """
-    ranks = _check(tensor, ranks)
+    ranks = check_decomposable(tensor, ranks)
     core, factors = tensor, []
     for mode, rank in enumerate(ranks):
         factors.append(_leading(unfold(core, mode), rank))
@@ -90,10 +113,14 @@ def sthosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
 def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -> TuckerTensor:
     """Higher-order orthogonal iteration: refit each factor to the tensor projected on all the others, until it settles.
 
-    Same arguments and errors as `hosvd`, whose result is the start. Stops after `max_sweeps`, or as soon as a sweep
-    lowers the error by less than rtol * |T|; a sweep that does not lower it is dropped, so the error never rises.
-    The error is measured as |T - T_hat| itself: sqrt(|T|^2 - |G|^2) would lose half of the digits near exactness.
+    The result of `hosvd` is the start, and a sweep that does not lower the error is dropped, so the error never rises.
+    It is measured as |T - T_hat| itself: sqrt(|T|^2 - |G|^2) would lose half of the digits near exactness.
     De Lathauwer et al. 2000b; Kolda & Bader 2009, Fig. 4.4.
+
+    Args:
+        tensor, ranks: as in `hosvd`, whose errors are raised here too.
+        max_sweeps: the most that are made.
+        rtol: stop as soon as a sweep lowers the error by less than rtol * |T|.
     """
     best = hosvd(tensor, ranks)
     error, norm = np.linalg.norm(tensor - best.to_tensor()), np.linalg.norm(tensor)
@@ -116,8 +143,12 @@ def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -
 
 
 def tail_energies(tensor: np.ndarray, ranks) -> np.ndarray:
-    """Per mode, the sum of the squared singular values of the unfolding beyond the first r_n.  Returns: (D,)."""
-    ranks = _check(tensor, ranks)
+    """Per mode, the sum of the squared singular values of the unfolding beyond the first r_n: (D,).
+
+    Args:
+        tensor, ranks: as in `hosvd`, whose errors are raised here too.
+    """
+    ranks = check_decomposable(tensor, ranks)
     spectra = [np.linalg.svd(unfold(tensor, mode), compute_uv=False) for mode in range(tensor.ndim)]
     return np.array([(sigma[rank:] ** 2).sum() for sigma, rank in zip(spectra, ranks)])
 
@@ -130,10 +161,3 @@ def _leading(matrix: np.ndarray, rank: int) -> np.ndarray:
 def _project(tensor: np.ndarray, factors) -> TuckerTensor:
     """The best core for given orthonormal factors: G = T x_0 U_0^T x_1 U_1^T ..."""
     return TuckerTensor(multi_mode_product(tensor, [u.T for u in factors]), factors)
-
-
-def _check(tensor: np.ndarray, ranks) -> tuple[int, ...]:
-    check_array("tensor", tensor)
-    if not np.isfinite(tensor).all():
-        raise ValueError("tensor holds NaN or infinity; it has no Tucker decomposition")
-    return check_ranks("ranks", ranks, tensor.shape)

@@ -4,18 +4,27 @@ import torch
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, CachedAttention, token_positions
-from .checks import check_positive
+from .cache import Cache
+from .cached_attention import CachedAttention, keeps_cache, token_positions
+from .checks import check_bias, check_qk_norm, check_rotary, resolve_head_dim
+from .initialisation import initialise_heads
+from .norms import QKNorm
 from .rotary import Rotary
 
 
 class MultiHeadAttention(CachedAttention):
     """y = sum over heads of softmax(Q_h K_h^T / sqrt(d_H)) V_h W_h^O.
 
-    d_model: d; n_heads: n_H; head_dim: d_H, by default d / n_H.
-    bias: False, True for all four projections (GPT-2, ViT), or "qkv" for all but the output (Qwen).
-    rotary: turns queries and keys, width head_dim; None for none.
-    Raises ValueError if a size is not positive, n_heads does not divide d_model and no head_dim is given, or a width is off.
+    Args:
+        d_model: d, the width of a token.
+        n_heads: n_H.
+        head_dim: d_H, by default d / n_H.
+        bias: False, True for all four projections (GPT-2, ViT), or "qkv" for all but the output (Qwen).
+        rotary: turns queries and keys, width head_dim; None for none.
+        qk_norm: RMSNorm on queries and keys before they are turned: None, per "head" (Qwen3), or over "all" heads (OLMo 2).
+
+    Raises:
+        ValueError: if a size is not positive, n_heads does not divide d_model and no head_dim is given, or a width is off.
     """
 
     def __init__(
@@ -26,32 +35,32 @@ class MultiHeadAttention(CachedAttention):
         head_dim: int | None = None,
         bias: bool | str = False,
         rotary: Rotary | None = None,
+        qk_norm: str | None = None,
     ):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
-        if not (bias is False or bias is True or bias == "qkv"):
-            raise ValueError(f"bias is {bias!r}; it must be False, True or 'qkv'")
+        check_bias(bias)
         check_rotary(rotary, self.head_dim, "head_dim")
-        self.bias, self.rotary, self.scale = bias, rotary, self.head_dim**-0.5
+        check_qk_norm(qk_norm)
+        self.bias, self.rotary, self.qk_norm, self.scale = bias, rotary, qk_norm, self.head_dim**-0.5
         inner = n_heads * self.head_dim
         self.q_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.k_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.v_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.o_proj = nn.Linear(inner, d_model, bias=bias is True)
+        self.q_norm, self.k_norm = (QKNorm.of(qk_norm, self.head_dim, n_heads) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
-        """GPT-2's initialisation: normal weights, zero biases. Deep models pass output_gain = 1/sqrt(2 L)."""
-        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
-            gain = output_gain if projection is self.o_proj else 1.0
-            nn.init.normal_(projection.weight, std=std * gain)
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+        """GPT-2's initialisation: normal weights, zero biases, gains of one. Deep models pass output_gain = 1/sqrt(2 L)."""
+        initialise_heads(self, std, output_gain)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
+        """Keys, normalised and turned, and values: (g, k) each."""
         kv = self.k_proj.out_features // self.head_dim, self.head_dim
         return {"key": kv, "value": kv}
 
+    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,
@@ -62,21 +71,29 @@ class MultiHeadAttention(CachedAttention):
         cache: Cache | None = None,
         backend: str = "sdpa",
     ) -> torch.Tensor:
-        """x: (b, n, d).  Returns: (b, n, d).
+        """An empty batch or a sequence without tokens gives an empty output. NaN and infinity in one sequence spoil no other.
 
-        mask, backend: as in `attend`; with a cache, m counts the cached tokens too.
-        positions: (n,) or (b, n) integers for the rotary embedding, by default those that follow the cache; negative ones too,
-        since only differences count. cache: from `new_cache`; x's tokens are appended, and every query may see all that is cached.
-        An empty batch or a sequence without tokens gives an empty output. NaN and infinity in one sequence spoil no other.
-        Raises ValueError for an argument that does not fit or a kernel that refuses; the cache is then as it was.
+        Args:
+            x: (b, n, d).
+            causal, mask, backend: as in `attend`; with a cache, m counts the cached tokens too.
+            positions: (n,) or (b, n) integers for the rotary embedding, by default those that follow the cache; negative ones
+                too, since only differences count.
+            cache: from `new_cache`; x's tokens are appended, and every query may see all that is cached.
+
+        Returns:
+            (b, n, d).
+
+        Raises:
+            ValueError: for an argument that does not fit or a kernel that refuses; the cache is then as it was.
         """
         self.check_call(x, causal, mask, positions, cache, backend)
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)
         k = split_heads(self.k_proj(x), self.head_dim)  # (b, g, n, k), g = h in multi-head attention
         v = split_heads(self.v_proj(x), self.head_dim)  # (b, g, n, k)
+        q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
-            places = token_positions(x, positions, cache)
-            q, k = self.rotary(q, places), self.rotary(k, places)
+            positions = token_positions(x, positions, cache)
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
         if cache is not None:
             k, v = cache.append(key=k, value=v)  # (b, g, m, k)
         z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, k)
@@ -91,23 +108,3 @@ def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
 def merge_heads(x: torch.Tensor) -> torch.Tensor:
     """(b, heads, n, head_dim) -> (b, n, heads * head_dim)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def resolve_head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
-    """head_dim itself, or d_model / n_heads where none is given.  Raises ValueError if a size does not fit."""
-    check_positive("d_model", d_model)
-    check_positive("n_heads", n_heads)
-    if head_dim is None:
-        if d_model % n_heads:
-            raise ValueError(f"n_heads is {n_heads}; it must divide d_model = {d_model}, or head_dim must be given")
-        head_dim = d_model // n_heads
-    check_positive("head_dim", head_dim)
-    return head_dim
-
-
-def check_rotary(rotary: Rotary | None, width: int, name: str) -> None:
-    """Raise ValueError unless there is no rotary embedding or it turns exactly `width` channels."""
-    if not (rotary is None or hasattr(rotary, "width")):
-        raise ValueError(f"rotary is {rotary!r}; it must be a Rotary or None")
-    if rotary is not None and rotary.width != width:
-        raise ValueError(f"rotary turns {rotary.width} channels; here it must turn {name} = {width}")

@@ -6,25 +6,35 @@ import torch
 from torch import nn
 
 from .attend import attend
-from .cache import Cache, CachedAttention, token_positions
-from .checks import check_positive
-from .mha import check_rotary, merge_heads, resolve_head_dim, split_heads
+from .cache import Cache
+from .cached_attention import CachedAttention, keeps_cache, token_positions
+from .checks import check_latents, resolve_head_dim
+from .initialisation import initialise_latent
+from .mha import merge_heads, split_heads
 from .rotary import Rotary
 
 
 class MultiHeadLatentAttention(CachedAttention):
     """Queries, keys and values per head are up-projections of latents: Q_h = C_Q W_h^UQ, K_h = C_K W_h^UK, V_h = C_V W_h^UV.
 
-    q_rank: d_c^Q, the width of C_Q = X W^DQ; kv_rank: d_c^K, the width of C_K = X W^DKV (both at most d).
-    head_dim: d_H of queries and keys, by default d / n_H; v_head_dim: that of values, by default head_dim.
-    shared_kv: values read the keys' latent (C_V = C_K), else a latent of their own (C_V = X W^DV, in `v_a_proj`).
-    rotary: None; or decoupled, with rope_dim = d_R > 0 and a rotary of that width: every head gets d_R more query channels and
-    shares one more key of width d_R, both turned, and logits are scaled by 1/sqrt(d_H + d_R); or coupled, with rope_dim = 0 and
-    a rotary of width kv_rank: the latent itself is turned (Cor. 3.2.1, Eqs. 13, 14, 20).
-    latent_norm: RMSNorm on every latent, as DeepSeek has it. Not linear, hence outside Def. 2.1 of the paper.
-    absorb: multiply W^UK into the query and W^UV into the output, so that attention runs on the latents themselves and no
-    per-head key or value exists. The same function at another cost. Coupled rotary has no other form.
-    Raises ValueError if a size does not fit.
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        q_rank: d_c^Q, the width of C_Q = X W^DQ, at most d.
+        kv_rank: d_c^K, the width of C_K = X W^DKV, at most d.
+        head_dim: d_H of queries and keys, by default d / n_H.
+        v_head_dim: that of values, by default head_dim.
+        shared_kv: values read the keys' latent (C_V = C_K), else a latent of their own (C_V = X W^DV, in `v_a_proj`).
+        rope_dim: d_R, decoupled rotary channels: every head gets as many more query channels and shares one more key of that
+            width, both turned, and logits are scaled by 1/sqrt(d_H + d_R).
+        latent_norm: RMSNorm on every latent, as DeepSeek has it. Not linear, hence outside Def. 2.1 of the paper.
+        rotary: None; of width rope_dim where that is positive (decoupled); else of width kv_rank, which turns the latent itself
+            (coupled; Cor. 3.2.1, Eqs. 13, 14, 20).
+        absorb: multiply W^UK into the query and W^UV into the output, so that attention runs on the latents themselves and no
+            per-head key or value exists. The same function at another cost. Coupled rotary has no other form.
+
+    Raises:
+        ValueError: if a size does not fit.
     """
 
     def __init__(
@@ -45,16 +55,7 @@ class MultiHeadLatentAttention(CachedAttention):
         super().__init__()
         self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
         self.v_head_dim = self.head_dim if v_head_dim is None else v_head_dim
-        check_positive("v_head_dim", self.v_head_dim)
-        for name, rank in (("q_rank", q_rank), ("kv_rank", kv_rank)):
-            check_positive(name, rank)
-            if rank > d_model:
-                raise ValueError(f"{name} is {rank}; a latent wider than d_model = {d_model} only adds redundant parameters")
-        if rope_dim != 0:
-            check_positive("rope_dim", rope_dim)
-            if rotary is None:
-                raise ValueError(f"rope_dim is {rope_dim}; decoupled channels need rotary=Rotary.heads({rope_dim})")
-        check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
+        check_latents(d_model, q_rank, kv_rank, self.v_head_dim, rope_dim, rotary)
         self.q_rank, self.kv_rank, self.rope_dim = q_rank, kv_rank, rope_dim
         self.rotary: Any = rotary  # there where rope_dim or coupled says so
         self.shared_kv, self.latent_norm = shared_kv, latent_norm
@@ -79,29 +80,19 @@ class MultiHeadLatentAttention(CachedAttention):
         self.reset_parameters()
 
     def reset_parameters(self, std: float = 0.02, output_gain: float = 1.0) -> None:
-        """Normal weights such that queries, keys, values and outputs start with the variance they have in multi-head attention.
-
-        Latents get variance 1 from unit-variance tokens, and the up-projections bring it to d std^2.
-        """
-        d = self.d_model
-        for down in (self.q_a_proj, self.kv_a_proj_with_mqa, *([] if self.shared_kv else [self.v_a_proj])):
-            nn.init.normal_(down.weight, std=d**-0.5)
-        nn.init.normal_(self.kv_a_proj_with_mqa.weight[self.kv_rank :], std=std)  # W^KR makes keys, not a latent
-        for up in (self.q_b_proj, self.kv_b_proj):
-            nn.init.normal_(up.weight, std=std * (d / up.in_features) ** 0.5)
-        nn.init.normal_(self.o_proj.weight, std=std * output_gain)
-        for norm in (self.q_a_layernorm, self.kv_a_layernorm, *([] if self.shared_kv else [self.v_a_layernorm])):
-            if isinstance(norm, nn.RMSNorm):
-                norm.reset_parameters()
+        """Start with queries, keys, values and outputs as large as multi-head attention's.  std, output_gain: as there."""
+        initialise_latent(self, std, output_gain)
 
     def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-head W^UK (h, k, t) and W^UV (h, v, t), views of kv_b_proj; t is the latent width."""
         return self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1)).split([self.head_dim, self.v_head_dim], dim=1)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
+        """The latent, with the decoupled key behind it, and the value latent where that is another: one head each."""
         key = {"key": (1, self.kv_rank + self.rope_dim)}
         return key if self.shared_kv else key | {"value": (1, self.kv_rank)}
 
+    @keeps_cache
     def forward(
         self,
         x: torch.Tensor,
@@ -114,15 +105,15 @@ class MultiHeadLatentAttention(CachedAttention):
     ) -> torch.Tensor:
         """x: (b, n, d); the other arguments as in MultiHeadAttention.  Returns: (b, n, d)."""
         self.check_call(x, causal, mask, positions, cache, backend)
-        places = None if self.rotary is None else token_positions(x, positions, cache)
-        q, q_rope = self._queries(x, places)  # (b, h, n, k), (b, h, n, rope)
-        c_k, c_v = self._latents(x, places, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)
+        new_positions = None if self.rotary is None else token_positions(x, positions, cache)
+        q, q_rope = self._queries(x, new_positions)  # (b, h, n, k), (b, h, n, rope)
+        c_k, c_v = self._latents(x, new_positions, positions, cache)  # (b, 1, m, t + rope), (b, 1, m, t)
         w_uk, w_uv = self.up_projections()  # (h, k, t), (h, v, t)
         options: dict[str, Any] = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
         if self.absorb:
             q = torch.einsum("bhnk,hkt->bhnt", q, w_uk)  # q (C W)^T = (q W^T) C^T: the up-projection moves to the query
             if self.coupled:
-                q = self.rotary(q, places)
+                q = self.rotary(q, new_positions)
             z = attend(torch.cat([q, q_rope], dim=-1), c_k, c_v, **options)  # (b, h, n, t), one key/value head for all
             z = torch.einsum("bhnt,hvt->bhnv", z, w_uv)
         else:
@@ -133,13 +124,13 @@ class MultiHeadLatentAttention(CachedAttention):
             z = attend(torch.cat([q, q_rope], dim=-1), k, v, **options)  # (b, h, n, v)
         return self.o_proj(merge_heads(z))  # (b, n, d)
 
-    def _queries(self, x, places):
+    def _queries(self, x, new_positions):
         """Per head the content query (b, h, n, k) and the turned, decoupled one (b, h, n, rope), which may be empty."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q, q_rope = split_heads(q, self.head_dim + self.rope_dim).split([self.head_dim, self.rope_dim], dim=-1)
-        return q, self.rotary(q_rope, places) if self.rope_dim else q_rope
+        return q, self.rotary(q_rope, new_positions) if self.rope_dim else q_rope
 
-    def _latents(self, x, places, positions, cache):
+    def _latents(self, x, new_positions, positions, cache):
         """Key latent, turned or with the turned, decoupled key behind it, and value latent.
 
         Whatever can be turned is turned before it is cached. A coupled latent that values share cannot: it is turned on reading.
@@ -147,15 +138,16 @@ class MultiHeadLatentAttention(CachedAttention):
         latent, k_rope = self.kv_a_proj_with_mqa(x).unsqueeze(1).split([self.kv_rank, self.rope_dim], dim=-1)
         c_k = self.kv_a_layernorm(latent)  # (b, 1, n, t)
         if self.rope_dim:
-            c_k = torch.cat([c_k, self.rotary(k_rope, places)], dim=-1)  # (b, 1, n, t + rope)
+            c_k = torch.cat([c_k, self.rotary(k_rope, new_positions)], dim=-1)  # (b, 1, n, t + rope)
         if self.shared_kv:
+            all_positions = new_positions
             if cache is not None:
                 (c_k,) = cache.append(positions, key=c_k)
-                places = cache.positions(x.device)
-            return self.rotary(c_k, places) if self.coupled else c_k, c_k[..., : self.kv_rank]
+                all_positions = cache.positions(x.device)
+            return self.rotary(c_k, all_positions) if self.coupled else c_k, c_k[..., : self.kv_rank]
         c_v = self.v_a_layernorm(self.v_a_proj(x)).unsqueeze(1)
         if self.coupled:
-            c_k = self.rotary(c_k, places)
+            c_k = self.rotary(c_k, new_positions)
         if cache is not None:
             c_k, c_v = cache.append(key=c_k, value=c_v)
         return c_k, c_v

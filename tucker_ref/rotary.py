@@ -10,75 +10,36 @@ ordinary rotary embeddings exact for Tucker Attention:
     Rotary.decoupled(d_c, d_R)       frequency zero on the latent, the usual schedule on d_R more channels (DeepSeek-V2)
 """
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from .checks import check_positive
+from .checks import check_blocks, check_even, check_positive, check_turned
+from .rope_frequencies import constants, cos_sin, schedule
 
 PAIRINGS = ("half", "interleaved")
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretch of the context: slow frequencies are divided by `factor`, fast ones kept, those between blended.
-
-    Slow turns less than low_frequency_factor times within original_context tokens, fast more than high_frequency_factor times.
-    """
-
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 8192
-
-    def __post_init__(self):
-        if not (self.factor > 0 and 0 < self.low_frequency_factor < self.high_frequency_factor and self.original_context > 0):
-            raise ValueError(f"{self}: factor and original_context must be positive, low_frequency_factor below the high one")
-
-    def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
-        turns = self.original_context * frequencies / (2 * math.pi)
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        kept = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, 1: fast
-        return frequencies * (kept + (1 - kept) / self.factor)
 
 
 class Rotary(nn.Module):
     """Turns channel pairs by position times frequency.
 
-    frequencies: (width / 2,), radians per token, one per pair.
-    pairing: "half" pairs channel j of a block with channel j + block/2 (Llama, GPT-NeoX), "interleaved" pairs 2j with 2j + 1.
-    blocks: widths of the blocks that are paired within themselves; by default one block, the whole width. Pairs count block
-    by block. Frequencies stay float64 whatever dtype the module is cast to: a position of 100,000 needs the digits.
-    Raises ValueError for an unknown pairing, an odd block, non-finite frequencies or widths that do not add up.
+    Args:
+        frequencies: (width / 2,), radians per token, one per pair. They stay float64 whatever dtype the module is cast to: a
+            position of 100,000 needs the digits.
+        pairing: "half" pairs channel j of a block with channel j + block/2 (Llama, GPT-NeoX), "interleaved" 2j with 2j + 1.
+        blocks: widths of the blocks that are paired within themselves, by default the whole width. Pairs count block by block.
+
+    Raises:
+        ValueError: for an unknown pairing, an odd block, non-finite frequencies or widths that do not add up.
     """
 
     def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
         super().__init__()
-        if not isinstance(frequencies, torch.Tensor):
-            try:
-                frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
-            except (TypeError, ValueError):
-                raise ValueError(f"frequencies is {frequencies!r}; it must be a list of finite numbers, one per pair") from None
-        if frequencies.is_meta or frequencies.requires_grad:
-            held = "holds no values (it is on the meta device)" if frequencies.is_meta else "requires a gradient"
-            raise ValueError(f"frequencies {held}; they are constants")
-        frequencies = frequencies.detach().to(torch.float64, copy=True)
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
-        if frequencies.ndim != 1 or len(frequencies) == 0 or not frequencies.isfinite().all():
-            raise ValueError(
-                f"frequencies has shape {tuple(frequencies.shape)}; it must be a list of finite numbers, one per pair"
-            )
+        frequencies = constants(frequencies)
         self.width, self.pairing = 2 * len(frequencies), pairing
         self.blocks = (self.width,) if blocks is None else tuple(blocks)
-        for block in self.blocks:
-            _check_even("a block's width", block)
-        if sum(self.blocks) != self.width:
-            raise ValueError(
-                f"blocks {self.blocks} add up to {sum(self.blocks)}; {len(frequencies)} frequencies need {self.width}"
-            )
+        check_blocks(self.blocks, self.width)
         self.frequencies: torch.Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
 
@@ -90,18 +51,19 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """R(positions) applied to the last axis: each pair, as a complex number, times exp(i position frequency).
+        """R(positions) applied to the last axis: each pair, as a complex number, times exp(i position frequency) (Eq. 10).
 
-        x: (b, n, width) or (b, h, n, width); positions: (n,), or (b, n) where sequences differ.  Returns: like x.
-        Raises ValueError for another width, or positions of another shape or device.
+        Args:
+            x: (b, n, width) or (b, h, n, width).
+            positions: (n,), or (b, n) where sequences differ.
+
+        Returns:
+            Like x.
+
+        Raises:
+            ValueError: for another width, or positions of another shape or device.
         """
-        if x.shape[-1] != self.width:
-            raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {self.width} channels")
-        if positions.device != x.device or positions.shape not in (x.shape[-2:-1], (x.shape[0], x.shape[-2])):
-            raise ValueError(
-                f"positions has shape {tuple(positions.shape)} on {positions.device}; x {tuple(x.shape)} on {x.device} needs "
-                f"({x.shape[-2]},) or ({x.shape[0]}, {x.shape[-2]})"
-            )
+        check_turned(x, positions, self.width)
         cos, sin = self.cos_sin(positions, x.dtype)  # ([b,] n, width / 2)
         if positions.ndim == 2 and x.ndim == 4:
             cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (b, 1, n, width / 2)
@@ -110,7 +72,7 @@ class Rotary(nn.Module):
 
     def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of every pair's angle, ([b,] n, width / 2) each."""
-        return _cos_sin(positions, self.frequencies, dtype)
+        return cos_sin(positions, self.frequencies, dtype)
 
     def pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The first and the second channel of every pair.  x: (..., width).  Returns: (..., width / 2) each."""
@@ -126,11 +88,9 @@ class Rotary(nn.Module):
         return torch.cat([together(pair, -1) for pair in zip(first.split(halves, -1), second.split(halves, -1))], dim=-1)
 
     @classmethod
-    def heads(
-        cls, head_dim: int, base: float = 10000.0, pairing: str = "half", scaling: Llama3Scaling | None = None
-    ) -> "Rotary":
+    def heads(cls, head_dim: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
         """The usual schedule base^(-2j / head_dim), for heads of MHA, GQA, MQA and for MLA's decoupled rotary key."""
-        return cls(_schedule(head_dim, base, scaling), pairing)
+        return cls(schedule(head_dim, base, scaling), pairing)
 
     @classmethod
     def groups(cls, head_dim: int, n_kv_heads: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
@@ -141,12 +101,10 @@ class Rotary(nn.Module):
     @classmethod
     def latent(cls, width: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
         """Latent RoPE, Def. 3.1 (Eq. 12): the schedule base^(-2j / width) over the whole key latent."""
-        return cls(_schedule(width, base, scaling), pairing)
+        return cls(schedule(width, base, scaling), pairing)
 
     @classmethod
-    def decoupled(
-        cls, kv_rank: int, rope_dim: int, base: float = 10000.0, pairing: str = "half", scaling: Llama3Scaling | None = None
-    ) -> "Rotary":
+    def decoupled(cls, kv_rank: int, rope_dim: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
         """DeepSeek-V2's layout in one latent of width kv_rank + rope_dim: an unturned part, then the usual schedule."""
         return cls.heads(rope_dim, base, pairing, scaling).after_unrotated(kv_rank)
 
@@ -156,39 +114,6 @@ class Rotary(nn.Module):
 
     def after_unrotated(self, width: int) -> "Rotary":
         """This embedding behind `width` channels that do not turn.  Raises ValueError for an odd width."""
-        _check_even("kv_rank", width)
+        check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))
-
-
-@torch.library.custom_op("tucker_ref::cos_sin", mutates_args=())
-def _cos_sin(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Angles in float64, rounded once. An operator of its own, or torch.compile would compute them anew for every head."""
-    angles = positions.unsqueeze(-1).to(torch.float64) * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-@_cos_sin.register_fake
-def _(positions, frequencies, dtype):
-    return tuple(frequencies.new_empty(*positions.shape, len(frequencies), dtype=dtype) for _ in range(2))
-
-
-def _schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:
-    """theta_j = base^(-2j / width), j = 0 .. width/2 - 1."""
-    _check_even("rotary width", width)
-    if not isinstance(base, (int, float)) or not 0 < base < math.inf:
-        raise ValueError(f"base is {base!r}; it must be a positive number")
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width)
-    return frequencies if scaling is None else scaling.apply(frequencies)
-
-
-def _device() -> torch.device:
-    """Where new tensors go; not "meta", since frequencies are values that no state dict brings back."""
-    device = torch.get_default_device()
-    return torch.device("cpu") if device.type == "meta" else device
-
-
-def _check_even(name: str, width: int) -> None:
-    check_positive(name, width)
-    if width % 2:
-        raise ValueError(f"{name} is {width}; rotary embedding turns pairs of channels, so it must be even")

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ..files import write_atomically
+from ..store.files import write_atomically
 from .text import TextData, bytes_per_token, encode, read_gpt2_tables
 
 SOURCES = {"openwebtext": "Skylion007/openwebtext", "openwebtext2": "Geralt-Targaryen/openwebtext2"}  # on the Hugging Face hub

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from ..files import write_atomically
+from ..store.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCABULARY = 50_257

@@ -5,42 +5,56 @@ one program per sequence most of a GPU would idle, so each sequence's sources ar
 All heads that share a key sit in one tile of queries: in Tucker Attention these are all heads, and the cache is read once.
 """
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
 
-from .latent_attention import check_device, interpreted, load_tile, pad
+from .latent_attention import check_device, grid_of, interpreted, load_tile, pad, tile_at, within
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What `part_kernel` knows at compile time, all of it written down here: Triton tells compiled kernels apart by these values."""
+
+    HEADS: int  # of a group
+    T: int  # widths: of a key and a query,
+    V: int  # and a value
+    HEADS_PAD: int  # the powers of two that a tile needs
+    T_PAD: int
+    V_PAD: int
 
 
 @triton.jit
 def part_kernel(
-    q_ptr, k_ptr, v_ptr, z_ptr, lse_ptr, m, scale, part, k_step, v_step,
-    HEADS: tl.constexpr, T: tl.constexpr, V: tl.constexpr,
-    HEADS_PAD: tl.constexpr, T_PAD: tl.constexpr, V_PAD: tl.constexpr, SOURCES: tl.constexpr,
-):  # fmt: skip
+    q_ptr, k_ptr, v_ptr, z_ptr, lse_ptr, k_step, v_step, m, part, scale, known: tl.constexpr, SOURCES: tl.constexpr
+):
     """The softmax over one part of the sources: z and the logarithm (base 2) of its sum, for all heads of a group."""
-    group, number = tl.program_id(1).to(tl.int64), tl.program_id(0)  # caches may hold more than 2^31 numbers
-    heads, t, v = tl.arange(0, HEADS_PAD), tl.arange(0, T_PAD), tl.arange(0, V_PAD)
-    q = load_tile(q_ptr + group * HEADS * T, heads, HEADS, T, t, T)
+    HEADS_PAD: tl.constexpr = known.HEADS_PAD
+    V_PAD: tl.constexpr = known.V_PAD
+    group, number = tl.program_id(0).to(tl.int64), tl.program_id(1)  # caches may hold more than 2^31 numbers
+    heads, t, v = tl.arange(0, HEADS_PAD), tl.arange(0, known.T_PAD), tl.arange(0, V_PAD)
+    q = load_tile(q_ptr + group * known.HEADS * known.T, heads, known.HEADS, known.T, t, known.T)
     largest = tl.full((HEADS_PAD,), float("-inf"), tl.float32)
     total = tl.zeros((HEADS_PAD,), tl.float32)
     z = tl.zeros((HEADS_PAD, V_PAD), tl.float32)
     end = tl.minimum(m, (number + 1) * part)
     for start in range(number * part, end, SOURCES):
         columns = start + tl.arange(0, SOURCES)
-        k = load_tile(k_ptr + group * k_step, columns, end, T, t, T)
+        k = load_tile(k_ptr + group * k_step, columns, end, known.T, t, known.T)
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
         logits = tl.where(columns[None, :] < end, logits, float("-inf"))
         new = tl.maximum(largest, tl.max(logits, 1))
         weights, shrink = tl.exp2(logits - new[:, None]), tl.exp2(largest - new)
-        values = load_tile(v_ptr + group * v_step, columns, end, V, v, V)
+        values = load_tile(v_ptr + group * v_step, columns, end, known.V, v, known.V)
         total = total * shrink + tl.sum(weights, 1)
         z = z * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         largest = new
-    at = (group * tl.num_programs(0) + number) * HEADS + heads
-    inside = heads < HEADS
-    tl.store(lse_ptr + at, largest + tl.log2(total), mask=inside)
-    tl.store(z_ptr + at[:, None] * V + v[None, :], z / total[:, None], mask=inside[:, None] & (v[None, :] < V))
+    first = (group * tl.num_programs(1) + number) * known.HEADS
+    tl.store(lse_ptr + first + heads, largest + tl.log2(total), mask=heads < known.HEADS)
+    z_at = tile_at(z_ptr + first * known.V, heads, known.V, v)
+    tl.store(z_at, z / total[:, None], mask=within(heads, known.HEADS, v, known.V))
 
 
 @triton.jit
@@ -49,15 +63,14 @@ def join_kernel(
     HEADS: tl.constexpr, V: tl.constexpr, WIDTH: tl.constexpr, PARTS_PAD: tl.constexpr,
 ):  # fmt: skip
     """WIDTH channels of one head's parts, weighed by their sums."""
-    group, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    at = tl.program_id(0).to(tl.int64)  # of all groups' heads
     number, v = tl.arange(0, PARTS_PAD), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    at = (group * parts + number) * HEADS + head
-    lse = tl.load(lse_ptr + at, mask=number < parts, other=float("-inf"))
+    rows = (at // HEADS * parts + number) * HEADS + at % HEADS
+    lse = tl.load(lse_ptr + rows, mask=number < parts, other=float("-inf"))
     weights = tl.exp2(lse - tl.max(lse, 0))
-    inside = (number[:, None] < parts) & (v[None, :] < V)
-    z = tl.load(z_ptr + at[:, None] * V + v[None, :], mask=inside, other=0.0)
+    z = tl.load(tile_at(z_ptr, rows, V, v), mask=within(number, parts, v, V), other=0.0)
     joined = tl.sum(z * weights[:, None], 0) / tl.sum(weights, 0)
-    tl.store(out_ptr + tl.program_id(0) * V + v, joined.to(out_ptr.dtype.element_ty), mask=v < V)
+    tl.store(out_ptr + at * V + v, joined.to(out_ptr.dtype.element_ty), mask=v < V)
 
 
 def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
@@ -72,6 +85,8 @@ def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale
 def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     check_device(q)
     (b, h, _, t), (_, g, m, width) = q.shape, v.shape
+    columns = min(32, pad(width))  # of one program that joins: few, so that few heads too occupy the GPU
+    join_grid = grid_of(b * h, triton.cdiv(width, columns))
     k, v = (x if _is_rows(x) else x.contiguous() for x in (k, v))
     q, heads = q.contiguous(), h // g
     tiles = tiling(max(t, width), q.element_size())
@@ -82,14 +97,9 @@ def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
     z = torch.empty(b * g, parts, heads, width, dtype=torch.float32, device=q.device)
     lse = torch.empty(b * g, parts, heads, dtype=torch.float32, device=q.device)
     out = q.new_empty(b, h, 1, width)
-    part_kernel[(parts, b * g)](
-        q, k, v, z, lse, m, scale, part, k.stride(1), v.stride(1), HEADS=heads, T=t, V=width,
-        HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width), **tiles,
-    )  # fmt: skip
-    columns = min(32, pad(width))  # narrow, so that few heads too occupy the GPU
-    join_kernel[(b * h, triton.cdiv(width, columns))](
-        z, lse, out, parts, HEADS=heads, V=width, WIDTH=columns, PARTS_PAD=triton.next_power_of_2(parts)
-    )
+    known = Known(HEADS=heads, T=t, V=width, HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width))
+    part_kernel[grid_of(b * g, parts)](q, k, v, z, lse, k.stride(1), v.stride(1), m, part, scale, known, **tiles)
+    join_kernel[join_grid](z, lse, out, parts, HEADS=heads, V=width, WIDTH=columns, PARTS_PAD=triton.next_power_of_2(parts))
     return out
 
 

@@ -1,0 +1,1 @@
+"""One module per table, figure or measurement; each has `run(options)`."""

@@ -1,0 +1,242 @@
+"""Compress the attention of a trained model: error in weights, in logits and outputs, and in what the model then predicts, by rank.
+
+Every layer is converted without any training, once for the weights alone and once knowing what inputs it sees. Public models come
+by name or folder through transformers or timm; without --model, those that table2 and table3 trained in the same output folder.
+"""
+
+import hashlib
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import nn
+from tqdm import tqdm
+
+from tucker_ref import gqa_cost, relative_errors, second_moment
+
+from ..data.images import load_images
+from ..data.text import VALIDATION_SHARE, read_documents
+from ..models.rows import Row
+from ..models.sizes import count_cached, count_parameters
+from ..store.records import append, new_record
+from ..train.language import model_of
+from ..train.options import Options
+from ..train.public_models import OpenModel, open_model
+from ..train.runs import selected
+from ..train.vision import as_input
+
+BATCHES = 6  # to learn the inputs from, and as many others to measure on
+WINDOWS, WINDOW = 8, 128  # a batch of text: windows, and tokens in each
+IMAGES = 32  # a batch of images
+
+
+def run(options: Options) -> None:
+    """One record per model and row, and the compressed model itself if it was asked for."""
+    if options.save and len(options.ranks) != 1:
+        raise ValueError("--save keeps one compressed model; give exactly one triple of --ranks with it")
+    if options.save and not options.model:
+        raise ValueError("--save keeps one compressed model; say of which with --model")
+    if options.save:  # looked at before the work, not after it
+        if options.save.is_dir() or options.save.resolve() == Path(options.model).resolve():
+            raise ValueError(f"--save {options.save}: a folder, or the model itself; name another file")
+        if options.save.suffix != ".safetensors":
+            raise ValueError(f"--save {options.save}: its name must end in .safetensors")
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+    for name in [options.model] if options.model else own_models(options):
+        compress_model(open_model(name), options)
+
+
+def own_models(options: Options) -> list[str]:
+    """The multi-head models of table2 and table3 in the output folder.  Raises ValueError if there is none."""
+    seed = options.seeds[0] if options.seeds else 0
+    paths = [model_of(options.out, f"{experiment} MHA seed {seed}", options.preset) for experiment in ("table2", "table3")]
+    found = [str(path) for path in paths if path]
+    if not found:
+        raise ValueError(f"{options.out / 'models'} holds no multi-head model; run table2 first, or name a model with --model")
+    return found
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches of inputs that calibrate and others that test; targets: what the tests should predict; unit: what is counted."""
+
+    name: str
+    sha256: str
+    calibration: list[torch.Tensor]
+    test: list[torch.Tensor]
+    targets: list[torch.Tensor]
+    unit: str
+
+    def describe(self) -> dict:
+        """What a record says of the data."""
+        count = [
+            sum(batch.numel() if self.unit == "tokens" else len(batch) for batch in part)
+            for part in (self.calibration, self.test)
+        ]
+        return {"name": self.name, "sha256": self.sha256, "unit": self.unit, "calibration": count[0], "test": count[1]}
+
+
+def compress_model(opened: OpenModel, options: Options) -> None:
+    """Every row on every layer, in every way; a record per row."""
+    takes, other = ("text", "images") if opened.tokenizer else ("images", "text")
+    if options.model and getattr(options, other):  # of several models, ours, each takes what it can use
+        raise ValueError(f"--{other}: {opened.name} takes {takes}, not {other}")
+    data = text_samples(opened, options) if opened.tokenizer else image_samples(opened, options)
+    opened.model.to(options.device)
+    layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
+    known, seen = (moments(opened, layers, batches) for batches in (data.calibration, data.test))
+    before = predictions(opened, data)
+    config = opened.config()
+    rows = selected([Row("Tucker", ranks=ranks) for ranks in options.ranks] or default_rows(config), options.rows)
+    preset = "models" if options.model else options.preset
+    for row in tqdm(rows, f"compress {opened.name}"):
+        ways = {}
+        for way in ("plain", "aware", *(["mean"] if row.mechanism == "GQA" else [])):
+            converted = {
+                place: row.converted(layer, mean=way == "mean", moment=known[place] if way == "aware" else None)
+                for place, layer in layers.items()
+            }
+            opened.put(converted)
+            ways[way] = {
+                "weights": mean_errors(layers, converted, dict.fromkeys(layers)),
+                "inputs": mean_errors(layers, converted, seen),
+                **quality(opened, data, before),
+            }
+            if options.save and way == "aware":
+                opened.save(options.save)
+        metrics = {
+            "attention_parameters": count_parameters(converted.values()),
+            "cache_per_token": count_cached([next(iter(converted.values()))]),
+            "ways": ways,
+            "before": {"attention_parameters": count_parameters(layers.values()), **score(before, data)},
+        }
+        append(
+            options.records,
+            new_record("compress", preset, row.label, config, metrics, data=data.describe(), device=options.device),
+            replace=True,
+        )
+        tqdm.write(f"{opened.name}, {row.label}: " + "; ".join(f"{way} {in_words(found)}" for way, found in ways.items()))
+    if options.save:
+        print(f"the activation-aware version is in {options.save}; --model {options.save} opens it again")
+
+
+def default_rows(shape: dict) -> list[Row]:
+    """Tucker, MLA and GQA at several budgets below the layer's own, the smaller ones in the proportions of Table 2."""
+    h, d, g = shape["n_heads"], shape["d_model"], shape["n_kv_heads"]
+    if g == 0:
+        raise ValueError("only multi-head and grouped-query layers have rows by default; give --ranks for this model")
+    t = g * shape["head_dim"]  # width of all keys
+
+    def even(width: float) -> int:
+        return max(2, 2 * int(width / 2))
+
+    rows = [
+        Row("Tucker", ranks=(heads, even(d / share), even(t / share)))
+        for heads, share in ((h, 4), (max(1, 2 * h // 3), 6), (max(1, 2 * h // 3), 8), (max(1, 2 * h // 3), 12))
+    ]
+    if not shape["bias"]:  # MLA has none
+        rows += [Row("MLA", latent=even(t / share), shared_kv=shared) for shared in (False, True) for share in (2, 4, 6)]
+    divisors = [n for n in range(g // 2, 0, -1) if g % n == 0]
+    rows += [Row("GQA", n_kv_heads=n) for n in divisors[:3]]
+    own = gqa_cost(d, h, g, shape["head_dim"]).parameters
+    return [row for row in rows if row.cost(d, h).parameters < own]
+
+
+def text_samples(opened: OpenModel, options: Options) -> Samples:
+    """Windows of text, some documents to calibrate and the held-out ones to test, in the model's own tokens."""
+    name, documents = read_documents(options.text)
+    tokenizer, digest = Tokenizer.from_str(opened.tokenizer), hashlib.sha256()
+    window = min(WINDOW, opened.context)
+    needed = BATCHES * WINDOWS * (window + 1)
+
+    def windows(chosen: list[str]) -> torch.Tensor:
+        tokens: list[int] = []
+        for document in chosen:
+            if len(tokens) >= needed:
+                break
+            digest.update(document.encode() + b"\0")
+            tokens += tokenizer.encode(document, add_special_tokens=False).ids
+        usable = min(needed, len(tokens) // (window + 1) * (window + 1))
+        if usable == 0:
+            raise ValueError(f"{name} holds fewer than one window of {window + 1} tokens")
+        return torch.from_numpy(np.array(tokens[:usable]).reshape(-1, window + 1))
+
+    held_out = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
+    calibration = windows([d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1])
+    if options.validation is not None:
+        held_out = read_documents(options.validation, "--validation")[1]
+    test = windows(held_out)
+    inputs, targets = (part.split(WINDOWS) for part in (test[:, :-1], test[:, 1:]))
+    return Samples(name, digest.hexdigest(), list(calibration[:, :-1].split(WINDOWS)), list(inputs), list(targets), "tokens")
+
+
+def image_samples(opened: OpenModel, options: Options) -> Samples:
+    """Images, training ones to calibrate and test ones to test, scaled to the side and the channels that the model takes."""
+    data = load_images(options.images)
+    first = next(p for p in opened.model.parameters() if p.ndim == 4)  # the patch embedding, (d, channels, side, side)
+
+    def batches(x: np.ndarray) -> list[torch.Tensor]:
+        images = as_input(torch.from_numpy(x[: BATCHES * IMAGES]), data.pixel_range)
+        images = F.interpolate(images, (opened.image_size, opened.image_size), mode="bilinear", align_corners=False)
+        return list(images.expand(-1, first.shape[1], -1, -1).split(IMAGES))
+
+    targets = torch.from_numpy(data.y_test[: BATCHES * IMAGES]).split(IMAGES)
+    return Samples(data.name, data.sha256, batches(data.x_train), batches(data.x_test), list(targets), "images")
+
+
+@torch.no_grad()
+def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Second moments of what each attention layer receives."""
+    received = {place: [] for place in layers}
+
+    def keeper(place: str):
+        def keep(_module, arguments, keywords):
+            received[place].append((arguments[0] if arguments else keywords["hidden_states"]).flatten(0, 1))
+
+        return keep
+
+    hooks = [opened.model.get_submodule(place).register_forward_pre_hook(keeper(place), with_kwargs=True) for place in layers]
+    for batch in batches:
+        opened.logits(opened.model, batch.to(next(opened.model.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return {place: second_moment(layers[place], torch.cat(x)) for place, x in received.items()}
+
+
+def mean_errors(layers: dict, converted: dict, moment_of: dict) -> list[float]:
+    """Relative errors before and after the softmax, as means over layers."""
+    errors = [relative_errors(layer, converted[place], moment_of[place]) for place, layer in layers.items()]
+    return [statistics.mean(side) for side in zip(*errors)]
+
+
+@torch.no_grad()
+def predictions(opened: OpenModel, data: Samples) -> torch.Tensor:
+    """Log-probabilities on the test inputs, (inputs, classes)."""
+    device = next(opened.model.parameters()).device
+    return torch.cat(
+        [opened.logits(opened.model, x.to(device)).flatten(0, -2).float().log_softmax(-1).cpu() for x in data.test]
+    )
+
+
+def score(found: torch.Tensor, data: Samples) -> dict:
+    """Loss in nats a token; of images nothing unless the model has these very classes."""
+    targets = torch.cat([t.flatten() for t in data.targets])
+    if data.unit == "tokens":
+        return {"loss": F.nll_loss(found, targets).item()}
+    return {"top1": (found.argmax(1) == targets).float().mean().item()} if found.shape[1] == targets.max() + 1 else {}
+
+
+def quality(opened: OpenModel, data: Samples, before: torch.Tensor) -> dict:
+    """Score after the conversion, and how often the likeliest class is still the one from before."""
+    found = predictions(opened, data)
+    return {"agreement": (found.argmax(1) == before.argmax(1)).float().mean().item(), **score(found, data)}
+
+
+def in_words(found: dict) -> str:
+    (w, w_post), (x, x_post) = found["weights"], found["inputs"]
+    quality = ", ".join(f"{name} {found[name]:.3f}" for name in ("loss", "top1", "agreement") if name in found)
+    return f"W {w:.3f}, W~ {w_post:.3f}, logits {x:.3f}, outputs {x_post:.3f}, {quality}"

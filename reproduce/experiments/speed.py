@@ -1,0 +1,363 @@
+"""Speed: layers forward and backward, decoding and whole training steps by backend, beside the device's own limits.
+
+Every layer and every way to decode is compared with the reference before it is timed, and one that differs or is refused has no time.
+Ratios are taken within one run. Times are medians over calls that find the L2 cache full of other, clean lines, as the layers before would
+leave it. Layers and decoding run as CUDA graphs, so that a small layer's time is not that of launching its kernels; whole models
+run as people run them, compiled block by block.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from tucker_ref.attend import attend
+
+from ..models.gpt2 import GPT2
+from ..models.llama import Llama
+from ..models.rows import TABLE2, TABLE3, Row
+from ..store.records import append, device_in_words, new_record
+from ..train.options import Options
+from ..train.runs import check_labels
+from .table3 import ROPE_BASE
+
+GATE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}  # relative error in output and input gradient that may still be timed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One layer in training: batch, tokens, width, heads, rows of its table, and the rotary embedding's base if it has one."""
+
+    name: str
+    batch: int
+    tokens: int
+    d_model: int
+    n_heads: int
+    rows: tuple[Row, ...]
+    rope_base: float | None = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """backends: of every layer; latent_backends: more of them, for Tucker Attention; contexts: lengths for context_rows;
+    decode: (context, batch), with decode_heads = (heads, head width) and decode_latents; vocab_size, n_layers: of whole models.
+    """
+
+    shapes: tuple[Shape, ...]
+    backends: tuple[str, ...]
+    latent_backends: tuple[str, ...]
+    contexts: tuple[int, ...]
+    context_rows: tuple[Row, ...]
+    decode: tuple[tuple[int, int], ...]
+    decode_heads: tuple[int, int]
+    decode_latents: tuple[int, ...]
+    vocab_size: int
+    n_layers: dict[str, int]
+    dtype: torch.dtype
+    matmul: int
+    repeats: int
+
+
+PRESETS = {
+    "smoke": Preset(
+        shapes=(Shape("GPT-2", 1, 64, 96, 12, tuple(row.narrowed(8) for row in TABLE2[::3])),),
+        backends=("sdpa", "math"),
+        latent_backends=(),
+        contexts=(32, 64),
+        context_rows=(TABLE2[0], TABLE2[6].narrowed(8)),
+        decode=((64, 2),),
+        decode_heads=(4, 16),
+        decode_latents=(32,),
+        vocab_size=64,
+        n_layers={"GPT-2": 2},
+        dtype=torch.float32,
+        matmul=256,
+        repeats=3,
+    ),
+    "gpu": Preset(
+        shapes=(
+            Shape("GPT-2", 32, 1024, 768, 12, TABLE2),
+            Shape("LLaMA", 4, 4096, 2048, 32, TABLE3, ROPE_BASE),
+        ),
+        backends=("cudnn", "flash"),
+        latent_backends=("triton",),
+        contexts=(1024, 2048, 4096, 8192, 16384),
+        context_rows=(TABLE3[0], TABLE3[5], TABLE3[7]),
+        decode=((8192, 16), (131072, 1), (16384, 64)),
+        decode_heads=(32, 64),
+        decode_latents=(128, 64),
+        vocab_size=50_304,
+        n_layers={"GPT-2": 12, "LLaMA": 16},
+        dtype=torch.bfloat16,
+        matmul=8192,
+        repeats=20,
+    ),
+}
+
+
+def run(options: Options) -> None:
+    """One record per section and device.  Raises ValueError for a section that is not there."""
+    preset, device = PRESETS[options.preset], device_in_words(options.device)
+    sections = {"limits": limit_rows, "layers": layers, "contexts": contexts, "decode": decode, "models": models}
+    check_labels("section", options.rows, sections)
+    rates = limits(preset, options.device)
+    for name, section in sections.items():
+        if options.rows and name not in options.rows:
+            continue
+        rows, started = [], time.perf_counter()
+        config = {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats, "device": device}
+        for row in tqdm(section(preset, options.device, rates), f"speed {name}"):
+            tqdm.write(f"{name}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            rows.append(row)
+        seconds = time.perf_counter() - started
+        record = new_record("speed", options.preset, name, config, {"rows": rows}, device=options.device, wall_seconds=seconds)
+        append(options.records, record, replace=True)  # whole sections only: one that is broken off leaves what was there
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the device can do at most: gigabytes a second in a copy (read and written), teraflops in a matrix product."""
+
+    copy: float
+    matmul: float
+
+
+def limits(preset: Preset, device: str) -> Limits:
+    n = preset.matmul
+    source = torch.empty(16 * n * n, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / median_ms(lambda: target.copy_(source), preset, device) / 1e6
+    a, b = (torch.randn(n, n, device=device, dtype=preset.dtype) for _ in range(2))
+    return Limits(copy, 2 * n**3 / median_ms(lambda: a @ b, preset, device) / 1e9)
+
+
+def limit_rows(_preset: Preset, _device: str, rates: Limits) -> Iterator[dict]:
+    yield {"what": "copy", "gigabytes_per_second": rates.copy}
+    yield {"what": "matmul", "teraflops": rates.matmul}
+
+
+def layers(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
+    """Forward and backward of one layer, every row with every backend: milliseconds and peak megabytes above the inputs."""
+    for shape in preset.shapes:
+        for row in shape.rows:
+            for backend in preset.backends + (preset.latent_backends if row.mechanism == "Tucker" else ()):
+                yield {
+                    "shape": shape.name,
+                    "row": row.label,
+                    "backend": backend,
+                    **timed_layer(shape, row, backend, preset, device),
+                    **work(shape, row),
+                }
+
+
+def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
+    """Some of the last shape's layers against the length of the context, as many tokens a batch as before."""
+    shape = preset.shapes[-1]
+    for n in preset.contexts:
+        longer = dataclasses.replace(shape, batch=max(1, shape.batch * shape.tokens // n), tokens=n)
+        for row in preset.context_rows:
+            for backend in preset.backends[:1] + (preset.latent_backends if row.mechanism == "Tucker" else ()):
+                timed = timed_layer(longer, row, backend, preset, device)
+                yield {"tokens": n, "batch": longer.batch, "row": row.label, "backend": backend, **timed}
+
+
+def work(shape: Shape, row: Row) -> dict:
+    """Floating-point operations of a layer forward and backward, causal, and the bytes that it cannot avoid moving in 16 bits:
+    x, y and their gradients once, parameters twice and their gradients once.
+    """
+    cost, tokens = row.cost(shape.d_model, shape.n_heads), shape.batch * shape.tokens
+    flops = 3 * 2 * (cost.projections * tokens + cost.attention * tokens * shape.tokens // 2)
+    return {"flops": flops, "bytes": 2 * (4 * tokens * shape.d_model + 3 * cost.parameters)}
+
+
+def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: str) -> dict:
+    """Milliseconds and memory, or why there are none."""
+    torch.manual_seed(0)
+    layer = row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device)
+    try:
+        error = gate(layer, shape.d_model, backend, preset, device)
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    if not error < GATE[preset.dtype]:
+        return {"refused": f"differs from the reference by {error:.1e}"}
+    layer = layer.to(preset.dtype)
+    torch.compiler.reset()
+    called = torch.compile(layer, fullgraph=True) if device.startswith("cuda") else layer
+    x = torch.randn(shape.batch, shape.tokens, shape.d_model, device=device, dtype=preset.dtype, requires_grad=True)
+    dy = torch.randn_like(x)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(called(x, backend=backend), [x, *layer.parameters()], dy)
+
+    megabytes = peak_megabytes(step, device)
+    return {"milliseconds": median_ms(captured(step, device), preset, device), "megabytes": megabytes, "error": error}
+
+
+def gate(layer: nn.Module, d_model: int, backend: str, preset: Preset, device: str) -> float:
+    """The worse relative error in output and input gradient on a short sequence of odd length, against the reference in float64."""
+    x = torch.randn(2, 67, d_model, device=device, dtype=torch.float64)
+    dy, results = torch.randn_like(x), []
+    for dtype, chosen in ((preset.dtype, backend), (torch.float64, "reference")):
+        leaf = x.to(preset.dtype).to(dtype).requires_grad_()
+        y = layer.to(preset.dtype).to(dtype)(leaf, backend=chosen)
+        y.backward(dy.to(dtype))
+        results.append((y.detach().double(), leaf.grad.double()))
+        layer.zero_grad()
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(*results))
+
+
+def decode(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
+    """One new token's attention against a cache: multi-head, and one latent for all heads; share of the copy's bandwidth."""
+    heads, width = preset.decode_heads
+    sides = [("MHA", heads, width)] + [(f"latents {t}/{t}", 1, t) for t in preset.decode_latents]
+    for context, batch in preset.decode:
+        for name, groups, t in sides:
+            k, v = (torch.randn(batch, groups, context, t, device=device, dtype=preset.dtype) for _ in range(2))
+            q = torch.randn(batch, heads, 1, t, device=device, dtype=preset.dtype)
+            for backend in ("sdpa", *preset.backends, *preset.latent_backends):
+                yield {
+                    "context": context,
+                    "batch": batch,
+                    "side": name,
+                    "backend": backend,
+                    **timed_decode(q, k, v, backend, rates.copy, preset, device),
+                }
+            del k, v
+
+
+@torch.no_grad()
+def timed_decode(q, k, v, backend: str, copy: float, preset: Preset, device: str) -> dict:
+    def step() -> torch.Tensor:
+        return attend(q, k, v, scale=64**-0.5, backend=backend)
+
+    try:
+        few = [x[:1, :, :257] for x in (k, v)]
+        expected = attend(q[:1].double(), *(x.double() for x in few), scale=64**-0.5, backend="reference")
+        error = ((attend(q[:1], *few, scale=64**-0.5, backend=backend) - expected).norm() / expected.norm()).item()
+        step()
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    if not error < GATE[preset.dtype]:
+        return {"refused": f"differs from the reference by {error:.1e}"}
+    milliseconds = median_ms(captured(step, device), preset, device)
+    cache = k.nbytes + v.nbytes
+    return {
+        "microseconds": 1e3 * milliseconds,
+        "cache_megabytes": cache / 1e6,
+        "share_of_copy": cache / milliseconds / 1e6 / copy,
+        "flops": 2 * q.shape[0] * q.shape[1] * k.shape[2] * (k.shape[3] + v.shape[3]),
+        "bytes": cache,
+        "error": error,
+    }
+
+
+def models(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
+    """A whole training step with AdamW under autocast: tokens a second, share of the matrix product's rate, peak memory."""
+    for shape in preset.shapes:
+        if shape.name not in preset.n_layers:
+            continue
+        for row in shape.rows:
+            yield {"model": shape.name, "row": row.label, **timed_model(shape, row, rates.matmul, preset, device)}
+
+
+def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str) -> dict:
+    torch.manual_seed(0)
+    n_layers = preset.n_layers[shape.name]
+    build = lambda d, h: row.build(d, h, shape.rope_base)  # noqa: E731
+    with torch.device(device):
+        if shape.rope_base is None:
+            model = GPT2(preset.vocab_size, shape.tokens, shape.d_model, shape.n_heads, n_layers, build)
+        else:
+            model = Llama(preset.vocab_size, shape.d_model, shape.n_heads, n_layers, build)
+    on_gpu = device.startswith("cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=on_gpu)
+    torch.compiler.reset()
+    if on_gpu:
+        model.compile_parts()
+    windows = torch.randint(0, preset.vocab_size, (shape.batch, shape.tokens + 1), device=device)
+
+    def step() -> None:
+        # cuDNN's kernel is the fastest for every row here, and PyTorch takes it first on some GPUs only.
+        fused = sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if on_gpu else contextlib.nullcontext()
+        with fused, torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=preset.dtype == torch.bfloat16):
+            loss = model.loss(windows)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    try:
+        megabytes = peak_megabytes(step, device, above=False)
+    except torch.OutOfMemoryError:
+        return {"refused": "out of memory"}
+    milliseconds = median_ms(step, preset, device, few=True)
+    tokens = shape.batch * shape.tokens
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
+    attention = (
+        n_layers * row.cost(shape.d_model, shape.n_heads).attention * tokens * shape.tokens / 2
+    )  # causal: half the pairs
+    flops = 6 * (matrices * tokens + attention)
+    return {
+        "milliseconds": milliseconds,
+        "tokens_per_second": 1e3 * tokens / milliseconds,
+        "share_of_matmul": flops / milliseconds / 1e9 / rate,
+        "megabytes": megabytes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def median_ms(step: Callable, preset: Preset, device: str, few: bool = False) -> float:
+    """Median milliseconds of a call."""
+    repeats = max(3, preset.repeats // 4) if few else preset.repeats
+    others = torch.zeros(64 * 2**20 if device.startswith("cuda") else 1, device=device)  # 256 MB
+    times = []
+    for repeat in range(repeats + 2):
+        others.sum()  # reads them: had it written, the call would pay for bringing them to memory
+        if device.startswith("cuda"):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            torch.cuda.synchronize()
+            elapsed = start.elapsed_time(end)
+        else:
+            began = time.perf_counter()
+            step()
+            elapsed = 1e3 * (time.perf_counter() - began)
+        if repeat >= 2:  # the first two warm up
+            times.append(elapsed)
+    return statistics.median(times)
+
+
+def captured(step: Callable, device: str) -> Callable:
+    """The step as a CUDA graph, so that launches cost nothing; the step itself on a CPU."""
+    if not device.startswith("cuda"):
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # once outside, where capture wants it: workspaces and compilations
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def peak_megabytes(step: Callable, device: str, above: bool = True) -> float | None:
+    """Peak memory of a call, by default above what was held before; None on a CPU, which does not count it."""
+    if not device.startswith("cuda"):
+        return None
+    step()  # compiles, and takes what it keeps
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() if above else 0
+    step()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - held) / 1e6

@@ -1,0 +1,71 @@
+"""Generate text with caches: greedy, by temperature, or from the likeliest tokens that hold a share top_p of the probability."""
+
+from collections.abc import Iterator
+
+import torch
+
+from .language_model import LanguageModel
+
+
+def next_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Choose one token per row.  logits: (b, vocab).  Returns: (b,).
+
+    temperature 0, or what float32 rounds to it, takes the likeliest; otherwise logits are divided by it. top_p < 1 keeps the
+    fewest likeliest tokens whose probabilities reach top_p together (Holtzman et al. 2020), the likeliest one always.
+    """
+    if temperature < torch.finfo(torch.float32).tiny:
+        return logits.argmax(dim=-1)
+    logits = logits.float()
+    probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)  # no overflow when cold
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
+    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    choice = torch.multinomial(ordered, 1, generator=generator)  # (b, 1)
+    return order.gather(-1, choice).squeeze(-1)
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[torch.Tensor]:
+    """Yield the next token of every prompt, (b,) at a time; prompts may differ in length.
+
+    Shorter prompts are padded on the left: a mask hides the padding, and positions count from each prompt's first token.
+    Raises ValueError for an empty prompt, a negative temperature, a top_p outside (0, 1] or more tokens than the model can place,
+    FloatingPointError where the logits are not finite.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("a prompt is empty; generation needs at least one token to continue")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (the likeliest token) or more")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    longest = max(map(len, prompts))
+    total = longest + max_new_tokens
+    if model.context is not None and total > model.context:
+        raise ValueError(
+            f"{longest} prompt tokens and {max_new_tokens} new ones are {total}; this model has positions for {model.context}"
+        )
+    padding = torch.tensor([longest - len(p) for p in prompts], device=device)  # (b,)
+    tokens = torch.tensor([[p[0]] * (longest - len(p)) + p for p in prompts], device=device)  # (b, n)
+    places = (torch.arange(total, device=device) - padding[:, None]).clamp(min=0)  # (b, total)
+    seen = (torch.arange(total, device=device) >= padding[:, None])[:, None, None, :]  # (b, 1, 1, total)
+    padded = bool(padding.any())
+    caches, start = model.new_caches(len(prompts), total), 0
+    for _ in range(max_new_tokens):
+        end = start + tokens.shape[1]
+        options = dict(mask=seen[..., :end], positions=places[:, start:end]) if padded else {}
+        logits = model(tokens, caches=caches, **options)[:, -1]  # (b, vocab)
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the model's logits hold NaN or infinity after {end} tokens; are its weights finite?")
+        chosen = next_token(logits, temperature, top_p, generator)
+        yield chosen
+        tokens, start = chosen[:, None], end

@@ -1,0 +1,34 @@
+"""Sizes of attention: what Tables 1-3 count, by formula and by counting the parameters of the real module."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .rows import Row
+
+
+def count_parameters(layers: Iterable[nn.Module]) -> int:
+    """Parameters of these layers, or models, together."""
+    return sum(p.numel() for layer in layers for p in layer.parameters())
+
+
+def count_cached(layers: Iterable[nn.Module]) -> int:
+    """Numbers that they cache for one token."""
+    return sum(stream.numel() for layer in layers for stream in layer.new_cache(1, 1).streams.values())
+
+
+def measure(row: Row, d_model: int, n_heads: int) -> dict:
+    """Per layer: parameters and cached numbers a token, by Table 1's formula and as module and cache hold them."""
+    with torch.device("meta"):  # counts without memory
+        layer = row.build(d_model, n_heads)
+        counted, cached = count_parameters([layer]), count_cached([layer])
+    cost = row.cost(d_model, n_heads)
+    return {
+        "label": row.label,
+        "parameters": cost.parameters,
+        "counted_parameters": counted,
+        "cache_per_token": cost.cache_per_token,
+        "counted_cache_per_token": cached,
+        "paper": row.paper,
+    }

@@ -1,0 +1,120 @@
+"""Records, counts and differences in words, as titles, cells and figures say them."""
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+
+from ..store.records import Record
+from ..train.recipes import Recipe
+from .query import BUDGETS, diverged, recipe_of, row_label
+
+VARIED = {"--rows": "ROWS", "--learning-rate": "RATE", "--warmup-steps": "STEPS", "--seeds": "SEEDS"}
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """ "4.321" for one value, "4.321 ± 0.012 (3)" with the standard deviation and the number of runs for more.
+
+    Args:
+        values: of each run.
+        digits: after the point.
+    """
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f} ({len(values)})"
+
+
+def each_once(names: Iterable[str]) -> str:
+    """ "a, b" for a, b and a."""
+    return ", ".join(dict.fromkeys(names))
+
+
+def difference(ours: float, paper: float) -> str:
+    """ours / paper - 1 in per cent, signed."""
+    return f"{100 * (ours / paper - 1):+.1f} %"
+
+
+def divergence(group: list[Record]) -> str:
+    """At which steps runs of a group broke off; empty if none did."""
+    steps = ", ".join(map(str, diverged(group)))
+    return f"diverged at step {steps}" if steps else ""
+
+
+def change_of(record: Record) -> str:
+    """What was changed in how the row is trained, as its recipe is called."""
+    return record.method.removeprefix(f"{row_label(record)}, ") if recipe_of(record) else Recipe().name
+
+
+def seeds_in_words(runs: list[Record]) -> str:
+    """ "one seed", "up to 3 seeds"."""
+    seeds = len({r.seed for r in runs})
+    return "one seed" if seeds == 1 else f"up to {seeds} seeds"
+
+
+def tokens_seen(runs: list[Record]) -> int:
+    """How many tokens a run that ended was trained on; 0 where none ended."""
+    return next((r.metrics["tokens_seen"] for r in runs if "tokens_seen" in r.metrics), 0)
+
+
+def tokens_of(runs: list[Record]) -> str:
+    """ "100.0M training tokens"."""
+    return f"{tokens_seen(runs) / 1e6:.1f}M training tokens"
+
+
+def passes_over(runs: list[Record]) -> str:
+    """How often the text was read, where it was read more than once; otherwise nothing."""
+    passes = max((r.metrics.get("tokens_seen", 0) / r.data["train_tokens"] for r in runs), default=0)
+    return f", {passes:.1f} times through the text" if passes > 1 else ""
+
+
+def epochs_of(record: Record) -> str:
+    """Over how many epochs a run of Figure 3 was fine-tuned."""
+    images, epochs, batch = record.data["train_images"], record.config["epochs"], record.train["batch_size"]
+    if record.steps == epochs * images // batch:
+        return f"{epochs} epochs"
+    return f"{record.steps:,} steps at REDUCED BUDGET, {record.steps * batch / images:.2g} epochs"
+
+
+def scale_of(config: dict) -> str:
+    """Of a trained GPT-2: whether it has the paper's shape, and was trained as long."""
+    if config["d_model"] < BUDGETS["table2"].width:
+        return "at REDUCED SCALE, not the paper's"
+    return "at the paper's shape" + (", REDUCED BUDGET" if config["train"]["steps"] < BUDGETS["table2"].paper_steps else "")
+
+
+def data_in_words(record: Record) -> str:
+    """What it was trained on, with the start of its hash."""
+    return f"{record.data['name']} (content sha256 {record.data['sha256'][:12]}…)"
+
+
+def devices_of(records: list[Record]) -> str:
+    """On what they ran: devices and versions of PyTorch."""
+    return f"{each_once(r.device for r in records)}, torch {each_once(r.versions['torch'] for r in records)}"
+
+
+def commit_of(record: Record) -> str:
+    """The commit that ran, short, and whether the tree differed from it."""
+    commit, plus, changes = record.commit.partition("+")
+    return commit[:10] + plus + changes
+
+
+def commands_of(records: list[Record]) -> str:
+    """The commands that made them, each once."""
+    return ", ".join(f"`{p}`" for p in patterns(r.command for r in records))
+
+
+def patterns(commands: Iterable[str]) -> list[str]:
+    """The commands without the folders of one machine and, as words, what varies between runs.
+
+    Args:
+        commands: as records have them.
+
+    Returns:
+        One for all that are alike then.
+    """
+    varied: dict[str, set[str]] = {}
+    for command in commands:
+        start, *options = re.split(r" (?=--[a-z])", command)
+        named = {option.split(" ")[0]: option for option in options}
+        fixed = [option for name, option in sorted(named.items()) if name not in ("--records", "--out", *VARIED)]
+        varied.setdefault(" ".join([start, *fixed]), set()).update(named.keys() & VARIED.keys())
+    return [" ".join([base, *(f"{name} {VARIED[name]}" for name in VARIED if name in used)]) for base, used in varied.items()]

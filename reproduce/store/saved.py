@@ -1,0 +1,164 @@
+"""Model files: weights in safetensors, and beside them as JSON what it takes to build the model again. Nothing is ever unpickled."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from tqdm import tqdm
+
+from tucker_ref import Rotary, TuckerAttention
+
+from .files import write_atomically
+
+
+def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
+    """Parameters and persistent buffers in one safetensors file, those that are shared once.
+
+    Args:
+        path: the file.
+        model: whose Tucker layers are described beside their weights, as `attention` of the metadata.
+        metadata: what else the file says of it.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
+    replaced = {place: describe(module) for place, module in model.named_modules() if isinstance(module, TuckerAttention)}
+    content = safetensors.torch.save(tensors, metadata={**metadata, "attention": json.dumps(replaced)})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says of its model.
+
+    Raises:
+        ValueError: as `read_model` does.
+    """
+    return read_model(path, with_tensors=False)[0]
+
+
+def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a file.
+
+    Args:
+        path: the file.
+        with_tensors: whether they are read.
+
+    Raises:
+        ValueError: if the file is damaged or was not written here.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a readable safetensors file: there is no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys() if with_tensors else []
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    if "attention" not in metadata:
+        raise ValueError(f"{path} was not saved by this program: it does not describe its model")
+    return metadata, tensors
+
+
+def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    """The model with the file's Tucker layers in their places and its weights.
+
+    Args:
+        model: as its config builds it.
+        metadata, tensors: as `read_model` gives them.
+        path: where they came from, for messages.
+
+    Returns:
+        The same model, in evaluation mode.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    with described(path):
+        for place, description in json.loads(metadata["attention"]).items():
+            model.set_submodule(place, layer_of(description))
+    own = _tensors(model)
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ValueError(f"{path}: its weights do not fit the model that it describes")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    return model.eval()
+
+
+@contextmanager
+def described(path: Path):
+    """Whatever a file's metadata make go wrong while a model is built from them becomes one kind of error.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: naming it.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from error
+
+
+def make_room(path: Path, run: str) -> None:
+    """Whatever another run has kept under this name moves to a name with that run's id.
+
+    Args:
+        path: where a model is to be written.
+        run: the id of the run that writes it.
+    """
+    if path.exists() and (other := run_of(path)) != run:
+        aside = path.with_stem(f"{path.stem}-{other}")
+        path.rename(aside)
+        tqdm.write(f"{path} was the model of another run, which is in {aside} now")
+
+
+def kept(path: Path, run: str) -> Path | None:
+    """Where the model of a run is that was kept under a name, if it is there.
+
+    Args:
+        path: the name.
+        run: the run's id.
+    """
+    places = (path, path.with_stem(f"{path.stem}-{run}"))
+    return next((place for place in places if place.exists() and run_of(place) == run), None)
+
+
+def run_of(path: Path) -> str:
+    """The id of the run whose model a file holds; "unknown" of a damaged file, or one that does not say."""
+    try:
+        return read_metadata(path).get("run", "unknown")
+    except ValueError:
+        return "unknown"
+
+
+def describe(layer: TuckerAttention) -> dict:
+    """The arguments that build a layer of this shape."""
+    rotary = layer.rotary
+    return {
+        "d_model": layer.d_model,
+        "n_heads": layer.n_heads,
+        "ranks": layer.ranks,
+        "post_ranks": layer.post_ranks,
+        "shared_kv": layer.shared_kv,
+        "scale": layer.scale,
+        "bias": layer.bias,
+        "latent_norm": layer.latent_norm,
+        "qk_norm": layer.qk_norm,
+        "rotary": rotary and {"frequencies": rotary.frequencies.tolist(), "pairing": rotary.pairing, "blocks": rotary.blocks},
+    }
+
+
+def layer_of(description: dict) -> TuckerAttention:
+    """A fresh layer of the shape that `describe` tells."""
+    rotary = description["rotary"]
+    return TuckerAttention(**{**description, "rotary": rotary and Rotary(**rotary)})
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, each once, and the buffers that belong to the state."""
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in state}

@@ -1,0 +1,341 @@
+"""Train and judge the language models of Tables 2 and 3: batches, validation loss, bits per byte, and a file to generate from."""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import nn
+from tqdm import tqdm
+
+from ..data.prepared import is_prepared, open_prepared
+from ..data.text import TextData, load_text
+from ..models.gpt2 import GPT2
+from ..models.language_model import LanguageModel
+from ..models.llama import Llama
+from ..models.rows import Row
+from ..models.sizes import count_cached, count_parameters
+from ..store.saved import described, fill, kept, make_room, read_metadata, read_model, write_model
+from .dry_run import Plan
+from .loop import Diverged, TrainResult, train
+from .observe import is_finite, observation
+from .options import Options
+from .recipes import Recipe
+from .runs import Run, override
+from .settings import OPTIMIZERS, TrainConfig
+
+
+@dataclass(frozen=True)
+class LanguagePreset:
+    """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
+    learning_rates: by row, or by row and change as `method_of` names them, in place of the one in `train`: each one's own best;
+    observe_every: steps between looks at norms and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker
+    takes at a time, None for no limit; text: the prepared text that has to be named with --text, None if the built-in one will do;
+    one_pass: no token is trained on twice (`fresh_windows`).
+    """
+
+    narrower: int
+    n_layers: int
+    context: int
+    vocab_size: int
+    validation_tokens: int
+    train: TrainConfig
+    seeds: tuple[int, ...] = (0,)
+    keep_models: bool = True
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    observe_every: int = 0
+    micro_batch: int | None = None
+    text: str | None = None
+    one_pass: bool = False
+
+    def rate(self, row: str, method: str = "") -> float:
+        """The peak learning rate of a row.  method: as `method_of` names it, if it is trained otherwise."""
+        return self.learning_rates.get(method, self.learning_rates.get(row, self.train.learning_rate))
+
+
+def method_of(row: str, recipe: Recipe) -> str:
+    """What tables and records call a row that is trained in this way."""
+    return f"{row}, {recipe.name}" if recipe.config() else row
+
+
+def build_model(config: dict) -> LanguageModel:
+    """The model that a run's config describes, freshly initialised."""
+    row = Row(**{name: tuple(v) if isinstance(v, list) else v for name, v in config["attention"].items()})
+    shape = (config["d_model"], config["n_heads"], config["n_layers"])
+    if config["model"] == "gpt2":
+        return GPT2(config["vocab_size"], config["context"], *shape, row.build)
+    return Llama(config["vocab_size"], *shape, lambda d, h: row.build(d, h, config["rope_base"]))
+
+
+def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Options) -> TrainConfig:
+    """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change."""
+    rate = preset.rate(row.label, method_of(row.label, recipe))
+    return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+
+
+def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
+    """What defines this row's model, for its record and for `build_model`.  model: as in `train_rows`."""
+    return {
+        **model,
+        "row": row.config(),
+        "attention": row.narrowed(preset.narrower).config(),
+        "d_model": model["d_model"] // preset.narrower,
+        "n_layers": preset.n_layers,
+        "context": preset.context,
+        "vocab_size": vocab_size,
+    }
+
+
+def read_text(preset: LanguagePreset, options: Options) -> TextData:
+    """The tokens to train on: those of a prepared folder, or of a text that fits into memory."""
+    if preset.text and options.text is None:
+        raise ValueError(
+            f"--preset {options.preset} is trained on {preset.text}: name a folder with --text that "
+            f"`python -m reproduce prepare {preset.text} --out FOLDER` wrote"
+        )
+    if is_prepared(options.text):
+        if unused := [name for name in ("validation", "bpe") if getattr(options, name)]:
+            raise ValueError(f"--{unused[0]}: {options.text} is prepared, with byte pairs and a held-out part of its own")
+        return open_prepared(options.text)
+    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+
+
+def plan_of(
+    experiment: str,
+    rows: list[tuple[Row, Recipe]],
+    model: dict,
+    preset: LanguagePreset,
+    options: Options,
+    known: tuple,
+    ours: tuple,
+) -> Plan:
+    """What `train_rows` would take, for --dry-run.
+
+    known, ours: settings that the paper tells, and those that we chose; of the preset `paper`, the others are ours altogether.
+    """
+    if options.preset != "paper":
+        rates = dict.fromkeys(f"{settings_of(row, recipe, preset, options).learning_rate:g}" for row, recipe in rows)
+        by_row = ", by row" if len(rates) > 1 else ""
+        known, ours = (
+            (),
+            (f"{OPTIMIZERS[options.optimizer or preset.train.optimizer]} at a peak rate of {' or '.join(rates)}{by_row}",),
+        )
+    configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
+    settings = settings_of(*rows[0], preset, options)
+    return Plan(
+        experiment=experiment,
+        title=f"{experiment}, preset {options.preset},",
+        data=options.text or preset.text or "the standard library's source",
+        labels=tuple(configs),
+        build=lambda label: build_model(configs[label]),
+        block=lambda label: build_model(configs[label] | {"n_layers": 1, "vocab_size": 1}).blocks[0],
+        settings=settings,
+        samples="sequences",
+        tokens=preset.context,
+        outputs=preset.context * preset.vocab_size,
+        seeds=options.seeds or preset.seeds,
+        largest_micro_batch=preset.micro_batch,
+        shape={name: next(iter(configs.values()))[name] for name in ("model", "d_model", "n_layers", "context", "vocab_size")},
+        known=known,
+        ours=ours,
+    )
+
+
+def train_rows(
+    experiment: str,
+    rows: Iterable[tuple[Row, Recipe]],
+    model: dict,
+    preset: LanguagePreset,
+    options: Options,
+) -> None:
+    """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
+    data = read_text(preset, options)
+    for part in ("train", "validation"):
+        if (found := len(getattr(data, part))) <= preset.context:
+            raise ValueError(f"{data.name}: {found} {part} tokens are fewer than one window of {preset.context + 1}")
+    for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate()):
+        settings, changes = settings_of(row, recipe, preset, at_rate), recipe.config()
+        config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
+        config |= {"recipe": changes} if changes else {}
+        config |= {"one_pass": True} if preset.one_pass else {}
+        for seed in options.seeds or preset.seeds:
+            run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
+            if not run.is_done():
+                train_one(run, settings, data, preset, recipe)
+            elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):
+                tqdm.write(
+                    f"{run.title}: its model is no longer in {model_path(options.out, run.title).parent}; to train it again, "
+                    "name another folder with --records"
+                )
+
+
+def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
+    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such."""
+    config, context = run.config, run.config["context"]
+
+    def fresh():
+        torch.manual_seed(run.seed)
+        model = build_model(config)
+        recipe.prepare(model)
+        return model.to(run.options.device)
+
+    model = fresh()
+    workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
+
+    windows = fresh_windows(data.train, run.seed, settings, context) if preset.one_pass else None
+
+    def batch_at(step):
+        rows, size = workers.rows(settings.batch_size), settings.batch_size
+        if windows is None:
+            return (batch_of(data.train, step, run.seed, size, context, rows),)
+        return (stacked(data.train, windows[step * size : (step + 1) * size][rows], context),)
+
+    def observe(step):
+        if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
+            return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
+
+    try:
+        result = train(
+            model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, recipe.optimizer, workers
+        )
+    except Diverged as error:
+        tqdm.write(f"{error}; recorded")
+        error.result.observations = list(filter(is_finite, error.result.observations))
+        if workers.is_first:
+            run.finish({"diverged_at": error.step, **about(model, error.result)}, error.result.seconds)
+        return workers.wait()
+    model = workers.unsharded(model, fresh)
+    if not workers.is_first:
+        return workers.wait()
+    metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
+    tokens_seen = settings.steps * settings.batch_size * context
+    if preset.keep_models:
+        path, about_run = model_path(run.options.out, run.title), {"run": run.identity, "preset": run.options.preset}
+        make_room(path, run.identity)
+        save_model(path, model, config, data.tokenizer, **about_run, data=json.dumps(run.data))
+    run.finish(
+        {
+            **metrics,
+            "tokens_seen": tokens_seen,
+            "tokens_per_second": round(tokens_seen / result.seconds) if result.seconds and len(result.machines) == 1 else None,
+            **about(model, result),
+            "workers": workers.describe(settings.batch_size),
+        },
+        result.seconds,
+    )
+    workers.wait()
+
+
+def about(model: LanguageModel, result: TrainResult) -> dict:
+    """Of a record's metrics, those that need no validation: sizes, the curve, and what was observed."""
+    layers = [block.attention for block in model.blocks]
+    return {
+        "attention_parameters": count_parameters(layers),
+        "cache_per_token": count_cached(layers),
+        "curve": result.curve,
+        **({"observations": result.observations} if result.observations else {}),
+        **({"machines": result.machines} if len(result.machines) > 1 else {}),
+    }
+
+
+def batch_of(
+    tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int, rows: slice = slice(None)
+) -> torch.Tensor:
+    """The random windows of one training step, a function of (seed, step) alone; of these the given rows.
+
+    Returns: (rows, context + 1) int64.
+    """
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)[rows]
+    return stacked(tokens, starts, context)
+
+
+def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int) -> np.ndarray:
+    """Where the windows of all steps start: the text cut into windows, each taken once, in an order that the seed alone decides.
+
+    Every token is a target once; two windows share the one token where they meet.  Returns: (windows,) integers.
+    Raises ValueError if there are fewer windows than the run needs.
+    """
+    count, needed = (len(tokens) - 1) // context, settings.steps * settings.batch_size
+    if count < needed:
+        raise ValueError(
+            f"{settings.steps} steps of {settings.batch_size} windows need {needed * context + 1:,} tokens, each read once; the text "
+            f"has {len(tokens):,}: at most {count // settings.batch_size} steps"
+        )
+    return context * np.random.default_rng(seed).permutation(count)
+
+
+def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tensor:
+    """The windows that start there, (rows, context + 1) int64."""
+    return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, data: TextData, context: int, batch_size: int, max_tokens: int, precision: str, title: str
+) -> dict:
+    """Loss on consecutive windows from the start of the held-out text, every token predicted once.
+
+    Returns: validation_loss (nats a token), bits_per_byte (comparable across vocabularies), validation_tokens.
+    """
+    device = next(model.parameters()).device
+    n_windows = min(len(data.validation) - 1, max_tokens) // context
+    if n_windows == 0:
+        raise ValueError(f"{data.name}: {len(data.validation)} held-out tokens are fewer than one window of {context}")
+    stream = data.validation[: n_windows * context + 1].astype(np.int64)
+    inputs, targets = (part.reshape(n_windows, context) for part in (stream[:-1], stream[1:]))
+    model.eval()
+    total = 0.0
+    for start in tqdm(range(0, n_windows, batch_size), f"{title}: validation", leave=False):
+        x, y = (torch.from_numpy(t[start : start + batch_size]).to(device) for t in (inputs, targets))
+        with (
+            torch.compiler.set_stance("force_eager"),  # the last batch is smaller: a compilation would not pay
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+        ):
+            logits = model(x)
+        total += F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum").item()
+    n_bytes = int(data.token_bytes[targets].sum())
+    return {
+        "validation_loss": total / targets.size,
+        "bits_per_byte": total / math.log(2) / n_bytes,
+        "validation_tokens": targets.size,
+    }
+
+
+def model_path(out: Path, title: str) -> Path:
+    """Where a trained model is kept; a name without spaces or brackets, since it will be typed in a shell."""
+    return out / "models" / f"{re.sub(r'[^A-Za-z0-9_.=]+', '-', title)}.safetensors"
+
+
+def model_of(out: Path, title: str, preset: str) -> Path | None:
+    """The newest model with this title that this preset trained: under its name, or moved aside."""
+    path = model_path(out, title)
+    aside = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"), key=lambda place: -place.stat().st_mtime)
+    for place in ([path] if path.exists() else []) + aside:
+        if read_metadata(place).get("preset", preset) == preset:
+            return place
+    return None
+
+
+def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str, **more: str) -> None:
+    """Weights, config and tokenizer in one safetensors file.  more: what else it should say, such as the run and its preset."""
+    write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer, **more})
+
+
+def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
+    """The model, its tokenizer's JSON and its config.  Raises ValueError if the file is damaged or holds another model."""
+    metadata, tensors = read_model(path)
+    if not {"config", "tokenizer"} <= set(metadata):
+        raise ValueError(f"{path} holds no language model of this program: it names no config and tokenizer")
+    with described(path):
+        config = json.loads(metadata["config"])
+        model = build_model(config)
+        Tokenizer.from_str(metadata["tokenizer"])
+    return fill(model, metadata, tensors, path), metadata["tokenizer"], config

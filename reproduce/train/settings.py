@@ -1,0 +1,52 @@
+"""How to train, and the learning rate of every step."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon, with AdamW beside it"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. batch_size is the global batch, in sequences or images; learning_rate is the peak.
+
+    optimizer: "adamw", or "muon" for the matrices of the blocks (see muon.py).
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    final_share: float = 0.1  # of the peak learning rate, where the cosine ends
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    gradient_clip: float = 1.0
+    precision: str = "float32"  # or "bfloat16": autocast, with float32 weights and optimiser
+    compiled: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 50
+    optimizer: str = "adamw"
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}")
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}; it must be a multiple of log_every = {self.log_every}"
+            )
+
+    def config(self) -> dict:
+        """All fields, for records and checkpoints; the optimiser only where it is not AdamW, as in records from before Muon."""
+        everything = dataclasses.asdict(self)
+        return everything if self.optimizer != "adamw" else {k: v for k, v in everything.items() if k != "optimizer"}
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Linear warm-up from zero, then a cosine from the peak down to final_share of it at the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    share = config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate * share

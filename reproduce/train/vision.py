@@ -1,0 +1,105 @@
+"""What training and judging vision transformers needs: the model and its file, batches, loss and accuracy."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from ..data.images import ImageData
+from ..models.rows import Row
+from ..models.vit import ViT
+from ..store.saved import described, fill, read_model
+from .distributed import ALONE, Workers
+from .loop import Diverged, TrainResult
+from .settings import TrainConfig
+
+SHIFT = 4  # pixels
+
+
+def build_vit(shape: dict) -> ViT:
+    """Multi-head attention, freshly initialised.  shape: the arguments of ViT but `attention`."""
+    return ViT(**shape, attention=Row("MHA").build)
+
+
+def load_vit(path: Path) -> tuple[ViT, dict]:
+    """A model that `pretrained` kept, and its file's metadata.  Raises ValueError if the file holds something else."""
+    metadata, tensors = read_model(path)
+    if "vit" not in metadata:
+        raise ValueError(f"{path} holds no vision transformer of this program")
+    with described(path):
+        model = build_vit(json.loads(metadata["vit"]))
+    return fill(model, metadata, tensors, path), metadata
+
+
+def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int = 0, augmented: bool = False) -> Callable:
+    """step -> random images and their labels, a function of seed and step alone; first_step: where this phase begins."""
+
+    def batch_at(step):
+        rng = np.random.default_rng((seed, first_step + step))
+        chosen = rng.integers(0, len(data.x_train), size=settings.batch_size)
+        images = data.x_train[chosen]  # (b, side, side, channels)
+        if augmented:
+            images = moved(images, rng)
+        return torch.from_numpy(images), torch.from_numpy(data.y_train[chosen])
+
+    return batch_at
+
+
+def moved(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """images (b, side, side, channels), each moved by up to SHIFT pixels in both directions over black, half of them mirrored."""
+    side = images.shape[1]
+    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
+    first = rng.integers(0, 2 * SHIFT + 1, size=(2, len(images), 1))
+    rows, columns = first + np.arange(side)  # (b, side) each: which pixels of the padded image are seen
+    columns = np.where(rng.random((len(images), 1)) < 0.5, columns, columns[:, ::-1])
+    return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def loss_on(data: ImageData) -> Callable:
+    def loss_of(model, images, labels):
+        return F.cross_entropy(model(as_input(images, data.pixel_range)).float(), labels)
+
+    return loss_of
+
+
+def outcome(training: Callable[[], TrainResult], judge: Callable[[], dict], settings: TrainConfig) -> tuple[TrainResult, dict]:
+    """What a fine-tuning left behind, and the metrics of what came out: the judgement, or at which step it diverged."""
+    try:
+        return training(), {**judge(), "images_seen": settings.steps * settings.batch_size}
+    except Diverged as error:
+        tqdm.write(f"{error}; recorded")
+        return error.result, {"diverged_at": error.step}
+
+
+def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
+    """(b, side, side, channels) uint8 -> (b, channels, side, side) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / pixel_range * 2 - 1
+
+
+def judged(model: nn.Module, data: ImageData, device: str) -> dict:
+    """The model's accuracy on the test images."""
+    model.eval()
+    pairs = (torch.from_numpy(data.x_test).split(500), torch.from_numpy(data.y_test).split(500))
+    return accuracy(lambda images: model(as_input(images, data.pixel_range)), zip(*pairs), device)
+
+
+@torch.no_grad()
+def accuracy(
+    logits_of: Callable[[torch.Tensor], torch.Tensor], batches: Iterable, device: str, workers: Workers = ALONE
+) -> dict:
+    """Share of images whose class is the first guess (top1), or among the first five (top5), over all workers.
+
+    batches: images as logits_of takes them, and labels (b,); of several workers this one's.
+    """
+    counts = torch.zeros(3, dtype=torch.float64, device=device)  # first guesses, first five, images
+    for images, labels in batches:
+        logits = logits_of(images.to(device))
+        hits = logits.topk(min(5, logits.shape[1])).indices == labels.to(device)[:, None]  # (b, 5)
+        counts += torch.stack([hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)])
+    top1, top5, images = workers.mean(counts).tolist()
+    return {"top1": top1 / images, "top5": top5 / images}

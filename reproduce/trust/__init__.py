@@ -1,0 +1,1 @@
+"""Tests of the tests and of the code: they need the repository, so no wheel holds them."""

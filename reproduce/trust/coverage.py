@@ -1,0 +1,67 @@
+"""Coverage: which lines and branches of `tucker_ref` and `reproduce` all tests together run, and which only a GPU runs.
+
+`make test` prints the same figures. `[tool.coverage]` in pyproject.toml says what is left out, as GPU-only, and why.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ..report.markdown import markdown
+from ..store.records import append, new_record
+from ..train.options import Options
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("tucker_ref", "reproduce")
+COUNTS = {
+    "lines": "num_statements",
+    "covered_lines": "covered_lines",
+    "branches": "num_branches",
+    "covered_branches": "covered_branches",
+    "left_out": "excluded_lines",
+}
+
+
+def run(options: Options) -> None:
+    """One record: lines and branches, covered and all, of both packages.  Raises ValueError if a test fails."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "coverage.json"
+        command = [sys.executable, "-m", "pytest", "-n", "2", "--cov", f"--cov-report=json:{report}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"the tests do not pass: {(done.stdout + done.stderr)[-2000:]}")
+        metrics = count(json.loads(report.read_text()))
+    print(table(metrics))
+    wall = time.perf_counter() - started
+    append(options.records, new_record("coverage", "tests", "coverage.py", {}, metrics, wall_seconds=wall), replace=True)
+
+
+def count(report: dict) -> dict:
+    """Per package, the sums over its files of a JSON report by coverage.py."""
+    return {
+        package: {
+            name: sum(file["summary"][field] for path, file in report["files"].items() if Path(path).parts[0] == package)
+            for name, field in COUNTS.items()
+        }
+        for package in PACKAGES
+    }
+
+
+def table(metrics: dict) -> str:
+    """Markdown: a line per package."""
+    rows = [
+        [
+            package,
+            f"{counts['covered_lines']:,} of {counts['lines']:,}",
+            f"{counts['covered_branches']:,} of {counts['branches']:,}",
+            f"{counts['left_out']:,}",
+        ]
+        for package, counts in metrics.items()
+    ]
+    return markdown(["package", "lines", "branches", "left out: only a GPU runs them"], rows)

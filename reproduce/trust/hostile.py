@@ -1,0 +1,55 @@
+"""Hostile input: the tables of cases in tests/test_hostile*.py, tried and counted by kind.
+
+Every case must be refused with a message that names what, where and what is allowed, or have one defined result; whatever was saved or
+cached before must be there afterwards. A case counts once for each layer and each backend on which it is tried.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+from ..report.markdown import markdown
+from ..store.records import append, new_record
+from ..train.options import Options
+
+ROOT = Path(__file__).parents[2]
+FILES = ("tests/test_hostile.py", "tests/test_hostile_cli.py")
+KIND = re.compile(r"[\[-]([a-z][a-z ]*): ")  # within a test's id; those without are tests of one case
+
+
+def run(options: Options) -> None:
+    """One record: trials of every kind.  Raises ValueError if one of the tests fails."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *FILES]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"not every hostile input met its end: {(done.stdout + done.stderr)[-2000:]}")
+        metrics = count(report)
+    print(table(metrics))
+    wall = time.perf_counter() - started
+    append(options.records, new_record("hostile", "tests", "pytest", {}, metrics, wall_seconds=wall), replace=True)
+
+
+def count(report: Path) -> dict:
+    """What a JUnit report of passed tests holds: trials by kind, and how many tests were skipped."""
+    passed, skipped = Counter(), 0
+    for case in ElementTree.parse(report).iter("testcase"):
+        if case.find("skipped") is not None:
+            skipped += 1
+        else:
+            found = KIND.search(case.get("name"))
+            passed[found[1] if found else "others"] += 1
+    return {"kinds": dict(passed.most_common()), "skipped": skipped}
+
+
+def table(metrics: dict) -> str:
+    """Markdown: a line per kind, and the sum."""
+    rows = [[kind, f"{trials:,}"] for kind, trials in metrics["kinds"].items()]
+    return markdown(["kind", "inputs that met their end"], [*rows, ["together", f"{sum(metrics['kinds'].values()):,}"]])

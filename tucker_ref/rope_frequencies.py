@@ -1,0 +1,82 @@
+"""Beside rung 5. Rotary frequencies: the usual schedule, its stretch to longer contexts, and the angles they give (PyTorch)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .checks import check_even
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretch of the context: slow frequencies are divided by `factor`, fast ones kept, those between blended.
+
+    Args:
+        factor: what slow frequencies are divided by.
+        low_frequency_factor: slow is what turns fewer times than this within `original_context` tokens.
+        high_frequency_factor: fast is what turns more often than this.
+        original_context: tokens of the context before the stretch.
+
+    Raises:
+        ValueError: if one is not positive or the two limits are in the wrong order.
+    """
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self):
+        if not (self.factor > 0 and 0 < self.low_frequency_factor < self.high_frequency_factor and self.original_context > 0):
+            raise ValueError(f"{self}: factor and original_context must be positive, low_frequency_factor below the high one")
+
+    def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """frequencies: (pairs,) in radians per token.  Returns: the stretched ones, the same shape."""
+        turns = self.original_context * frequencies / (2 * math.pi)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, 1: fast
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+def schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:
+    """theta_j = base^(-2j / width), j = 0 .. width/2 - 1, in float64.  Raises ValueError for an odd width or another base."""
+    check_even("rotary width", width)
+    if not isinstance(base, (int, float)) or not 0 < base < math.inf:
+        raise ValueError(f"base is {base!r}; it must be a positive number")
+    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width)
+    return frequencies if scaling is None else scaling.apply(frequencies)
+
+
+def constants(frequencies) -> torch.Tensor:
+    """A list or tensor of frequencies as a float64 tensor of its own.  Raises ValueError unless they are finite numbers, one per pair."""
+    if not isinstance(frequencies, torch.Tensor):
+        try:
+            frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
+        except (TypeError, ValueError):
+            raise ValueError(f"frequencies is {frequencies!r}; it must be a list of finite numbers, one per pair") from None
+    if frequencies.is_meta or frequencies.requires_grad:
+        held = "holds no values (it is on the meta device)" if frequencies.is_meta else "requires a gradient"
+        raise ValueError(f"frequencies {held}; they are constants")
+    frequencies = frequencies.detach().to(torch.float64, copy=True)
+    if frequencies.ndim != 1 or len(frequencies) == 0 or not frequencies.isfinite().all():
+        raise ValueError(f"frequencies has shape {tuple(frequencies.shape)}; it must be a list of finite numbers, one per pair")
+    return frequencies
+
+
+@torch.library.custom_op("tucker_ref::cos_sin", mutates_args=())
+def cos_sin(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Angles in float64, rounded once. An operator of its own, or torch.compile would compute them anew for every head."""
+    angles = positions.unsqueeze(-1).to(torch.float64) * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@cos_sin.register_fake
+def _(positions, frequencies, dtype):
+    return tuple(frequencies.new_empty(*positions.shape, len(frequencies), dtype=dtype) for _ in range(2))
+
+
+def _device() -> torch.device:
+    """Where new tensors go; not "meta", since frequencies are values that no state dict brings back."""
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device
