@@ -288,5 +288,7 @@ def test_what_the_exercises_of_kernels_ranks_and_budgets_call_right_is_what_the_
     np.testing.assert_allclose(e08.head_gram(w_q, w_k), unfold(w, 0) @ unfold(w, 0).T, rtol=1e-12, atol=1e-12)
     spectra = [torch.from_numpy(np.linalg.svd(unfold(w, mode), compute_uv=False)) for mode in range(3)]
     assert np.linalg.norm(w - hosvd(w, (2, 3, 3)).to_tensor()) / np.linalg.norm(w) <= e08.bound(spectra, (2, 3, 3))
+    guesses = [e09.bits_per_byte(math.log(tokens), 1000, 1000 * size) for tokens, size in ((256, 1.0), (512, 2.6))]
+    assert guesses == pytest.approx([8, 9 / 2.6])  # a uniform guess: one unit, but the value depends on the tokenizer
     s = e09.query_rank(21504, 96, 6, 4, 16)
     assert tucker_cost(96, 6, (4, s, 16)).parameters <= 21504 < tucker_cost(96, 6, (4, s + 1, 16)).parameters

@@ -14,9 +14,12 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 
 import tucker_ref
+from tutorials import pictures
 from tutorials.book.check import faults as faults_of_book
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +31,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
 MAX_CELLS = 25  # before the exercises, so that a notebook is one sitting
 MAX_LINES = 15  # of a code cell, so that it fits on a slide
 EXERCISES = range(3, 6)
+VOICES = ("The paper, second-hand.", "We differ here", "Beyond the paper.")  # index.md says what each of them is
 MARK = "nbval-check-output"  # nbval compares the output of cells with this tag, and of no others
 THEOREMS = {  # paper's label: the notebook that asserts it
     "Eqs. 2-6": "01",
@@ -300,6 +304,109 @@ def test_each_theorem_is_an_asserted_cell_with_a_control(label):
         for cell in code_cells(robbed):
             cell["source"] = re.sub(word, instead, source(cell))
         assert not wanted & asserted_labels(robbed)
+
+
+# What is said, and how
+
+
+def faults_of_words(notebook: dict) -> list[str]:
+    """Boxes without a voice, readings told as readings, checks that are called proofs, and modes, ranks or cores by other names."""
+    found = []
+    for box in re.findall(r"(?:^>.*\n?)+", prose(notebook), re.MULTILINE):
+        voices = re.findall(r"^> \*\*(.+?)\*\*", box, re.MULTILINE)
+        if not box.startswith("> **") or not set(voices) <= set(VOICES):
+            found.append(f"a box without a voice, or with one that index.md does not know: {box[:40]!r}")
+    for cell in notebook["cells"]:
+        text, is_text = source(cell), cell["cell_type"] == "markdown"
+        if re.search(r"quoted|is said to|have not read|that we know of", text):
+            found.append(f"who read what belongs to index.md: {text[:40]!r}")
+        if re.search(r"\bprove[dns]?\b", text) or ("proof" in text and not (is_text and "check" in text)):
+            found.append(f"numbers on random weights are checks: {text[:40]!r}")
+        said = text + "".join(str(part) for output in cell.get("outputs", []) for part in without_pictures([output]))
+        if re.search(r"\\times_0|\b[rU]_0|\\tau_0|\bcore\W+G\b|\b[Mm]ode 0|MHA\}\(X\)_\{jk\}", said):
+            found.append(f"modes, ranks and tails count from 1, and the core is C: {text[:40]!r}")
+    return found
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_words_mean_the_same_in_every_lesson(name):
+    assert faults_of_words(NOTEBOOKS[name]) == faults_of_words(SOLUTIONS[name]) == []
+
+
+def test_controls_of_the_words():
+    notebook = next(iter(NOTEBOOKS.values()))
+    for text in (
+        "> **The paper.** Table 1 has it.",
+        "> Table 1 has it.",
+        "Table 2, as it was quoted to us, has 12.85.",
+        "The assert below proves it.",
+        "The proof is the next cell.",
+        "$T = G \\times_0 U_0$",
+        "a small **core** $G$",
+        "Mode 0 keeps the rows",
+    ):
+        assert faults_of_words(changed(notebook, 0, source=text)), text
+    assert (
+        faults_of_words(
+            changed(notebook, 0, source="> **The paper, second-hand.** Table 1. The proof is one line; the cell checks it.")
+        )
+        == []
+    )
+
+
+def test_what_we_know_of_the_paper_is_said_once_and_on_page_one():
+    pages = {str(path.relative_to(FOLDER)): text_of(path) for path in TEXTS if path.is_relative_to(FOLDER)}
+    assert [name for name, text in pages.items() if "abstract and the opening" in text] == ["index.md"]
+    assert re.findall(r"^> \*\*(.+?)\*\*", pages["index.md"], re.MULTILINE) == list(VOICES)
+
+
+def test_prefill_is_explained_where_it_is_first_said():
+    cells = [source(cell) for notebook in NOTEBOOKS.values() for cell in notebook["cells"]]
+    first = next(text for text in cells if "prefill" in text.lower())
+    assert "this is called **prefill**" in first
+
+
+def test_like_for_like_xavier_makes_the_multi_head_layer_start_larger():
+    """The numbers of DEVIATIONS.md; a rule set beside another rule (the first of the three) turns the order round."""
+    torch.manual_seed(0)
+    tokens, xavier = torch.randn(4, 64, 192), tucker_ref.MultiHeadAttention(192, 12)
+    for weight in xavier.parameters():
+        torch.nn.init.xavier_uniform_(weight)
+    stds = []
+    for layer in (
+        tucker_ref.MultiHeadAttention(192, 12),
+        tucker_ref.TuckerAttention(192, 12, (8, 32, 16), init="xavier"),
+        xavier,
+    ):
+        tensor = tucker_ref.as_tucker(layer).pre.to_tensor()
+        stds.append((torch.einsum("bnd,hde,bme->bhnm", tokens, tensor, tokens) * layer.scale).std().item())
+    usual, tucker, multi_head = stds
+    assert usual == pytest.approx(0.08, rel=0.1) and multi_head == pytest.approx(1.0, rel=0.1)
+    assert tucker == pytest.approx(0.5, rel=0.2)
+    (row,) = (
+        line for line in (ROOT / "DEVIATIONS.md").read_text().splitlines() if line.startswith("| Initialisation of Tucker")
+    )
+    assert [number in row for number in ("deviation of 0.08", "by Xavier 0.5", "attention has 1.0")] == [True] * 3
+
+
+def test_a_picture_that_cannot_be_read_is_refused():
+    figure, ax = pictures.panels(1, 1, (2, 2))
+    assert pictures.legible(figure) is figure
+    ax.set_title("small", fontsize=7)
+    with pytest.raises(ValueError, match="texts below 8 points: .*'small'"):
+        pictures.legible(figure)
+    coarse, _ = plt.subplots(dpi=80)
+    with pytest.raises(ValueError, match="80.* dots per inch"):
+        pictures.legible(coarse)
+    plt.close("all")
+
+
+def test_every_picture_is_drawn_in_a_lesson_and_checked():
+    drawn = re.findall(r"pictures\.(\w+)\(", "\n".join(source(cell) for one in NOTEBOOKS.values() for cell in code_cells(one)))
+    functions = set(defined_in(pictures)) - {"panels", "legible"}
+    assert set(drawn) == functions
+    text = (FOLDER / "pictures.py").read_text()
+    assert text.count("return legible(figure)") == len(functions)
 
 
 # References

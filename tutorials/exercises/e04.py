@@ -21,7 +21,7 @@ def check_absorb_query(attempt) -> bool:
         "heads and tokens are exchanged: (b, h, n, t)": lambda q, w: torch.einsum("bhnk,hkt->bnht", q, w),
     }
     inputs = [(normal(2, 3, 5, 4), normal(3, 4, 4)), (normal(2, 3, 5, 4), normal(3, 4, 6))]
-    right = "(q W^UK^T) C^T = q (C W^UK)^T: no key is needed"
+    right = "(q W^UK^T) L^T = q (L W^UK)^T: no key is needed"
     return judge(attempt, inputs, lambda q, w: torch.einsum("bhnk,hkt->bhnt", q, w), mistakes, right)
 
 

@@ -52,7 +52,7 @@ def check_bits_per_byte(attempt) -> bool:
                 loss / math.log(2) / size
             ),
         },
-        "whole loss in bits over bytes, the same for any tokenizer",
+        "whole loss in bits over bytes: the unit is the same for any tokenizer, the value is not",
     )
 
 

@@ -1,0 +1,224 @@
+"""The larger pictures of the lessons, one call each: what they show is computed in the lesson, how it is drawn stands here."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from paper_figures import style
+
+DPI = 150
+SMALLEST = 8  # points
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], **options):
+    """plt.subplots at the resolution of all these pictures."""
+    return plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **options)
+
+
+def legible(figure: Figure) -> Figure:
+    """The figure, if every text in it can be read on a page."""
+    small = [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_fontsize() < SMALLEST]
+    if small or figure.dpi < DPI:
+        raise ValueError(f"{figure.dpi} dots per inch and texts below {SMALLEST} points: {small}; at least {DPI} and none")
+    return figure
+
+
+def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
+    """00: a photograph (rows, columns, 3) and its three unfoldings; of the third, the columns of one row of the picture."""
+    rows, columns, _ = picture.shape
+    figure, axes = panels(1, 4, (11, 2.6), width_ratios=[1.3, 2, 1.7, 2])
+    axes[0].imshow(picture, interpolation="nearest")
+    axes[0].set(title=f"Tensor {picture.shape}", xlabel="column", ylabel="row")
+    middle = slice(rows // 2 * columns, (rows // 2 + 1) * columns)  # one row of the picture, all its columns
+    shown = [unfolded[0], unfolded[1], unfolded[2][:, middle]]
+    for mode, (ax, matrix, name) in enumerate(zip(axes[1:], shown, ("row", "column", "colour")), start=1):
+        ax.imshow(matrix, cmap="gray", aspect="auto", interpolation="nearest")
+        ax.set(title=f"Mode {mode}: {unfolded[mode - 1].shape}", ylabel=name, xlabel="the other two")
+    axes[3].set(
+        xlabel=f"{columns} of its columns: picture row {rows // 2}", yticks=range(3), yticklabels=["red", "green", "blue"]
+    )
+    return legible(figure)
+
+
+def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], letters: str, word: str) -> Figure:
+    """01: tables (h, d, d) above, and the attention (h, n, m) that each makes below."""
+    figure, axes = panels(2, len(names), (10, 6.8))
+    features, edge = [*letters, *map(str, range(len(word)))], len(letters) - 0.5
+    for head, (name, (above, below)) in enumerate(zip(names, axes.T)):
+        above.imshow(tables[head], cmap="Blues")
+        above.axhline(edge, color="#999999", linewidth=0.8)  # letters before, positions after
+        above.axvline(edge, color="#999999", linewidth=0.8)
+        above.set(title=f"Head {head}: {name}", xlabel="feature of the key", ylabel="feature of the query")
+        above.set_xticks(range(len(features)), features, fontsize=8)
+        above.set_yticks(range(len(features)), features, fontsize=8)
+        below.imshow(attention[head], cmap="Oranges", vmin=0, vmax=1)
+        below.set(title="Attention it makes", xlabel="source token m", ylabel="query token n")
+        below.set_xticks(range(len(word)), word)
+        below.set_yticks(range(len(word)), word)
+    return legible(figure)
+
+
+def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) -> Figure:
+    """06: hands (pair, position, 2) of every pair, drawn at ten positions from 0 to counts[pair]."""
+    figure, axes = panels(1, len(counts), (10, 2.9), sharey=True)
+    for ax, frequency, hand, count in zip(axes, frequencies, hands, counts):
+        places = np.linspace(0, count, 10).round().astype(int)
+        for shade, n in zip(np.linspace(0.25, 1, 10), places):
+            ax.plot([0, hand[n, 0]], [0, hand[n, 1]], color=style.COLOURS["Tucker"], alpha=shade)
+            side = "right" if hand[n, 0] < -0.2 else "left" if hand[n, 0] > 0.2 else "center"
+            ax.text(1.1 * hand[n, 0], 1.13 * hand[n, 1], f"{n:,}", fontsize=8, ha=side, va="center")
+        ax.set(xlim=(-1.7, 1.7), ylim=(-1.4, 1.4), aspect="equal", xticks=[], yticks=[], xlabel="first channel")
+        ax.set_title(
+            f"frequency {frequency:g}\nevery {count // 9:,} tokens" if count > 9 else f"frequency {frequency:g}\nevery token"
+        )
+    axes[0].set_ylabel("second channel")
+    return legible(figure)
+
+
+def schedules(kinds: dict[str, np.ndarray], stretched: dict[str, np.ndarray]) -> Figure:
+    """06: frequencies of every pair, one row of panels for the schedules and one for a stretched context."""
+    figure, axes = panels(1, len(kinds) + 1, (11, 2.9), sharey=True, width_ratios=[1] * len(kinds) + [1.6])
+    for ax, (name, frequencies) in zip(axes, kinds.items()):
+        pairs, turning = np.arange(len(frequencies)), frequencies > 0
+        ax.plot(pairs[turning], frequencies[turning], "o", markersize=4, color=style.COLOURS["Tucker"])
+        ax.plot(pairs[~turning], np.full((~turning).sum(), 1e-7), "v", markersize=4, color="#777777", label="0: stands still")
+        ax.set(title=name, xlabel="pair", xlim=(-1.5, 32.5), xticks=(0, 16, 32))
+        if not turning.all():
+            ax.legend(loc="center left", bbox_to_anchor=(-0.05, 0.25), handlelength=1)
+    for (name, frequencies), line in zip(stretched.items(), ("-", "--")):
+        axes[-1].plot(frequencies, line, color=style.COLOURS["Tucker"], label=name)
+    axes[-1].set(title="A stretched context", xlabel="pair")
+    axes[-1].legend()
+    axes[0].set(yscale="log", ylim=(4e-8, 2), ylabel="radians per token")
+    return legible(figure)
+
+
+def caches(megabytes: dict[str, float], title: str) -> Figure:
+    """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
+    figure, ax = panels(1, 1, (7, 3.4))
+    bars = ax.barh(list(megabytes), megabytes.values(), color=[style.COLOURS[style.mechanism(name)] for name in megabytes])
+    whole = next(iter(megabytes.values()))
+    ax.bar_label(bars, [f"{size:.2f} MB, {size / whole:.0%}" for size in megabytes.values()], padding=4, fontsize=9)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set(xlabel="MB ($10^6$ bytes)", xlim=(0, 1.25 * whole), title=title)
+    return legible(figure)
+
+
+def bounded(ranks: list[int], lower: list[float], errors: list[float], upper: list[float]) -> Figure:
+    """08: the error of a compressed layer at each rank, between the bounds that its spectra give."""
+    figure, ax = panels(1, 1, (6, 2.8))
+    ax.fill_between(ranks, lower, upper, color="#cccccc", label="between the bounds")
+    ax.semilogy(ranks, errors, "o-", color=style.COLOURS["Tucker"], label="compressed layer")
+    ax.set(xlabel="query and key rank", ylabel="relative error of $W$", title="The spectra bound the error")
+    ax.legend()
+    return legible(figure)
+
+
+def compressed(series: dict[str, list[tuple[int, int, float]]], untouched: tuple[int, int, float]) -> Figure:
+    """08: (parameters, cached numbers, accuracy) of every layer, one line a series; `untouched`: of the layer before."""
+    figure, axes = panels(1, 2, (10, 3.6), sharey=True)
+    for name, points in series.items():
+        kind, shared = style.mechanism(name), name.endswith("shared")
+        look = dict(color=style.COLOURS[kind], marker=style.MARKERS[kind], linestyle="--" if shared else "-", label=name)
+        for ax, column in zip(axes, (0, 1)):
+            ax.plot([p[column] for p in points], [p[2] for p in points], markerfacecolor="white" if shared else None, **look)
+    for ax, label, at in zip(axes, ("attention parameters", "cached numbers per token"), untouched):
+        ax.axvline(at, color="black", linestyle=":", linewidth=1)
+        ax.axhline(untouched[2], color="black", linestyle=":", linewidth=1)
+        ax.set_xscale("log", base=2)
+        ticks = [
+            2**n for n in range(2, 15) if 0.9 * min(p[0 if ax is axes[0] else 1] for s in series.values() for p in s) < 2**n
+        ]
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        ax.minorticks_off()
+        ax.set(xlabel=f"{label}, each line twice the last")
+        ax.set_xlim(right=1.15 * max(at, *(p[0 if ax is axes[0] else 1] for s in series.values() for p in s)))
+    axes[0].set(ylabel="accuracy", title="By parameters")
+    axes[1].set(title="By cache")
+    axes[1].legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
+    return legible(figure)
+
+
+def head_compression(tried: dict[str, list[tuple]], loads: list[np.ndarray], kept: int) -> Figure:
+    """08: of both tensors the least error at each size, a curve for each r1; below, what each head has of each pattern (h, r).
+
+    tried: (numbers stored, error, ranks) by the tensor's name.  loads: head factors with columns times their singular values.
+    """
+    figure, axes = panels(2, 2, (10, 8), height_ratios=[1, 1.1], sharey="row")
+    for above, below, (name, points), load in zip(*axes, tried.items(), loads):
+        heads = sorted({ranks[0] for *_, ranks in points}, reverse=True)
+        for r1, colour, marker in zip(heads, plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(heads))), "Dos^v"):
+            curve: list[tuple] = []
+            for size, error, _ in sorted(point for point in points if point[2][0] == r1):
+                curve += [(size, error)] if not curve or error < 0.99 * curve[-1][1] else []  # better than all smaller ones
+            above.loglog(*zip(*curve), color=colour, marker=marker, markersize=4, label=f"$r_1$ = {r1}")
+        above.set(title=f"Price {name} the softmax", xlabel="numbers stored", ylabel="relative error on inputs")
+        above.set_xticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
+        above.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+        above.minorticks_off()
+        below.imshow(np.abs(load), cmap="Greens", vmin=0)
+        below.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
+        below.set(title=f"$U_1$ {name} the softmax", xlabel=f"head pattern; dashed: cut after {kept}", ylabel="head")
+        below.set(xticks=range(len(load)), yticks=range(len(load)))
+        below.grid(False)
+    axes[0, 0].legend(loc="lower left")
+    return legible(figure)
+
+
+def explorer(points: dict[str, tuple[int, int, float]]) -> Figure:
+    """08: (parameters, cache bytes, error) of every layer, the last of them in its own size, with its numbers as titles."""
+    figure, axes = panels(1, 2, (8.5, 3.6), sharey=True)
+    for name, point in points.items():
+        kind = style.mechanism(name)
+        size, place = {"Tucker": (11, (9, 7)), "MLA": (6, (-12, 7))}.get(kind, (6, (7, 3)))
+        for ax, number in zip(axes, point):
+            ax.plot(number, point[2], style.MARKERS[kind], color=style.COLOURS[kind], markersize=size, clip_on=False)
+            ax.annotate(name, (number, point[2]), xytext=place, textcoords="offset points", fontsize=8)
+    parameters, cache, error = point
+    axes[0].set(title=f"{parameters:,} parameters", xlabel="parameters", xlim=(0, max(12_000, parameters)))
+    axes[1].set(title=f"{cache} bytes a token", xlabel="cache bytes a token, BF16", xlim=(0, 220))
+    axes[0].set_yscale("function", functions=(np.sqrt, np.square))  # room for small errors
+    axes[0].set(ylim=(0, max(1, error)), yticks=(0, 0.01, 0.05, 0.1, 0.2, 0.5, 1), ylabel="error of outputs")
+    return legible(figure)
+
+
+def rates(losses: dict[str, dict[float, float]], xavier: dict[str, dict[float, float]]) -> Figure:
+    """09: losses by learning rate, one line a row; xavier: the same rows from another start, as open marks."""
+    figure, ax = panels(1, 1, (7, 3.2))
+    for name, line in losses.items():
+        look = dict(color=style.COLOURS[style.mechanism(name)], marker=style.MARKERS[style.mechanism(name)])
+        ax.semilogx(list(line), list(line.values()), label=f"{name}, starts matched", **look)
+        ax.plot(
+            list(xavier[name]),
+            list(xavier[name].values()),
+            linestyle="",
+            markerfacecolor="white",
+            label=f"{name}, Xavier",
+            **look,
+        )
+    every = next(iter(losses.values()))
+    ax.set_xticks(list(every), [f"{1000 * rate:g}" for rate in every])
+    ax.minorticks_off()
+    ax.set(
+        xlabel="learning rate × 1000",
+        ylabel="validation loss (nats/token)",
+        title="The gap depends on the rate, the order on the start",
+    )
+    ax.legend()
+    return legible(figure)
+
+
+def starts(stds: dict[str, tuple[float, float]]) -> Figure:
+    """05: standard deviations of the first logits and outputs, one bar a layer."""
+    figure, axes = panels(1, 2, (8, 2.4), sharey=True)
+    for ax, which, what in zip(axes, range(2), ("logits", "outputs")):
+        values = [pair[which] for pair in stds.values()]
+        colours = [style.COLOURS[style.mechanism(name)] for name in stds]
+        bars = ax.barh(list(stds), values, color=colours)
+        ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=4, fontsize=9)
+        ax.set(title=f"Fresh {what}", xlabel="standard deviation", xlim=(0, 1.25 * max(values)))
+        ax.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    return legible(figure)
