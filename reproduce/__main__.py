@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -36,8 +35,8 @@ EXPERIMENTS = {
     "speed": speed,
 }
 TRUST = ("survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # they test the code; no wheel holds them
-if importlib.util.find_spec("reproduce.trust"):
-    EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST}
+IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
+EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")
 TAKES = {  # what each experiment can be told, by groups of options, beside --preset, --out and --records
     "table2": (*LANGUAGE, "workers"),

@@ -65,7 +65,7 @@ def place(tmp_path_factory):
     for name, change in MODELS.items():
         changed = change(dict(metadata), dict(tensors))
         safetensors.torch.save_file(changed[1], place / f"{name}.safetensors", metadata=changed[0])
-    (record,) = records.load(place / "out" / "records", "table2", "smoke")
+    (record,) = json.loads((place / "out" / "records" / "table2.smoke.json").read_text())  # as it stands there
     for name, content in RECORDS.items():
         folder = place / f"records {name}"
         folder.mkdir()

@@ -147,7 +147,6 @@ def loss_table(experiment: str, records: list[Record]) -> list[str]:
     rows = []
     for label, group in runs.items():
         metrics = [r.metrics for r in group]
-        bits = [] if diverged(group) else [m["bits_per_byte"] for m in metrics]
         rows.append(
             [
                 label,
@@ -155,7 +154,7 @@ def loss_table(experiment: str, records: list[Record]) -> list[str]:
                 f"{metrics[0]['attention_parameters']:,}",
                 f"{metrics[0]['cache_per_token']:,}",
                 loss_cell(group),
-                mean_and_spread(bits, 3) if bits else "—",
+                "—" if diverged(group) else mean_and_spread([m["bits_per_byte"] for m in metrics], 3),
             ]
         )
     c, train = records[0].config, records[0].train

@@ -1,14 +1,26 @@
 """What goes on inside a model while it trains: norms of weights and gradients by kind, sizes of activations, the largest logit."""
 
-import contextlib
 import math
-from unittest import mock
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from tucker_ref import mha, mla, tucker
-from tucker_ref.attend import attend
+
+class Watching(TorchFunctionMode):
+    """While it is entered, see(q, k, v, z, scale) is told of every call of PyTorch's attention."""
+
+    def __init__(self, see: Callable[..., None]):
+        super().__init__()
+        self.see = see
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is F.scaled_dot_product_attention:
+            self.see(*args, result, kwargs["scale"])
+        return result
 
 
 def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
@@ -24,21 +36,15 @@ def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
                 total[name] = total.get(name, 0.0) + tensor.float().square().sum()
     largest: dict[str, torch.Tensor] = {}
 
-    def watching(q, k, v, *, scale, **options):
-        z = attend(q, k, v, scale=scale, **options)
+    def see(q, k, v, z, scale):
         for name, tensor in (("q", q), ("k", k), ("v", v), ("z", z)):
             _keep_larger(largest, name, tensor.float().square().mean().sqrt())
         for head in range(q.shape[1]):  # one at a time: n x n numbers
             logits = q[:, head].float() @ k[:, head * k.shape[1] // q.shape[1]].float().mT * scale
             _keep_larger(largest, "logit", logits.tril().abs().max())
-        return z
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.autocast(tokens.device.type, dtype=torch.bfloat16))
-        for module in (mha, mla, tucker):
-            stack.enter_context(mock.patch.object(module, "attend", watching))
+    eager = torch.compiler.set_stance("force_eager")
+    with Watching(see), torch.no_grad(), eager, torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         model.hidden(tokens)
     logit = largest.pop("logit")
     return {
