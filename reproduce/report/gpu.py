@@ -71,6 +71,31 @@ def sweep_table(records: list[Record]) -> list[str]:
     return [title, table, f"In order of what each row reaches at its own best: {note}.{gaps(runs)}", sources(runs)]
 
 
+def fresh_table(records: list[Record]) -> list[str]:
+    """Table 2 with Muon, every token read once: each row by learning rate, its best in bold, and how many rates it was tried at.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Markdown, piece by piece.
+    """
+    order = [row.label for row in BUDGETS["table2"].rows]
+    runs = sorted(of_one_budget(runs_of(records, "table2", "gpu-fresh")), key=lambda r: (order.index(r.method), r.rate))
+    table, best = rates_table(runs, lambda r: r.method)
+    title = (
+        f"**Learning rates for GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET: {tokens_of(runs)}, "
+        f"no token read twice, {seeds_in_words(runs)}; validation loss in nats/token, each row's best in bold.**"
+    )
+    tried = "; ".join(f"{row}: {len({r.rate for r in runs if r.method == row})} rates" for row in best)
+    return [
+        title,
+        table,
+        f"The rows were not tried equally yet, so no row is set against another here. {tried}.",
+        sources(runs),
+    ]
+
+
 def gaps(runs: list[Record]) -> str:
     """Why the sweep leaves out some rates.
 

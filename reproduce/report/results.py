@@ -10,7 +10,7 @@ from pathlib import Path
 from ..models.rows import TABLE2
 from ..store.files import write_atomically
 from ..store.records import Record
-from .gpu import ablation_table, best_table, budget_tables, cures_table, loss_cell, sweep_table
+from .gpu import ablation_table, best_table, budget_tables, cures_table, fresh_table, loss_cell, sweep_table
 from .markdown import markdown
 from .query import (
     BUDGETS,
@@ -512,6 +512,7 @@ DRAW = {  # the heading, and what draws each preset's records
 }
 TOGETHER = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
+    ("table2", "gpu-fresh"): fresh_table,
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): ablation_table,
