@@ -13,7 +13,7 @@ project = "Tucker Attention, step by step"
 author = "The tucker-ref maintainers"
 copyright = "2026, The tucker-ref maintainers; MIT licence"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 root_doc = "index"
 exclude_patterns = ["book", "exercises", "**.ipynb_checkpoints"]
 
@@ -28,6 +28,9 @@ mathjax_path = "tex-svg-full.js"  # one file: glyphs are drawn as paths, no font
 
 autodoc_member_order = "bysource"
 add_module_names = False
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -53,10 +56,11 @@ def as_restructured_text(app, what, name, obj, options, lines):
 
 def _paragraph_line(line: str) -> str:
     """Code between double backticks, every other sign that reStructuredText reads escaped; `Returns` and `Raises` start anew."""
+    field, line = re.match(r"(\s*:\w+[^:]*: ?)?(.*)", line).groups(default="")  # what napoleon made of `Args:` and the like
     parts = re.split(r"(`[^`]+`)", line)
     line = "".join(f"`{part}`" if n % 2 else re.sub(r"([\\*|_])", r"\\\1", part) for n, part in enumerate(parts))
-    return re.sub(r"^(Returns|Raises|Same arguments)", r"\n\1", line)
+    return field + re.sub(r"^(Returns|Raises|Same arguments)", r"\n\1", line)
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", as_restructured_text)
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=900)  # after napoleon
