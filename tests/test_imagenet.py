@@ -20,7 +20,7 @@ from reproduce.store import records
 from reproduce.train.distributed import Workers
 from reproduce.train.loop import Diverged, TrainResult
 from reproduce.train.options import Options
-from reproduce.train.public_models import open_model
+from reproduce.train.public_models import configured, open_model
 from tucker_ref import MultiHeadAttention
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed; it is in the paper extra")
@@ -183,9 +183,44 @@ def test_a_run_that_diverges_is_on_record_and_stops_no_other(tiny, folder, tmp_p
     assert "top1" in other and "diverged at step 2" in results.render(records.load(tmp_path / "records"))
 
 
+@pytest.mark.filterwarnings("ignore:.*'pin_memory'")
+def test_model_and_photographs_are_opened_once_and_what_is_on_record_opens_no_model(tiny, folder, tmp_path, monkeypatch):
+    calls = []
+    for name in ("open_model", "load_photographs"):
+        real = getattr(figure3_paper, name)
+        monkeypatch.setattr(figure3_paper, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
+    options = Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder), steps=2)
+    options = dataclasses.replace(options, seeds=(0, 1), rows=("MHA", "GQA n_KV=2"))
+    figure3.run(options)
+    assert sorted(calls) == ["load_photographs", "open_model"]  # for two rows and two seeds
+    calls.clear()
+    figure3.run(options)
+    assert calls == ["load_photographs"]  # its labels are part of what a run is
+    monkeypatch.setattr(figure3_paper, "PRESET", dataclasses.replace(tiny, models=2 * tiny.models))
+    figure3.run(options)
+    assert calls == 2 * ["load_photographs"]  # once for two models of one image size
+    found = records.load(tmp_path / "records")
+    alone = dataclasses.replace(options, records=tmp_path / "alone", seeds=(1,), rows=("GQA n_KV=2",))
+    figure3.run(alone)
+    (single,) = records.load(tmp_path / "alone")
+    same = [r.metrics == single.metrics | {"curve": r.metrics["curve"]} for r in found]  # a curve holds seconds
+    assert same == [False, False, False, True]  # a run starts from the model as it was, whatever ran before
+
+
+def test_a_configuration_says_what_the_opened_model_does(tiny, tmp_path):
+    opened = open_model(tiny.models[0].name)
+    assert configured(tiny.models[0].name) == (opened.name, opened.image_size) == ("vit", 16)
+    opened.save(tmp_path / "saved.safetensors")
+    assert configured(str(tmp_path / "saved.safetensors")) is None and configured(str(tmp_path / "missing")) is None
+    subject = figure3_paper.Subject(str(tmp_path / "saved.safetensors"), lambda side: side)
+    assert subject.config == {"model": "vit", "image_size": 16} and subject.photographs == 16
+
+
 def test_a_named_checkpoint_takes_the_place_of_the_preset_s(tiny, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(figure3_paper, "fine_tune", lambda name, row, seed, options: asked.append((name, row.label)))
+    monkeypatch.setattr(
+        figure3_paper, "fine_tune", lambda subject, row, seed, options: asked.append((subject.model, row.label))
+    )
     figure3.run(Options("paper", tmp_path / "out", tmp_path / "records", model="another", rows=("MHA",)))
     assert asked == [("another", "MHA")]
 

@@ -1,6 +1,7 @@
 """Other ways to start and train a Tucker Attention: each does what its name says, and nothing else."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from reproduce.train.distributed import Workers
 from reproduce.train.loop import train
 from reproduce.train.optimizers import make_optimizer
 from reproduce.train.options import Options
-from reproduce.train.recipes import Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
+from reproduce.train.recipes import INITS, Recipe, TuckerAdamW, decay_products, retract, with_attention_apart
 from reproduce.train.settings import TrainConfig, learning_rate_at
-from tucker_ref import MultiHeadAttention, compress
+from tucker_ref import MultiHeadAttention, Rotary, TuckerAttention, compress
 from tucker_ref.tucker_weights import TuckerWeights
 
 CONFIG = TrainConfig(steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=2, log_every=2, checkpoint_every=4)
@@ -98,6 +99,59 @@ def test_every_initialisation_is_what_its_name_says():
     assert hosvd.pre.core.norm().item() == pytest.approx(expected.pre.core.norm().item(), rel=0.1)
     assert hosvd.post.core.norm().item() == pytest.approx(expected.post.core.norm().item(), rel=0.1)
     assert {same.ranks} == {xavier.ranks, small.ranks, hosvd.ranks, normed.ranks}
+
+
+KEPT = {
+    "rotary": dict(rotary=Rotary.latent(8, 100.0)),
+    "bias": dict(bias=True),
+    "shared KV": dict(shared_kv=True),
+    "scale": dict(scale=0.1),
+    "all but norms": dict(rotary=Rotary.latent(8), bias=True, shared_kv=True, scale=-0.3),
+    "qk_norm": dict(qk_norm="head"),
+    "latent_norm": dict(latent_norm=True),
+}
+
+
+def prepared(init, **options):
+    """One layer before and after."""
+    torch.manual_seed(0)
+    old = TuckerAttention(24, 4, (3, 10, 8), **options)
+    block = SimpleNamespace(attention=old)
+    Recipe("another", init=init).prepare(SimpleNamespace(blocks=[block]))
+    return old, block.attention
+
+
+@pytest.mark.parametrize("init", INITS[1:])
+@pytest.mark.parametrize("options", KEPT.values(), ids=KEPT)
+def test_what_a_layer_has_it_keeps_however_it_is_started(init, options):
+    if init == INITS[3] and (normed := {"latent_norm", "qk_norm"} & options.keys()):
+        with pytest.raises(ValueError, match=f"'another': init 'HOSVD .*' does not go with {normed.pop()}"):
+            prepared(init, **options)
+        return
+    old, new = prepared(init, **options)
+    assert new is not old and {k: v.shape for k, v in new.state_dict().items()} == {
+        k: v.shape for k, v in old.state_dict().items()
+    }
+    for name in ("shared_kv", "scale", "bias", "qk_norm", "latent_norm", "ranks", "post_ranks"):
+        assert getattr(new, name) == getattr(old, name)
+    assert (new.rotary is None) == (old.rotary is None)
+    assert new.rotary is None or torch.equal(new.rotary.frequencies, old.rotary.frequencies)
+    assert new.rotates_on_reading == old.rotates_on_reading
+    assert all((gain == 1).all() for name, gain in new.named_parameters() if "norm" in name)
+    if old.bias:
+        assert not any(bias.any() for bias in (new.pre.query[24:], new.pre.key[24:], new.post.value[24:], new.output_bias))
+
+
+def test_the_hosvd_has_logits_as_large_at_any_scale():
+    size = lambda layer: abs(layer.scale) * layer.pre.to_tensor().norm().item()  # noqa: E731
+    usual, other = (prepared(INITS[3], **options)[1] for options in ({}, {"scale": 0.05}))
+    assert size(other) == pytest.approx(size(usual), rel=1e-4)
+    assert other.scale < usual.scale and other.pre.core.norm() > 5 * usual.pre.core.norm()  # control
+
+
+def test_the_hosvd_and_normalised_latents_are_refused_together():
+    with pytest.raises(ValueError, match="'both': init 'HOSVD .*' does not go with latent_norm"):
+        model_of(recipe=Recipe("both", init=INITS[3], latent_norm=True))
 
 
 def test_a_recipe_leaves_other_mechanisms_alone():

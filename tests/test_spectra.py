@@ -66,6 +66,17 @@ def test_the_layers_are_taken_to_the_device_named():
         spectra.of_layers([MultiHeadAttention(12, 3)], "meta")
 
 
+def test_a_layer_of_zeros_has_values_and_a_floor_of_zero():
+    layer = MultiHeadAttention(12, 3)
+    with torch.no_grad():
+        layer.o_proj.weight.zero_()
+    ((pre, post),) = (layer.values() for layer in spectra.of_layers([layer]))
+    for mode in post.values():
+        assert (mode["rank"], mode["entropy_rank"], mode["floor"], set(mode["values"])) == (0, 0.0, 0.0, {0.0})
+    for mode in pre.values():  # control
+        assert mode["values"][0] == 1.0 and mode["rank"] > 0 and mode["floor"] > 0
+
+
 def test_without_models_it_says_what_to_run_first(tmp_path):
     with pytest.raises(ValueError, match="holds no model of table2; run `python -m reproduce table2 --preset smoke` first"):
         spectra.run(Options("smoke", tmp_path, tmp_path))

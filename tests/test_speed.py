@@ -125,6 +125,19 @@ def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
     assert "differs from the reference by 1" in speed.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["refused"]
 
 
+def test_decoding_is_timed_at_the_scale_of_the_heads(monkeypatch):
+    attend, scales = speed.attend, set()
+    monkeypatch.setattr(speed, "attend", lambda *a, scale, **o: scales.add(scale) or attend(*a, scale=scale, **o))
+    for width, scale in ((16, 0.25), (64, 0.125)):
+        scales.clear()
+        preset = dataclasses.replace(
+            speed.PRESETS["smoke"], decode=((9, 1),), decode_heads=(2, width), decode_latents=(8, 32), repeats=1
+        )
+        assert all("error" in row for row in speed.decode(preset, "cpu", speed.Limits(1.0, 1.0)))
+        assert scales == {scale}  # of latents too
+    assert speed.PRESETS["gpu"].decode_heads[1] ** -0.5 == 0.125
+
+
 def test_a_shape_with_rotary_embedding_is_a_llama():
     shape = dataclasses.replace(SHAPE, rope_base=100.0)
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1, n_layers={SHAPE.name: 1})

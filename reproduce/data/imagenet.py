@@ -54,7 +54,7 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
             raise ValueError(f"--images {path}: no folder {' or '.join(missing)} in it")
         found = datasets.load_dataset("imagefolder", data_dir=path, cache_dir=str(cache))
     train, test = found["train"], found["validation"]
-    labels = np.concatenate([np.asarray(part["label"], dtype=np.int64) for part in (train, test)])
+    labels = np.concatenate([np.asarray(part.with_format("numpy")["label"][:], dtype=np.int64) for part in (train, test)])
     digest = hashlib.sha256(labels.tobytes())
     if path is not None:  # labels alone would not tell one folder from another
         for file in sorted(p for part in ("train", "validation") for p in (Path(path) / part).rglob("*") if p.is_file()):

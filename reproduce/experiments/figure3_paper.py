@@ -3,8 +3,11 @@
 ViT-G/14, which the figure shows as well, is not among the models here; any vision transformer can be named with --model.
 """
 
+import copy
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +16,14 @@ from torch import nn
 
 from tucker_ref import MultiHeadAttention
 
-from ..data.imagenet import CLASSES, TRAIN_IMAGES, held_out_batches, load_photographs, training_batches
+from ..data.imagenet import CLASSES, TRAIN_IMAGES, Photographs, held_out_batches, load_photographs, training_batches
 from ..models.rows import Row
 from ..models.sizes import count_parameters
 from ..models.vit import ViT
 from ..train.dry_run import Plan
 from ..train.loop import train
 from ..train.options import Options
-from ..train.public_models import OpenModel, open_model
+from ..train.public_models import OpenModel, configured, open_model
 from ..train.runs import Run, override, selected
 from ..train.settings import TrainConfig
 from ..train.vision import accuracy, as_input, outcome
@@ -122,11 +125,40 @@ def run(options: Options) -> list[Plan]:
                 f"--dry-run knows the shapes of {' and '.join(m.name for m in PRESET.models)} alone, not --model's"
             )
         return [plan_of(pretrained, rows, options) for pretrained, rows in chosen]
+    photographs_of = functools.cache(lambda side: load_photographs(options.images, options.out / "cache", side))
     for pretrained, rows in chosen:
+        subject = Subject(pretrained.name, photographs_of)
         for seed in options.seeds or PRESET.seeds:
             for row in rows:
-                fine_tune(pretrained.name, row, seed, options)
+                fine_tune(subject, row, seed, options)
     return []
+
+
+@dataclass
+class Subject:
+    """A model by its name for --model, and the photographs of each side: all are read when they are first needed, and once.
+
+    What is on record needs the model's name and image size and the photographs' labels alone.
+    """
+
+    model: str
+    photographs_of: Callable[[int], Photographs]
+
+    @functools.cached_property
+    def opened(self) -> OpenModel:
+        return open_model(self.model)
+
+    @functools.cached_property
+    def config(self) -> dict:
+        """What a record says of it.  Raises ValueError for a model of text."""
+        name, side = configured(self.model) or (self.opened.name, self.opened.image_size)
+        if side is None:
+            raise ValueError(f"--model {self.model} takes no images")
+        return {"model": name.split("/")[-1], "image_size": side}
+
+    @property
+    def photographs(self) -> Photographs:
+        return self.photographs_of(self.config["image_size"])
 
 
 def settings_for(n_images: int, options: Options) -> TrainConfig:
@@ -135,19 +167,15 @@ def settings_for(n_images: int, options: Options) -> TrainConfig:
     return override(dataclasses.replace(PRESET.train, steps=steps), options)
 
 
-def fine_tune(name: str, row: Row, seed: int, options: Options) -> None:
+def fine_tune(subject: Subject, row: Row, seed: int, options: Options) -> None:
     """Convert every layer of a fresh copy of the model, measure, fine-tune, measure again, record."""
-    opened = open_model(name)
-    if opened.image_size is None:
-        raise ValueError(f"--model {name} takes no images")
-    photographs = load_photographs(options.images, options.out / "cache", opened.image_size)
+    photographs = subject.photographs
     settings = settings_for(len(photographs.train), options)
-    short = opened.name.split("/")[-1]
-    config = {"model": short, "image_size": opened.image_size, "row": row.config(), "epochs": PRESET.epochs}
-    config["train"] = settings.config()
-    this = Run("figure3", options, f"{row.label}, {short}", config, seed, photographs.describe())
+    config = {**subject.config, "row": row.config(), "epochs": PRESET.epochs, "train": settings.config()}
+    this = Run("figure3", options, f"{row.label}, {config['model']}", config, seed, photographs.describe())
     if this.is_done():
         return
+    opened = copy.deepcopy(subject.opened)
     torch.manual_seed(seed)
     opened.put({place: converted(layer, row) for place, layer in opened.layers.items()})
     with_classes(opened, photographs.n_classes)

@@ -95,13 +95,14 @@ def per_mode(spectrum: Spectra) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def of_mode(singular_values: torch.Tensor, values: bool) -> dict:
+    largest = singular_values[0].item() or 1.0  # of a layer of zeros all values and the floor are zero
     summary = {
         "size": len(singular_values),
         "rank": numerical_rank(singular_values),
         "entropy_rank": round(entropy_rank(singular_values), 3),
         "energy_rank_99": energy_rank(singular_values, 0.99),
-        "floor": float(f"{rounding_floor(singular_values) / singular_values[0].item():.3g}"),
+        "floor": float(f"{rounding_floor(singular_values) / largest:.3g}"),
     }
     if values:
-        summary["values"] = [float(f"{v:.4g}") for v in (singular_values / singular_values[0]).tolist()]
+        summary["values"] = [float(f"{v:.4g}") for v in (singular_values / largest).tolist()]
     return summary

@@ -234,13 +234,15 @@ def decode(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
 
 @torch.no_grad()
 def timed_decode(q, k, v, backend: str, copy: float, preset: Preset, device: str) -> dict:
+    scale = preset.decode_heads[1] ** -0.5  # of the heads, for latents too: the scale does not depend on ranks
+
     def step() -> torch.Tensor:
-        return attend(q, k, v, scale=64**-0.5, backend=backend)
+        return attend(q, k, v, scale=scale, backend=backend)
 
     try:
         few = [x[:1, :, :257] for x in (k, v)]
-        expected = attend(q[:1].double(), *(x.double() for x in few), scale=64**-0.5, backend="reference")
-        error = ((attend(q[:1], *few, scale=64**-0.5, backend=backend) - expected).norm() / expected.norm()).item()
+        expected = attend(q[:1].double(), *(x.double() for x in few), scale=scale, backend="reference")
+        error = ((attend(q[:1], *few, scale=scale, backend=backend) - expected).norm() / expected.norm()).item()
         step()
     except ValueError as refusal:
         return {"refused": str(refusal)}

@@ -100,6 +100,25 @@ def open_model(name: str) -> OpenModel:
     return _open_transformers(name)
 
 
+def configured(name: str) -> tuple[str, int] | None:
+    """Name and image size of what `open_model` would open, from its configuration alone, without a weight.
+
+    None where that takes opening it: files, timm's models, models of text, and what cannot be opened.
+    """
+    if Path(name).suffix == ".safetensors":
+        return None
+    try:
+        config = _transformers(name).AutoConfig.from_pretrained(name)
+    except Exception:  # whatever it is, `open_model` says it better
+        return None
+    return (_known_as(name), config.image_size) if config.model_type in IMAGES else None
+
+
+def _known_as(name: str) -> str:
+    """A folder's own name, wherever it lies; a hub name as it is."""
+    return Path(name).name if Path(name).exists() else name
+
+
 def shape_of(layers: dict[str, nn.Module]) -> dict:
     """What the layers have in common, for the record."""
     first = next(iter(layers.values()))
@@ -186,7 +205,7 @@ def _open_transformers(name: str) -> OpenModel:
             pixels = _pixels_of(transformers, name)
     except Exception as error:  # whatever a damaged or missing checkpoint makes the library raise
         raise ValueError(f"--model {name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
-    return _transformers_model(Path(name).name if Path(name).exists() else name, model.eval(), tokenizer, pixels)
+    return _transformers_model(_known_as(name), model.eval(), tokenizer, pixels)
 
 
 def _pixels_of(transformers, name: str) -> list | None:

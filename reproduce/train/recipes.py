@@ -55,26 +55,35 @@ class Recipe:
 
     @torch.no_grad()
     def prepare(self, model: nn.Module) -> None:
-        """Give the model's Tucker Attentions this recipe's initial weights and norms, in place."""
+        """Give the model's Tucker Attentions this recipe's initial weights and norms, in place; what else they have they keep.
+
+        Raises ValueError for "HOSVD of multi-head attention" with latents, queries or keys that are normalised.
+        """
         gain = (2 * len(model.blocks)) ** -0.5
         for block in model.blocks:
             old = block.attention
             if not isinstance(old, TuckerAttention) or (self.init == "orthonormal" and not self.latent_norm):
                 continue
-            options = {name: getattr(old, name) for name in ("shared_kv", "scale", "bias", "rotary")}
+            options = {name: getattr(old, name) for name in ("shared_kv", "scale", "bias", "rotary", "qk_norm")}
+            options["latent_norm"] = self.latent_norm or old.latent_norm
             if self.init == "HOSVD of multi-head attention":
-                mha = MultiHeadAttention(old.d_model, old.n_heads)
+                if normed := [name for name in ("latent_norm", "qk_norm") if options[name]]:
+                    raise ValueError(f"recipe {self.name!r}: init {self.init!r} does not go with {' and '.join(normed)}")
+                mha = MultiHeadAttention(old.d_model, old.n_heads, bias=old.bias)
                 mha.reset_parameters(0.02, gain)
-                block.attention = compress(mha, old.ranks, old.post_ranks)
+                mha.q_proj.weight.mul_(mha.scale / old.scale)  # logits as large at any scale
+                mha.scale = old.scale
+                block.attention = compress(mha, old.ranks, old.post_ranks, shared_kv=old.shared_kv, rotary=old.rotary)
                 continue
             init = "xavier" if self.init == "xavier" else "orthonormal"
-            new = TuckerAttention(
-                old.d_model, old.n_heads, old.ranks, old.post_ranks, latent_norm=self.latent_norm, init=init, **options
-            )
+            new = TuckerAttention(old.d_model, old.n_heads, old.ranks, old.post_ranks, init=init, **options)
             new.reset_parameters(0.02, gain)
             if self.init == "std 0.02":
                 for name, parameter in new.named_parameters():
-                    parameter.normal_(std=0.02 * gain if name == "post.core" else 0.02)
+                    if name.startswith(("pre.", "post.")):  # gains of norms stay one, biases zero
+                        parameter.normal_(std=0.02 * gain if name == "post.core" else 0.02)
+                for factor in (new.pre.query, new.pre.key, new.post.value):
+                    factor[old.d_model :] = 0.0  # the bias row, where there is one
             block.attention = new
 
     def optimizer(self, model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW | Together:
