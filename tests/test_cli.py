@@ -17,7 +17,8 @@ from helpers import run_here
 from setuptools import find_packages
 
 from reproduce import __main__
-from reproduce.__main__ import EXPERIMENTS, TAKES, labels
+from reproduce.__main__ import EXPERIMENTS
+from reproduce.train.arguments import labels
 from reproduce.train.distributed import Workers
 from reproduce.train.options import Options
 
@@ -183,10 +184,11 @@ def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, mo
     received = []
     monkeypatch.setattr(EXPERIMENTS[name], "run", received.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    takes = EXPERIMENTS[name].TAKES
     for group, (option, value, where) in GIVEN.items():
-        takes = group in TAKES.get(name, ()) or (option == "--model" and {"model", "pretrained"} & {*TAKES.get(name, ())})
-        assert run_here(name, option, value) == (0 if takes else 2)
-        if takes:
+        taken = group in takes or (option == "--model" and {"model", "pretrained"} & {*takes})
+        assert run_here(name, option, value) == (0 if taken else 2)
+        if taken:
             assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
     assert run_here(name) == 0
     assert received == [Options("smoke", Path("out"), Path("out/records"))]

@@ -8,13 +8,14 @@ import pytest
 import torch
 from helpers import a_record, run_here
 
-from reproduce.__main__ import EXPERIMENTS, labels, rate
+from reproduce.__main__ import EXPERIMENTS
 from reproduce.experiments import table2
 from reproduce.models.block import Block
 from reproduce.models.rows import Row
 from reproduce.report import plans
 from reproduce.store import records
 from reproduce.train import dry_run
+from reproduce.train.arguments import labels, rate
 from reproduce.train.distributed import Workers
 from reproduce.train.loop import train
 from reproduce.train.options import Options

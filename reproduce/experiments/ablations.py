@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ..train.arguments import LANGUAGE
 from ..train.language import method_of, train_rows
 from ..train.options import Options
 from ..train.recipes import INITS, Recipe
@@ -45,6 +46,7 @@ CURED = {  # the full budget has the longer warm-up for every row
 }
 CURES = [(row, recipe) for recipe in RECIPES for row in CURED.get(recipe.name, ())] + [("MHA", SLOWER_ATTENTION)]
 
+TAKES = LANGUAGE
 PRESETS = {
     "smoke": dataclasses.replace(
         TABLE2_PRESETS["smoke"],

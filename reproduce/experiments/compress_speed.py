@@ -18,6 +18,7 @@ from ..store.records import append, new_record
 from ..train.options import Options
 
 HEAD_DIM, REPEATS = 64, 3
+TAKES = ()
 PRESETS = {"smoke": (128, 256), "paper": (256, 512, 1024, 2048)}  # d_model; the last one is LLaMA3-1B's layer
 AGREEMENT = 1e-6  # relative, of the two approximations' norms
 

@@ -26,6 +26,7 @@ class Preset:
     repeats: int
 
 
+TAKES = ("device", "rows")
 PRESETS = {"smoke": Preset(contexts=(512, 1024, 2048, 4096, 8192, 16384), batch=1, repeats=15)}
 
 

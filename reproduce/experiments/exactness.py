@@ -27,6 +27,7 @@ from tucker_ref import (
 from ..store.records import append, new_record
 from ..train.options import Options
 
+TAKES = ()
 D_MODEL, N_HEADS, HEAD_DIM, N_TOKENS = 24, 6, 4, 9
 Q_RANK, KV_RANK, ROPE_DIM = 10, 8, 4
 HEAD_ROTARIES = {

@@ -45,6 +45,7 @@ class Preset:
     augmented: bool = False
 
 
+TAKES = ("device", "rows", "seeds", "training", "images", "pretrained", "workers")
 PRESETS = {
     "smoke": Preset(
         patch_size=2,

@@ -24,6 +24,7 @@ from ..train.runs import selected
 from .table2 import PAPER_SHAPE
 from .table2 import PRESETS as LANGUAGE_PRESETS
 
+TAKES = ("device", "rows", "seeds", "model")
 PRESETS = {name: preset for name, preset in LANGUAGE_PRESETS.items() if preset.keep_models}
 MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 

@@ -65,6 +65,7 @@ class Preset:
     repeats: int
 
 
+TAKES = ("device", "rows")
 PRESETS = {
     "smoke": Preset(
         shapes=(Shape("GPT-2", 1, 64, 96, 12, tuple(row.narrowed(8) for row in TABLE2[::3])),),

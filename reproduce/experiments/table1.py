@@ -4,6 +4,7 @@ from ..models.rows import Row
 from ..train.options import Options
 from .sizes import record_sizes
 
+TAKES = ()
 SHAPE = {"d_model": 768, "n_heads": 12}
 ROWS = (
     Row("MHA"),

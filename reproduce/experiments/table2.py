@@ -3,6 +3,7 @@
 import dataclasses
 
 from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE2_EQUAL
+from ..train.arguments import LANGUAGE
 from ..train.dry_run import Plan
 from ..train.language import LanguagePreset, plan_of, train_rows
 from ..train.options import Options
@@ -33,6 +34,7 @@ SWEPT_RATES = {
     if row.mechanism == "Tucker" and row.ranks[0] < PAPER_SHAPE["n_heads"] and not row.shared_kv
 }
 
+TAKES = (*LANGUAGE, "workers")
 PRESETS = {
     "smoke": LanguagePreset(
         narrower=4,

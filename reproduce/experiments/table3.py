@@ -7,6 +7,7 @@ embedding the paper trained with is not known to us, nor its base.
 import dataclasses
 
 from ..models.rows import TABLE3
+from ..train.arguments import LANGUAGE
 from ..train.dry_run import Plan
 from ..train.language import LanguagePreset, plan_of, train_rows
 from ..train.options import Options
@@ -19,6 +20,7 @@ from .table2 import ON_GPU
 PAPER_SHAPE = {"d_model": 2048, "n_heads": 32}
 ROPE_BASE = 500_000.0  # Llama 3's own
 
+TAKES = (*LANGUAGE, "workers")
 PRESETS = {
     "smoke": LanguagePreset(
         narrower=8,

@@ -15,6 +15,7 @@ from ..report.markdown import markdown
 from ..store.records import append, new_record
 from ..train.options import Options
 
+TAKES = ()
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("tucker_ref", "reproduce")
 COUNTS = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..store.records import append, new_record
 from ..train.options import Options
 
+TAKES = ()
 ROOT = Path(__file__).parents[2]
 
 

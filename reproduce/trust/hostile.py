@@ -17,6 +17,7 @@ from ..report.markdown import markdown
 from ..store.records import append, new_record
 from ..train.options import Options
 
+TAKES = ()
 ROOT = Path(__file__).parents[2]
 FILES = ("tests/test_hostile.py", "tests/test_hostile_cli.py")
 KIND = re.compile(r"[\[-]([a-z][a-z ]*): ")  # within a test's id; those without are tests of one case

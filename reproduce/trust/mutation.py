@@ -21,6 +21,7 @@ from ..store.records import append, new_record
 from ..train.options import Options
 from ..train.runs import check_labels
 
+TAKES = ("rows",)
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
 NUMPY = "test_hostile.py::test_tensors_and_sizes_that_mean_nothing_are_refused"

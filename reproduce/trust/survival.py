@@ -33,6 +33,7 @@ from ..train.public_models import open_model
 from ..train.recipes import Recipe
 from ..train.settings import TrainConfig
 
+TAKES = ()
 PRESETS = {  # kills of each kind
     "smoke": {"training": 40, "compressing": 25, "recording": 35},
     "quick": {"training": 2, "compressing": 1, "recording": 2},

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from reproduce.store.records import append, git_commit, new_record  # by full name: a copy of this file runs beside the wheel
 from reproduce.train.options import Options
 
+TAKES = ()
 PRESETS = {
     "smoke": (),  # here
     "wheel": (  # the oldest and the newest that pyproject.toml allows
