@@ -191,6 +191,8 @@ def clip_gradients(parameters: Iterator[nn.Parameter], largest: float) -> torch.
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+# Not torch.distributed.checkpoint.state_dict (torch 2.13): it keys an optimiser's states by name, so a checkpoint that keys them by
+# number, as ours do, is a KeyError; and given whole tensors it loads a checkpoint that lacks a weight without a word.
 def gathered(state, keep: bool = True):
     """A state with every sharded tensor whole, on the CPU; all workers must call it, and those without `keep` get nothing."""
     if isinstance(state, dict):
