@@ -1,4 +1,4 @@
-"""Rung 12c: trained layers as GQA and MLA, and Tucker layers whose keys and values share a latent or get a fresh rotary embedding."""
+"""Rung 12h: trained layers as GQA and MLA, and Tucker layers whose keys and values share a latent or get a fresh rotary embedding."""
 
 import numpy as np
 import pytest

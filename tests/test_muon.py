@@ -105,14 +105,16 @@ def test_each_parameter_has_one_optimiser_the_right_one():
 
 def test_adamw_beside_it_runs_at_half_the_rate(tmp_path):
     model, made = model_of(), []
-    train(model, windows, GPT2.loss, CONFIG, tmp_path / "c.pt", "", optimizer=lambda *a: made.append(make_muon(*a)) or made[-1])
+    train(
+        model, windows, GPT2.loss, CONFIG, tmp_path / "c.pt", "", optimizer_of=lambda *a: made.append(make_muon(*a)) or made[-1]
+    )
     rates = [{g["lr"] for g in optimizer.param_groups} for optimizer in made[0].optimizers]
     assert rates[0] == {0.5 * rate for rate in rates[1]}
 
 
 def test_a_resumed_run_takes_the_same_steps(tmp_path):
     whole, stopped = model_of(), model_of()
-    train(whole, windows, GPT2.loss, CONFIG, tmp_path / "whole.pt", "", optimizer=Recipe().optimizer)
+    train(whole, windows, GPT2.loss, CONFIG, tmp_path / "whole.pt", "", optimizer_of=Recipe().optimizer)
 
     def until_three(step):
         if step == 3:
@@ -120,9 +122,9 @@ def test_a_resumed_run_takes_the_same_steps(tmp_path):
         return windows(step)
 
     with pytest.raises(InterruptedError):
-        train(stopped, until_three, GPT2.loss, CONFIG, tmp_path / "part.pt", "", optimizer=Recipe().optimizer)
+        train(stopped, until_three, GPT2.loss, CONFIG, tmp_path / "part.pt", "", optimizer_of=Recipe().optimizer)
     resumed = model_of()
-    train(resumed, windows, GPT2.loss, CONFIG, tmp_path / "part.pt", "", optimizer=Recipe().optimizer)
+    train(resumed, windows, GPT2.loss, CONFIG, tmp_path / "part.pt", "", optimizer_of=Recipe().optimizer)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
     forgetful = model_of()
     state = torch.load(tmp_path / "whole.pt", weights_only=True)

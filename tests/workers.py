@@ -78,7 +78,7 @@ def run(
 
     model.compile_parts = functools.partial(model.compile_parts, backend="aot_eager")  # needs no C++ compiler
     settings = dataclasses.replace(CONFIG, compiled=compiled, optimizer="muon" if muon else "adamw")
-    train(model, batch_at, loss_of, settings, checkpoint, "toy", optimizer=Recipe().optimizer, workers=workers)
+    train(model, batch_at, loss_of, settings, checkpoint, "toy", optimizer_of=Recipe().optimizer, workers=workers)
     steps = torch.stack(seen).unflatten(0, (-1, CONFIG.batch_size // workers.count // workers.micro_batch)).mean(1)
     curve = workers.mean(steps).tolist()
     whole = workers.unsharded(model, fresh)

@@ -174,7 +174,7 @@ def wrong_groups(tucker: TuckerAttention) -> None:
 def one_side_off(tucker: TuckerAttention) -> None:
     """Query positions off by one, key positions right."""
 
-    class Shifted(nn.Module):
+    class QueriesOneOff(nn.Module):
         def __init__(self, rotary):
             super().__init__()
             self.rotary, self.width = rotary, rotary.width
@@ -182,7 +182,7 @@ def one_side_off(tucker: TuckerAttention) -> None:
         def forward(self, x, positions):
             return self.rotary(x, positions + (x.shape[1] == N_HEADS))  # queries have N_HEADS heads, the latent key has one
 
-    tucker.rotary = Shifted(tucker.rotary)
+    tucker.rotary = QueriesOneOff(tucker.rotary)
 
 
 def controls(cell: Cell) -> dict[str, Callable[[TuckerAttention], None]]:

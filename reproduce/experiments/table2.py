@@ -1,4 +1,7 @@
-"""Table 2, GPT-2: sizes at the paper's shape, and validation losses at a scale that the preset can train."""
+"""Table 2, GPT-2: sizes at the paper's shape, and validation losses at a scale that the preset can train.
+
+The rows themselves stand in models/rows.py.
+"""
 
 import dataclasses
 

@@ -54,7 +54,7 @@ def train(
     checkpoint: Path,
     title: str,
     observe: Callable[[int], dict | None] | None = None,
-    optimizer: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer | Together] = make_optimizer,
+    optimizer_of: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer | Together] = make_optimizer,
     workers: Workers = ALONE,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
@@ -62,7 +62,7 @@ def train(
     batch_at(step): the tensors of that step's batch, of several workers this one's rows;
     loss_of(model, *batch): their mean loss, a scalar tensor;
     observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
-    optimizer(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
+    optimizer_of(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
     workers: those that train together; each calls this with the same arguments.
     Raises ValueError if the checkpoint belongs to another configuration, is damaged, or is not there for all workers; Diverged on
     a loss or gradient that is not finite.
@@ -75,7 +75,7 @@ def train(
     if workers.micro_batch:
         tqdm.write(f"{title}: {workers.in_words(config.batch_size)}")
     loss = workers.shared(model, loss_of)
-    optimizer = optimizer(model, config)
+    optimizer = optimizer_of(model, config)
     first_step, result = 0, TrainResult([], 0.0)
     if checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)

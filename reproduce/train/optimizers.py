@@ -1,4 +1,7 @@
-"""Which optimiser trains which parameter: AdamW all of them, or Muon the matrices of the blocks and AdamW the rest."""
+"""Which optimiser trains which parameter: AdamW all of them, or Muon the matrices of the blocks and AdamW the rest.
+
+The learning rate of every step is in settings.py.
+"""
 
 from collections.abc import Callable
 

@@ -164,7 +164,7 @@ def test_a_recipe_leaves_other_mechanisms_alone():
 def test_a_recipe_trains_and_is_not_the_same_training(recipe, tmp_path):
     plain, other = model_of(), model_of(recipe=recipe)
     for number, (model, how) in enumerate(((plain, Recipe()), (other, recipe))):
-        train(model, windows, GPT2.loss, CONFIG, tmp_path / f"{number}.pt", "", optimizer=how.optimizer)
+        train(model, windows, GPT2.loss, CONFIG, tmp_path / f"{number}.pt", "", optimizer_of=how.optimizer)
     a, b = ([p.detach() for p in (m.blocks[0].attention.pre.core, m.blocks[0].attention.pre.key)] for m in (plain, other))
     assert not torch.equal(a[0], b[0]) or not torch.equal(a[1], b[1])
     factor = other.blocks[0].attention.pre.key
@@ -176,14 +176,14 @@ def test_the_neutral_optimiser_with_groups_takes_the_same_steps(tmp_path):
     """Control: what differs above is the recipe, not the grouping."""
     plain, grouped = model_of(), model_of()
     train(plain, windows, GPT2.loss, CONFIG, tmp_path / "a.pt", "")
-    train(grouped, windows, GPT2.loss, CONFIG, tmp_path / "b.pt", "", optimizer=lambda *a: TuckerAdamW(*a, Recipe()))
+    train(grouped, windows, GPT2.loss, CONFIG, tmp_path / "b.pt", "", optimizer_of=lambda *a: TuckerAdamW(*a, Recipe()))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), grouped.parameters()))
 
 
 def test_a_share_of_the_rate_is_a_share_at_every_step(tmp_path):
     model = model_of()
     optimizer = TuckerAdamW(model, CONFIG, Recipe(core_rate=0.25))
-    train(model, windows, GPT2.loss, CONFIG, tmp_path / "c.pt", "", optimizer=lambda *_: optimizer)
+    train(model, windows, GPT2.loss, CONFIG, tmp_path / "c.pt", "", optimizer_of=lambda *_: optimizer)
     rate = learning_rate_at(CONFIG.steps - 1, CONFIG)
     assert [g["lr"] / rate for g in optimizer.param_groups] == pytest.approx([1, 1, 0.25, 1])
 
@@ -194,7 +194,7 @@ def test_a_slower_attention_is_that_of_any_mechanism_and_nothing_else(tmp_path):
         model = model_of(row)
         used = []
         make = lambda *a: used.append(recipe.optimizer(*a)) or used[-1]  # noqa: B023, E731
-        train(model, windows, GPT2.loss, CONFIG, tmp_path / f"{row.label}.pt", "", optimizer=make)
+        train(model, windows, GPT2.loss, CONFIG, tmp_path / f"{row.label}.pt", "", optimizer_of=make)
         (optimizer,) = used
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         slow = {id(p) for block in model.blocks for p in block.attention.parameters()}
@@ -212,7 +212,7 @@ def test_the_attention_apart_at_the_full_rate_takes_the_same_steps(tmp_path):
         plain, apart = model_of(TABLE2[0]), model_of(TABLE2[0])
         train(plain, windows, GPT2.loss, CONFIG, tmp_path / f"{rate}a.pt", "")
         slower = lambda model, config: with_attention_apart(model, config, rate)  # noqa: B023, E731
-        train(apart, windows, GPT2.loss, CONFIG, tmp_path / f"{rate}b.pt", "", optimizer=slower)
+        train(apart, windows, GPT2.loss, CONFIG, tmp_path / f"{rate}b.pt", "", optimizer_of=slower)
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), apart.parameters())) == (rate == 1)
 
 
