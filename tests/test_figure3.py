@@ -155,3 +155,12 @@ def test_another_file_is_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "m.safetensors", {"attention": json.dumps({})})
     with pytest.raises(ValueError, match="m.safetensors holds no vision transformer"):
         vision.load_vit(tmp_path / "m.safetensors")
+
+
+def test_each_rate_is_a_run_of_its_own(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        figure3.figure3_paper, "run", lambda options: asked.append(options.learning_rate) or [options.learning_rate]
+    )
+    options = Options("paper", tmp_path, tmp_path / "records", learning_rates=(1e-3, 2e-3))
+    assert figure3.run(options) == asked == [1e-3, 2e-3]
