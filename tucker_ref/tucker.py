@@ -81,6 +81,7 @@ class TuckerAttention(CachedAttention):
         self.pre = TuckerWeights(
             torch.empty(r, s, t), {"head": torch.empty(n_heads, r), "query": torch.empty(rows, s), "key": torch.empty(rows, t)}
         )
+        # One latent has one owner: with shared_kv `post.value` reads `pre.key`. Older files, which hold it twice, still load.
         value = self.pre.key if shared_kv else torch.empty(rows, v)
         post = {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o), "value": value}
         self.post = beside(self.pre, TuckerWeights(torch.empty(u, o, v), post))
@@ -163,6 +164,7 @@ class TuckerAttention(CachedAttention):
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
         factors = (self.pre.query, self.pre.key, *(() if self.shared_kv else (self.post.value,)))
         latents = (x @ torch.cat(factors, dim=1)).split([factor.shape[1] for factor in factors], dim=-1)
+        # A shared latent has one norm, the key's: `zip` ends with it.
         return tuple(norm(one) for norm, one in zip((self.query_norm, self.key_norm, self.value_norm), latents))
 
     def _turned(self, latent, positions):

@@ -3,7 +3,7 @@
     pre-softmax   W  = C  x_1 U1  x_2 U2  x_3 U3     C  (r, s, t), U1  (h, r), U2  (d, s), U3  (d, t)
     post-softmax  W~ = C~ x_1 U~1 x_2 U~2 x_3 U~3    C~ (u, o, v), U~1 (h, u), U~2 (d, o), U~3 (d, v)
 
-No cache, no kernel, no options: whatever the layer of rung 10b does, it must agree with this in output and gradient.
+No cache, no kernel, no biases, no norms: whatever the layer of rung 10b does, it must agree with this in output and gradient.
 """
 
 import torch
@@ -33,6 +33,7 @@ def tucker_attention(x, pre, post, scale, causal=True, mask=None, rotary=None, p
         positions = torch.arange(x.shape[1], device=x.device)
     turn = (lambda latent: latent) if rotary is None else (lambda latent: rotary(latent, positions))
 
+    # The six lines.
     p = torch.einsum("bnd,ds->bns", x, query)  # the query latent
     k, v = turn(torch.einsum("bmd,dt->bmt", x, key)), torch.einsum("bmd,dv->bmv", x, value)  # one key, one value for all heads
     q = turn(torch.einsum("bns,rst,hr->bhnt", p, core, head))  # the cores make each head's query of it
