@@ -64,6 +64,12 @@ def add_optimizer(parser: argparse.ArgumentParser) -> None:
         choices=OPTIMIZERS,
         help="in place of the preset's; muon: for the matrices of the blocks, with adamw beside it",
     )
+    parser.add_argument(
+        "--qk-clip",
+        type=rate,
+        metavar="LIMIT",
+        help="scale a head's weights down where its largest logit exceeds this (default: never)",
+    )
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from .dry_run import Plan
 from .loop import Diverged, TrainResult, train
 from .observe import is_finite, observation
 from .options import Options
+from .qk_clip import EVERY, clip_heads
 from .recipes import Recipe
 from .runs import Run, override
 from .settings import OPTIMIZERS, TrainConfig
@@ -187,6 +188,8 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         recipe.prepare(model)
         return model.to(run.options.device)
 
+    if settings.qk_clip and run.options.workers.count > 1:
+        raise ValueError("--qk-clip looks at the logits of whole layers; it runs on one worker, without torchrun")
     model = fresh()
     workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
 
@@ -202,9 +205,13 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
             return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
 
+    def clip(step):
+        if settings.qk_clip and step % EVERY == 0:
+            clip_heads(model, batch_at(step)[0][:1, :-1].to(run.options.device), settings.qk_clip)
+
     try:
         result = train(
-            model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, recipe.optimizer, workers
+            model, batch_at, LanguageModel.loss, settings, run.checkpoint, run.title, observe, recipe.optimizer, workers, clip
         )
     except Diverged as error:
         tqdm.write(f"{error}; recorded")

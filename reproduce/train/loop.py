@@ -56,6 +56,7 @@ def train(
     observe: Callable[[int], dict | None] | None = None,
     optimizer_of: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer | Together] = make_optimizer,
     workers: Workers = ALONE,
+    after_step: Callable[[int], object] | None = None,
 ) -> TrainResult:
     """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
 
@@ -63,7 +64,8 @@ def train(
     loss_of(model, *batch): their mean loss, a scalar tensor;
     observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
     optimizer_of(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
-    workers: those that train together; each calls this with the same arguments.
+    workers: those that train together; each calls this with the same arguments;
+    after_step(step): called after each step of the optimiser, to set right what it did.
     Raises ValueError if the checkpoint belongs to another configuration, is damaged, or is not there for all workers; Diverged on
     a loss or gradient that is not finite.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
@@ -111,6 +113,8 @@ def train(
                     result.observations.append({"step": step, **seen})
                 norm = clip_gradients(model.parameters(), config.gradient_clip)
                 optimizer.step()
+                if after_step is not None:
+                    after_step(step)
                 torch.maximum(largest_norm, norm, out=largest_norm)
                 finished = step + 1
                 if finished % config.log_every == 0 or finished == config.steps:

@@ -23,6 +23,12 @@ class Watching(TorchFunctionMode):
         return result
 
 
+def causal_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """(b, h, n, n) in float32, zeros where a query may not look.  q: (b, h, n, k); k: (b, g, n, k)."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (b, h, n, k)
+    return (q.float() @ k.float().mT * scale).tril()
+
+
 def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
     """Norms of attention weights and of the gradients they hold now, by kind over all layers; and of one sequence's activations.
 
@@ -39,9 +45,7 @@ def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
     def see(q, k, v, z, scale):
         for name, tensor in (("q", q), ("k", k), ("v", v), ("z", z)):
             _keep_larger(largest, name, tensor.float().square().mean().sqrt())
-        for head in range(q.shape[1]):  # one at a time: n x n numbers
-            logits = q[:, head].float() @ k[:, head * k.shape[1] // q.shape[1]].float().mT * scale
-            _keep_larger(largest, "logit", logits.tril().abs().max())
+        _keep_larger(largest, "logit", causal_logits(q, k, scale).abs().max())
 
     eager = torch.compiler.set_stance("force_eager")
     with Watching(see), torch.no_grad(), eager, torch.autocast(tokens.device.type, dtype=torch.bfloat16):

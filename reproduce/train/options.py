@@ -11,9 +11,9 @@ from .distributed import ALONE, Workers
 class Options:
     """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
 
-    rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps, warmup_steps, optimizer: in
-    place of the preset's, if given; learning_rates: one run at each, if given (`at_each_rate`); text, validation, bpe, images: paths
-    in place of the built-in data; device: as torch names it;
+    rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps, warmup_steps, optimizer,
+    qk_clip: in place of the preset's, if given; learning_rates: one run at each, if given (`at_each_rate`); text, validation, bpe,
+    images: paths in place of the built-in data; device: as torch names it;
     model: whose attention to look at; ranks: to compress it to; save: where the compressed model goes.
     workers: those that train together, this one among them; dry_run: say what a run would take instead of running it;
     gpu_memory: of one GPU in GB, for the dry run.
@@ -29,6 +29,7 @@ class Options:
     steps: int | None = None
     warmup_steps: int | None = None
     optimizer: str | None = None
+    qk_clip: float | None = None
     learning_rates: tuple[float, ...] = ()
     text: str | None = None
     validation: str | None = None

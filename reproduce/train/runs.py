@@ -84,5 +84,5 @@ def selected(rows: Iterable[Row], labels: tuple[str, ...]) -> list[Row]:
 
 def override(settings: TrainConfig, options: Options) -> TrainConfig:
     """The preset's settings with what the command line changes."""
-    changes = {name: getattr(options, name) for name in ("learning_rate", "steps", "warmup_steps", "optimizer")}
+    changes = {name: getattr(options, name) for name in ("learning_rate", "steps", "warmup_steps", "optimizer", "qk_clip")}
     return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})

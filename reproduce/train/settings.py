@@ -1,6 +1,5 @@
 """How to train, and the learning rate of every step."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon, with AdamW beside it"}
 class TrainConfig:
     """How to train. batch_size is the global batch, in sequences or images; learning_rate is the peak.
 
-    optimizer: "adamw", or "muon" for the matrices of the blocks (see muon.py).
+    optimizer: "adamw", or "muon" for the matrices of the blocks (see muon.py); qk_clip: what no head's largest logit may exceed,
+    None for no limit (see qk_clip.py).
     """
 
     steps: int
@@ -28,6 +28,7 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 50
     optimizer: str = "adamw"
+    qk_clip: float | None = None
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
@@ -38,9 +39,9 @@ class TrainConfig:
             )
 
     def config(self) -> dict:
-        """All fields, for records and checkpoints; the optimiser only where it is not AdamW, as in records from before Muon."""
-        everything = dataclasses.asdict(self)
-        return everything if self.optimizer != "adamw" else {k: v for k, v in everything.items() if k != "optimizer"}
+        """All fields, for records and checkpoints; those that came later only where they are set, so that older runs keep their ids."""
+        later = {"optimizer": "adamw", "qk_clip": None}
+        return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
