@@ -34,8 +34,8 @@ EXPERIMENTS = {
     "speed": speed,
 }
 TRUST = ("survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # they test the code; no wheel holds them
-if (Path(__file__).parent / "trust").is_dir():
-    EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST}
+IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
+EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 NOT_IN_ALL = (*ON_A_GPU, *TRUST)
