@@ -47,13 +47,13 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
     """path: a folder as described above; None for the hub, kept in `cache`.  Raises ValueError if there is nothing."""
     datasets = import_datasets()
     if path is None:
-        found = datasets.load_dataset(HUB_NAME, cache_dir=str(cache))
+        splits = datasets.load_dataset(HUB_NAME, cache_dir=str(cache))
     else:
         missing = [part for part in ("train", "validation") if not (Path(path) / part).is_dir()]
         if missing:
             raise ValueError(f"--images {path}: no folder {' or '.join(missing)} in it")
-        found = datasets.load_dataset("imagefolder", data_dir=path, cache_dir=str(cache))
-    train, test = found["train"], found["validation"]
+        splits = datasets.load_dataset("imagefolder", data_dir=path, cache_dir=str(cache))
+    train, test = splits["train"], splits["validation"]
     labels = np.concatenate([np.asarray(part.with_format("numpy")["label"][:], dtype=np.int64) for part in (train, test)])
     digest = hashlib.sha256(labels.tobytes())
     if path is not None:  # labels alone would not tell one folder from another

@@ -53,13 +53,13 @@ def load_images(path: str | None) -> ImageData:
         raise ValueError(f"--images {path} is not a readable .npz file: it is no archive of arrays")
     try:
         with open(source, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in NAMES if name in arrays}
+            given = {name: arrays[name] for name in NAMES if name in arrays}
     except (OSError, EOFError, ValueError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None
-    missing = [name for name in NAMES if name not in found]
+    missing = [name for name in NAMES if name not in given]
     if missing:
         raise ValueError(f"--images {path}: {', '.join(missing)} missing; it must hold {', '.join(NAMES)}")
-    loaded = [found[name] for name in NAMES]
+    loaded = [given[name] for name in NAMES]
     for name, array in zip(NAMES, loaded):
         kind = np.uint8 if name[0] == "x" else np.integer
         if not np.issubdtype(array.dtype, kind) or array.ndim not in ((3, 4) if name[0] == "x" else (1,)):

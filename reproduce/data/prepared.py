@@ -105,14 +105,14 @@ def _append(chunk: list[str], state: dict, tokenizer: Tokenizer, files: dict) ->
 def _documents(name: str, files: str | None, skip: int) -> Iterator[str]:
     datasets = import_datasets()
     if files is None:
-        found = datasets.load_dataset(SOURCES[name], split="train", streaming=True)
+        streamed = datasets.load_dataset(SOURCES[name], split="train", streaming=True)
     else:
         builder = BUILDERS.get(Path(files).suffix)
         if builder is None:
             raise ValueError(f"--files {files}: the name must end in {', '.join(BUILDERS)}")
         options = {"sample_by": "document"} if builder == "text" else {}
-        found = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
-    rows = iter(found.skip(skip))
+        streamed = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
+    rows = iter(streamed.skip(skip))
     first = next(rows, None)
     if first is not None and "text" not in first:
         raise ValueError(f'--files {files}: its columns are {", ".join(first)}; one of them must be "text"')

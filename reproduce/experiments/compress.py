@@ -55,10 +55,10 @@ def own_models(options: Options) -> list[str]:
     """The multi-head models of table2 and table3 in the output folder.  Raises ValueError if there is none."""
     seed = options.seeds[0] if options.seeds else 0
     paths = [model_of(options.out, f"{experiment} MHA seed {seed}", options.preset) for experiment in ("table2", "table3")]
-    found = [str(path) for path in paths if path]
-    if not found:
+    kept = [str(path) for path in paths if path]
+    if not kept:
         raise ValueError(f"{options.out / 'models'} holds no multi-head model; run table2 first, or name a model with --model")
-    return found
+    return kept
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def compress_model(opened: OpenModel, options: Options) -> None:
             new_record("compress", preset, row.label, config, metrics, data=data.describe(), device=options.device),
             replace=True,
         )
-        tqdm.write(f"{opened.name}, {row.label}: " + "; ".join(f"{way} {in_words(found)}" for way, found in ways.items()))
+        tqdm.write(f"{opened.name}, {row.label}: " + "; ".join(f"{way} {in_words(measured)}" for way, measured in ways.items()))
     if options.save:
         print(f"the activation-aware version is in {options.save}; --model {options.save} opens it again")
 
@@ -223,21 +223,21 @@ def predictions(opened: OpenModel, data: Samples) -> torch.Tensor:
     )
 
 
-def score(found: torch.Tensor, data: Samples) -> dict:
+def score(predicted: torch.Tensor, data: Samples) -> dict:
     """Loss in nats a token; of images nothing unless the model has these very classes."""
     targets = torch.cat([t.flatten() for t in data.targets])
     if data.unit == "tokens":
-        return {"loss": F.nll_loss(found, targets).item()}
-    return {"top1": (found.argmax(1) == targets).float().mean().item()} if found.shape[1] == targets.max() + 1 else {}
+        return {"loss": F.nll_loss(predicted, targets).item()}
+    return {"top1": (predicted.argmax(1) == targets).float().mean().item()} if predicted.shape[1] == targets.max() + 1 else {}
 
 
 def quality(opened: OpenModel, data: Samples, before: torch.Tensor) -> dict:
     """Score after the conversion, and how often the likeliest class is still the one from before."""
-    found = predictions(opened, data)
-    return {"agreement": (found.argmax(1) == before.argmax(1)).float().mean().item(), **score(found, data)}
+    predicted = predictions(opened, data)
+    return {"agreement": (predicted.argmax(1) == before.argmax(1)).float().mean().item(), **score(predicted, data)}
 
 
-def in_words(found: dict) -> str:
-    (w, w_post), (x, x_post) = found["weights"], found["inputs"]
-    quality = ", ".join(f"{name} {found[name]:.3f}" for name in ("loss", "top1", "agreement") if name in found)
+def in_words(measured: dict) -> str:
+    (w, w_post), (x, x_post) = measured["weights"], measured["inputs"]
+    quality = ", ".join(f"{name} {measured[name]:.3f}" for name in ("loss", "top1", "agreement") if name in measured)
     return f"W {w:.3f}, W~ {w_post:.3f}, logits {x:.3f}, outputs {x_post:.3f}, {quality}"

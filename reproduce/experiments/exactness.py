@@ -187,14 +187,14 @@ def one_side_off(tucker: TuckerAttention) -> None:
 
 def controls(cell: Cell) -> dict[str, Callable[[TuckerAttention], None]]:
     """What can go wrong in this cell."""
-    found = {"heads in another order": wrong_heads}
+    faults = {"heads in another order": wrong_heads}
     if cell.rotary != "none":
-        found["query positions off by one"] = one_side_off
+        faults["query positions off by one"] = one_side_off
     if cell.rotary == "decoupled" or (cell.rotary.startswith("head-width") and GROUPS[cell.mechanism] > 1):
-        found["the paper's latent schedule"] = latent_schedule
+        faults["the paper's latent schedule"] = latent_schedule
     if cell.rotary.startswith("head-width") and GROUPS[cell.mechanism] > 1:
-        found["frequencies in the wrong order in a group"] = wrong_groups
-    return found
+        faults["frequencies in the wrong order in a group"] = wrong_groups
+    return faults
 
 
 def measure(cell: Cell) -> dict:

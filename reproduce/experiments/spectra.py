@@ -49,17 +49,17 @@ def run(options: Options) -> None:
                 print(f"{side} {mode}: {', '.join(in_words(layer[side][mode]) for layer in metrics['trained'])}")
         return
     preset: LanguagePreset = PRESETS[options.preset]
-    found = {
+    models = {
         (row.label, seed): path
         for row in selected(TABLE2, options.rows)
         for seed in options.seeds or preset.seeds
         if (path := model_of(options.out, f"table2 {row.label} seed {seed}", options.preset))
     }
-    if not found:
+    if not models:
         command = f"python -m reproduce table2 --preset {options.preset}"
         raise ValueError(f"{options.out / 'models'} holds no model of table2; run `{command}` first")
     width = PAPER_SHAPE["d_model"] // preset.narrower
-    for (label, seed), path in tqdm(found.items(), "spectra"):
+    for (label, seed), path in tqdm(models.items(), "spectra"):
         model, _, config = load_model(path)
         data = json.loads(read_metadata(path).get("data", "null"))
         if config["d_model"] != width:
@@ -80,11 +80,13 @@ def run(options: Options) -> None:
 
 def of_layers(layers: Iterable[nn.Module], device: str = "cpu", values: bool = True) -> list[dict]:
     """Per layer and mode: ranks, the rounding floor, and with `values` the singular values over the largest; computed on `device`."""
-    found = []
+    measured = []
     for layer in tqdm(layers, "layers", leave=False):
         both = dict(zip(MODES, spectra(layer.to(device))))
-        found.append({side: {mode: of_mode(s, values) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
-    return found
+        measured.append(
+            {side: {mode: of_mode(s, values) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both}
+        )
+    return measured
 
 
 def in_words(mode: dict) -> str:

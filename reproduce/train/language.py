@@ -160,8 +160,8 @@ def train_rows(
     """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
     data = read_text(preset, options)
     for part in ("train", "validation"):
-        if (found := len(getattr(data, part))) <= preset.context:
-            raise ValueError(f"{data.name}: {found} {part} tokens are fewer than one window of {preset.context + 1}")
+        if (length := len(getattr(data, part))) <= preset.context:
+            raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
     for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate()):
         settings, changes = settings_of(row, recipe, preset, at_rate), recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}

@@ -95,8 +95,8 @@ def open_model(name: str) -> OpenModel:
     if not path.exists():
         if path.is_absolute() or len(path.parts) > 2:  # hub names are NAME or OWNER/NAME
             raise ValueError(f"--model {name}: no such file or folder")
-        if found := _open_timm(name):
-            return found
+        if opened := _open_timm(name):
+            return opened
     return _open_transformers(name)
 
 

@@ -29,10 +29,10 @@ def run(options: Options) -> None:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if not tried.exists():
             raise ValueError(f"the contracts did not run: {(done.stdout + done.stderr)[-2000:]}")
-        found = json.loads(tried.read_text())
+        tallied = json.loads(tried.read_text())
     failed = re.findall(r"^(?:FAILED|ERROR) .*?::(\S+)", done.stdout, re.MULTILINE)
-    names = {name: len(tests) for name, tests in sorted(found["contracts"].items())}
-    metrics = {"tried": found["tried"], "inputs": sum(found["tried"].values()), "public_names": names, "failed": failed}
+    names = {name: len(tests) for name, tests in sorted(tallied["contracts"].items())}
+    metrics = {"tried": tallied["tried"], "inputs": sum(tallied["tried"].values()), "public_names": names, "failed": failed}
     print(
         f"{metrics['inputs']} inputs for {len(metrics['tried'])} contracts of {len(names)} public names; {len(failed)} failed"
     )

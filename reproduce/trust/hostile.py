@@ -45,8 +45,8 @@ def count(report: Path) -> dict:
         if case.find("skipped") is not None:
             skipped += 1
         else:
-            found = KIND.search(case.get("name"))
-            passed[found[1] if found else "others"] += 1
+            kind = KIND.search(case.get("name"))
+            passed[kind[1] if kind else "others"] += 1
     return {"kinds": dict(passed.most_common()), "skipped": skipped}
 
 

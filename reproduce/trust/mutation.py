@@ -162,19 +162,19 @@ def changes(folder: Path, names: list[str]) -> dict[str, str]:
         "import json, sys; from mutmut.mutation.diff_apply import get_diff_for_mutant as diff; "
         "print(json.dumps({name: diff(name) for name in sys.argv[1:]}))"
     )
-    found = {}
+    mutants = {}
     for name, diff in json.loads(python(folder, "-c", program, *names)).items():
         lines = diff.splitlines()
         old, new = (" ".join(x[1:].strip() for x in lines if x[:1] == sign and x[:3] != sign * 3) for sign in "-+")
         function = name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0]
-        found[name] = f"{function.replace('.x_', '.').replace('.xǁ', '.').replace('ǁ', '.')}: {old} -> {new}"
-    return found
+        mutants[name] = f"{function.replace('.x_', '.').replace('.xǁ', '.').replace('ǁ', '.')}: {old} -> {new}"
+    return mutants
 
 
 def equivalent() -> dict[str, str]:
     """Per listed mutant the reason why it changes nothing."""
-    found = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
-    return {mutant: entry["reason"] for entry in found for mutant in entry["mutants"]}
+    entries = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+    return {mutant: entry["reason"] for entry in entries for mutant in entry["mutants"]}
 
 
 def count(outcomes: dict[str, str], living: dict[str, str], known: dict[str, str]) -> dict:

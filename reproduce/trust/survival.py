@@ -69,17 +69,19 @@ def run(options: Options) -> None:
     """One record with the counts of every kind.  Raises ValueError at the first file that is damaged or differs."""
     CONTEXT.set_forkserver_preload(["reproduce.__main__"])
     options.out.mkdir(parents=True, exist_ok=True)
-    found, chance, started = {}, random.Random(0), time.perf_counter()
+    tallies, chance, started = {}, random.Random(0), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.out, prefix="survival-") as place:
         text = Path(place) / "text"
         text.mkdir()
         for n in range(20):
             (text / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(60)))
         for kind, kills in PRESETS[options.preset].items():
-            found[kind] = KINDS[kind](Path(place), kills, chance)
-            print(f"{kind}: {found[kind].kills} kills survived, {found[kind].files} files read, {found[kind].seconds:.0f} s")
+            tallies[kind] = KINDS[kind](Path(place), kills, chance)
+            print(
+                f"{kind}: {tallies[kind].kills} kills survived, {tallies[kind].files} files read, {tallies[kind].seconds:.0f} s"
+            )
     config = {"kills": PRESETS[options.preset], "seed": 0, "steps": TOY.train.steps, "appends": APPENDS}
-    metrics = {kind: dataclasses.asdict(tally) for kind, tally in found.items()}
+    metrics = {kind: dataclasses.asdict(tally) for kind, tally in tallies.items()}
     print(table(metrics))
     record = records.new_record(
         "survival", options.preset, "kill -9", config, metrics, wall_seconds=time.perf_counter() - started
@@ -245,9 +247,9 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
                 raise ValueError(f"{attempt}: writer {victim} failed; the file was damaged")
         for process in writers:
             finish(process)
-        found = sorted((r.method, r.seed) for r in records.load(attempt))
-        if found != [(f"writer {n}", seed) for n in range(2) for seed in range(APPENDS)]:
-            raise ValueError(f"{attempt}: {len(found)} records, where each of {2 * APPENDS} should stand once")
+        written = sorted((r.method, r.seed) for r in records.load(attempt))
+        if written != [(f"writer {n}", seed) for n in range(2) for seed in range(APPENDS)]:
+            raise ValueError(f"{attempt}: {len(written)} records, where each of {2 * APPENDS} should stand once")
         tally.ends += 1
         tally.parts += len(list(attempt.rglob("*.part")))
     tally.seconds = round(time.perf_counter() - started, 1)
