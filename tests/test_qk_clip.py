@@ -14,7 +14,7 @@ from reproduce.store import records
 from reproduce.train import language
 from reproduce.train.distributed import Workers
 from reproduce.train.options import Options
-from reproduce.train.qk_clip import EVERY, clip, clip_heads, largest_logits, scale_logits
+from reproduce.train.qk_clip import EVERY, clip, clip_heads, logits_of, scale_logits
 from reproduce.train.recipes import Recipe
 from reproduce.trust import survival
 from tucker_ref import (
@@ -62,12 +62,12 @@ def model_of(row):
 )
 def test_heads_beyond_the_limit_come_back_to_it_and_others_stay(row):
     model = model_of(row)
-    before = largest_logits(model, TOKENS)
+    before = logits_of(model, TOKENS)
     assert [len(logits) for logits in before] == [12, 12]
     limit = before[0].median().item()
     clipped = clip([block.attention for block in model.blocks], before, limit)
     assert clipped == sum(int((logits > limit).sum()) for logits in before) > 0
-    after = largest_logits(model, TOKENS)[0]  # of the first layer, whose inputs are as they were
+    after = logits_of(model, TOKENS)[0]  # of the first layer, whose inputs are as they were
     assert torch.allclose(after, before[0].clamp(max=limit), rtol=0.02)  # seen in bfloat16
     assert before[0].max() > 1.1 * limit  # control
     assert clip_heads(model, TOKENS, 1e6) == 0

@@ -16,6 +16,7 @@ from .query import (
     budget_of,
     complete,
     diverged,
+    fresh_runs,
     full_budget_runs,
     grouped,
     largest_logit,
@@ -80,8 +81,7 @@ def fresh_table(records: list[Record]) -> list[str]:
     Returns:
         Markdown, piece by piece.
     """
-    order = [row.label for row in BUDGETS["table2"].rows]
-    runs = sorted(of_one_budget(runs_of(records, "table2", "gpu-fresh")), key=lambda r: (order.index(r.method), r.rate))
+    runs = fresh_runs(records)
     table, best = rates_table(runs, lambda r: r.method)
     title = (
         f"**Learning rates for GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET: {tokens_of(runs)}, "

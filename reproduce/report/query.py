@@ -285,15 +285,23 @@ def sweep_runs(records: list[Record]) -> list[Record]:
     """The runs that differ in row, rate and warm-up alone, under their row's name: the sweep, and the ablations' longer warm-up."""
     longer = [r for r in runs_of(records, "ablations", "gpu-sweep") if recipe_of(r) == LONG_WARMUP]
     runs = of_one_budget(runs_of(records, "table2", "gpu-sweep") + [under_its_row(r) for r in longer])
-    order = [row.label for row in BUDGETS["table2"].rows]
-    return sorted(runs, key=lambda r: (order.index(r.method), r.warmup, r.rate))
+    return sorted(runs, key=lambda r: (_place(r), r.warmup, r.rate))
+
+
+def fresh_runs(records: list[Record]) -> list[Record]:
+    """Table 2's runs with Muon on fresh text, which differ in row and rate alone."""
+    return sorted(of_one_budget(runs_of(records, "table2", "gpu-fresh")), key=lambda r: (_place(r), r.rate))
+
+
+def _place(record: Record) -> int:
+    """Of its row in Table 2."""
+    return [row.label for row in BUDGETS["table2"].rows].index(record.method)
 
 
 def full_budget_runs(records: list[Record]) -> list[Record]:
     """Table 2's runs at its full budget and present warm-up that differ in row, rate and seed alone."""
     runs = [r for r in runs_of(records, "table2", "gpu") if r.warmup == BUDGETS["table2"].preset.train.warmup_steps]
-    order = [row.label for row in BUDGETS["table2"].rows]
-    return sorted(of_one_budget(runs), key=lambda r: order.index(r.method))
+    return sorted(of_one_budget(runs), key=_place)
 
 
 def slowed_runs(records: list[Record], preset: str) -> list[Record]:

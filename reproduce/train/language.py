@@ -192,7 +192,6 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         raise ValueError("--qk-clip looks at the logits of whole layers; it runs on one worker, without torchrun")
     model = fresh()
     workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
-
     windows = fresh_windows(data.train, run.seed, settings, context) if preset.one_pass else None
 
     def batch_at(step):
@@ -201,13 +200,16 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
             return (batch_of(data.train, step, run.seed, size, context, rows),)
         return (stacked(data.train, windows[step * size : (step + 1) * size][rows], context),)
 
+    def one_sequence(step):
+        return batch_at(step)[0][:1, :-1].to(run.options.device)
+
     def observe(step):
         if preset.observe_every and step % preset.observe_every == 0 and workers.sharding != "fsdp":  # needs whole tensors
-            return observation(model, batch_at(step)[0][:1, :-1].to(run.options.device))
+            return observation(model, one_sequence(step))
 
     def clip(step):
         if settings.qk_clip and step % EVERY == 0:
-            clip_heads(model, batch_at(step)[0][:1, :-1].to(run.options.device), settings.qk_clip)
+            clip_heads(model, one_sequence(step), settings.qk_clip)
 
     try:
         result = train(

@@ -23,10 +23,21 @@ class Watching(TorchFunctionMode):
         return result
 
 
-def causal_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """(b, h, n, n) in float32, zeros where a query may not look.  q: (b, h, n, k); k: (b, g, n, k)."""
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (b, h, n, k)
-    return (q.float() @ k.float().mT * scale).tril()
+@torch.no_grad()
+def watch(model: nn.Module, tokens: torch.Tensor, see: Callable[..., None]) -> None:
+    """Run the model on tokens (1, n) as it trains, in bfloat16 but not compiled; `see` as in Watching, once a layer in their order."""
+    eager = torch.compiler.set_stance("force_eager")
+    with Watching(see), eager, torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        model.hidden(tokens)
+
+
+def largest_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
+    """Per head the largest |logit| where a query may look, (h,).  q: (b, h, n, k); k: (b, g, n, k)."""
+    share = q.shape[1] // k.shape[1]  # heads of a group
+    heads = (  # one at a time: n x n numbers
+        (q[:, head].float() @ k[:, head // share].float().mT * scale).tril().abs().max() for head in range(q.shape[1])
+    )
+    return torch.stack(list(heads))
 
 
 def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
@@ -45,11 +56,9 @@ def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
     def see(q, k, v, z, scale):
         for name, tensor in (("q", q), ("k", k), ("v", v), ("z", z)):
             _keep_larger(largest, name, tensor.float().square().mean().sqrt())
-        _keep_larger(largest, "logit", causal_logits(q, k, scale).abs().max())
+        _keep_larger(largest, "logit", largest_logits(q, k, scale).max())
 
-    eager = torch.compiler.set_stance("force_eager")
-    with Watching(see), torch.no_grad(), eager, torch.autocast(tokens.device.type, dtype=torch.bfloat16):
-        model.hidden(tokens)
+    watch(model, tokens, see)
     logit = largest.pop("logit")
     return {
         "gradients": {name: _digits(total.sqrt()) for name, total in gradients.items()},

@@ -9,27 +9,21 @@ from torch import nn
 
 from tucker_ref import MultiHeadAttention, MultiHeadLatentAttention, TuckerAttention
 
-from .observe import Watching, causal_logits
+from .observe import largest_logits, watch
 
 EVERY = 10  # steps between two looks at the logits
 
 
-def largest_logits(model: nn.Module, tokens: torch.Tensor) -> list[torch.Tensor]:
+def logits_of(model: nn.Module, tokens: torch.Tensor) -> list[torch.Tensor]:
     """Per block and head the largest |logit| on these tokens, (h,) each.  tokens: (1, n)."""
     largest: list[torch.Tensor] = []
-
-    def see(q, k, v, z, scale):
-        largest.append(causal_logits(q, k, scale).abs().amax(dim=(0, 2, 3)))
-
-    eager = torch.compiler.set_stance("force_eager")
-    with Watching(see), torch.no_grad(), eager, torch.autocast(tokens.device.type, dtype=torch.bfloat16):
-        model.hidden(tokens)
+    watch(model, tokens, lambda q, k, v, z, scale: largest.append(largest_logits(q, k, scale)))
     return largest
 
 
 def clip_heads(model: nn.Module, tokens: torch.Tensor, limit: float) -> int:
     """Bring every head of the model back to the limit on these tokens, (1, n).  Returns: how many heads were clipped."""
-    return clip([block.attention for block in model.blocks], largest_logits(model, tokens), limit)
+    return clip([block.attention for block in model.blocks], logits_of(model, tokens), limit)
 
 
 @torch.no_grad()
@@ -41,7 +35,8 @@ def clip(layers: list[nn.Module], largest: list[torch.Tensor], limit: float) -> 
         largest: per layer and head the largest |logit| on some tokens, (h,) each.
         limit: what no logit on these tokens may exceed.
 
-    Returns: how many heads were clipped.
+    Returns:
+        How many heads were clipped.
     """
     factors = [limit / logits.clamp(min=limit) for logits in largest]  # (h,) each, 1 where nothing is to be done
     for layer, share in zip(layers, factors):
