@@ -80,6 +80,8 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
     return Photographs(name, digest.hexdigest(), train, test, int(labels.max()) + 1, side)
 
 
+# Not torchvision's RandomResizedCrop: it draws from the one generator of the process, to be set and put back for every image,
+# which is no shorter; at 500 x 375 pixels, both bicubic, it takes 5.0 ms to this one's 3.9; and it cuts at whole pixels.
 def training_view(image, side: int, rng: np.random.Generator) -> np.ndarray:
     """A random part of a photograph, stretched to a square, and mirrored half of the time.
 
