@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -126,6 +127,11 @@ class Row:
     def config(self) -> dict:
         """The fields that define the layer, for records."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "paper"}
+
+
+def labels_of(rows: Iterable[Row], mechanism: str = "") -> tuple[str, ...]:
+    """What tables, records and `--rows` call these rows, all of them or those of one mechanism."""
+    return tuple(row.label for row in rows if mechanism in ("", row.mechanism))
 
 
 # Table 2, GPT-2: d 768, 12 heads, 12 layers, 1,024 tokens; MB are 10^6 bytes in BF16.
