@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -28,9 +29,13 @@ from tucker_ref import (
 class Row:
     """One attention configuration, apart from the model it sits in.
 
-    mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker"; n_kv_heads: for GQA; latent: d_c of both latents, for MLA;
-    ranks: (head, query, key) and (head, output, value) alike, for Tucker; shared_kv: for MLA and Tucker.
-    paper: what the paper prints in this row, by column name.
+    Args:
+        mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker".
+        n_kv_heads: n_KV, for GQA.
+        latent: d_c of both latents, for MLA.
+        ranks: for Tucker, (head, query, key) and (head, output, value) alike.
+        shared_kv: keys and values read one latent, for MLA and Tucker.
+        paper: what the paper prints in this row, by column name.
     """
 
     mechanism: str
@@ -42,6 +47,7 @@ class Row:
 
     @property
     def label(self) -> str:
+        """What tables, records and `--rows` call this row."""
         if self.mechanism == "MHA":
             return "MHA"
         if self.mechanism == "GQA":
@@ -52,7 +58,13 @@ class Row:
         return f"Tucker [{','.join(map(str, self.ranks))}]" + (" shared" if self.shared_kv else "")
 
     def build(self, d_model: int, n_heads: int, rope_base: float | None = None) -> nn.Module:
-        """A fresh attention layer of this kind; with a rope_base it turns head-wide keys (MHA, GQA) or its latent (MLA, Tucker)."""
+        """A fresh attention layer of this kind.
+
+        Args:
+            d_model: d.
+            n_heads: n_H.
+            rope_base: where it is given, MHA and GQA turn their head-wide keys, MLA and Tucker their latent (Def. 3.1).
+        """
         if self.mechanism in ("MHA", "GQA"):
             rotary = None if rope_base is None else Rotary.heads(d_model // n_heads, rope_base)
             if self.mechanism == "MHA":
@@ -65,7 +77,19 @@ class Row:
         return TuckerAttention(d_model, n_heads, self.ranks, shared_kv=self.shared_kv, rotary=rotary)
 
     def converted(self, layer: nn.Module, *, mean: bool = False, moment: torch.Tensor | None = None) -> nn.Module:
-        """A trained layer as this kind of attention.  mean: GQA by averaging heads; moment: of the inputs, as in `compress`."""
+        """A trained layer as this kind of attention.
+
+        Args:
+            layer: any mechanism of `tucker_ref` that can be converted to this one.
+            mean: GQA by averaging the heads of a group, not by SVD.
+            moment: (D, D) of the layer's inputs, as in `compress`.
+
+        Returns:
+            A layer with weights of its own.
+
+        Raises:
+            ValueError: as `to_gqa`, `to_mla` and `compress` do.
+        """
         if self.mechanism == "GQA":
             return to_gqa(layer, self.n_kv_heads, method="mean" if mean else "svd", moment=moment)
         if self.mechanism == "MLA":
@@ -75,7 +99,12 @@ class Row:
         return copy.deepcopy(layer)
 
     def cost(self, d_model: int, n_heads: int) -> Cost:
-        """Its costs by Table 1's formulas."""
+        """Its costs by Table 1's formulas.
+
+        Args:
+            d_model: d.
+            n_heads: n_H.
+        """
         if self.mechanism == "MHA":
             return mha_cost(d_model, n_heads)
         if self.mechanism == "GQA":
@@ -85,9 +114,12 @@ class Row:
         return tucker_cost(d_model, n_heads, self.ranks, shared_kv=self.shared_kv)
 
     def narrowed(self, factor: int) -> "Row":
-        """The same row for a model `factor` times narrower with as many heads: widths shrink, head counts and r1 stay.
+        """The same row for a narrower model with as many heads: widths shrink, head counts and r1 stay.
 
         Parameter ratios between rows are then those of the full-size model, up to n_H r1.
+
+        Args:
+            factor: by which d, and the latent widths with it, are divided.
         """
         ranks = (self.ranks[0], *(rank // factor for rank in self.ranks[1:])) if self.ranks else ()
         return dataclasses.replace(self, latent=self.latent // factor, ranks=ranks, paper={})
@@ -95,6 +127,11 @@ class Row:
     def config(self) -> dict:
         """The fields that define the layer, for records."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "paper"}
+
+
+def labels_of(rows: Iterable[Row], mechanism: str = "") -> tuple[str, ...]:
+    """What tables, records and `--rows` call these rows, all of them or those of one mechanism."""
+    return tuple(row.label for row in rows if mechanism in ("", row.mechanism))
 
 
 # Table 2, GPT-2: d 768, 12 heads, 12 layers, 1,024 tokens; MB are 10^6 bytes in BF16.
