@@ -70,7 +70,14 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """One record per case and seed.  --rows: the recipes' names."""
+    """Train every case of the preset at every seed, one record each.
+
+    Args:
+        options: `rows` are names of recipes, all if empty.
+
+    Raises:
+        ValueError: for a name that no recipe of the preset has.
+    """
     preset, rows = PRESETS[options.preset], {row.label: row for row in ON_GPU_ROWS}
     cases = [(rows[label], recipe) for label, recipe in (CURES if options.preset == "gpu" else CASES)]
     check_labels("recipe", options.rows, dict.fromkeys(recipe.name for _, recipe in cases))

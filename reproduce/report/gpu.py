@@ -351,7 +351,11 @@ def logit_cell(runs: list[Record]) -> str:
 
 
 def sources(runs: list[Record]) -> str:
-    """Where numbers come from: data, devices, commits, minutes, and the commands with what varies between runs in capitals."""
+    """Where numbers come from: data, devices, commits, minutes, and the commands with what varies between runs in capitals.
+
+    Args:
+        runs: at least one, all of them trained on data.
+    """
     minutes = statistics.median(r.wall_seconds for r in runs) / 60
     return (
         f"<sub>Data: {each_once(map(data_in_words, runs))}; {devices_of(runs)}; commits {each_once(map(commit_of, runs))}; "
