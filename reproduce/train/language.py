@@ -103,9 +103,15 @@ def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Optio
         row, recipe: which model, and what is changed in its training.
         preset: the scale.
         options: what the command line says.
+
+    Raises:
+        ValueError: for a row with QK-norm whose logits are to be clipped.
     """
     rate = preset.rate(row.label, method_of(row.label, recipe))
-    return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+    settings = recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+    if settings.qk_clip and row.qk_norm:
+        raise ValueError(f"--qk-clip {settings.qk_clip:g}: QK-norm bounds the logits of {row.label} already; name other --rows")
+    return settings
 
 
 def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
@@ -216,8 +222,12 @@ def train_rows(
     for part in ("train", "validation"):
         if (length := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
-    for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate()):
-        settings, changes = settings_of(row, recipe, preset, at_rate), recipe.config()
+    cases = [
+        (row, recipe, settings_of(row, recipe, preset, at_rate))
+        for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())
+    ]
+    for row, recipe, settings in cases:
+        changes = recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
         config |= {"recipe": changes} if changes else {}
         config |= {"one_pass": True} if preset.one_pass else {}
