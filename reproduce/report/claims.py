@@ -28,10 +28,9 @@ from .query import (
     sizes_of,
     step_times,
 )
-from .results import OURS
+from .sizes import OURS
 from .words import difference, tokens_seen
 
-BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
 SIZE_TOLERANCE = 0.005
 REPRODUCED, FAILED, UNTESTED = "reproduced", "not reproduced", "not tested at this scale"
 
