@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tutorials"
 NOTEBOOKS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.ipynb"))}
 SOLUTIONS = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "solutions").glob("*.ipynb"))}
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
 
 MAX_CELLS = 25  # before the exercises, so that a notebook is one sitting
 MAX_LINES = 15  # of a code cell, so that it fits on a slide

@@ -94,7 +94,7 @@ def _scale(budget: Budget, runs: list[Record]) -> str:
     if narrower > 1:
         shape = (
             f"**{budget.title}, REDUCED SCALE, not the paper's: {reached}.** Width {c['d_model']:,}, {c['n_heads']} heads, {c['n_layers']} "
-            f"layers; contexts of {c['context']:,} tokens. Rows are named as in the paper; all widths and ranks but the head rank "
+            f"layers. Contexts have {c['context']:,} tokens. Rows are named as in the paper; all widths and ranks but the head rank "
             f"are divided by {narrower}."
         )
         rate = "Every row has the rate that was best in GPT-2's sweep or, where others were tried, here."

@@ -21,7 +21,7 @@ def render(records: list[Record]) -> str:
         title, describe = CHECKS[experiment]
         with complete(COMPLAINT.format(experiment)):
             rows.append([title, *describe(own), f"`python -m reproduce {experiment}`"])
-    return markdown(["check", "tried", "outcome", "command"], rows) if rows else ""
+    return markdown(["check", "tried", "outcome", "command"], rows, words=True) if rows else ""
 
 
 def of_each(records: list[Record]) -> dict[str, list[Record]]:

@@ -94,9 +94,18 @@ def sentences(records: list[Record]) -> str:
     return f"{_table([j for j in judged if j[0] in SENTENCES])}\n\nWith the sizes of Tables 1-3, {_count(judged)}."
 
 
+def sizes(records: list[Record]) -> str:
+    """The table of the sizes of Tables 1-3.
+
+    Args:
+        records: all that there are.
+    """
+    return _table([j for j in verdicts(records) if j[0] not in SENTENCES])
+
+
 def _table(judged: list[tuple[Claim, str, str]]) -> str:
     rows = [[c.where, c.says, measured, c.refuted_if, verdict] for c, measured, verdict in judged]
-    return markdown(["claim", "paper", "measured", "refuted if", "verdict"], rows)
+    return markdown(["claim", "paper", "measured", "refuted if", "verdict"], rows, words=True)
 
 
 def _count(judged: list[tuple[Claim, str, str]]) -> str:

@@ -56,11 +56,11 @@ def compress_note(records: list[Record]) -> str:
         pairs = {r.method: [value(r.metrics["ways"][way]) for way in ("aware", "plain")] for r in records}
         if None in (v for pair in pairs.values() for v in pair):
             continue
-        counts.append(f"the {name} in {sum(aware < plain for aware, plain in pairs.values())}")
+        counts.append(f"the {name} in {sum(aware < plain for aware, plain in pairs.values())} of {len(pairs)} rows")
         if name != "loss":
             missed += [f"{name} of {label}" for label, (aware, plain) in pairs.items() if aware >= plain]
-    said = f"Of {len(records)} rows, knowing the inputs lowered {', '.join(counts)}."
-    return said + (f" It did not lower: {', '.join(missed)}." if missed else "")
+    said = ". It lowered ".join(counts)
+    return f"Knowing the inputs lowered {said}." + (f" It did not lower: {', '.join(missed)}." if missed else "")
 
 
 def compress_speed_runs(records: list[Record]) -> list[Table]:
@@ -78,12 +78,11 @@ def compress_speed_runs(records: list[Record]) -> list[Table]:
         "`compress`, the latter TensorLy's Tucker without sweeps. Both find the same core norms before a ratio is taken."
     )
     header = ["d, heads", "ranks", "s, factors", "s, tensors", "ratio", "peak MB, factors", "peak MB, tensors", "ratio"]
-    laws = [
-        f"{what} grow as d to the {growth(sizes, 'factors', what):.1f} from factors and to the {growth(sizes, 'tensors', what):.1f} "
-        "from tensors"
-        for what in ("seconds", "megabytes")
-    ]
-    note = f"Between the two largest sizes, {'; '.join(laws)}. Peak memory is what the call adds to the layer itself."
+    grown = {what: [f"{growth(sizes, way, what):.1f}" for way in ("factors", "tensors")] for what in ("seconds", "megabytes")}
+    laws = (
+        f"{what.capitalize()} grow as d to the {a} from factors, to the {b} from tensors." for what, (a, b) in grown.items()
+    )
+    note = f"{' '.join(laws)} That is between the two largest sizes. Peak memory is what the call adds to the layer itself."
     return [Table("Cost of compressing", title, markdown(header, rows), records[-1:], note)]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from ..experiments.ablations import CASES, CURES, ROW
-from ..experiments.ablations import PRESETS as ABLATIONS
 from ..store.records import Record
 from ..train.language import method_of
 from ..train.recipes import Recipe
@@ -16,7 +15,6 @@ from .query import (
     fresh_runs,
     full_budget_runs,
     grouped,
-    largest_logit,
     mean_loss,
     method_and_rate,
     of_one_budget,
@@ -92,7 +90,7 @@ def gaps(runs: list[Record]) -> str:
 
 
 def ablation_table(records: list[Record]) -> list[Table]:
-    """What was changed in how one Tucker row is trained, by learning rate; then what each change does to the largest logit.
+    """What was changed in how one Tucker row is trained, by learning rate.
 
     Args:
         records: all that there are.
@@ -117,26 +115,7 @@ def ablation_table(records: list[Record]) -> list[Table]:
                 "where a run breaks down, it ends anywhere."
             )
     notes += _waiting(CASES, changed)
-    return [Table("Changes to the training, sweep", title, body, runs, " ".join(notes)), *logits_table(changed)]
-
-
-def logits_table(changed: list[Record]) -> list[Table]:
-    """How far the largest logit goes with each change at the highest rate, and what the run reaches.
-
-    Args:
-        changed: the ablations of one budget.
-    """
-    rate = ABLATIONS["gpu-sweep"].train.learning_rate
-    runs = [r for r in changed if row_label(r) == ROW and r.rate == rate and largest_logit([r])]
-    if not runs:
-        return []
-    runs.sort(key=lambda r: largest_logit([r]))
-    lines = [[change_of(r) if recipe_of(r) else "unchanged", logit_cell([r]), loss_cell([r])] for r in runs]
-    title = (
-        f"**What holds the logits of {ROW} at the rate {rate:g}: from the smallest largest logit up.** {tokens_of(runs[:1])}."
-    )
-    body = markdown(["what was changed", "largest logit", "validation loss"], lines)
-    return [Table("Largest logits", title, body, runs)]
+    return [Table("Changes to the training, sweep", title, body, runs, " ".join(notes))]
 
 
 def cures_table(records: list[Record]) -> list[Table]:

@@ -35,13 +35,13 @@ def headline(records: list[Record]) -> str:
         lines = []
         for row, runs in sorted(groups.items(), key=lambda item: -item[1][0].attention_parameters):
             own, kept = megabytes(runs[0])
-            sizes = [f"{runs[0].attention_parameters / 1e6:.1f}M ({percent(own / whole)})", f"{kept:.1f} MB ({percent(kept / cache)})"]
+            sizes = [
+                f"{runs[0].attention_parameters / 1e6:.1f}M ({percent(own / whole)})",
+                f"{kept:.1f} MB ({percent(kept / cache)})",
+            ]
             gap = "" if runs is base else paired(runs, base).verdict()
             lines.append([row, *sizes, loss_cell(runs), above_cell(runs, base), gap])
-    title = (
-        f"**GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(base)}, {SEEDS} seeds a row.** Each row has the best learning rate of "
-        "those that were tried."
-    )
+    title = f"**GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(base)}, {SEEDS} seeds a row.** Each has its best rate."
     header = ["GPT-2, trained here", "attention parameters", "KV cache", "loss", "minus MHA's [95 %]", "against MHA"]
     return f"{title}\n\n{markdown(header, lines)}"
 
@@ -73,8 +73,8 @@ def _exact(records: list[Record], judged: Judged) -> str:
         return ""
     word = REPRODUCED if worst_error(runs) <= EXACT else FAILED
     return (
-        f"**{WORDS[word]}** Multi-head, grouped-query and latent attention are exact special cases: in {comparisons(runs):,} comparisons "
-        f"the worst relative difference is {worst_error(runs):.0e}."
+        f"**{WORDS[word]}** Multi-head, grouped-query and latent attention are exact special cases: worst of {comparisons(runs):,} "
+        f"comparisons {worst_error(runs):.0e}."
     )
 
 
@@ -93,8 +93,8 @@ def _competitive(records: list[Record], judged: Judged) -> str:
         return ""
     share = runs[0].attention_parameters / base[0].attention_parameters
     return (
-        f"{_word(judged, 'Sec. 4.2, GPT-2')} “[8,128,64] is competitive” in GPT-2: its loss ends {_above(runs, base)} multi-head "
-        f"attention's, with {percent(share)} of its attention parameters."
+        f"{_word(judged, 'Sec. 4.2, GPT-2')} [8,128,64] is “competitive” in GPT-2: loss {_above(runs, base)} multi-head attention's, "
+        f"{percent(share)} of its attention parameters."
     )
 
 
@@ -110,8 +110,8 @@ def _a_tenth(records: list[Record], judged: Judged) -> str:
         return ""
     ours, theirs = (100 * statistics.mean(r.metrics["top1"] for r in vit[row]) for row in (SMALL_VIT, "GQA n_KV=6"))
     return (
-        f"{_word(judged, 'Abstract, all models')} “Comparable with a tenth of GQA's parameters”: a small Llama's loss ends "
-        f"{_above(runs, base)} GQA's, and a small vision transformer loses {theirs - ours:.1f} points of accuracy."
+        f"{_word(judged, 'Abstract, all models')} At a tenth of GQA's parameters a small Llama's loss is "
+        f"{_above(runs, base)} GQA's, a small ViT's accuracy {theirs - ours:.1f} points below."
     )
 
 
@@ -121,8 +121,8 @@ def _faster(records: list[Record], judged: Judged) -> str:
     if not tucker or "MHA" not in times:
         return ""
     return (
-        f"{_word(judged, 'LLaMA text', 'iteration time')} “Training steps up to 20 % faster”: the fastest Tucker row of LLaMA3-1B needs "
-        f"{percent(1 - min(tucker) / times['MHA'])} less time than multi-head attention, on one GPU."
+        f"{_word(judged, 'LLaMA text', 'iteration time')} Training steps “up to 20 % faster”: the fastest Tucker row of LLaMA3-1B takes "
+        f"{percent(1 - min(tucker) / times['MHA'])} less time than MHA."
     )
 
 
@@ -132,6 +132,6 @@ def _heads(records: list[Record], judged: Judged) -> str:
         return ""
     share = statistics.mean(x[side]["head"]["entropy_rank"] / x[side]["head"]["size"] for x in layers for side in x)
     return (
-        f"{_word(judged, 'Spectra figure')} “The head mode's singular values decay”: in a GPT-2 that we trained its effective rank is "
-        f"{percent(share)} of the number of heads."
+        f"{_word(judged, 'Spectra figure')} “The head mode decays”: in a GPT-2 trained here the effective rank of its heads is "
+        f"{percent(share)} of their number."
     )

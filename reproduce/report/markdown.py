@@ -30,14 +30,15 @@ class Table:
         return "\n\n".join(part for part in (self.title, self.body, self.note) if part)
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], words: bool = False) -> str:
     """A GitHub table whose source is as wide as its content.
 
     Args:
         header: of each column; the first is aligned to the left, the others to the right.
         rows: as many cells each; what is not text becomes it.
+        words: whether the cells are words, which stand to the left in all columns.
     """
-    rule = "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
+    rule = "|" + "|".join(["---", *["---" if words else "---:"] * (len(header) - 1)]) + "|"
     return "\n".join([_line(header), rule, *map(_line, rows)])
 
 

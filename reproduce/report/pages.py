@@ -18,7 +18,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "headline": headline.headline,
     "verdicts": headline.six_verdicts,
     "claims": claims.sentences,
-    "all claims": claims.render,
+    "claims of sizes": claims.sizes,
     "commands": commands.render,
     "on record": commands.on_record,
     "checks": checks.render,
@@ -82,7 +82,8 @@ def write(path: Path, records: list[Record]) -> None:
     pages = {page: _read(page) for page in (path, *(page for page in beside if page.exists()))}
     texts = texts_of(dict.fromkeys(name for text in pages.values() for name in parts_of(text)), records)
     for page, text in pages.items():
-        _replace(page, text, texts)
+        if page == path or parts_of(text):
+            _replace(page, text, texts)
 
 
 def write_claims(path: Path, records: list[Record]) -> None:
@@ -91,8 +92,8 @@ def write_claims(path: Path, records: list[Record]) -> None:
     Args, Raises: as in `write`.
     """
     page = _read(path)
-    texts = {"claims": claims.sentences(records), "all claims": claims.render(records)}
-    _replace(path, page, texts if texts.keys() & {*parts_of(page)} else {"results": texts["all claims"]})
+    texts = {"claims": claims.sentences(records), "claims of sizes": claims.sizes(records)}
+    _replace(path, page, texts if texts.keys() & {*parts_of(page)} else {"results": claims.render(records)})
 
 
 def _replace(path: Path, page: str, texts: dict[str, str]) -> None:

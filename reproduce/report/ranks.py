@@ -22,8 +22,8 @@ def spectra_runs(records: list[Record]) -> list[Table]:
         title = f"**Effective ranks of models that were named.** Each is the {what}."
     else:
         title = (
-            f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers, "
-            f"{c['train']['steps']:,} steps. Each is the {what}; in brackets before training; then how many there are."
+            f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. "
+            f"Trained for {c['train']['steps']:,} steps. Each is the {what}; in brackets before training; then how many there are."
         )
     header = ["model" if named else "GPT-2 row", *mode_titles(modes)]
     return [Table(f"Ranks, {records[0].preset}", title, markdown(header, rows), records)]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Container
 from functools import partial
 
 from ..store.records import Record
+from .breakdown import breakdown_tables
 from .budgets import budget_tables
 from .compression import compress_runs, compress_speed_runs
 from .decoding import decode_runs
@@ -49,7 +50,7 @@ TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' rec
     ("table2", "gpu-fresh"): fresh_table,
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
-    ("ablations", "gpu-sweep"): ablation_table,
+    ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),
     ("ablations", "gpu"): lambda records: cures_table(records) + best_table(records),
 }
 

@@ -6,11 +6,13 @@ from .targets import TARGETS, Sections, decoding, layer
 
 TITLES = {
     "layers": "**One attention layer, forward and backward, as a CUDA graph: milliseconds by backend.**",
+    "contexts": "**One attention layer of LLaMA3-1B's shape by context, forward and backward: milliseconds, and the ratio to MHA's.**",
     "decode": "**One new token against its cache, as a CUDA graph: microseconds by backend.**",
     "models": "**One training step of a whole model, AdamW, bf16 autocast, compiled block by block.**",
 }
 NOTES = {
     "layers": "Medians, the L2 cache full of other lines before each call. —: our kernel was timed for Tucker Attention's latents alone.",
+    "contexts": "The batch shrinks as the context grows, so that every line has as many tokens.",
     "decode": "Medians, the L2 cache full of other lines before each call.",
     "models": "MFU is the share of the rate at which matrix products ran in the same process.",
 }
@@ -23,7 +25,7 @@ def speed_tables(records: list[Record]) -> list[Table]:
         records: one per section of `reproduce speed`, all of one run.
     """
     sections = {r.method: r.metrics["rows"] for r in records}
-    drawn = {"layers": layer_table, "decode": decode_table, "models": model_table}
+    drawn = {"layers": layer_table, "contexts": context_table, "decode": decode_table, "models": model_table}
     tables = [short_table(records, sections), targets_table(records, sections)]
     for name, draw in drawn.items():
         if sections.get(name):
@@ -74,7 +76,7 @@ def targets_table(records: list[Record], sections: Sections) -> Table | None:
     ]
     met = sum(said == "met" for *_, said in judged)
     reasons = dict.fromkeys(reason for *_, said in judged if (reason := said.partition(": ")[2]))
-    why = "\n".join(f"- {reason}." for reason in reasons)
+    why = "\n".join(f"- {'. '.join(reason.split('; '))}." for reason in reasons)
     note = f"{met} of {len(judged)} are met." + (f" What the missed ones hang on, as profiling showed:\n\n{why}" if why else "")
     return Table("Speed, targets", "**Targets.**", markdown(["target", "measured", "bound", "verdict"], rows), records, note)
 
@@ -96,10 +98,34 @@ def layer_table(rows: list[dict]) -> str:
                 f"{best / mha:.2f}" if best and mha else "",
                 f"{stock:,.0f}" if stock else "",
                 f"{ours:,.0f}" if ours else "—",
+                _ours_over_stock(sections, shape, label),
             ]
         )
     header = ["layer", *(f"ms, {b}" for b in backends), "best over MHA", "peak MB, PyTorch's kernels", "peak MB, ours"]
-    return markdown(header, lines)
+    return markdown([*header, "ours over PyTorch's: time, memory"], lines)
+
+
+def _ours_over_stock(sections: Sections, shape: str, label: str) -> str:
+    sides = [
+        [layer(sections, shape, label, what, kernel) for kernel in (True, False)] for what in ("milliseconds", "megabytes")
+    ]
+    return ", ".join(f"{ours / stock:.2f}" if ours and stock else "—" for ours, stock in sides)
+
+
+def context_table(rows: list[dict]) -> str:
+    """One line per context, one column per row and backend."""
+    kinds = list(dict.fromkeys((r["row"], r["backend"]) for r in rows))
+    lines = []
+    for tokens, batch in dict.fromkeys((r["tokens"], r["batch"]) for r in rows):
+        timed = {(r["row"], r["backend"]): r for r in rows if (r["tokens"], r["batch"]) == (tokens, batch)}
+        mha = min((r["milliseconds"] for (row, _), r in timed.items() if row == "MHA" and "milliseconds" in r), default=None)
+        cells = [_cell(timed.get(kind), "milliseconds", ".2f") for kind in kinds]
+        ratios = [
+            f" ({timed[kind]['milliseconds'] / mha:.2f})" if mha and cell[0].isdigit() else ""
+            for kind, cell in zip(kinds, cells)
+        ]
+        lines.append([f"{tokens:,} x {batch}", *(cell + ratio for cell, ratio in zip(cells, ratios))])
+    return markdown(["context x batch", *(f"{row}, {backend}" for row, backend in kinds)], lines)
 
 
 def decode_table(rows: list[dict]) -> str:
