@@ -1,14 +1,13 @@
 """README and the pages of results: as the records have them, short, readable, and with no number that no record holds."""
 
 import dataclasses
-import random
 import re
 from pathlib import Path
 
 import pytest
-from helpers import run_here
+from helpers import nudged, run_here
 
-from reproduce.report import headline, pages
+from reproduce.report import claims, headline, pages
 from reproduce.report.markdown import aligned, markdown
 from reproduce.store import records
 
@@ -42,22 +41,6 @@ def test_every_table_and_every_part_stands_in_one_page(texts):
     shown = [name for page in PAGES for name in pages.parts_of(text_of(page))]
     assert len(shown) == len(set(shown))
     assert set(shown) == {table.name for table in pages.all_tables(COMMITTED)} | set(pages.PARTS) - {"results"}
-
-
-CHANGE = random.Random(0)
-
-
-def nudged(measured):
-    """The same metrics with every number changed, but those that name a case of `speed` or a step."""
-    if isinstance(measured, dict):
-        return {
-            key: value if key in ("context", "batch", "step", "tokens") else nudged(value) for key, value in measured.items()
-        }
-    if isinstance(measured, list):
-        return [nudged(value) for value in measured]
-    if isinstance(measured, float):
-        return CHANGE.uniform(1.2, 1.8) * measured + 0.5  # not all alike, or ratios would stay
-    return measured + 1_000_000 if isinstance(measured, int) and not isinstance(measured, bool) else measured
 
 
 def rows_of(text: str) -> list[str]:
@@ -126,6 +109,20 @@ def test_only_what_is_between_marks_is_replaced(tmp_path, capsys):
         page.write_text(wrong)
         assert run_here("report", "--write", page) == 1 and "lacks the marks" in capsys.readouterr().err
         assert page.read_text() == wrong
+
+
+def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(marked("results"))
+    assert run_here("claims", "--write", page) == 0
+    assert page.read_text() == marked("results", f"\n{claims.render(COMMITTED)}\n")
+
+
+def test_claims_have_a_place_of_their_own(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(marked("claims") + marked("results"))
+    assert run_here("claims", "--write", page) == 0
+    assert page.read_text() == marked("claims", f"\n{claims.sentences(COMMITTED)}\n") + marked("results")
 
 
 def test_tables_are_aligned_for_a_terminal_and_lean_in_a_page():

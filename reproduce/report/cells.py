@@ -3,7 +3,7 @@
 import statistics
 
 from ..store.records import Record
-from .judge import paired
+from .judge import metric_difference
 from .query import diverged, largest_logit, losses_of
 from .words import divergence, mean_and_spread, signed
 
@@ -23,15 +23,15 @@ def loss_cell(group: list[Record], digits: int = 3) -> str:
 
 
 def above_cell(group: list[Record], base: list[Record]) -> str:
-    """How far a row ends above another, with the interval of `judge.paired`; without one where there is but one pair.
+    """How far a row ends above another, with the interval between seeds; without one where there is but one pair.
 
     Args:
         group, base: their runs.
     """
     if not base or group is base or diverged(group) or diverged(base):
         return ""
-    if gap := paired(group, base):
-        return f"{signed(gap.mean, 3)} [{signed(gap.low, 3)}, {signed(gap.high, 3)}]"
+    if gap := metric_difference(group, base, "validation_loss", seeds=2):
+        return f"{signed(gap.value, 3)} [{signed(gap.low, 3)}, {signed(gap.high, 3)}]"
     return signed(statistics.mean(losses_of(group)) - statistics.mean(losses_of(base)), 3)
 
 

@@ -110,7 +110,7 @@ def covered(records: list[Record]) -> tuple[str, str]:
 def versions(records: list[Record]) -> tuple[str, str]:
     """Of `versions`: on how many combinations the tests ran, and what came of it."""
     passed, failed = (sum(r.metrics[name] for r in records) for name in ("passed", "failed"))
-    return f"{len(records)} combinations of Python, torch and NumPy", f"{passed:,} passed, {failed:,} failed"
+    return f"combinations of Python, torch and NumPy: {len(records)}", f"{passed:,} passed, {failed:,} failed"
 
 
 CHECKS = {

@@ -6,7 +6,7 @@ from ..store.records import Record
 from .cells import above_cell, loss_cell
 from .claims import FAILED, REPRODUCED, UNTESTED, verdicts
 from .exactness import comparisons, worst_error
-from .judge import paired
+from .judge import metric_difference
 from .markdown import markdown
 from .query import BUDGETS, complete, diverged, grouped, mean_loss, megabytes, runs_of, settled, step_times
 from .words import percent, tokens_of
@@ -39,8 +39,10 @@ def headline(records: list[Record]) -> str:
                 f"{runs[0].attention_parameters / 1e6:.1f}M ({percent(own / whole)})",
                 f"{kept:.1f} MB ({percent(kept / cache)})",
             ]
-            gap = "" if runs is base else paired(runs, base).verdict()
-            lines.append([row, *sizes, loss_cell(runs), above_cell(runs, base), gap])
+            gap = metric_difference(runs, base, "validation_loss", seeds=2)
+            lines.append(
+                [row, *sizes, loss_cell(runs), above_cell(runs, base), "" if runs is base or gap is None else gap.word]
+            )
     title = f"**GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(base)}, {SEEDS} seeds a row.** Each has its best rate."
     header = ["GPT-2, trained here", "attention parameters", "KV cache", "loss", "minus MHA's [95 %]", "against MHA"]
     return f"{title}\n\n{markdown(header, lines)}"

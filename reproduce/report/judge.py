@@ -1,51 +1,54 @@
-"""Differences between two rows as paired estimates with a 95 % interval, and what the interval says."""
+"""Differences between two rows as paired estimates with a 95 % interval, and the word for what the interval says."""
 
-import math
 import statistics
 from dataclasses import dataclass
 
 from ..store.records import Record
 
-MARGIN = 0.01  # nats per token within which two losses are called level
-QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t at 97.5 %, by degrees of freedom
+MARGIN = 0.01  # nats per token: what lies within it on both sides is level
+BELOW, ABOVE, LEVEL, UNRESOLVED = "below", "above", "level", "not resolved"
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student, at 97.5 %, for 1, 2, ... degrees of freedom
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Ours minus theirs over pairs of runs.
+class Estimate:
+    """A mean difference and its interval.
 
     Args:
-        mean: over the pairs.
-        low, high: the ends of its 95 % interval.
-        pairs: how many.
+        value: the mean.
+        low, high: where the interval begins and ends.
+        over: what it is taken over, in words.
     """
 
-    mean: float
+    value: float
     low: float
     high: float
-    pairs: int
+    over: str
 
-    def verdict(self, margin: float = MARGIN) -> str:
-        """ "below" or "above" where the interval excludes zero, "level" where it lies within the margin, else "not resolved"."""
-        if -margin <= self.low and self.high <= margin:
-            return "level"
-        return "below" if self.high < 0 else "above" if self.low > 0 else "not resolved"
+    @property
+    def word(self) -> str:
+        """ "below" or "above" where zero is excluded, "level" within MARGIN, else "not resolved"."""
+        if self.low > 0 or self.high < 0:
+            return ABOVE if self.low > 0 else BELOW
+        return LEVEL if self.low >= -MARGIN and self.high <= MARGIN else UNRESOLVED
 
 
-def paired(ours: list[Record], theirs: list[Record], metric: str = "validation_loss") -> Difference | None:
-    """The mean difference over runs of one seed, with Student's interval for as many.
+def metric_difference(row: list[Record], base: list[Record], metric: str, *, seeds: int) -> Estimate | None:
+    """By how much a row's metric is above another row's: Student's interval of the differences within seeds.
 
     Args:
-        ours, theirs: runs of two settings, of which none diverged.
-        metric: what is compared.
+        row: its runs, none of which diverged.
+        base: the other's.
+        metric: which.
+        seeds: how many both must have.
 
     Returns:
-        None where there are fewer than two pairs.
+        None where both have fewer.
     """
-    base = {r.seed: r.metrics[metric] for r in theirs}
-    gaps = [r.metrics[metric] - base[r.seed] for r in ours if r.seed in base]
-    if len(gaps) < 2:
+    at = {r.seed: r.metrics[metric] for r in base}
+    differences = [r.metrics[metric] - at[r.seed] for r in row if r.seed in at]
+    n = len(differences)
+    if n < seeds:
         return None
-    mean = statistics.mean(gaps)
-    half = QUANTILES[min(len(gaps) - 1, len(QUANTILES)) - 1] * statistics.stdev(gaps) / math.sqrt(len(gaps))
-    return Difference(mean, mean - half, mean + half, len(gaps))
+    mean, half = statistics.mean(differences), T[n - 2] * statistics.stdev(differences) / n**0.5
+    return Estimate(mean, mean - half, mean + half, f"{n} seeds")

@@ -40,7 +40,7 @@ def _title(experiment: str, record: Record) -> str:
     if narrower > 1:
         return (
             f"**{budget.title}, REDUCED SCALE, not the paper's: validation loss after {tokens}.** Width {c['d_model']}, "
-            f"{c['n_layers']} layers, {c['context']} tokens of context; {trained} Rows are named as in the paper; all widths and ranks "
+            f"{c['n_layers']} layers, {c['context']} tokens of context. {trained} Rows are named as in the paper; all widths and ranks "
             f"but the head rank are divided by {narrower}."
         )
     short = train["steps"] < budget.paper_steps
