@@ -139,6 +139,41 @@ def test_tables_are_aligned_for_a_terminal_and_lean_in_a_page():
     assert aligned(markdown(["a", "bc"], [["1", "2"]], words=True)).splitlines()[2] == "| 1 | 2  |"
 
 
+@pytest.mark.parametrize(
+    "experiment, words",
+    [
+        ("exactness", "exact special cases"),
+        ("table2", "competitive"),
+        ("table3", "At a tenth"),
+        ("figure3", "At a tenth"),
+        ("speed", "up to 20 % faster"),
+        ("spectra", "The head mode"),
+    ],
+)
+def test_a_verdict_without_records_has_no_line(experiment, words):
+    kept = [r for r in COMMITTED if r.experiment != experiment or r.preset == "sizes"]
+    lines = headline.six_verdicts(kept).splitlines()
+    assert len(lines) == 5 and not any(words in line for line in lines) and words in headline.six_verdicts(COMMITTED)
+
+
+def test_without_runs_the_first_page_says_nothing():
+    assert headline.six_verdicts([]) == headline.headline([]) == ""
+
+
+def test_a_special_case_that_is_not_exact_and_a_size_that_differs_are_said():
+    def said(record):
+        if record.experiment == "exactness":
+            cells = [cell | {"errors": {"output": 1e-3}} for cell in record.metrics["cells"]]
+            return dataclasses.replace(record, metrics=record.metrics | {"cells": cells})
+        if record.preset == "sizes":
+            return dataclasses.replace(record, metrics=nudged(record.metrics))
+        return record
+
+    exact, sizes, *_ = headline.six_verdicts([said(r) for r in COMMITTED]).splitlines()
+    assert exact.startswith("- **Fails here.** Multi-head") and exact.endswith(" 1e-03.")
+    assert sizes.startswith("- **Fails here.** 11 of 33 sizes")  # formula and count of Table 1 are changed alike
+
+
 # Short
 
 
