@@ -8,9 +8,10 @@ import re
 import pytest
 from helpers import a_record
 
-from reproduce.report import claims, query
-from reproduce.report.claims import FAILED, FINDINGS, REPRODUCED, SIZES, UNRESOLVED, UNTESTED, claims_page
-from reproduce.report.judge import MARGIN
+from reproduce.report import claims, findings, query, statements
+from reproduce.report.claims import claims_page
+from reproduce.report.judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED
+from reproduce.report.ledger import FINDINGS, RULES, SIZES, Claim
 from reproduce.report.query import BUDGETS
 from reproduce.store.records import COMMITTED as FOLDER
 from reproduce.store.records import Record, load
@@ -62,7 +63,7 @@ def settled_runs(experiment: str, losses: dict[str, list[float]], metric: str = 
     ]
 
 
-def the_claim(words: str) -> claims.Claim:
+def the_claim(words: str) -> Claim:
     (claim,) = [c for c in claims.SENTENCES if words in f"{c.where}: {c.says}"]
     return claim
 
@@ -165,9 +166,9 @@ def test_a_row_of_which_a_run_diverged_has_failed(words, experiment, row, base):
 
 def test_a_run_at_other_settings_counts_for_nothing():
     found = settled_runs("table3", {SMALLEST: [4.0]})
-    assert list(claims._judged_runs(found, "table3")) == [SMALLEST]  # control
+    assert list(findings.judged_runs(found, "table3")) == [SMALLEST]  # control
     found[0].config["train"]["learning_rate"] *= 2
-    assert claims._judged_runs(found, "table3") == {}
+    assert findings.judged_runs(found, "table3") == {}
 
 
 # Accuracies.
@@ -258,13 +259,13 @@ FLAT, STEEP, BETWEEN = [1.0] * 12, [1.0] + [0.01] * 11, [1.0, 0.6] + [0.4] * 10
 
 
 def test_effective_ranks_are_those_of_values_and_of_squares():
-    assert claims.effective_rank(FLAT, 1) == pytest.approx(12) == claims.effective_rank(FLAT, 2)
-    assert claims.effective_rank([3.0, 0.0], 1) == 1
+    assert findings.effective_rank(FLAT, 1) == pytest.approx(12) == findings.effective_rank(FLAT, 2)
+    assert findings.effective_rank([3.0, 0.0], 1) == 1
     entropy = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3)
-    assert claims.effective_rank([2.0, 1.0], 1) == pytest.approx(math.exp(entropy))
-    assert claims.effective_rank([2.0, 1.0], 2) == pytest.approx(claims.effective_rank([4.0, 1.0], 1))
+    assert findings.effective_rank([2.0, 1.0], 1) == pytest.approx(math.exp(entropy))
+    assert findings.effective_rank([2.0, 1.0], 2) == pytest.approx(findings.effective_rank([4.0, 1.0], 1))
     recorded = next(r for r in COMMITTED if r.experiment == "spectra").metrics["trained"][0]["pre"]["head"]
-    assert claims.effective_rank(recorded["values"], 1) == pytest.approx(recorded["entropy_rank"], abs=2e-3)
+    assert findings.effective_rank(recorded["values"], 1) == pytest.approx(recorded["entropy_rank"], abs=2e-3)
 
 
 def test_a_decay_is_clear_where_both_measures_say_so():
@@ -304,7 +305,7 @@ def test_a_step_must_be_15_to_25_per_cent_shorter_beside_both():
 def test_every_rule_fails_a_row_on_record_or_says_why_none_can():
     for line in claims.power_table(COMMITTED).splitlines()[2:]:
         rule, trial, failed, *_ = [cell.strip() for cell in line.strip("|").split("|")]
-        assert rule in claims.RULES and failed, line
+        assert rule in RULES and failed, line
     idle = {
         c.trial
         for c in claims.all_claims(COMMITTED)
@@ -347,8 +348,8 @@ def test_the_page_counts_sizes_apart_from_findings():
     page = claims_page(COMMITTED)
     sizes, findings = (sum(c.kind == kind for c in claims.all_claims(COMMITTED)) for kind in (SIZES, FINDINGS))
     assert f"of {sizes} sizes reproduced" in page and f"of {findings} findings reproduced" in page
-    assert page.count("## ") == 4 and all(f"- **{rule}**. " in page for rule in claims.RULES)
-    assert {c.rule for c in claims.all_claims(COMMITTED)} == set(claims.RULES)
+    assert page.count("## ") == 4 and all(f"- **{rule}**. " in page for rule in RULES)
+    assert {c.rule for c in claims.all_claims(COMMITTED)} == set(RULES)
 
 
 def test_without_runs_at_a_scale_that_could_tell_nothing_is_judged():
@@ -359,3 +360,116 @@ def test_without_runs_at_a_scale_that_could_tell_nothing_is_judged():
     page = claims_page(small)
     assert "words that each row would have" not in page and f"({len(judged)} {UNTESTED})" in page
     assert {v for *_, v in claims.verdicts([])} == {UNTESTED} and re.search(r"0 of \d+ sizes", claims_page([]))
+
+
+# Statements.
+
+
+def with_changed(experiment: str, change) -> list[Record]:
+    """The committed records, one experiment's metrics changed."""
+    found = copy.deepcopy([r for r in COMMITTED if r.experiment == experiment])
+    change(found[-1].metrics)
+    return [r for r in COMMITTED if r.experiment != experiment] + found
+
+
+def statement(where: str, says: str, records: list[Record]) -> tuple[str, str]:
+    (claim,) = [c for c in statements.EQUALITIES if c.where == where and says in c.says]
+    return claim.finding(records)
+
+
+def cells_of(where: str):
+    """Which cells of `exactness` an entry of the ledger judges."""
+    return {
+        "Thm B.2": lambda c: c["mechanism"] == "MHA",
+        "Thm B.3": lambda c: c["mechanism"] in ("GQA", "MQA"),
+        "Thm B.4": lambda c: c["mechanism"].startswith("MLA"),
+        "Cor. 3.2.1": lambda c: c["rotary"] == "coupled" and not c["norm"],
+    }[where]
+
+
+@pytest.mark.parametrize(
+    ("where", "says"), [("Thm B.2", "is Tucker"), ("Thm B.3", "MQA are"), ("Thm B.4", "MLA is"), ("Cor. 3.2.1", "second path")]
+)
+def test_a_layer_that_is_off_refutes_its_theorem_and_no_other(where, says):
+    assert statement(where, says, COMMITTED)[1] == REPRODUCED
+
+    def off(metrics, belongs=True):
+        for cell in metrics["cells"]:
+            if cells_of(where)(cell["cell"]) == belongs:
+                cell["errors"] = {way: 2e-12 for way in cell["errors"]}
+
+    assert statement(where, says, with_changed("exactness", off))[1] == FAILED
+    others = with_changed("exactness", lambda metrics: off(metrics, belongs=False))
+    assert statement(where, says, others)[1] == REPRODUCED
+    assert statement(where, says, []) == ("not on record", UNTESTED)
+
+
+def test_a_control_that_does_not_miss_leaves_a_theorem_open():
+    def blind(metrics):
+        for cell in metrics["cells"]:
+            cell["controls"] = {name: 1e-4 for name in cell["controls"]}
+
+    assert statement("Thm B.2", "is Tucker", with_changed("exactness", blind))[1] == UNRESOLVED
+
+
+def test_all_comparisons_of_exactness_belong_to_entries_of_the_ledger():
+    cells = next(r for r in COMMITTED if r.experiment == "exactness").metrics["cells"]
+    said = [
+        c.finding(COMMITTED)[0]
+        for c in statements.EQUALITIES
+        if c.rule == "exact" and c.where not in ("Def. 3.1, Lemma B.5", "Sec. 3.3")
+    ]
+    counted = [int(re.search(r"in (\d+) comparisons", text)[1]) for text in said]
+    assert sum(counted) == sum(len(cell["errors"]) for cell in cells)
+
+
+@pytest.mark.parametrize(("where", "says", "part"), [("Def. 3.1", "positions", "positions"), ("Sec. 3.3", "flash", "flash")])
+def test_positions_and_flash_can_be_refuted(where, says, part):
+    (where,) = [c.where for c in statements.EQUALITIES if c.where.startswith(where)]
+    assert statement(where, says, COMMITTED)[1] == REPRODUCED
+    assert statement(where, says, with_changed("theorems", lambda metrics: metrics[part][0].update(error=1e-3)))[1] == FAILED
+    assert (
+        statement(where, says, with_changed("theorems", lambda metrics: metrics[part][1].update(control=1e-6)))[1] == UNRESOLVED
+    )
+    assert statement(where, says, []) == ("not on record", UNTESTED)
+
+
+def test_flash_on_a_gpu_counts_too():
+    assert "bfloat16 on a GPU 6e-03 in 6 layers" in statement("Sec. 3.3", "flash", COMMITTED)[0]
+    slow = copy.deepcopy(COMMITTED)
+    for r in slow:
+        if (r.experiment, r.method) == ("speed", "layers"):
+            next(x for x in r.metrics["rows"] if x["backend"] == "flash" and x["row"].startswith("Tucker"))["error"] = 0.1
+    assert statement("Sec. 3.3", "flash", slow)[1] == FAILED
+    without = [r for r in COMMITTED if r.experiment != "speed"]
+    said, its = statement("Sec. 3.3", "flash", without)
+    assert "GPU" not in said and its == REPRODUCED
+
+
+def test_ranks_may_be_smaller_where_layers_are_narrow_alone():
+    where, says = "Thm B.2", "ranks"
+    said, its = statement(where, says, COMMITTED)
+    assert (said, its) == ("equal in 1 of 1 layers; (3,12,12) for (3,24,24) with narrow heads", REPRODUCED)
+
+    def change(layer, ranks):
+        def changed(metrics):
+            next(e for e in metrics["ranks"] if e["layer"] == layer)["found"] = ranks
+
+        return statement(where, says, with_changed("theorems", changed))[1]
+
+    assert change("MHA", [3, 24, 23, 3, 24, 24]) == FAILED
+    assert change("MHA, narrow heads", [3, 24, 25, 3, 24, 24]) == FAILED  # above the theorem's
+    assert change("MHA, narrow heads", [3, 1, 1, 3, 1, 1]) == REPRODUCED
+    assert change("GQA", [1] * 6) == REPRODUCED  # another theorem's
+    assert statement(where, says, []) == ("not on record", UNTESTED)
+
+
+def test_growth_that_is_faster_than_the_paper_s_is_seen():
+    assert statement("growth", "grow", COMMITTED)[1] == REPRODUCED
+
+    def like_mha(metrics):
+        for entry in metrics["growth"]:
+            entry["parameters"] = 4 * entry["d"] ** 2
+
+    assert statement("growth", "grow", with_changed("theorems", like_mha))[1] == FAILED
+    assert statement("growth", "grow", []) == ("not on record", UNTESTED)

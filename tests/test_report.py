@@ -14,7 +14,7 @@ from helpers import a_record, run_here
 from paper_figures import __main__ as figures_main
 from paper_figures import style
 from reproduce.report import checks, claims, gpu, query, results, words
-from reproduce.report.claims import FAILED, UNTESTED, VERDICTS
+from reproduce.report.judge import FAILED, UNTESTED, VERDICTS
 from reproduce.store import records
 
 ROOT = Path(__file__).parent.parent
