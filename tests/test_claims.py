@@ -11,7 +11,7 @@ from helpers import a_record
 from reproduce.report import claims, findings, query, statements
 from reproduce.report.claims import claims_page
 from reproduce.report.judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED
-from reproduce.report.ledger import FINDINGS, RULES, SIZES, Claim
+from reproduce.report.ledger import FINDINGS, OURS, RULES, SIZES, STATEMENTS, Claim
 from reproduce.report.query import BUDGETS
 from reproduce.store.records import COMMITTED as FOLDER
 from reproduce.store.records import Record, load
@@ -348,7 +348,9 @@ def test_the_page_counts_sizes_apart_from_findings():
     page = claims_page(COMMITTED)
     sizes, findings = (sum(c.kind == kind for c in claims.all_claims(COMMITTED)) for kind in (SIZES, FINDINGS))
     assert f"of {sizes} sizes reproduced" in page and f"of {findings} findings reproduced" in page
-    assert page.count("## ") == 4 and all(f"- **{rule}**. " in page for rule in RULES)
+    assert f"of {sum(c.kind == STATEMENTS for c in claims.all_claims(COMMITTED))} exact statements reproduced" in page
+    assert {c.kind for c in claims.all_claims(COMMITTED)} == {STATEMENTS, SIZES, FINDINGS, OURS}
+    assert page.count("\n## ") == 5 and all(f"- **{rule}**. " in page for rule in RULES)
     assert {c.rule for c in claims.all_claims(COMMITTED)} == set(RULES)
 
 
