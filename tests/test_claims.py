@@ -9,7 +9,6 @@ import pytest
 from helpers import a_record
 
 from reproduce.report import claims, findings, query, statements
-from reproduce.report.claims import claims_page
 from reproduce.report.judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED
 from reproduce.report.ledger import FINDINGS, OURS, RULES, SIZES, STATEMENTS, Claim
 from reproduce.report.query import BUDGETS
@@ -345,10 +344,10 @@ def test_words_need_the_table_s_base():
 
 
 def test_the_page_counts_sizes_apart_from_findings():
-    page = claims_page(COMMITTED)
+    page = claims.render(COMMITTED)
     sizes, findings = (sum(c.kind == kind for c in claims.all_claims(COMMITTED)) for kind in (SIZES, FINDINGS))
-    assert f"of {sizes} sizes reproduced" in page and f"of {findings} findings reproduced" in page
-    assert f"of {sum(c.kind == STATEMENTS for c in claims.all_claims(COMMITTED))} exact statements reproduced" in page
+    assert f"| sizes | {sizes} | " in page and f"| findings | {findings} | " in page
+    assert f"| exact statements | {sum(c.kind == STATEMENTS for c in claims.all_claims(COMMITTED))} | " in page
     assert {c.kind for c in claims.all_claims(COMMITTED)} == {STATEMENTS, SIZES, FINDINGS, OURS}
     assert page.count("\n## ") == 5 and all(f"- **{rule}**. " in page for rule in RULES)
     assert {c.rule for c in claims.all_claims(COMMITTED)} == set(RULES)
@@ -359,9 +358,9 @@ def test_without_runs_at_a_scale_that_could_tell_nothing_is_judged():
     small = [r for r in COMMITTED if r.preset in ("smoke", "sizes")]
     judged = {c.says: v for c, _, v in claims.verdicts(small) if c.kind == FINDINGS}
     assert set(judged.values()) == {UNTESTED}
-    page = claims_page(small)
-    assert "words that each row would have" not in page and f"({len(judged)} {UNTESTED})" in page
-    assert {v for *_, v in claims.verdicts([])} == {UNTESTED} and re.search(r"0 of \d+ sizes", claims_page([]))
+    page = claims.render(small)
+    assert "beside MHA |" not in page and f"| findings | {len(judged)} | 0 | 0 | 0 | {len(judged)} |" in page
+    assert {v for *_, v in claims.verdicts([])} == {UNTESTED} and "| sizes | 4 | 0 |" in claims.render([])
 
 
 # Statements.
@@ -451,7 +450,7 @@ def test_flash_on_a_gpu_counts_too():
 def test_ranks_may_be_smaller_where_layers_are_narrow_alone():
     where, says = "Thm B.2", "ranks"
     said, its = statement(where, says, COMMITTED)
-    assert (said, its) == ("equal in 1 of 1 layers; (3,12,12) for (3,24,24) with narrow heads", REPRODUCED)
+    assert (said, its) == ("equal in 2 of 2 layers; (3,12,12) for (3,24,24) with narrow heads", REPRODUCED)
 
     def change(layer, ranks):
         def changed(metrics):

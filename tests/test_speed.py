@@ -137,14 +137,31 @@ def test_a_shape_with_rotary_embedding_is_a_llama():
 
 
 def test_the_report_says_what_was_measured_alone():
-    assert speed_report.paragraph("a device", {}) == ""
+    assert speed_report.short_table([], {}) is None
     committed = records.load(records.COMMITTED, "speed", "gpu")
     layers = [r for r in committed if r.method == "layers"]
-    whole, part = ("\n".join(speed_report.speed_tables(found)) for found in (committed, layers))
-    assert "One attention layer" in part and "in the same run: copies at" not in part and "One new token" not in part
-    assert "in the same run: copies at" in whole and "One new token" in whole  # control
+    whole, part = ({t.name: t.shown() for t in speed_report.speed_tables(found)} for found in (committed, layers))
+    assert set(part) == {"Speed, in short", "Speed, targets", "Speed, layers"} and "it copied at" not in part["Speed, in short"]
+    assert len(whole) == 6 and "it copied at" in whole["Speed, in short"]  # control
+    assert len(whole["Speed, in short"].splitlines()) == 2 + 2 + 4
     nothing = [dataclasses.replace(layers[0], metrics={"rows": []})]
-    assert "targets" not in "\n".join(speed_report.speed_tables(nothing)).lower()
+    assert speed_report.speed_tables(nothing) == []
+
+
+def test_a_context_without_multi_head_attention_has_no_ratio():
+    rows = [{"tokens": 8, "batch": 2, "row": "Tucker [2,4,4]", "backend": "cudnn", "milliseconds": 3.0}]
+    mha = {"tokens": 8, "batch": 2, "row": "MHA", "backend": "cudnn", "milliseconds": 4.0}
+    assert "| 3.00 |" in speed_report.context_table(rows) and "| 3.00 (0.75) |" in speed_report.context_table([*rows, mha])
+    refused = {"tokens": 8, "batch": 2, "row": "MHA", "backend": "flash", "refused": "too wide"}
+    assert speed_report.context_table([*rows, mha, refused]).endswith("| 3.00 (0.75) | 4.00 (1.00) | refused |")
+
+
+def test_a_target_that_is_missed_without_a_reason_has_none(monkeypatch):
+    sections = gpu_run()
+    table = speed_report.targets_table([], sections)
+    assert "What the missed ones hang on" not in table.note
+    sections["layers"][2]["milliseconds"] = 5.0
+    assert "- mixing a core" in speed_report.targets_table([], sections).note  # control
 
 
 def test_the_report_of_models_names_what_was_refused():

@@ -28,9 +28,10 @@ TAKES = ()
 POSITIONS = (0, 1, 2, 5, 9, 11, 40)
 SHIFTS = (1, 7, 1000)
 
-# layer: (d, h and what else it is built with), and the theorem's ranks, pre and post
+# By layer: how it is built, and the theorem's ranks, pre and post.
 RANKS = {
     "MHA": (lambda: MultiHeadAttention(24, 3), (3, 24, 24), (3, 24, 24)),
+    "MHA, many heads": (lambda: MultiHeadAttention(24, 12), (12, 24, 24), (12, 24, 24)),
     "GQA": (lambda: GroupedQueryAttention(24, 12, 4), (12, 24, 8), (12, 24, 8)),
     "MQA": (lambda: GroupedQueryAttention(24, 12, 1), (12, 24, 2), (12, 24, 2)),
     "MLA shared": (lambda: MultiHeadLatentAttention(24, 12, 7, 5), (12, 7, 5), (12, 24, 5)),
@@ -113,11 +114,11 @@ def growth() -> list[dict]:
     found = []
     for d in WIDTHS:
         found += [
-            {"d": d, "r": r, "r1": r1, "parameters": counted(Row("Tucker", ranks=(r1, r, r)), d)}
+            {"layer": "Tucker", "d": d, "r": r, "r1": r1, "parameters": counted(Row("Tucker", ranks=(r1, r, r)), d)}
             for r in LATENTS
             for r1 in HEAD_RANKS
         ]
-        found.append({"d": d, "r": 0, "r1": 0, "parameters": counted(Row("MHA"), d)})
+        found.append({"layer": "MHA", "d": d, "parameters": counted(Row("MHA"), d)})
     return found
 
 

@@ -12,8 +12,6 @@ from .markdown import markdown
 from .query import BUDGETS, complete
 from .statements import all_statements
 
-BEGIN, END = "<!-- claims: written by `python -m reproduce report --write README.md` -->", "<!-- end of claims -->"
-
 
 def all_claims(records: list[Record]) -> list[Claim]:
     """Exact statements, sizes, and findings.
@@ -40,8 +38,8 @@ def verdicts(records: list[Record]) -> list[tuple[Claim, str, str]]:
 # The page.
 
 
-def claims_page(records: list[Record]) -> str:
-    """CLAIMS.md: findings, exact statements, sizes, the rules, and what each rule says to every row on record.
+def render(records: list[Record]) -> str:
+    """What stands in CLAIMS.md: findings, exact statements, the rules, what each rule says to every row on record, and sizes.
 
     Args:
         records: all that there are.
@@ -50,8 +48,7 @@ def claims_page(records: list[Record]) -> str:
         ValueError: as `verdicts` does.
     """
     parts = [
-        "# What the paper claims, and what we measured",
-        f"Each line is one claim. The paper's numbers are known to us through readers who quote them. {counts(records)}.",
+        counts(records),
         "## Findings",
         table(records, FINDINGS),
         "## Exact statements",
@@ -88,24 +85,6 @@ TRIED = (
 )
 
 
-def render(records: list[Record]) -> str:
-    """The page, as the command `claims` prints it.
-
-    Args:
-        records: all that there are.
-    """
-    return claims_page(records)
-
-
-def sentences(records: list[Record]) -> str:
-    """The table of findings, and the count of all verdicts under it.
-
-    Args:
-        records: all that there are.
-    """
-    return f"{table(records, FINDINGS)}\n\n{counts(records)}."
-
-
 def table(records: list[Record], *kinds: str) -> str:
     """A line for each claim of some kinds.
 
@@ -114,21 +93,20 @@ def table(records: list[Record], *kinds: str) -> str:
         kinds: of STATEMENTS, SIZES, FINDINGS and OURS.
     """
     rows = [[c.where, c.says, measured, verdict, c.rule] for c, measured, verdict in verdicts(records) if c.kind in kinds]
-    return markdown(["place", "the paper says", "measured", "verdict", "rule"], rows)
+    return markdown(["place", "the paper says", "measured", "verdict", "rule"], rows, words=True)
 
 
 def counts(records: list[Record]) -> str:
-    """ "30 of 33 sizes reproduced (3 not reproduced); 3 of 6 findings reproduced (...)".
+    """How many claims of each kind have which verdict.
 
     Args:
         records: all that there are.
     """
-    judged, said = verdicts(records), []
+    judged, rows = verdicts(records), []
     for kind in (STATEMENTS, SIZES, FINDINGS):
         found = [verdict for claim, _, verdict in judged if claim.kind == kind]
-        rest = ", ".join(f"{found.count(verdict)} {verdict}" for verdict in VERDICTS[1:] if verdict in found)
-        said.append(f"{found.count(REPRODUCED)} of {len(found)} {kind} reproduced" + (f" ({rest})" if rest else ""))
-    return "; ".join(said)
+        rows.append([kind, str(len(found)), *(str(found.count(verdict)) for verdict in VERDICTS)])
+    return markdown(["claims", "how many", *VERDICTS], rows)
 
 
 def power_table(records: list[Record]) -> str:
@@ -147,7 +125,7 @@ def power_table(records: list[Record]) -> str:
         for (rule, trial), said in tried.items()
         if said
     ]
-    return markdown(["rule", "tried on", "would fail", "leaves open", "lets pass"], rows)
+    return markdown(["rule", "tried on", "would fail", "leaves open", "lets pass"], rows, words=True)
 
 
 def words_table(records: list[Record]) -> str:
@@ -167,7 +145,7 @@ def words_table(records: list[Record]) -> str:
         }
         if said:
             rows.append([f"{budget.title}, beside {budget.base}", *(_names(said, word) for word in words)])
-    return markdown(["rows", *words], rows) if rows else ""
+    return markdown(["rows", *words], rows, words=True) if rows else ""
 
 
 def _names(said: dict[str, str], verdict: str) -> str:

@@ -192,18 +192,35 @@ def _spectra(records: list[Record], tried: bool = False) -> dict[str, list[dict]
 
 
 def _decay(records: list[Record], row: str, tried: bool = False) -> Finding:
-    """Judge: effective ranks of the head modes of both tensors over n_H, means over layers and seeds, by both measures."""
-    layers = _spectra(records, tried).get(row)
-    if not layers:
+    """Judge: effective ranks of the head modes of both tensors over n_H, by both measures."""
+    ranks = head_ranks(records, row, tried)
+    if not ranks:
         return NO_RUN
     said, found = [], []
-    for side in layers[0]:
-        heads = [layer[side]["head"] for layer in layers]
-        shares = [sum(effective_rank(h["values"], power) / h["size"] for h in heads) / len(heads) for power in (1, 2)]
+    for side, shares in ranks.items():
         said.append(f"{shares[0]:.0%} and {shares[1]:.0%} of n_H {'before' if side == 'pre' else 'after'} the softmax")
         below = [share <= CLEAR_DECAY for share in shares]
         found.append(REPRODUCED if all(below) else UNRESOLVED if any(below) else FAILED)
-    return f"{', '.join(said)} (from the values, from their squares)", together(found)
+    return f"{', '.join(said)} (by the values, by their squares)", together(found)
+
+
+def head_ranks(records: list[Record], row: str = "MHA", tried: bool = False) -> dict[str, list[float]]:
+    """Effective ranks of a row's head modes over n_H, means over layers and seeds.
+
+    Args:
+        records: all that there are.
+        row: which.
+        tried: of all trained models, whose rows are named with their preset; otherwise of those of Table 2's budget.
+
+    Returns:
+        By tensor, "pre" and "post", the share by singular values and that by their squares; empty without a model.
+    """
+    layers = _spectra(records, tried).get(row, [])
+    heads = {side: [layer[side]["head"] for layer in layers] for side in (layers[0] if layers else ())}
+    return {
+        side: [statistics.mean(effective_rank(h["values"], power) / h["size"] for h in found) for power in (1, 2)]
+        for side, found in heads.items()
+    }
 
 
 # Times.

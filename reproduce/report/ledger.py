@@ -41,7 +41,8 @@ RULES = {
     "the best counts; each interval is wider by so much that all hold together (Bonferroni). It must hold against every rate of the "
     "other row.",
     "decay": f"Effective head rank over n_H, by the entropy of the singular values and of their squares, mean over layers. Reproduced "
-    f"where both are at most {CLEAR_DECAY:g}, not reproduced where both are more, else not resolved: it depends on the measure.",
+    f"where both are at most {CLEAR_DECAY:g}, not reproduced where both are more, else not resolved: it depends on the measure. "
+    "Of the paper's figure we know these words, and no value.",
     "time": "Reproduced where the fastest of the three rows saves 15 to 25 % of a training step. Which row the paper compares with is "
     "not known to us: it must hold beside MHA and beside GQA-8, and fail beside both to be not reproduced.",
 }

@@ -8,7 +8,7 @@ from ..store.records import Record
 from .judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED, together
 from .ledger import BFLOAT16, EXACT, FLOAT32, MISSES, OURS, SIZE_TOLERANCE, SIZES, STATEMENTS, Claim, Finding
 from .query import BUDGETS, attention_mb, cache_mb, runs_of, sizes_of
-from .results import OURS as DERIVED
+from .sizes import OURS as DERIVED
 from .words import difference
 
 AS_IT_IS = "as it is"  # beside the controls, in each of which one thing is wrong
@@ -139,7 +139,7 @@ def _growth(records: list[Record], row: str) -> Finding:
     layers = _theorems(records, "growth")
     if not layers:
         return NOT_RUN
-    tucker, mha = [e for e in layers if e["r"]], {e["d"]: e for e in layers if not e["r"]}
+    tucker, mha = [e for e in layers if e["layer"] == "Tucker"], {e["d"]: e for e in layers if e["layer"] == "MHA"}
     ratios = [(mha[e["d"]] if row == "MHA" else e)["parameters"] / (e["r"] * e["d"] + e["r1"] * e["r"] ** 2) for e in tucker]
     said = f"{min(ratios):.1f} to {max(ratios):.1f} times that in {len(tucker)} layers, d {min(mha)} to {max(mha):,}"
     return said, REPRODUCED if max(ratios) <= 3 * min(ratios) else FAILED
