@@ -11,7 +11,20 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from .data.prepared import prepare
-from .experiments import ablations, compress, compress_speed, decode, exactness, figure3, spectra, speed, table1, table2, table3
+from .experiments import (
+    ablations,
+    compress,
+    compress_speed,
+    decode,
+    exactness,
+    figure3,
+    spectra,
+    speed,
+    table1,
+    table2,
+    table3,
+    theorems,
+)
 from .models.generation import generate
 from .report import checks, claims, pages, plans, results
 from .report.markdown import aligned
@@ -23,6 +36,7 @@ from .train.options import Options
 
 EXPERIMENTS = {
     "exactness": exactness,
+    "theorems": theorems,
     "table1": table1,
     "table2": table2,
     "spectra": spectra,

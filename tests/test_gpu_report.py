@@ -11,8 +11,7 @@ from matplotlib.transforms import Bbox
 
 from paper_figures.figures import PLACES, name_points
 from reproduce.experiments import table2
-from reproduce.report import breakdown, budgets, cells, claims, commands, gpu, headline, query, words
-from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED, _competitive
+from reproduce.report import breakdown, budgets, cells, commands, gpu, headline, query, words
 from reproduce.report.query import grouped
 from reproduce.store import records
 from reproduce.train.recipes import Recipe
@@ -201,20 +200,6 @@ def test_commands_that_differ_in_what_is_swept_are_one():
     assert len(words.patterns([*commands, "python -m reproduce table3 --preset gpu"])) == 2
 
 
-def test_competitive_is_judged_by_the_row_in_question_alone():
-    def with_loss(above):
-        run = copy.deepcopy(query.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0])
-        run = dataclasses.replace(run, method="Tucker [8,128,64]")
-        run.metrics["validation_loss"] = query.settled(COMMITTED, "table2")["MHA"][0].metrics["validation_loss"] * (1 + above)
-        return [r for r in COMMITTED if r.method != run.method] + [run]
-
-    assert _competitive(with_loss(0.019))[1] == REPRODUCED
-    assert _competitive(with_loss(0.021))[1] == FAILED
-    assert _competitive([])[1] == UNTESTED
-    said = _competitive(COMMITTED)[0]
-    assert "[8,64,64]" in said and "shared" not in said and "[12,256,256]" not in said  # the paper's rows, not ours
-
-
 def test_commands_say_how_long_they_take():
     slower = [dataclasses.replace(r, wall_seconds=2 * r.wall_seconds) for r in COMMITTED]
     assert commands.render(slower) != commands.render(COMMITTED)
@@ -361,6 +346,3 @@ def test_a_row_of_which_a_run_broke_off_has_no_mean():
     cells = row_of(budgets.budget_tables(found, "table2")[0].body, "Tucker [8,64,64]")
     assert cells[3:5] == ["diverged at step 300", ""]
     assert "Tucker [8,64,64]" not in headline.headline(found) and "Tucker [8,64,64]" in headline.headline(COMMITTED)
-    assert claims._competitive(found)[1] == REPRODUCED  # another row's
-    found[-1] = dataclasses.replace(broken, method="Tucker [8,128,64]")
-    assert claims._competitive(found) == ("Tucker [8,128,64] diverged", FAILED)

@@ -13,7 +13,7 @@ from helpers import a_record, nudged
 from paper_figures import __main__ as figures_main
 from paper_figures import style
 from reproduce.report import checks, claims, compression, language, query, results, words
-from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.report.judge import FAILED, UNTESTED, VERDICTS
 from reproduce.store import records
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +170,7 @@ def verdict_of(judged, where):
 
 def test_every_size_cell_has_a_verdict_and_the_slips_fail():
     judged = claims.verdicts(COMMITTED)
-    assert {verdict for *_, verdict in judged} <= {REPRODUCED, FAILED, UNTESTED}
+    assert {verdict for *_, verdict in judged} <= set(VERDICTS)
     sizes = [(c, v) for c, _, v in judged if c.where.startswith("Table")]
     assert len([c for c, _ in sizes if c.where.startswith("Table 2")]) == 14
     assert len([c for c, _ in sizes if c.where.startswith("Table 3")]) == 8
@@ -267,11 +267,13 @@ def test_the_library_imports_with_numpy_and_torch_alone():
     assert "torch.Size([1, 4, 12])" in result.stdout
 
 
-def test_the_table_of_claims_counts_its_verdicts():
-    rendered = claims.render(COMMITTED)
-    assert f"{len(claims.verdicts(COMMITTED))} claims: " in rendered and rendered.count("\n| ") == len(
-        claims.verdicts(COMMITTED)
-    )
+def test_the_tables_of_claims_have_a_line_for_each():
+    drawn = claims.render(COMMITTED)
+    tables = [
+        claims.table(COMMITTED, *kinds) for kinds in (("findings",), ("exact statements", "statements of ours"), ("sizes",))
+    ]
+    assert all(table in drawn for table in tables)
+    assert sum(table.count("\n| ") for table in tables) == len(claims.verdicts(COMMITTED))
 
 
 CHECKS = {

@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import a_record
 
 from reproduce.experiments import speed
 from reproduce.models.rows import Row
-from reproduce.report import claims, targets
 from reproduce.report import speed as speed_report
+from reproduce.report import targets
 from reproduce.store import records
 from reproduce.train.options import Options
 
@@ -101,16 +100,6 @@ def test_targets_are_judged_from_the_best_backend_of_each_side():
     assert verdict(sections, "LLaMA layer [32,128,128], forward") == ("0.5", "met")
     sections["layers"][1]["milliseconds"] = 2.0
     assert verdict(sections, "LLaMA layer [32,128,128], forward")[1].startswith("missed")
-
-
-def test_the_claim_of_a_shorter_iteration_is_judged_from_whole_models():
-    rows = gpu_run()["models"]
-    record = a_record(experiment="speed", preset="gpu", method="models", metrics={"rows": rows})
-    (claim,) = [c for c in claims.SENTENCES if "iteration time" in c.says]
-    assert claim.judge([record]) == ("-15.0 % to -15.0 % against MHA, one GPU", claims.REPRODUCED)
-    rows[1]["milliseconds"] = 101.0
-    assert claim.judge([record])[1] == claims.FAILED
-    assert claim.judge([dataclasses.replace(record, preset="smoke")])[1] == claims.UNTESTED
 
 
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):

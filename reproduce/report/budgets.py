@@ -71,7 +71,21 @@ def _settled_table(records: list[Record], experiment: str, groups: dict[str, lis
         "row", "attention MB", "KV cache MB", "rate", "validation loss", f"minus {budget.base}'s", "bits per byte",
         "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
-    return Table(name_of(budget), _scale(budget, shown), markdown(header, lines), shown, LOGITS)
+    note = f"{LOGITS} {_rates_tried(budget, runs)}"
+    return Table(name_of(budget), _scale(budget, shown), markdown(header, lines), shown, note)
+
+
+def _rates_tried(budget: Budget, runs: list[Record]) -> str:
+    """How many rates each row had at this budget: the more there were, the better the best of them looks."""
+    train = budget.preset.train
+    tried: dict[str, set[float]] = {}
+    for r in runs:
+        if (r.steps, r.warmup) == (train.steps, train.warmup_steps):
+            tried.setdefault(r.method, set()).add(r.rate)
+    order = [row.label for row in budget.rows if row.label in tried]
+    by_count = grouped(order, lambda row: len(tried[row]))
+    said = [f"{'one' if count == 1 else count}: {'; '.join(rows)}" for count, rows in sorted(by_count.items())]
+    return f"How many rates a row had here is unequal. {'. '.join(part[0].upper() + part[1:] for part in said)}."
 
 
 def _others_table(budget: Budget, others: list[Record]) -> Table:
@@ -92,7 +106,7 @@ def _scale(budget: Budget, runs: list[Record]) -> str:
     narrower = budget.preset.narrower
     reached = f"validation loss after {tokens_of(runs)}"
     shape = f"**{budget.title} at the paper's shape, REDUCED BUDGET: {reached}.**"
-    rate = "Every row has the best of the rates that were tried here."
+    rate = "Every row has the best of its rates here, where it had several."
     if narrower > 1:
         shape = (
             f"**{budget.title}, REDUCED SCALE, not the paper's: {reached}.** Width {c['d_model']:,}, {c['n_heads']} heads, {c['n_layers']} "

@@ -4,15 +4,16 @@ import statistics
 
 from ..store.records import Record
 from .cells import above_cell
-from .claims import FAILED, REPRODUCED, UNTESTED, verdicts
+from .claims import verdicts
 from .exactness import comparisons, worst_error
-from .judge import metric_difference
+from .findings import head_ranks
+from .judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED, metric_difference, together
 from .markdown import markdown
 from .query import BUDGETS, complete, diverged, grouped, losses_of, mean_loss, megabytes, runs_of, settled, step_times
 from .words import percent, tokens_of
 
 SEEDS = 3  # a row with fewer has no place in the headline
-WORDS = {REPRODUCED: "Holds.", FAILED: "Fails here.", UNTESTED: "Not tested."}
+WORDS = {REPRODUCED: "Holds.", FAILED: "Fails here.", UNRESOLVED: "Not resolved.", UNTESTED: "Not tested."}
 EXACT = 1e-12  # relative error in float64
 ROW, SMALL, SMALL_VIT = "Tucker [8,128,64]", "Tucker [32,64,64]", "Tucker [12,20,20]"
 
@@ -60,10 +61,11 @@ def six_verdicts(records: list[Record]) -> str:
 Judged = list[tuple[str, str, str]]  # where the paper says it, what it says, the verdict
 
 
-def _word(judged: Judged, where: str, says: str = "") -> str:
-    """The verdict on the claim at that place that has these words in it."""
-    (verdict,) = (v for place, words, v in judged if place == where and says in words)
-    return f"**{WORDS.get(verdict, f'{verdict.capitalize()}.')}**"
+def _word(judged: Judged, *claims: tuple[str, str]) -> str:
+    """The verdict on some claims together, each named by its place and words that it has in it."""
+    found = [[v for place, words, v in judged if place == where and says in words] for where, says in claims]
+    verdict = together(verdict for (verdict,) in found)
+    return f"**{WORDS[verdict]}**"
 
 
 def _exact(records: list[Record], judged: Judged) -> str:
@@ -92,8 +94,8 @@ def _competitive(records: list[Record], judged: Judged) -> str:
         return ""
     share = runs[0].attention_parameters / base[0].attention_parameters
     return (
-        f"{_word(judged, 'Sec. 4.2, GPT-2')} [8,128,64] is “competitive” in GPT-2: loss {_above(runs, base)} multi-head attention's, "
-        f"{percent(share)} of its attention parameters."
+        f"{_word(judged, ('Sec. 4.2, GPT-2', 'with MHA'))} [8,128,64] is “competitive” in GPT-2: loss {_above(runs, base)} "
+        f"multi-head attention's, with {percent(share)} of its attention parameters."
     )
 
 
@@ -109,7 +111,7 @@ def _a_tenth(records: list[Record], judged: Judged) -> str:
         return ""
     ours, theirs = (100 * statistics.mean(r.metrics["top1"] for r in vit[row]) for row in (SMALL_VIT, "GQA n_KV=6"))
     return (
-        f"{_word(judged, 'Abstract, all models')} At a tenth of GQA's parameters a small Llama's loss is "
+        f"{_word(judged, ('Abstract', 'to GQA'), ('Fig. 3, ViT', 'than GQA'))} At a tenth of GQA's parameters a small Llama's loss is "
         f"{_above(runs, base)} GQA's, a small ViT's accuracy {theirs - ours:.1f} points below."
     )
 
@@ -120,17 +122,17 @@ def _faster(records: list[Record], judged: Judged) -> str:
     if not tucker or "MHA" not in times:
         return ""
     return (
-        f"{_word(judged, 'LLaMA text', 'iteration time')} Training steps “up to 20 % faster”: the fastest Tucker row of LLaMA3-1B takes "
+        f"{_word(judged, ('LLaMA text', 'iteration time'))} Training steps “up to 20 % faster”: the fastest Tucker row of LLaMA3-1B takes "
         f"{percent(1 - min(tucker) / times['MHA'])} less time than MHA."
     )
 
 
 def _heads(records: list[Record], judged: Judged) -> str:
-    layers = [x for r in runs_of(records, "spectra", "gpu") if r.method == "MHA" for x in r.metrics["trained"]]
-    if not layers:
+    ranks = head_ranks(records)
+    if not ranks:
         return ""
-    share = statistics.mean(x[side]["head"]["entropy_rank"] / x[side]["head"]["size"] for x in layers for side in x)
+    values, squares = (statistics.mean(measure) for measure in zip(*ranks.values()))
     return (
-        f"{_word(judged, 'Spectra figure')} “The head mode decays”: in a GPT-2 trained here the effective rank of its heads is "
-        f"{percent(share)} of their number."
+        f"{_word(judged, ('Spectra figure', 'head mode'))} “The head mode decays”: a GPT-2's heads have an effective rank of "
+        f"{percent(values)} of their number, or of {percent(squares)} by squares."
     )

@@ -17,8 +17,7 @@ BESIDE = (
 PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table has its own name
     "headline": headline.headline,
     "verdicts": headline.six_verdicts,
-    "claims": claims.sentences,
-    "claims of sizes": claims.sizes,
+    "claims": claims.render,
     "commands": commands.render,
     "on record": commands.on_record,
     "checks": checks.render,
@@ -92,8 +91,8 @@ def write_claims(path: Path, records: list[Record]) -> None:
     Args, Raises: as in `write`.
     """
     page = _read(path)
-    texts = {"claims": claims.sentences(records), "claims of sizes": claims.sizes(records)}
-    _replace(path, page, texts if texts.keys() & {*parts_of(page)} else {"results": claims.render(records)})
+    part = "claims" if "claims" in parts_of(page) else "results"
+    _replace(path, page, {part: claims.render(records)})
 
 
 def _replace(path: Path, page: str, texts: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from ..store.records import Record
 from .markdown import Table, markdown
-from .targets import TARGETS, Sections, decoding, layer
+from .targets import HOW_SET, TARGETS, Sections, decoding, layer
 
 TITLES = {
     "layers": "**One attention layer, forward and backward, as a CUDA graph: milliseconds by backend.**",
@@ -78,7 +78,9 @@ def targets_table(records: list[Record], sections: Sections) -> Table | None:
     reasons = dict.fromkeys(reason for *_, said in judged if (reason := said.partition(": ")[2]))
     why = "\n".join(f"- {'. '.join(reason.split('; '))}." for reason in reasons)
     note = f"{met} of {len(judged)} are met." + (f" What the missed ones hang on, as profiling showed:\n\n{why}" if why else "")
-    return Table("Speed, targets", "**Targets.**", markdown(["target", "measured", "bound", "verdict"], rows), records, note)
+    return Table(
+        "Speed, targets", f"**Targets.** {HOW_SET}", markdown(["target", "measured", "bound", "verdict"], rows), records, note
+    )
 
 
 def layer_table(rows: list[dict]) -> str:
