@@ -2,15 +2,11 @@
 
 import copy
 import dataclasses
-import itertools
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 from helpers import a_record
-from matplotlib.transforms import Bbox
 
-from paper_figures.figures import PLACES, name_points
 from reproduce.experiments import table2
 from reproduce.report import claims, gpu, query, words
 from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED, _competitive
@@ -253,23 +249,6 @@ def test_speeds_are_those_of_the_card_that_trained_most_rows():
     moved = [dataclasses.replace(r, device="another" if r.method == "MHA" else "one") for r in runs]
     table = gpu.budget_tables(moved, "table2")[1]
     assert row_of(table, "MHA")[-1] == "another card" and row_of(table, "MQA")[-1] != "another card"  # control
-
-
-def test_names_of_points_cover_nothing():
-    figure, ax = plt.subplots()
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k"), (0.1, 0.5, "fourth", "k")]
-    ax.errorbar(0.12, 0.5, yerr=0.03)
-    bar = Bbox(ax.transData.transform([(0.12, 0.47), (0.12, 0.53)]))
-    name_points(ax, points)
-    boxes = [text.get_window_extent() for text in ax.texts]
-    assert {text.get_text() for text in ax.texts} == {name for _, _, name, _ in points}
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(ax.bbox.contains(*box.max) and not bar.overlaps(box) for box in boxes)
-    beside = [ax.annotate(name, (x, y), PLACES[0], textcoords="offset points") for x, y, name, _ in points]
-    boxes = [text.get_window_extent() for text in beside]  # control: the first place for all
-    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max) and bar.overlaps(boxes[3])
-    plt.close(figure)
 
 
 def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
