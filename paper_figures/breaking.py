@@ -53,7 +53,7 @@ def breaking_down(records: list[Record], path: Path) -> None:
     also = f"; dashed: of {warmups[-1]}" if len(warmups) > 1 else ""
     save(
         figure, path,
-        f"{row_label(records[0])} at the rate {records[0].rate:g}: its logits run away as it is; what holds them back",
+        f"{row_label(records[0])} at the rate {records[0].rate:g}: its logits run away; what holds them back",
         f"GPT-2's shape, REDUCED BUDGET: {tokens_of(records)}, {seeds_in_words(records)}, changes of the training that did not diverge. "
         f"Solid: warm-up of {warmups[0]} steps{also}. Grey: the row as it is. Logits: of all layers, heads and tokens of a batch. "
         "Numbers: final validation loss.",

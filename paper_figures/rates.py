@@ -89,8 +89,8 @@ def learning_rates(ways: dict[str, list[Record]], highest: float, path: Path) ->
     dots = " Dots: each seed; hollow: one." if several else ""
     save(
         figure, path,
-        "GPT-2: validation loss against the peak learning rate, by row and by way to train it",
-        f"The paper's shape, REDUCED BUDGET: {tokens_of(records)}, {seeds_in_words(records)}. A number at each row's lowest. A row without "
+        f"GPT-2, {tokens_of(records)}: validation loss against the peak learning rate",
+        f"The paper's shape, REDUCED BUDGET, {seeds_in_words(records)}. A number at each row's lowest. A row without "
         f"a point at a rate was not tried there.{left}{dots}",
     )  # fmt: skip
 
