@@ -17,6 +17,11 @@ ROWS = {"table2": TABLE2, "table3": TABLE3}
 
 
 def main() -> int:
+    """Redraw every figure as the command line says.
+
+    Returns:
+        0, or 1 after a message where records are damaged or nothing can be written.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures",
         description="Redraw every figure from records, offline, in a minute. Where there are runs on several data or budgets, "

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from reproduce.models.block import Block
-from reproduce.models.rows import Row
+from reproduce.models.rows import TABLE2, Row
 from reproduce.report.query import by_model
 from reproduce.report.words import scale_of
 from reproduce.store.records import Record
@@ -19,7 +19,7 @@ from tucker_ref.compression.spectra import rounding_floor
 from .labels import name_ends
 from .style import COLOURS, GREY, INKS, MARKERS, describe, logarithmic, mechanism, panels, save
 
-SHOWN = ("MHA", "GQA n_KV=4", "MLA shared d_c=128", "Tucker [8,128,128]")
+SHOWN = tuple({row.mechanism: row.label for row in reversed(TABLE2)}.values())[::-1]  # each mechanism's first row
 LEVEL = 0.01  # nats: losses within it are level
 
 
