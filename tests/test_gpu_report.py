@@ -2,14 +2,10 @@
 
 import copy
 import dataclasses
-import itertools
 
-import matplotlib.pyplot as plt
 import pytest
 from helpers import a_record
-from matplotlib.transforms import Bbox
 
-from paper_figures.figures import PLACES, name_points
 from reproduce.experiments import table2
 from reproduce.report import breakdown, budgets, cells, commands, gpu, headline, query, words
 from reproduce.report.query import grouped
@@ -254,23 +250,6 @@ def test_speeds_are_those_of_the_card_that_trained_most_rows():
     assert row_of(table, "MHA")[-1] == "another card" and row_of(table, "MQA")[-1] != "another card"  # control
 
 
-def test_names_of_points_cover_nothing():
-    figure, ax = plt.subplots()
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k"), (0.1, 0.5, "fourth", "k")]
-    ax.errorbar(0.12, 0.5, yerr=0.03)
-    bar = Bbox(ax.transData.transform([(0.12, 0.47), (0.12, 0.53)]))
-    name_points(ax, points)
-    boxes = [text.get_window_extent() for text in ax.texts]
-    assert {text.get_text() for text in ax.texts} == {name for _, _, name, _ in points}
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(ax.bbox.contains(*box.max) and not bar.overlaps(box) for box in boxes)
-    beside = [ax.annotate(name, (x, y), PLACES[0], textcoords="offset points") for x, y, name, _ in points]
-    boxes = [text.get_window_extent() for text in beside]  # control: the first place for all
-    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max) and bar.overlaps(boxes[3])
-    plt.close(figure)
-
-
 def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
     shown = budgets.budget_tables(COMMITTED, "table3")[0]
     table = shown.body
@@ -346,3 +325,10 @@ def test_a_row_of_which_a_run_broke_off_has_no_mean():
     cells = row_of(budgets.budget_tables(found, "table2")[0].body, "Tucker [8,64,64]")
     assert cells[3:5] == ["diverged at step 300", ""]
     assert "Tucker [8,64,64]" not in headline.headline(found) and "Tucker [8,64,64]" in headline.headline(COMMITTED)
+
+
+def test_fresh_text_says_how_equally_rows_were_tried():
+    runs = [r for r in COMMITTED if r.preset == "gpu-fresh" and r.method in ("MHA", "GQA n_KV=2")]
+    assert "not tried equally yet, at 1 to 4 rates each" in gpu.fresh_table(runs)[0].note
+    at_once = [r for r in runs if r.rate == 2.4e-3]
+    assert gpu.fresh_table(at_once)[0].note == "Every row was tried at as many rates: 1."

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from helpers import a_record, nudged
 
-from paper_figures import __main__ as figures_main
-from paper_figures import style
 from reproduce.report import checks, claims, compression, language, query, results, words
 from reproduce.report.judge import FAILED, UNTESTED, VERDICTS
 from reproduce.store import records
@@ -199,48 +197,12 @@ def test_without_records_nothing_is_claimed():
     assert {verdict for *_, verdict in claims.verdicts([])} == {UNTESTED}
 
 
-def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
+def test_a_run_that_diverged_is_a_row_and_hides_no_other():
     runs = [r for r in COMMITTED if (r.experiment, r.preset) == ("table2", "smoke")]
     left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = dataclasses.replace(runs[0], metrics=left | {"diverged_at": 7})
     table, whole = (language.loss_tables("table2", found)[0].body.splitlines() for found in ([broken, *runs[1:]], runs))
     assert "diverged at step 7" in table[2] and table[3:] == whole[3:]
-    for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
-        for record in found:
-            records.append(tmp_path / name, record)
-        monkeypatch.setattr("sys.argv", ["paper_figures", "--records", str(tmp_path / name), "--out", str(tmp_path / name)])
-        assert figures_main.main() == 0
-        assert (tmp_path / name / "loss_curves_table2_smoke.png").exists() == drawn
-
-
-def test_figures_of_other_records_leave_those_of_the_repository_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    records.append(Path("records"), next(r for r in COMMITTED if r.experiment == "decode"))
-    monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "records"])
-    assert figures_main.main() == 0 and "figures are in out/figures" in capsys.readouterr().out
-    assert Path("out/figures/tucker_attention.png").exists()
-    monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "nowhere"])
-    assert figures_main.main() == 1 and "nowhere holds no records" in capsys.readouterr().err
-
-
-@pytest.mark.no_cover  # of which Matplotlib would take half as long again
-def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
-    images = []
-    for out in (tmp_path / "a", tmp_path / "b"):
-        monkeypatch.setattr("sys.argv", ["paper_figures", "--out", str(out)])
-        assert figures_main.main() == 0
-        images.append({p.name: p.read_bytes() for p in out.iterdir()})
-    assert images[0] == images[1]  # the same records give the same bytes
-    assert set(images[0]) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
-    assert all(len(content) > 10_000 for content in images[0].values())
-
-
-def test_every_mechanism_has_one_colour_of_its_own():
-    assert len(set(style.COLOURS.values())) == len(style.COLOURS) == 4
-    assert style.mechanism("MQA") == "GQA" and style.mechanism("Tucker [8,64,64]") == "Tucker"
-    styles = style.lines_of(["MHA", "GQA n_KV=4", "MQA", "Tucker [1,2,3]", "Tucker [1,2,2]"])
-    assert styles["GQA n_KV=4"]["color"] == styles["MQA"]["color"] != styles["MHA"]["color"]
-    assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 5
 
 
 def test_the_library_imports_with_numpy_and_torch_alone():

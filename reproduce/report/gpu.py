@@ -62,8 +62,10 @@ def fresh_table(records: list[Record]) -> list[Table]:
         f"**Learning rates for GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET: {tokens_of(runs)}, no token read "
         f"twice, {seeds_in_words(runs)}.** {BOLD}"
     )
-    tried = "; ".join(f"{row} {len({r.rate for r in group})}" for row, group in grouped(runs, clipped_label).items())
-    note = f"The rows were not tried equally yet, so no row is set against another here. Rates tried: {tried}."
+    tried = sorted(len({r.rate for r in group}) for group in grouped(runs, clipped_label).values())
+    note = f"Every row was tried at as many rates: {tried[0]}."
+    if tried[0] < tried[-1]:
+        note = f"The rows were not tried equally yet, at {tried[0]} to {tried[-1]} rates each, so no row is set against another here."
     return [Table("Table 2, fresh text", title, body, runs, note)]
 
 
