@@ -228,15 +228,15 @@ def test_the_readme_is_two_screens():
     "change, fault",
     [
         (lambda page: page.replace("## Limits", "## What it cannot do"), "sections are"),
-        (lambda page: page.replace("## Limits\n", "## Limits\n" + "\n" * 12), "Limits: 22 lines"),
-        (lambda page: page + "\n" * 200, "383 lines"),
-        (lambda page: page.replace("## Limits\n", "## Limits\n" + "é" * 1_400), "14,"),
+        (lambda page: page.replace("## Limits\n", "## Limits\n" + "\n" * 12), r"^Limits: \d\d lines"),
+        (lambda page: page + "\n" * 200, r"^\d{3} lines, "),
+        (lambda page: page.replace("## Limits\n", "## Limits\n" + "é" * 1_400), r"^\d+ lines, 1\d,"),
         (lambda page: page.replace("## Limits\n", "## Limits\n" + "long " * 28), "a line of 140 characters"),
         (lambda page: page.replace("## Limits\n", "## Limits\n![a third figure](a.png)"), "more than two figures"),
     ],
 )
 def test_controls_of_the_length(change, fault):
-    assert any(fault in found for found in faults_of_length(change(README)))
+    assert any(re.search(fault, found) for found in faults_of_length(change(README)))
 
 
 def test_the_tables_fit_in_three_hundred_lines():

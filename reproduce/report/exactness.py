@@ -32,7 +32,7 @@ def exactness_cells(records: list[Record]) -> list[Table]:
         "all biases, masks and pairings, and outputs of cached decoding."
     )
     rows = [_line(layer, rotary, cells) for (layer, rotary), cells in groups.items()]
-    return [Table("Exact special cases", title, markdown(HEADER, rows), records[-1:], note)]
+    return [Table("Exact special cases", title, markdown(HEADER, rows, words=True), records[-1:], note)]
 
 
 def comparisons(records: list[Record]) -> int:

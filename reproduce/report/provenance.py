@@ -31,6 +31,8 @@ def _source(runs: Sequence[Record]) -> tuple:
 def _section(tables: dict[str, Sequence[Record]]) -> str:
     """tables: of one source, by name."""
     runs = list({r.id: r for own in tables.values() for r in own}.values())
-    said = "\n".join(f"- {what}: {text}" for what, text in sources(runs).items())
+    first, *more = tables
+    also = {"also": "; ".join(more)} if more else {}
+    said = "\n".join(f"- {what}: {text}" for what, text in (also | sources(runs)).items())
     commands = "\n".join(patterns(r.command for r in runs))
-    return f"## {' · '.join(tables)}\n\n{said}\n\n```sh\n{commands}\n```"
+    return f"## {first}\n\n{said}\n\n```sh\n{commands}\n```"
