@@ -32,7 +32,11 @@ def _steps_table(record: Record) -> Table:
         losses = [loss for step, loss, _ in record.metrics["curve"] if step <= seen["step"]]
         core, head = (seen["gradients"][name] for name in ("pre.core", "pre.head"))
         grown = (seen["weights"][name] / first["weights"][name] for name in ("pre.core", "pre.query", "pre.head"))
-        cells = [f"{losses[-1]:.2f}" if losses else "", f"{seen['largest_logit']:,.0f}", f"{core:.2g}", f"{head:.2g}"]
+        cells = [
+            f"{losses[-1]:.2f}" if losses else "",
+            f"{seen['largest_logit']:,.0f}",
+            *(f"{norm:.3f}" for norm in (core, head)),
+        ]
         lines.append([f"{seen['step']}", *cells, *(f"{share:.2f}" for share in grown)])
     header = [
         "step", "training loss", "largest logit", "gradient, core", "gradient, head factor", "norm, core", "norm, query factor",

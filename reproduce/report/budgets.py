@@ -1,5 +1,7 @@
 """Tables 2 and 3 as one GPU trained them: every row at its best rate, then runs at other settings."""
 
+import statistics
+
 from ..store.records import Record
 from .cells import UNKNOWN, above_cell, logit_cell, loss_cell
 from .markdown import Table, markdown
@@ -16,7 +18,7 @@ from .query import (
     speeds_on_one_card,
     step_times,
 )
-from .words import mean_and_spread, passes_over, tokens_of
+from .words import passes_over, tokens_of
 
 LOGITS = (
     "The largest logit is that of every 100th step, over all layers and seeds: hundreds are usual, thousands say that the attention of "
@@ -60,11 +62,11 @@ def _settled_table(records: list[Record], experiment: str, groups: dict[str, lis
             lines.append([row.label, *["not run yet"] * 8, *time])
             continue
         ended = not diverged(group)
-        bits = mean_and_spread([r.metrics["bits_per_byte"] for r in group], 4) if ended else ""
+        bits = f"{statistics.mean(r.metrics['bits_per_byte'] for r in group):.3f}" if ended else ""
         speed = f"{speeds[row.label] / 1e3:.0f}" if row.label in speeds else "another card" if ended else ""
         sizes = [*(f"{megabytes:.2f}" for megabytes in megabytes(group[0])), f"{budget.rate(row.label):g}"]
         above = above_cell(group, groups.get(budget.base, []))
-        lines.append([row.label, *sizes, loss_cell(group, 4), above, bits, logit_cell(group), speed, *time])
+        lines.append([row.label, *sizes, loss_cell(group), above, bits, logit_cell(group), speed, *time])
     header = [
         "row", "attention MB", "KV cache MB", "rate", "validation loss", f"minus {budget.base}'s", "bits per byte",
         "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),

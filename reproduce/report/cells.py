@@ -10,16 +10,15 @@ from .words import divergence, mean_and_spread, signed
 UNKNOWN = "The paper's losses are not available to us."
 
 
-def loss_cell(group: list[Record], digits: int = 3) -> str:
+def loss_cell(group: list[Record]) -> str:
     """A group's loss: mean and spread over seeds in nats per token, or which of them diverged.
 
     Args:
         group: runs of one setting.
-        digits: after the point.
     """
     if not group:
         return "not run"
-    return divergence(group) or mean_and_spread(losses_of(group), digits)
+    return divergence(group) or mean_and_spread(losses_of(group), 3)
 
 
 def above_cell(group: list[Record], base: list[Record]) -> str:

@@ -43,21 +43,20 @@ def _commands(records: list[Record]) -> str:
     vit = figure3.PRESETS["gpu"]
     count, runs = (1 + len(vit.rows)) * len(vit.seeds), runs_of(records, "figure3", "gpu")
     lines.append(_line("figure3 --preset gpu --images images.npz", count, runs, ("MHA", "Tucker [8,24,24]"), "top1"))
-    return markdown(["after `python -m reproduce`", "runs", "minutes", "expect"], lines)
+    return "```sh\n" + "\n".join(lines) + "\n```"
 
 
-def _line(command: str, count: int, runs: list[Record], rows: tuple[str, ...], metric: str) -> list[str]:
+def _line(command: str, count: int, runs: list[Record], rows: tuple[str, ...], metric: str) -> str:
     """count: how many runs the command makes.  Minutes are those of the runs on record, for as many."""
-    if not runs:
-        return [f"`{command}`", f"{count}", "not run yet", "not run yet"]
     groups = grouped(runs, lambda r: r.method)
     said = [
         f"{row} {divergence(groups[row]) or mean_and_spread([r.metrics[metric] for r in groups[row]], 3)}"
         for row in rows
         if row in groups
     ]
-    minutes = count * statistics.mean(r.wall_seconds for r in runs) / 60
-    return [f"`{command}`", f"{count}", f"{minutes:.0f}", f"{metric.replace('_', ' ')}: {'; '.join(said)}"]
+    minutes = count * statistics.mean(r.wall_seconds for r in runs) / 60 if runs else 0
+    expect = f"{minutes:.0f} minutes; {metric.replace('_', ' ')}: {'; '.join(said)}" if runs else "not run yet"
+    return f"python -m reproduce {command}\n#   {count} runs, {expect}"
 
 
 def on_record(records: list[Record]) -> str:

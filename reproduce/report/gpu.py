@@ -133,7 +133,7 @@ def cures_table(records: list[Record]) -> list[Table]:
     lines = []
     for method, rate in sorted(groups, key=lambda key: (rows.index(row_label(groups[key][0])), methods.index(key[0]), key[1])):
         group = groups[method, rate]
-        lines.append([method, f"{rate:g}", loss_cell(group, 4), logit_cell(group)])
+        lines.append([method, f"{rate:g}", loss_cell(group), logit_cell(group)])
     title = f"**What makes it train well, at the budget of Table 2, REDUCED BUDGET: {tokens_of(cured)}, warm-up {cured[0].warmup}.**"
     body = markdown(["row", "rate", "validation loss", "largest logit"], lines)
     return [Table("Changes to the training, full budget", title, body, plain + cured, " ".join(_waiting(CURES, cured)))]
@@ -167,7 +167,7 @@ def best_table(records: list[Record]) -> list[Table]:
     for row in shown:
         group, tried = best[row], len(settings[row])
         cells = [row, f"{group[0].metrics['attention_parameters'] / 1e6:.2f}M", change_of(group[0]), f"{group[0].rate:g}"]
-        cells += [loss_cell(group, 4), above_cell(group, best[base]) if base in shown else "", logit_cell(group)]
+        cells += [loss_cell(group), above_cell(group, best[base]) if base in shown else "", logit_cell(group)]
         lines.append([*cells, f"{tried} ({sum(len(other) == seeds for other in settings[row])})"])
     title = (
         f"**Every row with {seeds} seeds at the best of all settings that were tried at the budget of Table 2, REDUCED BUDGET: "

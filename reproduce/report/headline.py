@@ -3,13 +3,13 @@
 import statistics
 
 from ..store.records import Record
-from .cells import above_cell, loss_cell
+from .cells import above_cell
 from .claims import verdicts
 from .exactness import comparisons, worst_error
 from .findings import head_ranks
 from .judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED, metric_difference, together
 from .markdown import markdown
-from .query import BUDGETS, complete, diverged, grouped, mean_loss, megabytes, runs_of, settled, step_times
+from .query import BUDGETS, complete, diverged, grouped, losses_of, mean_loss, megabytes, runs_of, settled, step_times
 from .words import percent, tokens_of
 
 SEEDS = 3  # a row with fewer has no place in the headline
@@ -32,20 +32,17 @@ def headline(records: list[Record]) -> str:
         base = groups.get(BUDGETS["table2"].base)
         if not base:
             return ""
-        whole, cache = megabytes(base[0])
+        parameters, (_, cache) = base[0].attention_parameters, megabytes(base[0])
         lines = []
-        for row, runs in sorted(groups.items(), key=lambda item: -item[1][0].attention_parameters):
-            own, kept = megabytes(runs[0])
-            sizes = [
-                f"{runs[0].attention_parameters / 1e6:.1f}M ({percent(own / whole)})",
-                f"{kept:.1f} MB ({percent(kept / cache)})",
-            ]
+        for row, runs in sorted(groups.items(), key=lambda item: (item[1] is not base, -item[1][0].attention_parameters)):
+            shares = (runs[0].attention_parameters / parameters, megabytes(runs[0])[1] / cache)
             gap = metric_difference(runs, base, "validation_loss", seeds=2)
-            lines.append(
-                [row, *sizes, loss_cell(runs), above_cell(runs, base), "" if runs is base or gap is None else gap.word]
-            )
+            word = "" if runs is base or gap is None else gap.word
+            loss = f"{statistics.mean(losses_of(runs)):.3f}"
+            lines.append([row, *(f"{100 * share:.0f}" for share in shares), loss, above_cell(runs, base), word])
     title = f"**GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(base)}, {SEEDS} seeds a row.** Each has its best rate."
-    header = ["GPT-2, trained here", "attention parameters", "KV cache", "loss", "minus MHA's [95 %]", "against MHA"]
+    sizes = [f"attention, % of {parameters / 1e6:.1f}M", f"cache, % of {cache:.1f} MB"]
+    header = ["row", *sizes, "loss", f"minus {BUDGETS['table2'].base}'s [95 %]", "verdict"]
     return f"{title}\n\n{markdown(header, lines)}"
 
 

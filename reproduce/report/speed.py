@@ -111,7 +111,8 @@ def _ours_over_stock(sections: Sections, shape: str, label: str) -> str:
     sides = [
         [layer(sections, shape, label, what, kernel) for kernel in (True, False)] for what in ("milliseconds", "megabytes")
     ]
-    return ", ".join(f"{ours / stock:.2f}" if ours and stock else "—" for ours, stock in sides)
+    ratios = [f"{ours / stock:.2f}" for ours, stock in sides if ours and stock]
+    return ", ".join(ratios) or "—"
 
 
 def context_table(rows: list[dict]) -> str:
