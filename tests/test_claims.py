@@ -389,7 +389,8 @@ def cells_of(where: str):
 
 
 @pytest.mark.parametrize(
-    ("where", "says"), [("Thm B.2", "is Tucker"), ("Thm B.3", "MQA are"), ("Thm B.4", "MLA is"), ("Cor. 3.2.1", "second path")]
+    ("where", "says"),
+    [("Thm B.2", "is a Tucker"), ("Thm B.3", "MQA are"), ("Thm B.4", "MLA is"), ("Cor. 3.2.1", "second path")],
 )
 def test_a_layer_that_is_off_refutes_its_theorem_and_no_other(where, says):
     assert statement(where, says, COMMITTED)[1] == REPRODUCED
@@ -410,7 +411,7 @@ def test_a_control_that_does_not_miss_leaves_a_theorem_open():
         for cell in metrics["cells"]:
             cell["controls"] = {name: 1e-4 for name in cell["controls"]}
 
-    assert statement("Thm B.2", "is Tucker", with_changed("exactness", blind))[1] == UNRESOLVED
+    assert statement("Thm B.2", "is a Tucker", with_changed("exactness", blind))[1] == UNRESOLVED
 
 
 def test_all_comparisons_of_exactness_belong_to_entries_of_the_ledger():
@@ -466,11 +467,11 @@ def test_ranks_may_be_smaller_where_layers_are_narrow_alone():
 
 
 def test_growth_that_is_faster_than_the_paper_s_is_seen():
-    assert statement("growth", "grow", COMMITTED)[1] == REPRODUCED
+    assert statement("place not known to us", "grow", COMMITTED)[1] == REPRODUCED
 
     def like_mha(metrics):
         for entry in metrics["growth"]:
             entry["parameters"] = 4 * entry["d"] ** 2
 
-    assert statement("growth", "grow", with_changed("theorems", like_mha))[1] == FAILED
-    assert statement("growth", "grow", []) == ("not on record", UNTESTED)
+    assert statement("place not known to us", "grow", with_changed("theorems", like_mha))[1] == FAILED
+    assert statement("place not known to us", "grow", []) == ("not on record", UNTESTED)

@@ -72,7 +72,7 @@ HOW = (
     "of the test text, and says *these models*: another seed may differ by more. It is then the error of leaving out one article at a "
     "time, so it needs no random numbers.\n\n"
     f"*Below* and *above* mean that the interval excludes zero. *Level* means that it lies within {MARGIN:g} nats on both sides. "
-    "Anything else is *not resolved*. Without any difference, *below* or *above* is said in 5 % of trials; a test simulates it.\n\n"
+    "Anything else is *not resolved*. Without any difference, *below* or *above* is said in about 5 % of trials; a test simulates it.\n\n"
     "A row is judged at the setting that the validation text prefers, and the page says of how many. The result is read from the test "
     f"text, once. The seed that chose judges only where fewer than {SEEDS} others were run. A run that diverged counts against its row. "
     "Validation losses that chose a rate never judge."
