@@ -19,10 +19,15 @@ TUCKER = Row("Tucker", ranks=(8, 8, 8))
 def test_every_section_is_recorded(tmp_path):
     speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     found = {r.method: r.metrics["rows"] for r in records.load(tmp_path / "records", "speed")}
-    assert list(found) == ["limits", "layers", "contexts", "decode", "models"]
+    assert list(found) == ["limits", "layers", "contexts", "memory", "decode", "models"]
     assert {row["what"] for row in found["limits"]} == {"copy", "matmul"}
     assert len(found["layers"]) == len(SHAPE.rows) * 2 and all(row["milliseconds"] > 0 for row in found["layers"])
     assert {row["tokens"] for row in found["contexts"]} == {32, 64}
+    assert [(row["row"], row["again"]) for row in found["memory"]] == [
+        ("MHA", False),
+        ("Tucker [8,8,8]", False),
+        ("Tucker [8,8,8]", True),
+    ]
     assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32"}
     assert all(row["share_of_matmul"] > 0 for row in found["models"])
 
