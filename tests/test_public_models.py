@@ -14,10 +14,12 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from reproduce.experiments import compress, spectra
+from reproduce.models.public.adapter import Adapter
+from reproduce.models.public.layers import multi_head
+from reproduce.models.public.opened import NEXT
 from reproduce.store import records
-from reproduce.train import public_models
 from reproduce.train.options import Options
-from reproduce.train.public_models import Adapter, open_model
+from reproduce.train.public_models import open_model
 from tucker_ref import MultiHeadAttention, TuckerAttention
 from tucker_ref import compress as reduce
 
@@ -282,8 +284,8 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
         (lambda folder: None, "no such file or folder"),
         (lambda folder: folder.mkdir(), "cannot be opened"),
         (
-            lambda folder: transformers.BertConfig().save_pretrained(folder),
-            "its model type is bert; known here are gpt2, llama",
+            lambda folder: transformers.T5Config().save_pretrained(folder),
+            "its model type is t5; known here are gpt2, llama",
         ),
         (lambda folder: transformers.GPT2Config(n_embd=48, n_head=6, n_layer=1).save_pretrained(folder), "cannot be opened"),
     ],
@@ -333,9 +335,9 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
 def test_weights_that_no_attention_here_has_are_named():
     state = MultiHeadAttention(24, 4).state_dict()
-    assert public_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
+    assert multi_head(state, 6, 1.0, None).d_model == 24  # control
     with pytest.raises(ValueError, match="its attention holds q_norm.weight, which is not known here"):
-        public_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
+        multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
 
 
 def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):
@@ -344,7 +346,7 @@ def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    with pytest.raises(ValueError, match="of type dynamic; known are default, linear and llama3"):
+    with pytest.raises(ValueError, match="of type dynamic; known are default, linear, llama3, yarn and longrope"):
         open_model(str(tmp_path / "m"))
 
 
@@ -356,7 +358,7 @@ def test_a_cache_of_transformers_is_refused_with_advice(checkpoints):
 
 
 def test_text_is_read_until_there_is_enough(tokenizer, text, monkeypatch, tmp_path):
-    opened = SimpleNamespace(tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024)
+    opened = SimpleNamespace(tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024, predicts=NEXT, vocabulary=300)
     options = Options("smoke", tmp_path, tmp_path, text=str(text))
     every = compress.text_samples(opened, options)
     assert sum(map(len, every.calibration)) == compress.BATCHES * compress.WINDOWS  # as many windows as asked for

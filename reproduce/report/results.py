@@ -303,6 +303,8 @@ def compress_table(records: list[Record]) -> str:
     model = records[0].config["model"]
     c, data, before = records[0].config, records[0].data, records[0].metrics["before"]
     score = next((name for name in ("loss", "top1") if name in before), "agreement")
+    if "similarity" in records[0].metrics["ways"]["plain"]:
+        score = "similarity"
     rows = []
     for r in records:
         m = r.metrics
@@ -316,7 +318,7 @@ def compress_table(records: list[Record]) -> str:
                 [" ".join([r.method, name]).strip(), *sizes, *(" / ".join(f"{v:.3f}" for v in column) for column in columns)]
             )
     scale = "" if records[0].preset == "models" else ", REDUCED SCALE"
-    names = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess"}
+    names = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess", "similarity": "cosine with before"}
     title = (
         f"**{model}{scale}: trained layers (d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers) compressed, not trained "
         f"further.** In each cell: truncated for the weights alone / knowing the inputs ({data['calibration']:,} {data['unit']} of "
@@ -411,7 +413,9 @@ def spectra_runs(records: list[Record]) -> list[str]:
 
     def cell(r: dict, side: str, mode: str) -> str:
         means = {
-            state: statistics.mean(layer[side][mode]["entropy_rank"] for layer in layers) for state, layers in r.metrics.items()
+            state: statistics.mean(layer[side][mode]["entropy_rank"] for layer in r.metrics[state])
+            for state in ("trained", "initial")
+            if state in r.metrics
         }
         before = f" ({means['initial']:.1f})" if "initial" in means else ""
         return f"{means['trained']:.1f}{before} of {r.metrics['trained'][0][side][mode]['size']}"

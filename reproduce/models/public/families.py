@@ -1,0 +1,31 @@
+"""All families that are known here, and what is refused before a weight is read."""
+
+from .bert import BERT
+from .family import Family
+from .gpt2 import GPT2
+from .gpt_neox import GPT_NEOX
+from .llama import GEMMA, LLAMA
+from .opened import CLASS
+from .opt import OPT
+from .phi3 import PHI3
+from .vit import SIGLIP, VIT
+
+FAMILIES = (GPT2, LLAMA, GEMMA, PHI3, GPT_NEOX, OPT, BERT, VIT, SIGLIP)
+TYPES = tuple(name for family in FAMILIES for name in family.types)
+IMAGE_TYPES = tuple(name for family in FAMILIES if family.predicts == CLASS for name in family.types)
+
+
+def family_of(config) -> Family:
+    """Whose model this configuration, of transformers, is of.
+
+    Raises ValueError for a model type that is not known here, or an option that no layer here has.
+    """
+    family = next((family for family in FAMILIES if config.model_type in family.types), None)
+    if family is None:
+        raise ValueError(f"its model type is {config.model_type}; known here are {', '.join(TYPES)}")
+    if getattr(config, "quantization_config", None):
+        raise ValueError("its weights are quantised (quantization_config); open a checkpoint in full precision")
+    for option, (value, why) in family.needed.items():
+        if getattr(config, option, value) != value:
+            raise ValueError(f"{option} is {getattr(config, option)}: {why}")
+    return family
