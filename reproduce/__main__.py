@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .data.prepared import prepare
 from .experiments import ablations, compress, compress_speed, decode, exactness, figure3, spectra, speed, table1, table2, table3
 from .models.generation import generate
-from .report import checks, claims, gpu, plans, results
+from .report import checks, claims, gpu, opening, plans, results
 from .store import records
 from .train.arguments import add_generate_arguments, add_prepare_arguments, add_run_arguments
 from .train.distributed import Workers, started
@@ -33,7 +33,15 @@ EXPERIMENTS = {
     "decode": decode,
     "speed": speed,
 }
-TRUST = ("survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # they test the code; no wheel holds them
+TRUST = (
+    "survival",
+    "hostile",
+    "coverage",
+    "mutation",
+    "fuzz",
+    "versions",
+    "opening",
+)  # they test the code; no wheel holds them
 IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
@@ -92,7 +100,7 @@ def show_records(options: argparse.Namespace) -> None:
     if not options.write:
         return print("\n\n".join(text for text in parts.values() if text))
     if options.command == "report":
-        parts |= {gpu: gpu.render(everything), claims: claims.sentences(everything)}
+        parts |= {gpu: gpu.render(everything), opening: opening.render(everything), claims: claims.sentences(everything)}
     results.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
 
 

@@ -7,7 +7,7 @@ logits, and text must go on as transformers continues it. A model altered in one
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,9 @@ from tqdm import tqdm
 from tucker_ref import MultiHeadAttention, as_tucker, compress
 
 from ..models.public import agreement
+from ..models.public.families import family_of
 from ..models.public.opened import OpenModel
+from ..report.opening import render
 from ..store.records import append, new_record
 from ..train.options import Options
 from ..train.public_models import open_model, sample
@@ -31,6 +33,8 @@ IMAGES = WIDTHS | dict(image_size=16, patch_size=4, num_labels=10)
 LLAMA3 = dict(rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 LLAMA3 |= dict(original_max_position_embeddings=32)
 YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)
+LATENT = GROUPED | dict(kv_lora_rank=16, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=12, num_key_value_heads=6)
+LATENT |= dict(n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=32, n_shared_experts=1)
 NEW_TOKENS = 12
 
 
@@ -55,7 +59,7 @@ class Architecture:
 
     @property
     def generates(self) -> bool:
-        return self.model.endswith(("CausalLM", "LMHeadModel"))
+        return self.model.endswith(("CausalLM", "LMHeadModel")) and self.options.get("is_causal", True)
 
 
 def on_attention(name: str, value: Callable | object, part: str = "") -> Callable[[nn.Module], None]:
@@ -131,6 +135,22 @@ ARCHITECTURES = (
             rope_type="longrope", rope_theta=1e4, short_factor=[1.5, 2.0], long_factor=[4.0, 8.0], partial_rotary_factor=0.5,
             original_max_position_embeddings=32)),
         "rope_parameters.factor", on_rotary("attention_scaling", twice), "longrope",
+    ),
+    *(
+        Architecture(
+            f"DeepSeek-{version}",
+            f"DeepseekV{version[1]}Config",
+            f"DeepseekV{version[1]}ForCausalLM",
+            LATENT | dict(rope_parameters=YARN | more) | dict(q_lora_rank=q_rank),
+            option,
+            alter,
+            which,
+        )
+        for version, q_rank, more, option, alter, which in (
+            ("V2", 24, {}, "rope_parameters.attention_factor", on_rotary("attention_scaling", twice), "yarn"),
+            ("V2", None, {}, "scaling", on_attention("scaling", twice), "q_lora_rank null (V2-Lite)"),
+            ("V3", 24, dict(mscale=1.0, mscale_all_dim=0.7), "rope_parameters.mscale_all_dim", on_attention("scaling", 16**-0.5), "yarn"),
+        )
     ),
     Architecture(
         "GPT-NeoX", "GPTNeoXConfig", "GPTNeoXForCausalLM", TEXT | dict(rotary_pct=0.5), "rotary_pct",
@@ -210,3 +230,93 @@ def save(architecture: Architecture, folder: Path) -> nn.Module:
     if architecture.takes_text:
         tokenizer().save_pretrained(folder)
     return model
+
+
+def run(options: Options) -> None:
+    """One record: every architecture, and how exactly it opens.  Raises ValueError if one does not."""
+    started, rows = time.perf_counter(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, architecture in enumerate(tqdm(ARCHITECTURES, "opening")):
+            rows.append(measure(architecture, Path(folder) / str(number)))
+    metrics = {"architectures": rows, "allowed": {"hidden": agreement.HIDDEN, "layer": agreement.LAYER}}
+    wall = time.perf_counter() - started
+    record = new_record("opening", "tests", "tiny random checkpoints", {"float": 32}, metrics, seed=0, wall_seconds=wall)
+    append(options.records, record, replace=True)
+    print(render([record]))
+
+
+@torch.no_grad()
+def measure(architecture: Architecture, folder: Path) -> dict:
+    """Relative differences from transformers' own logits, of the model in every form; tokens that were generated alike."""
+    theirs = save(architecture, folder)
+    opened = open_model(str(folder))
+    x = sample(opened)
+    expected = opened.logits(theirs, x)
+
+    def error(other: OpenModel) -> float:
+        return agreement.relative(other.logits(other.model, x), expected)
+
+    errors, generated = {"opened": error(opened)}, {}
+    own = dict(opened.layers)
+    opened.put(own)
+    errors["own layers"] = error(opened)
+    generated["own layers"] = continued(opened, theirs, x) if architecture.generates else None
+    opened.put({place: as_tucker(layer) for place, layer in own.items()})
+    errors["Tucker"] = error(opened)
+    generated["Tucker"] = continued(opened, theirs, x) if architecture.generates else None
+    opened.save(folder / "tucker.safetensors")
+    errors["saved"] = error(open_model(str(folder / "tucker.safetensors")))
+    if has_tensors(own):
+        opened.put({place: compress(layer, full_ranks(layer)) for place, layer in own.items()})
+        errors["compressed"] = error(opened)
+    return {
+        "name": architecture.name,
+        "which": architecture.which,
+        "type": theirs.config.model_type,
+        "errors": {name: float(f"{value:.2g}") for name, value in errors.items()},
+        "generated": generated,
+        "option": architecture.option,
+        "refused": refusal(architecture, folder),
+        "refuses": refuses(opened, theirs.config),
+    }
+
+
+def continued(opened: OpenModel, theirs: nn.Module, x: torch.Tensor) -> dict:
+    """How many tokens transformers' `generate` adds on caches of our layers, and how many of them are those of the original."""
+    prompt, options = x[:, :6], dict(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+    options |= dict(attention_mask=torch.ones_like(prompt), use_cache=True)
+    expected = theirs.generate(prompt, **options)
+    cache = opened.new_cache(len(prompt), expected.shape[1])
+    found = opened.model.generate(prompt, past_key_values=cache, **options)
+    return {"tokens": expected[:, 6:].numel(), "same": int((found == expected)[:, 6:].sum())}
+
+
+def refuses(opened: OpenModel, config) -> list[str]:
+    """Options of such a model with which it does not open."""
+    options = [f"{option}={not value}" for option, (value, _) in family_of(config).needed.items()]
+    options += ["images that are not square"] if not opened.takes_text else []
+    options += ["rope_type dynamic"] if opened.config()["rotary"] else []
+    limits = {opened.wrap(place, layer).limit for place, layer in opened.layers.items()} - {None}
+    return options + [f"positions from {limit} on" for limit in limits]
+
+
+def has_tensors(layers: dict[str, nn.Module]) -> bool:
+    """Whether nothing stands between the weights of these layers."""
+    return not any(getattr(layer, "qk_norm", None) or getattr(layer, "latent_norm", None) for layer in layers.values())
+
+
+def full_ranks(layer: MultiHeadAttention) -> tuple[int, int, int]:
+    """Of heads, queries and keys: nothing is cut."""
+    rows, inner = layer.d_model + bool(layer.bias), layer.n_heads * layer.head_dim
+    return layer.n_heads, min(rows, layer.d_model, inner), layer.k_proj.out_features
+
+
+def refusal(architecture: Architecture, folder: Path) -> float:
+    """How far the model is from its layers when one option of it is altered behind their back.  Raises ValueError if that passes."""
+    opened = open_model(str(folder))
+    architecture.alter(opened.model)
+    try:
+        agreement.compare(opened, sample(opened))
+    except agreement.Differs as error:
+        return float(f"{error.hidden:.2g}")
+    raise ValueError(f"{architecture.name}: altered in {architecture.option}, it is not refused")

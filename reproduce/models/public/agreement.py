@@ -25,11 +25,19 @@ class Agreement:
     layer: float
 
 
+class Differs(ValueError):
+    """A model that is another one with its layers put back; hidden: by how much its last hidden state differs."""
+
+    def __init__(self, hidden: float, message: str):
+        super().__init__(message)
+        self.hidden = hidden
+
+
 @torch.no_grad()
 def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
     """How far a model differs from itself with its layers put back, on these inputs.
 
-    Raises ValueError, with the number and the first layer that differs, where it is another model.
+    Raises Differs, with the number and the first layer that differs, where it is another model.
     """
     errors = dict.fromkeys(opened.layers, math.nan)  # what is never called is not compared, and agrees with nothing
     with tqdm(total=len(opened.layers), desc=f"comparing the layers of {opened.name}", leave=False, delay=1) as progress:
@@ -59,10 +67,11 @@ def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
             opened.model.set_submodule(place, module)
     if not (hidden <= HIDDEN and all(error <= LAYER for error in errors.values())):
         first = next((place for place, error in errors.items() if not error <= HIDDEN), max(errors, key=errors.__getitem__))
-        raise ValueError(
+        raise Differs(
+            hidden,
             f"its attention is not what is known here: with its own layers put back the last hidden state differs by {hidden:.1e} "
             f"(at most {HIDDEN:.0e}), first at {first}, whose output differs by {errors[first]:.1e}; --trust-layers opens it all "
-            "the same"
+            "the same",
         )
     return Agreement(hidden, max(errors.values()))
 

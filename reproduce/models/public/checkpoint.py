@@ -71,7 +71,10 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
 
 
 def check_weights(missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple] = (), saved: str = "") -> None:
-    """Raise ValueError, naming them, where weights are missing, have another shape or belong to nothing here.  saved: architecture of the files."""
+    """Raise ValueError, naming them, where weights are missing, have another shape or belong to nothing here.
+
+    saved: the architecture that config.json names.
+    """
     missing, unexpected, mismatched = sorted(missing), sorted(unexpected), sorted(mismatched)
     if mismatched:
         name, theirs, ours = mismatched[0]

@@ -1,6 +1,7 @@
 """All families that are known here, and what is refused before a weight is read."""
 
 from .bert import BERT
+from .deepseek import DEEPSEEK
 from .family import Family
 from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
@@ -10,7 +11,7 @@ from .opt import OPT
 from .phi3 import PHI3
 from .vit import SIGLIP, VIT
 
-FAMILIES = (GPT2, LLAMA, GEMMA, PHI3, GPT_NEOX, OPT, BERT, VIT, SIGLIP)
+FAMILIES = (GPT2, LLAMA, GEMMA, PHI3, DEEPSEEK, GPT_NEOX, OPT, BERT, VIT, SIGLIP)
 TYPES = tuple(name for family in FAMILIES for name in family.types)
 IMAGE_TYPES = tuple(name for family in FAMILIES if family.predicts == CLASS for name in family.types)
 

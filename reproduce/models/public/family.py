@@ -16,7 +16,7 @@ class Family:
     predicts: as in OpenModel. other_heads: architectures that are opened as what they are called instead.
     without_head: architectures that hold no head, and the class whose last hidden state is looked at.
     unused: weights, as a regular expression, that such a checkpoint may hold beside those of the class that opens it.
-    norm_of: what of a module follows its output projection. pairing: of channels that turn together.
+    norm_of: what of a module follows its output projection. pairing: of channels that turn together, by the configuration.
     needed: options of a configuration that must have this value, and why.
     """
 
@@ -29,5 +29,5 @@ class Family:
     without_head: dict[str, str] = field(default_factory=dict)
     unused: str = r"(?!)"
     norm_of: Callable[[nn.Module], nn.Module | None] = lambda module: None
-    pairing: str = "half"
+    pairing: Callable = lambda config: "half"
     needed: dict[str, tuple[object, str]] = field(default_factory=dict)

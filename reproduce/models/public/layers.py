@@ -75,15 +75,20 @@ def multi_head(
         layer = MultiHeadAttention(d_model, queries // head_dim, **options)
     else:
         layer = GroupedQueryAttention(d_model, queries // head_dim, keys // head_dim, **options)
-    missing, unexpected = layer.load_state_dict(state, strict=False)
-    if unexpected or any(not name.endswith("bias") for name in missing):
-        raise ValueError(f"its attention holds {', '.join(unexpected or missing)}, which is not known here")
+    loaded(layer, state)
     layer.scale = scale
     if layer.qk_norm:
         layer.q_norm.eps = layer.k_norm.eps = eps
     if turning and turning.factor != 1:
         _multiply_turned(layer, turning)
     return layer.eval()
+
+
+def loaded(layer: nn.Module, state: State) -> None:
+    """The layer with these weights; biases that are missing stay zero.  Raises ValueError for weights of another name."""
+    missing, unexpected = layer.load_state_dict(state, strict=False)
+    if unexpected or any(not name.endswith("bias") for name in missing):
+        raise ValueError(f"its attention holds {', '.join(unexpected or missing)}, which is not known here")
 
 
 def _kind_of_norm(state: State, head_dim: int) -> str | None:

@@ -80,7 +80,7 @@ def adapted(name: str, model: nn.Module, family: Family, described: dict, **more
     if is_text:
         config.use_cache = False
     modules = {place: module for place, module in model.named_modules() if type(module).__name__ in family.attention}
-    turnings = {place: turning_of(model, module, family.pairing) for place, module in modules.items()}
+    turnings = {place: turning_of(model, module, family.pairing(config)) for place, module in modules.items()}
     layers = {place: family.layer_of(module, turnings[place]) for place, module in modules.items()}
     limits = [turning.limit for turning in turnings.values() if turning and turning.limit]
     public = {"config": config.to_dict()} | {key: value for key, value in described.items() if value is not None}
