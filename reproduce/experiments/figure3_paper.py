@@ -18,6 +18,7 @@ from tucker_ref import MultiHeadAttention
 
 from ..data.imagenet import CLASSES, TRAIN_IMAGES, Photographs, held_out_batches, load_photographs, training_batches
 from ..models.public.agreement import TRUSTED
+from ..models.public.checkpoint import identity
 from ..models.public.opened import OpenModel
 from ..models.rows import Row
 from ..models.sizes import count_parameters
@@ -154,13 +155,13 @@ class Subject:
     @functools.cached_property
     def config(self) -> dict:
         """What a record says of it.  Raises ValueError for a model of text."""
-        opened = configured(self.model)
-        name, side, weights = opened or (self.opened.name, self.opened.image_size, self.opened.weights)
+        known = configured(self.model)
+        name, side = known or (self.opened.name, self.opened.image_size)
         if side is None:
             raise ValueError(f"--model {self.model} takes no images")
-        known = {"weights": weights} if weights else {}
+        weights = identity(self.model) if known else self.opened.weights
         trusted = TRUSTED if self.trust_layers else {}
-        return {"model": name.split("/")[-1], "image_size": side, **known, **trusted}
+        return {"model": name.split("/")[-1], "image_size": side, "weights": weights, **trusted}
 
     @property
     def photographs(self) -> Photographs:

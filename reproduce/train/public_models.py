@@ -73,8 +73,8 @@ def _opening(name: str):
         raise ValueError(f"--model {name} cannot be opened: {line}") from error
 
 
-def configured(name: str) -> tuple[str, int, str] | None:
-    """Name, image size and identity of what `open_model` would open, without building it.
+def configured(name: str) -> tuple[str, int] | None:
+    """Name and image size of what `open_model` would open, from its configuration alone, without building it.
 
     None where that takes opening it: files, timm's models, models of text, and what cannot be opened.
     """
@@ -82,11 +82,11 @@ def configured(name: str) -> tuple[str, int, str] | None:
         return None
     try:
         config = checkpoint.config_of(name)
-        if config.model_type not in IMAGE_TYPES:
-            return None
-        return transformers_models.known_as(name), transformers_models.image_size_of(config), checkpoint.identity(name)
     except Exception:  # whatever it is, `open_model` says it better
         return None
+    if config.model_type not in IMAGE_TYPES:
+        return None
+    return transformers_models.known_as(name), transformers_models.image_size_of(config)
 
 
 def _compare(opened: OpenModel, trust_layers: bool) -> None:
@@ -100,13 +100,12 @@ def _compare(opened: OpenModel, trust_layers: bool) -> None:
 def sample(opened: OpenModel) -> torch.Tensor:
     """Two sentences in the model's tokens, (2, n), or two handwritten digits as it takes images, (2, channels, side, side)."""
     if opened.takes_text:
-        if opened.tokenizer is None:
-            tokens = torch.arange(2 * min(LONGEST, opened.context)).view(2, -1) * 7919
-        else:
-            tokenizer = inputs.whole(opened.tokenizer)
-            rows = [tokenizer.encode(sentence).ids[: min(LONGEST, opened.context)] for sentence in SENTENCES]
-            tokens = torch.tensor([row[: min(map(len, rows))] for row in rows])
-        return tokens % opened.vocabulary
+        length = min(LONGEST, opened.context)
+        encode = inputs.whole(opened.tokenizer).encode if opened.tokenizer else None
+        rows = [encode(sentence).ids if encode else [] for sentence in SENTENCES]
+        if min(map(len, rows)) < length:  # no tokenizer, or one that does not know these letters: any tokens
+            rows = [[7919 * n for n in range(start, start + length)] for start in (0, length)]
+        return torch.tensor([row[:length] for row in rows]) % opened.vocabulary
     data = load_images(None)
     return images_for(opened, torch.from_numpy(data.x_test[:2]), data.pixel_range)
 

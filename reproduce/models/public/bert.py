@@ -26,6 +26,7 @@ BERT = Family(
     attention=("BertAttention", "RobertaAttention"),
     layer_of=layer_of,
     without_head={"BertModel": "BertModel", "RobertaModel": "RobertaModel"},
+    bare={"add_pooling_layer": False},
     unused=r"(bert\.|roberta\.)?(pooler\.|embeddings\.position_ids)|cls\.seq_relationship\.",
     norm_of=lambda attention: attention.output.LayerNorm,
     needed={

@@ -40,14 +40,12 @@ def config_of(name: str):
     return library(name).AutoConfig.from_pretrained(name, **NO_CODE)
 
 
-def class_of(family: Family, config):
-    """The class of transformers that opens this model, and whether it holds a head."""
-    transformers, architecture = library(config.model_type), (config.architectures or [""])[0]
-    if architecture in family.without_head:
-        return getattr(transformers, family.without_head[architecture]), False
-    if architecture in family.other_heads:
-        return getattr(transformers, architecture), True
-    return getattr(transformers, family.head), True
+def class_of(family: Family, named: str):
+    """The class of transformers that opens a model of this architecture, or of a class that was opened before."""
+    transformers = library(named)
+    named = family.without_head.get(named, named)
+    known = named in family.other_heads or named in family.without_head.values()
+    return getattr(transformers, named if known else family.head)
 
 
 def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
@@ -57,16 +55,16 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     Raises ValueError naming what is missing, what is there beside it, or what has another shape.
     """
     check_indices(name)
-    of, _ = class_of(family, config)
+    architecture = (config.architectures or [""])[0]
+    of = class_of(family, architecture)
     if not head:
         config.num_labels = 0  # transformers then makes no classifier
     options = dict(weights_only=True, attn_implementation="sdpa", dtype=torch.float32, ignore_mismatched_sizes=True)
-    if of.__name__.startswith("Auto"):
-        options |= NO_CODE | {"config": config}
+    options |= NO_CODE | {"config": config} if of.__name__ == family.head else family.bare
     model, found = of.from_pretrained(name, output_loading_info=True, **options)
     unused = "|".join((EVERYWHERE, family.unused, *(["classifier\\."] if not head else [])))
     unexpected = [name for name in found["unexpected_keys"] if not re.match(unused, name)]
-    check_weights(found["missing_keys"], unexpected, found["mismatched_keys"], (config.architectures or [""])[0])
+    check_weights(found["missing_keys"], unexpected, found["mismatched_keys"], architecture)
     return model.eval()
 
 
@@ -84,7 +82,8 @@ def check_weights(missing: Iterable[str], unexpected: Iterable[str], mismatched:
     headless = f" (it is a {saved}, which has no head)" if saved.endswith("Model") else ""
     said = [f"lacks the weights {_named(missing)}{headless}"] if missing else []
     said += [f"holds {_named(unexpected)}, which belong to nothing in this model"] if unexpected else []
-    prefix = next((p for p in PREFIXES if unexpected and all(name.startswith(p) for name in unexpected)), None)
+    same = (p for p in PREFIXES if unexpected and all(n.startswith(p) and n.removeprefix(p) in missing for n in unexpected))
+    prefix = next(same, None)
     remedy = (
         f"; every name begins with {prefix!r} ({PREFIXES[prefix]}): take it off with "
         f"{{name.removeprefix({prefix!r}): w for name, w in weights.items()}} and save them again"

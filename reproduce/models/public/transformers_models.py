@@ -20,15 +20,15 @@ def open_folder(name: str, head: bool = True) -> OpenModel:
     family = family_of(config)
     check_options(family, config)
     model = checkpoint.load_weights(name, family, config, head)
-    metadata, more = {}, {}
+    pixels, more = None, {}
     if family.predicts == CLASS:
-        metadata["pixels"] = inputs.pixels_of(name, _image_part(config).num_channels)
+        pixels = inputs.pixels_of(name, _image_part(config).num_channels)
     else:
         try:
             more["tokenizer"] = inputs.tokenizer_of(name)
         except Exception as error:  # spectra needs none; what does need one says why there is none
             more["no_tokenizer"] = str(error).strip().split("\n")[0]
-    opened = adapted(known_as(name), model, family, metadata, **more)
+    opened = adapted(known_as(name), model, family, pixels, **more)
     opened.weights = checkpoint.identity(name)
     return opened
 
@@ -38,14 +38,13 @@ def from_description(name: str, public: dict, tokenizer: str | None) -> OpenMode
     config = checkpoint.library(name).AutoConfig.for_model(**public["config"])
     family = family_of(config)
     check_options(family, config)
-    of, _ = checkpoint.class_of(family, config)
-    make = of.from_config if of.__name__.startswith("Auto") else of._from_config
-    more = checkpoint.NO_CODE if of.__name__.startswith("Auto") else {}
+    of = checkpoint.class_of(family, public.get("class", ""))
+    make, more = (of.from_config, checkpoint.NO_CODE) if of.__name__ == family.head else (of._from_config, family.bare)
     model = make(config, attn_implementation="sdpa", dtype=torch.float32, **more)
     pixels = public.get("pixels")
     if isinstance(pixels, list):  # as older files have them: mean and std alone
         pixels = {"factor": 1 / 255, "standard": pixels}
-    return adapted(name, model.eval(), family, {"pixels": pixels}, tokenizer=tokenizer)
+    return adapted(name, model.eval(), family, pixels, tokenizer=tokenizer)
 
 
 def known_as(name: str) -> str:
@@ -73,17 +72,17 @@ def image_size_of(config) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def adapted(name: str, model: nn.Module, family: Family, described: dict, **more) -> OpenModel:
-    """Every attention layer found and read.  described: what a file must say of it beside its configuration."""
-    config, (_, has_head) = model.config, checkpoint.class_of(family, model.config)
-    is_text, pixels = family.predicts != CLASS, described.get("pixels")
+def adapted(name: str, model: nn.Module, family: Family, pixels: dict | None, **more) -> OpenModel:
+    """Every attention layer found and read.  pixels: as `inputs.pixels_of` gives them; more: what else is known of it."""
+    config, has_head = model.config, type(model).__name__ not in family.without_head.values()
+    is_text = family.predicts != CLASS
     if is_text:
         config.use_cache = False
     modules = {place: module for place, module in model.named_modules() if type(module).__name__ in family.attention}
     turnings = {place: turning_of(model, module, family.pairing(config)) for place, module in modules.items()}
     layers = {place: family.layer_of(module, turnings[place]) for place, module in modules.items()}
     limits = [turning.limit for turning in turnings.values() if turning and turning.limit]
-    public = {"config": config.to_dict()} | {key: value for key, value in described.items() if value is not None}
+    public = {"class": type(model).__name__, "config": config.to_dict()} | ({"pixels": pixels} if pixels else {})
     metadata = {"public": json.dumps(public)} | ({"tokenizer": more["tokenizer"]} if more.get("tokenizer") else {})
 
     def called(model: nn.Module, x: torch.Tensor, **options):
