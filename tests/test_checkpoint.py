@@ -66,6 +66,9 @@ DAMAGED = {
         lambda f: rewritten(f, lambda t: t | {"model.layers.0.self_attn.gate.weight": torch.zeros(48)}),
         "it holds model.layers.0.self_attn.gate.weight, which belong to nothing",
     ),
+    "a NaN": (
+        lambda f: rewritten(f, lambda t: t | {Q_PROJ: torch.full((48, 48), torch.nan)}), f"NaN or infinity is in {Q_PROJ}$"
+    ),
     "quantised": (lambda f: reconfigured(f, quantization_config={"quant_method": "bitsandbytes"}), "weights are quantised"),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter .* merge them"),
     "an index that leads outside": (
@@ -130,6 +133,10 @@ REFUSED = {
     ),
     "BERT as a decoder": (
         lambda: transformers.BertLMHeadModel(transformers.BertConfig(**BERT.options, is_decoder=True)), "is_decoder is True: "
+    ),
+    "BERT with distances": (
+        lambda: transformers.BertForMaskedLM(transformers.BertConfig(**BERT.options, position_embedding_type="relative_key")),
+        "position_embedding_type is relative_key: it adds distances to its logits",
     ),
     "oblong images": (
         lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT.options | {"image_size": [16, 32]})),

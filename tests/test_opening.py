@@ -49,7 +49,7 @@ def test_what_the_table_shows_is_on_record_and_a_control_that_passes_is_an_error
     assert [line[4] for line in cells][1] == "no tensor: norms" and [line[5] for line in cells] == ["48 of 48"] * 2 + [
         "no decoder"
     ]
-    assert [line[7] for line in cells] == ["add_cross_attention=True", "rope_type dynamic", "images that are not square"]
+    assert [line[7] for line in cells] == ["add_cross_attention not False", "rope_type dynamic", "images that are not square"]
     harmless = opening.Architecture("GPT-2", "GPT2Config", "GPT2LMHeadModel", GPT2.options, "nothing", lambda model: None)
     with pytest.raises(ValueError, match="GPT-2: altered in nothing, it is not refused"):
         opening.refusal(harmless, tmp_path / "gpt2" if opening.save(harmless, tmp_path / "gpt2") else None)

@@ -174,6 +174,7 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
     name, documents = read_documents(options.text)
     tokenizer, digest = whole(opened.tokenizer), hashlib.sha256()
     first, last = surrounding(tokenizer)
+    last = [] if opened.predicts == NEXT else last  # a window of text that goes on does not end
     ahead = int(opened.predicts == NEXT)  # one token behind each window, which the last one in it should predict
     stretch = min(WINDOW, opened.context) + ahead - len(first) - len(last)  # tokens of the text in a window
     needed = BATCHES * WINDOWS * stretch

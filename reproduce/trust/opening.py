@@ -293,7 +293,7 @@ def continued(opened: OpenModel, theirs: nn.Module, x: torch.Tensor) -> dict:
 
 def refuses(opened: OpenModel, config) -> list[str]:
     """Options of such a model with which it does not open."""
-    options = [f"{option}={not value}" for option, (value, _) in family_of(config).needed.items()]
+    options = [f"{option} not {value}" for option, (value, _) in family_of(config).needed.items()]
     options += ["images that are not square"] if not opened.takes_text else []
     options += ["rope_type dynamic"] if opened.config()["rotary"] else []
     limits = {opened.wrap(place, layer).limit for place, layer in opened.layers.items()} - {None}

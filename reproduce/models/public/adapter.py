@@ -45,9 +45,23 @@ class Adapter(nn.Module):
         is_causal=None,
         **others,
     ):
-        """attention_mask, timm's attn_mask: as SDPA takes it, boolean or added to the logits, the causal rule included.
+        """The layer on these hidden states.
 
-        None for that rule alone. layer_past: what GPT-NeoX calls past_key_values.
+        Args:
+            hidden_states: (b, n, d).
+            attention_mask: as SDPA takes it, boolean or added to the logits, the causal rule included; None for that rule alone.
+            attn_mask: timm's name for it.
+            position_ids: (n,), (1, n) or (b, n).
+            past_key_values: None, or what `layer_caches` made.
+            layer_past: GPT-NeoX's name for it.
+            is_causal: in place of the layer's own rule, where the model says so.
+            others: what transformers hands on; a tensor among them must be known here.
+
+        Returns:
+            (b, n, d), in a pair with None where the model expects one.
+
+        Raises:
+            ValueError: for what no layer here knows: another cache, numbers added to logits, other frequencies.
         """
         for name, value in others.items():
             if isinstance(value, torch.Tensor) and name not in READ_ELSEWHERE:
@@ -96,7 +110,13 @@ def _may_look(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def layer_caches(layers: list[nn.Module], batch: int, max_tokens: int):
-    """One cache of `tucker_ref` per layer, in a form that transformers takes as `past_key_values`."""
+    """One cache of `tucker_ref` per layer, in a form that transformers takes as `past_key_values`.
+
+    Args:
+        layers: in the order of the model.
+        batch: how many sequences.
+        max_tokens: how many tokens of each there is room for.
+    """
     from transformers import cache_utils
 
     class OwnCache(cache_utils.CacheLayerMixin):

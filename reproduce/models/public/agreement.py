@@ -19,7 +19,12 @@ TRUSTED = {"layers": "trusted, not compared"}  # what a record says where the ru
 
 @dataclass(frozen=True)
 class Agreement:
-    """Relative differences: of the last hidden state, and the largest of one layer's output."""
+    """Relative differences.
+
+    Args:
+        hidden: of the last hidden state.
+        layer: the largest of one layer's output, given what the original one receives.
+    """
 
     hidden: float
     layer: float
@@ -35,9 +40,14 @@ class Differs(ValueError):
 
 @torch.no_grad()
 def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
-    """How far a model differs from itself with its layers put back, on these inputs.
+    """How far a model differs from itself with its layers put back. It is left as it was.
 
-    Raises Differs, with the number and the first layer that differs, where it is another model.
+    Args:
+        opened: the model.
+        inputs: as its `logits` takes them: tokens (b, n), or images (b, channels, side, side) in [-1, 1].
+
+    Raises:
+        Differs: with the number and the first layer that differs, where it is another model.
     """
     errors = dict.fromkeys(opened.layers, math.nan)  # what is never called is not compared, and agrees with nothing
     with tqdm(total=len(opened.layers), desc=f"comparing the layers of {opened.name}", leave=False, delay=1) as progress:
@@ -77,11 +87,19 @@ def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """|ours - theirs| / |theirs|; 0 where they are equal, zeros too."""
+    """|ours - theirs| / |theirs|; 0 where they are equal, zeros too.
+
+    Args:
+        ours, theirs: of one shape.
+    """
     difference = (ours - theirs).norm()
     return 0.0 if difference == 0 else (difference / theirs.norm()).item()
 
 
 def as_record(agreement: Agreement) -> dict:
-    """Two digits of each are enough."""
+    """What a record says of it: two digits of each are enough.
+
+    Args:
+        agreement: of one opening.
+    """
     return {name: float(f"{value:.2g}") for name, value in asdict(agreement).items()}

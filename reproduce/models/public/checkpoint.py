@@ -65,6 +65,8 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     unused = "|".join((EVERYWHERE, family.unused, *(["classifier\\."] if not head else [])))
     unexpected = [name for name in found["unexpected_keys"] if not re.match(unused, name)]
     check_weights(found["missing_keys"], unexpected, found["mismatched_keys"], architecture)
+    if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise ValueError(f"NaN or infinity is in {_named(spoiled)}")
     return model.eval()
 
 

@@ -10,15 +10,21 @@ from .layers import Turning
 
 @dataclass(frozen=True)
 class Family:
-    """types: model types, as config.json has them; head: the Auto class that opens them.
+    """Models of transformers that keep their attention in one way.
 
-    attention: names of the modules that are replaced; layer_of: (module, its turning) -> layer of `tucker_ref`.
-    predicts: as in OpenModel. other_heads: architectures that are opened as what they are called instead.
-    without_head: architectures that hold no head, and the class whose last hidden state is looked at.
-    bare: what such a class is told beside its configuration.
-    unused: weights, as a regular expression, that such a checkpoint may hold beside those of the class that opens it.
-    norm_of: what of a module follows its output projection. pairing: of channels that turn together, by the configuration.
-    needed: options of a configuration that must have this value, and why.
+    Args:
+        types: model types, as config.json has them.
+        head: the Auto class that opens them.
+        predicts: as in `OpenModel`.
+        attention: names of the modules that are replaced.
+        layer_of: (module, its turning) -> layer of `tucker_ref`.
+        other_heads: architectures that are opened as what they are called instead.
+        without_head: architectures that hold no head, and the class whose last hidden state is looked at.
+        bare: what such a class is told beside its configuration.
+        unused: weights, as a regular expression, that such a checkpoint may hold beside those of the class that opens it.
+        norm_of: what of a module follows its output projection.
+        pairing: of channels that turn together, by the configuration.
+        needed: options of a configuration that must have this value, and why.
     """
 
     types: tuple[str, ...]

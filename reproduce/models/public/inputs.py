@@ -26,9 +26,9 @@ def whole(tokenizer: str) -> Tokenizer:
 
 def surrounding(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens that the model was trained to see before and after every text: BOS, or [CLS] and [SEP]."""
-    plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    start = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
-    return whole[:start], whole[start + len(plain) :]
+    plain, all_of_it = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    start = next((n for n in range(len(all_of_it)) if all_of_it[n : n + len(plain)] == plain), 0)
+    return all_of_it[:start], all_of_it[start + len(plain) :]
 
 
 def pixels_of(name: str, channels: int) -> dict | None:

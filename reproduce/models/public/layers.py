@@ -14,9 +14,13 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class Turning:
-    """The rotary embedding of a head. frequencies: one per pair that turns; the channels behind those pairs do not turn.
+    """The rotary embedding of a head.
 
-    factor: what turned queries and keys are multiplied by (yarn, longrope); limit: the first position that has other frequencies.
+    Args:
+        frequencies: one per pair that turns, in radians a token; the channels behind those pairs do not turn.
+        factor: what turned queries and keys are multiplied by (yarn, longrope).
+        limit: the first position that has other frequencies, None if none has.
+        pairing: as in `Rotary`.
     """
 
     frequencies: torch.Tensor
@@ -38,7 +42,13 @@ class Turning:
 def turning_of(model: nn.Module, attention: nn.Module, pairing: str) -> Turning | None:
     """How the model turns the queries and keys of one of its attention modules; None where it does not.
 
-    Raises ValueError where the frequencies change with the length of the text.
+    Args:
+        model: of transformers.
+        attention: the module.
+        pairing: as in `Rotary`; transformers does not say it.
+
+    Raises:
+        ValueError: where the frequencies change with the length of the text.
     """
     embedding = next((module for module in model.modules() if hasattr(module, "rope_type")), None)
     if embedding is None or not getattr(attention, "use_rope", True):
@@ -62,8 +72,15 @@ def multi_head(
 ) -> MultiHeadAttention:
     """MHA or GQA with these projections; biases that are missing beside others become zeros.
 
-    state: q_proj, k_proj, v_proj and o_proj, weights and biases, q_norm and k_norm; eps: of these norms.
-    Raises ValueError for weights of another name.
+    Args:
+        state: q_proj, k_proj, v_proj and o_proj, weights and biases; q_norm and k_norm.
+        head_dim: k.
+        scale: of the logits.
+        turning: of each head.
+        eps: of the norms.
+
+    Raises:
+        ValueError: for weights of another name.
     """
     queries, d_model = state["q_proj.weight"].shape
     keys = len(state["k_proj.weight"])

@@ -15,15 +15,26 @@ NEXT, MASKED, CLASS, NOTHING = "the next token", "masked tokens", "a class", "no
 
 @dataclass
 class OpenModel:
-    """layers: each attention layer by its place in `model`; logits: (model, inputs) -> logits, or features where it predicts nothing.
+    """A model whose attention can be looked at and replaced.
 
-    wrap: (place, layer) -> what stands in that place; hidden: (model, inputs) -> the last hidden state.
-    predicts: what the logits are for; context: the longest text it takes, None for images; image_size: side of its images in
-    pixels, None for text; vocabulary: rows of its embedding.
-    tokenizer: JSON for `tokenizers`; no_tokenizer: why there is none, for a model of text; metadata: what a file of its weights
-    must say to be opened again.
-    run: the id of the run that trained it here, if one did; weights: hash of the files that it came from, elsewhere.
-    agreement: how far it differs with its own layers in their places, `agreement.Agreement`; None where it was not compared.
+    Args:
+        name: what a record calls it.
+        model: in evaluation mode.
+        layers: each attention layer, as one of `tucker_ref`, by its place in `model`.
+        logits: (model, inputs) -> logits; features, the last hidden state as a rule, where the model predicts nothing.
+        wrap: (place, layer) -> what stands in that place.
+        metadata: what a file of its weights must say to be opened again.
+        hidden: (model, inputs) -> the last hidden state, None for models that were trained here.
+        predicts: what the logits are for: NEXT, MASKED, CLASS or NOTHING.
+        context: the longest text it takes, in tokens; None for images.
+        image_size: side of its images in pixels, None for text.
+        vocabulary: rows of its embedding, None for images.
+        tokenizer: its JSON, for `tokenizers`.
+        no_tokenizer: why there is none, for a model of text.
+        run: the id of the run that trained it here, if one did.
+        weights: what tells it from another model of the same name, elsewhere (`checkpoint.identity`).
+        agreement: how far it differs with its own layers put back; None where that was not asked.
+        remarks: what else a record must say of it.
     """
 
     name: str
@@ -69,7 +80,11 @@ class OpenModel:
                     )
 
     def put(self, layers: dict[str, nn.Module]) -> None:
-        """These attention layers in their places."""
+        """Put attention layers in their places.
+
+        Args:
+            layers: by place, as in `layers`.
+        """
         for place, layer in layers.items():
             self.model.set_submodule(place, self.wrap(place, layer))
 
@@ -79,6 +94,9 @@ class OpenModel:
         Args:
             batch: how many sequences.
             max_tokens: how many tokens of each there is room for.
+
+        Returns:
+            What `generate` takes as past_key_values.
         """
         return layer_caches([self.model.get_submodule(place).attention for place in self.layers], batch, max_tokens)
 
@@ -88,7 +106,11 @@ class OpenModel:
 
 
 def shape_of(layers: dict[str, nn.Module]) -> dict:
-    """What the layers have in common, for the record."""
+    """What the layers have in common, for the record.
+
+    Args:
+        layers: as in `OpenModel`, at least one.
+    """
     first = next(iter(layers.values()))
     head_dim = getattr(first, "head_dim", 0)
     keys = first.k_proj.out_features // head_dim if hasattr(first, "k_proj") else 0

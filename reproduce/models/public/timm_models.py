@@ -53,7 +53,8 @@ def adapted(name: str, model: nn.Module, public: dict) -> OpenModel:
     """Every attention layer found and read.  Raises ValueError for a model that is no plain vision transformer."""
     blocks, size = getattr(model, "blocks", []), getattr(getattr(model, "patch_embed", None), "img_size", None)
     attentions = {f"blocks.{n}.attn": getattr(block, "attn", None) for n, block in enumerate(blocks)}
-    if not attentions or size is None or any(not isinstance(getattr(a, "qkv", None), nn.Linear) for a in attentions.values()):
+    plain = all(isinstance(getattr(a, "qkv", None), nn.Linear) and hasattr(a, "head_dim") for a in attentions.values())
+    if not attentions or size is None or not plain:
         raise ValueError("only timm's plain vision transformers are known here")
     if size[0] != size[1]:
         raise ValueError(f"img_size is {size[0]} x {size[1]}: only square images are known here")
@@ -80,4 +81,4 @@ def layer_of(attention: nn.Module) -> nn.Module:
             state |= {name.replace("qkv", f"{one}_proj"): part for one, part in zip("qkv", tensor.chunk(3))}
         else:
             state[name.replace("proj.", "o_proj.") if name.startswith("proj.") else name] = tensor
-    return multi_head(state, attention.head_dim, attention.scale, eps=getattr(attention.q_norm, "eps", None))
+    return multi_head(state, attention.head_dim, attention.scale, eps=getattr(getattr(attention, "q_norm", None), "eps", None))
