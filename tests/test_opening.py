@@ -152,10 +152,12 @@ def test_a_model_without_tensors_says_which_layer_and_why(module, tmp_path):
 
 
 def test_a_zeroed_layer_is_measured(tmp_path):
-    """An inserted identity block: its errors are zero, its ranks too."""
+    """An inserted identity block, and one without logits: errors are finite, and the ranks of what is zero are zero."""
     model = opening.make(GPT2)
     with torch.no_grad():
         model.transformer.h[1].attn.c_proj.weight.zero_()
+        for tensor in model.transformer.h[0].attn.c_attn.parameters():
+            tensor[..., :48] = 0  # the queries
     model.save_pretrained(tmp_path / "m")
     opening.tokenizer().save_pretrained(tmp_path / "m")
     for n in range(20):
@@ -165,7 +167,11 @@ def test_a_zeroed_layer_is_measured(tmp_path):
     spectra.run(Options("smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "m")))
     kept = {record.experiment: record.metrics for record in records.load(tmp_path / "r")}
     assert all(map(math.isfinite, kept["compress"]["ways"]["aware"]["weights"]))
-    assert [layer["post"]["output"]["rank"] > 0 for layer in kept["spectra"]["trained"]] == [True, False]
+    found = [
+        [layer[side][mode]["rank"] > 0 for side, mode in (("pre", "query"), ("post", "output"))]
+        for layer in kept["spectra"]["trained"]
+    ]
+    assert found == [[False, True], [True, False]]
 
 
 def test_a_file_is_compared_with_fresh_weights_before_it_is_filled(llama, tmp_path):

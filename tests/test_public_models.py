@@ -319,6 +319,9 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="--model gpt2: public models need transformers: pip install 'tucker-ref.public.'"):
         open_model("gpt2")
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.57.1"))
+    with pytest.raises(ValueError, match="--model gpt2: transformers 4.57.1 is too old; 5 or newer is needed"):
+        open_model("gpt2")
 
 
 def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):

@@ -24,14 +24,17 @@ PREFIXES = {
 }
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SHOWN = 4  # names in a message
+OLDEST = 5  # the major version that reads weights as this file relies on
 
 
 def library(name):
-    """transformers.  Raises ValueError where it is not installed."""
+    """transformers.  Raises ValueError where it is not installed, or older than what was looked at: it may unpickle weights."""
     try:
         import transformers
     except ImportError:
         raise ValueError(f"--model {name}: public models need transformers: pip install 'tucker-ref[public]'") from None
+    if int(transformers.__version__.split(".")[0]) < OLDEST:
+        raise ValueError(f"--model {name}: transformers {transformers.__version__} is too old; {OLDEST} or newer is needed")
     return transformers
 
 
