@@ -282,7 +282,11 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
         (lambda folder: folder.mkdir(), "cannot be opened"),
         (
             lambda folder: transformers.T5Config().save_pretrained(folder),
-            "its model type is t5; known here are gpt2, llama",
+            r"its model type is t5 \(it adds something to its logits .*; known here are gpt2, llama",
+        ),
+        (
+            lambda folder: transformers.CTRLConfig().save_pretrained(folder),
+            "its model type is ctrl; known here are gpt2, llama",
         ),
         (lambda folder: transformers.GPT2Config(n_embd=48, n_head=6, n_layer=1).save_pretrained(folder), "cannot be opened"),
     ],

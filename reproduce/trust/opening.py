@@ -111,6 +111,15 @@ ARCHITECTURES = (
         "rope_theta", on_rotary("inv_freq", torch.sqrt), "sliding window",
     ),
     Architecture(
+        "Gemma", "GemmaConfig", "GemmaForCausalLM", TEXT | dict(num_key_value_heads=1, head_dim=12), "rope_theta",
+        on_rotary("inv_freq", twice),
+    ),
+    Architecture(
+        "Qwen3-MoE", "Qwen3MoeConfig", "Qwen3MoeForCausalLM",
+        GROUPED | dict(head_dim=12, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32), "rms_norm_eps",
+        on_attention("variance_epsilon", 1.0, "k_norm"),
+    ),
+    Architecture(
         "Qwen2", "Qwen2Config", "Qwen2ForCausalLM", TEXT | dict(num_key_value_heads=6), "scaling", on_attention("scaling", twice)
     ),
     Architecture(
@@ -170,6 +179,10 @@ ARCHITECTURES = (
     ),
     Architecture(
         "RoBERTa", "RobertaConfig", "RobertaForMaskedLM", TEXT, "scaling", on_attention("scaling", twice, "self")
+    ),
+    Architecture(
+        "XLM-R", "XLMRobertaConfig", "XLMRobertaModel", TEXT, "is_decoder", on_attention("is_causal", True, "self"),
+        "without a head",
     ),
     Architecture("Granite", "GraniteConfig", "GraniteForCausalLM", GROUPED | dict(attention_multiplier=0.2, residual_multiplier=0.5),
                  "attention_multiplier", on_attention("scaling", 1.0)),

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: every token sees every other; behind the output projection stands a LayerNorm, which stays as it is."""
+"""BERT, RoBERTa and XLM-R: every token sees every other; behind the output projection stands a LayerNorm, which stays as it is."""
 
 from torch import nn
 
@@ -20,17 +20,18 @@ def layer_of(attention: nn.Module, _turning: Turning | None) -> nn.Module:
 
 
 BERT = Family(
-    types=("bert", "roberta"),
+    types=("bert", "roberta", "xlm-roberta"),
     head="AutoModelForMaskedLM",
     predicts=MASKED,
-    attention=("BertAttention", "RobertaAttention"),
+    attention=("BertAttention", "RobertaAttention", "XLMRobertaAttention"),
     layer_of=layer_of,
-    without_head={"BertModel": "BertModel", "RobertaModel": "RobertaModel"},
+    without_head={"BertModel": "BertModel", "RobertaModel": "RobertaModel", "XLMRobertaModel": "XLMRobertaModel"},
     bare={"add_pooling_layer": False},
     unused=r"(bert\.|roberta\.)?(pooler\.|embeddings\.position_ids)|cls\.seq_relationship\.",
     norm_of=lambda attention: attention.output.LayerNorm,
     needed={
         "is_decoder": (False, DECODES),
         "add_cross_attention": (False, "its layers look at a second text (cross-attention)"),
+        "position_embedding_type": ("absolute", "it adds distances to its logits, which no layer here knows"),
     },
 )

@@ -29,11 +29,12 @@ def _eps(attention: nn.Module) -> float | None:
 
 
 LLAMA = Family(
-    types=("llama", "mistral", "qwen2", "qwen3", "olmo2", "mixtral", "granite", "smollm3"),
+    types=("llama", "mistral", "gemma", "qwen2", "qwen3", "qwen3_moe", "olmo2", "mixtral", "granite", "smollm3"),
     head="AutoModelForCausalLM",
     predicts=NEXT,
     attention=(
-        "LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "Olmo2Attention", "MixtralAttention",
+        "LlamaAttention", "MistralAttention", "GemmaAttention", "Qwen2Attention", "Qwen3Attention", "Qwen3MoeAttention",
+        "Olmo2Attention", "MixtralAttention",
         "GraniteAttention", "SmolLM3Attention",
     ),
     layer_of=layer_of,

@@ -127,5 +127,5 @@ def sees_the_past_alone(config) -> bool:
 
 def context_of(config) -> int:
     """RoBERTa's positions count from behind its padding token."""
-    skipped = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    skipped = config.pad_token_id + 1 if config.model_type.endswith("roberta") else 0
     return config.max_position_embeddings - skipped
