@@ -91,6 +91,16 @@ def test_weights_that_are_missing_or_belong_to_nothing_are_named(damage, llama):
         open_model(str(llama))
 
 
+def test_weights_in_several_files_open(llama):
+    """An index that names files of its own folder: as transformers writes it for large models."""
+    expected = open_model(str(llama))
+    (llama / "model.safetensors").unlink()
+    expected.model.save_pretrained(llama, max_shard_size="40KB")
+    assert (llama / "model.safetensors.index.json").exists()
+    again, x = open_model(str(llama)), torch.arange(20)[None]
+    assert torch.equal(again.logits(again.model, x), expected.logits(expected.model, x)) and again.weights != expected.weights
+
+
 def test_a_model_without_its_head_is_refused_and_one_that_never_has_any_opens(llama, tmp_path):
     model = transformers.LlamaForCausalLM.from_pretrained(llama)
     model.model.save_pretrained(llama)

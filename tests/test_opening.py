@@ -11,10 +11,12 @@ from torch import nn
 from reproduce.experiments import compress, spectra
 from reproduce.models.public import agreement
 from reproduce.report import opening as report
-from reproduce.store import records
+from reproduce.store import records, saved
 from reproduce.train.options import Options
 from reproduce.train.public_models import open_model, sample
 from reproduce.trust import opening
+from tucker_ref import TuckerAttention
+from tucker_ref.norms import QKNorm
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
 GPT2, LLAMA, QWEN3 = (next(a for a in opening.ARCHITECTURES if a.name == name) for name in ("GPT-2", "Llama", "Qwen3"))
@@ -186,3 +188,19 @@ def test_a_file_is_compared_with_fresh_weights_before_it_is_filled(llama, tmp_pa
     opened.save(tmp_path / "small.safetensors")
     with pytest.raises(ValueError, match="small.safetensors describes no model.*weights are quantised"):
         open_model(str(tmp_path / "small.safetensors"))
+
+
+@pytest.mark.parametrize("qk_norm", [None, "head"])
+def test_a_description_from_before_norms_were_described_still_builds_its_layer(qk_norm):
+    layer = TuckerAttention(24, 4, (2, 6, 6), qk_norm=qk_norm)
+    described = saved.describe(layer)
+    older = {name: value for name, value in described.items() if name != "norms"}
+    shapes = {name: tensor.shape for name, tensor in layer.state_dict().items()}
+    for description in (described, older):
+        built = saved.layer_of(json.loads(json.dumps(description)))
+        assert {name: tensor.shape for name, tensor in built.state_dict().items()} == shapes
+        assert isinstance(built.q_norm, QKNorm) == (qk_norm is not None)
+    if qk_norm:  # control: what is not as the layer makes it is described
+        layer.q_norm = QKNorm(6, blocks=2, count=5, eps=1e-3)
+        built = saved.layer_of(saved.describe(layer)).q_norm
+        assert (built.blocks, built.count, built.eps) == (2, 5, 1e-3)
