@@ -22,6 +22,7 @@ class Options:
         learning_rates: one run at each (`at_each_rate`).
         text, validation, bpe, images: paths in place of the built-in data.
         model: whose attention to look at.
+        trust_layers: without comparing it with the original first.
         ranks: to compress it to, (head, query, key) each.
         save: where the compressed model goes.
         workers: those that train together, this one among them.
@@ -46,6 +47,7 @@ class Options:
     bpe: str | None = None
     images: str | None = None
     model: str | None = None
+    trust_layers: bool = False
     ranks: tuple[tuple[int, int, int], ...] = ()
     save: Path | None = None
     workers: Workers = ALONE
