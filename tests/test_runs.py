@@ -36,6 +36,7 @@ def identities(record, folder, monkeypatch) -> set[str]:
     if "train" in config:
         given = {name: config["train"][name] for name in ("learning_rate", "steps", "warmup_steps")}
         given["warmup_steps"] //= config.get("recipe", {}).get("warmup", 1)
+        given |= {name: config["train"].get(name) for name in ("optimizer", "qk_clip")}
         options = dataclasses.replace(options, **given)
     module.run(options)
     return started

@@ -10,7 +10,16 @@ from ..data.prepared import SOURCES
 from .distributed import SHARDINGS
 from .settings import OPTIMIZERS
 
-LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")  # the groups for training language models
+LANGUAGE = (
+    "device",
+    "rows",
+    "seeds",
+    "training",
+    "optimizer",
+    "text",
+    "test",
+    "bpe",
+)  # the groups for training language models
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
@@ -83,6 +92,16 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--test",
+        metavar="PATH[,PATH]",
+        type=labels,
+        default=(),
+        help="texts that a finished model reads once, document by document, for its record; no setting may be chosen by them",
+    )
+
+
 def add_bpe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
 
@@ -136,6 +155,7 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
     "training": add_training,
     "optimizer": add_optimizer,
     "text": add_text,
+    "test": add_test,
     "bpe": add_bpe,
     "images": add_images,
     "workers": add_workers,

@@ -1,9 +1,8 @@
-"""Train and judge the language models of Tables 2 and 3: batches, validation loss, bits per byte, and a file to generate from."""
+"""Train the language models of Tables 2 and 3: presets, batches, records, and a file to generate from; `judge` says how good they are."""
 
 import dataclasses
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import nn
 from tqdm import tqdm
 
 from ..data.prepared import is_prepared, open_prepared
@@ -25,6 +22,7 @@ from ..models.rows import Row
 from ..models.sizes import count_cached, count_parameters
 from ..store.saved import described, fill, kept, make_room, read_metadata, read_model, write_model
 from .dry_run import Plan
+from .judge import UnseenText, measure_unseen, read_unseen, validate
 from .loop import Diverged, TrainResult, train
 from .observe import is_finite, observation
 from .options import Options
@@ -168,6 +166,7 @@ def train_rows(
     for part in ("train", "validation"):
         if (length := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
+    unseen = read_unseen(options.test, data)
     cases = [
         (row, recipe, settings_of(row, recipe, preset, at_rate))
         for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())
@@ -180,7 +179,7 @@ def train_rows(
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
             if not run.is_done():
-                train_one(run, settings, data, preset, recipe)
+                train_one(run, settings, data, preset, recipe, unseen)
             elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):
                 tqdm.write(
                     f"{run.title}: its model is no longer in {model_path(options.out, run.title).parent}; to train it again, "
@@ -188,8 +187,13 @@ def train_rows(
                 )
 
 
-def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
-    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such."""
+def train_one(
+    run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe, unseen: list[UnseenText]
+) -> None:
+    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such.
+
+    unseen: texts that the finished model reads once, after which nothing is decided any more.
+    """
     config, context = run.config, run.config["context"]
 
     def fresh():
@@ -235,6 +239,8 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     if not workers.is_first:
         return workers.wait()
     metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
+    if unseen:
+        metrics["test"] = measure_unseen(model, unseen, context, workers.micro_batch, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         path, about_run = model_path(run.options.out, run.title), {"run": run.identity, "preset": run.options.preset}
@@ -294,38 +300,6 @@ def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context:
 def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tensor:
     """The windows that start there, (rows, context + 1) int64."""
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
-
-
-@torch.no_grad()
-def validate(
-    model: nn.Module, data: TextData, context: int, batch_size: int, max_tokens: int, precision: str, title: str
-) -> dict:
-    """Loss on consecutive windows from the start of the held-out text, every token predicted once.
-
-    Returns: validation_loss (nats a token), bits_per_byte (comparable across vocabularies), validation_tokens.
-    """
-    device = next(model.parameters()).device
-    n_windows = min(len(data.validation) - 1, max_tokens) // context
-    if n_windows == 0:
-        raise ValueError(f"{data.name}: {len(data.validation)} held-out tokens are fewer than one window of {context}")
-    stream = data.validation[: n_windows * context + 1].astype(np.int64)
-    inputs, targets = (part.reshape(n_windows, context) for part in (stream[:-1], stream[1:]))
-    model.eval()
-    total = 0.0
-    for start in tqdm(range(0, n_windows, batch_size), f"{title}: validation", leave=False):
-        x, y = (torch.from_numpy(t[start : start + batch_size]).to(device) for t in (inputs, targets))
-        with (
-            torch.compiler.set_stance("force_eager"),  # the last batch is smaller: a compilation would not pay
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
-        ):
-            logits = model(x)
-        total += F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum").item()
-    n_bytes = int(data.token_bytes[targets].sum())
-    return {
-        "validation_loss": total / targets.size,
-        "bits_per_byte": total / math.log(2) / n_bytes,
-        "validation_tokens": targets.size,
-    }
 
 
 def model_path(out: Path, title: str) -> Path:

@@ -13,7 +13,7 @@ class Options:
 
     rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps, warmup_steps, optimizer,
     qk_clip: in place of the preset's, if given; learning_rates: one run at each, if given (`at_each_rate`); text, validation, bpe,
-    images: paths in place of the built-in data; device: as torch names it;
+    images: paths in place of the built-in data; test: texts for finished models alone; device: as torch names it;
     model: whose attention to look at; ranks: to compress it to; save: where the compressed model goes.
     workers: those that train together, this one among them; dry_run: say what a run would take instead of running it;
     gpu_memory: of one GPU in GB, for the dry run.
@@ -33,6 +33,7 @@ class Options:
     learning_rates: tuple[float, ...] = ()
     text: str | None = None
     validation: str | None = None
+    test: tuple[str, ...] = ()
     bpe: str | None = None
     images: str | None = None
     model: str | None = None
