@@ -14,6 +14,11 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def main() -> int:
+    """Redraw every figure as the command line says.
+
+    Returns:
+        0, or 1 after a message where records are damaged or nothing can be written.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures",
         description="Redraw every figure from records, offline, in seconds. Where there are runs on several data or budgets, "
@@ -36,6 +41,15 @@ def main() -> int:
 
 
 def draw_all(folder: Path, out: Path) -> None:
+    """Draw every figure for which there are records.
+
+    Args:
+        folder: of the records.
+        out: of the images, made if need be.
+
+    Raises:
+        ValueError: where there is no record, or one is damaged.
+    """
     everything = records.load_some(folder)
     out.mkdir(parents=True, exist_ok=True)
     diagram.draw(out / "tucker_attention.png")

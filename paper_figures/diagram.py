@@ -11,7 +11,14 @@ FACES = {"front": 0.95, "top": 0.75, "side": 0.55}  # opacity
 
 
 def box(ax, x, y, width, height, depth, colour) -> None:
-    """A box in oblique projection, its front's lower left corner at (x, y)."""
+    """A box in oblique projection.
+
+    Args:
+        ax: what it is drawn on.
+        x, y: the lower left corner of its front.
+        width, height, depth: of the box, in the axes' units.
+        colour: of all faces, which differ in opacity.
+    """
     dx, dy = 0.55 * depth, 0.45 * depth
     corners = {
         "front": [(x, y), (x + width, y), (x + width, y + height), (x, y + height)],
@@ -23,6 +30,11 @@ def box(ax, x, y, width, height, depth, colour) -> None:
 
 
 def draw(path: Path) -> None:
+    """Draw the picture.
+
+    Args:
+        path: of the image; its suffix is the format.
+    """
     figure, ax = plt.subplots(figsize=(9.6, 4.2))
     dense, core, factor = "#777777", COLOURS["Tucker"], "#005c44"  # what Tucker Attention trains is green
 

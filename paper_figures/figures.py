@@ -314,7 +314,7 @@ def singular_values(records: list[Record], path: Path) -> None:
     """
     figure, axes = plt.subplots(2, 3, figsize=(10.4, 6.6))
     runs = {r.method: r for r in records}
-    labels = ("Tucker [8,128,128]", "MLA shared d_c=128", "GQA n_KV=4", "MHA")  # the last one on top
+    labels = {row.mechanism: row.label for row in reversed(TABLE2)}.values()  # each mechanism's first row, MHA on top
     chosen = [runs[label] for label in labels if label in runs]
     for line, (side, name) in zip(axes, (("pre", "before the softmax: $W$"), ("post", "after it: $\\tilde W$"))):
         for ax, mode in zip(line, chosen[0].metrics["trained"][0][side]):

@@ -11,13 +11,27 @@ LINES = ("-", "--", ":", "-.")  # rows of one mechanism share the colour and dif
 
 
 def mechanism(label: str) -> str:
-    """The mechanism of a row label; MQA is GQA with one group."""
+    """The mechanism of a row label; MQA is GQA with one group.
+
+    Args:
+        label: such as "Tucker [8,64,64]".
+
+    Returns:
+        A key of COLOURS.
+    """
     first = label.split()[0].rstrip(",")
     return "GQA" if first == "MQA" else first
 
 
 def lines_of(labels: list[str]) -> dict[str, dict]:
-    """Colour and line style for each row label."""
+    """Colour and line style for each row label.
+
+    Args:
+        labels: in the order in which line styles are given out.
+
+    Returns:
+        Arguments of matplotlib's `plot` by label.
+    """
     seen: dict[str, int] = {}
     styles = {}
     for label in labels:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import torch
 
-from reproduce.experiments.exactness import wide_awake  # noqa: F401  (tests take it from here)
+from reproduce.experiments.exactness import with_large_weights  # noqa: F401  (tests take it from here)
 from reproduce.store.records import Record
 
 # Relative error ||a - b|| / ||b|| allowed between two ways to compute the same thing, with the reason for each.

@@ -1,15 +1,20 @@
 """Sizes in Tables 2 and 3: the paper's cells against formula and module, and the cells that do not fit."""
 
+import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from reproduce.models.rows import TABLE2, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row
+from reproduce.experiments import figure3, table1, table2
+from reproduce.models.rows import TABLE2, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
 from reproduce.models.sizes import measure
 from reproduce.report.claims import SIZE_TOLERANCE
 from tucker_ref import mla_cost
 
+ROOT = Path(__file__).parent.parent
 SLIPS = {("GQA n_KV=4", "cache_mb"), ("MLA separated d_c=128", "size"), ("MLA shared d_c=128", "size")}
 
 
@@ -84,7 +89,8 @@ def test_labels_are_those_of_the_paper_and_unique():
         labels = [row.label for row in table]
         assert len(set(labels)) == len(labels)
     assert TABLE2[-1].label == "Tucker [8,64,64]" and Row("GQA", n_kv_heads=1).label == "MQA"
-    assert [row.label for row in TABLE2_NORMED] == [
+    assert labels_of(TABLE2, "Tucker") == labels_of(TABLE2)[4:] and len(labels_of(TABLE2, "GQA")) == 2
+    assert labels_of(TABLE2_NORMED) == (
         "MHA QK-norm",
         "GQA n_KV=4 QK-norm",
         "GQA n_KV=2 QK-norm",
@@ -92,7 +98,24 @@ def test_labels_are_those_of_the_paper_and_unique():
         "MLA shared d_c=128 latent norms",
         "MLA separated d_c=128 latent norms",
         *(f"Tucker [8,{ranks}] QK-norm" for ranks in ("128,128", "128,64", "64,64")),
-    ]
+    )
+
+
+LABEL = re.compile(r"M[HQ]A|GQA n_KV=\d+|MLA \w+ d_c=\d+|Tucker \[[\d,]+\]( shared)?")
+
+
+def unknown_labels(source: str) -> set[str]:
+    """Strings of a program that look like a row's label and are none: what they ask for would never be found."""
+    tables = (table1.ROWS, table2.ON_GPU_ROWS, TABLE3, *(figure3.PRESETS[name].rows for name in ("smoke", "gpu")))
+    known = {label for rows in tables for label in labels_of(rows)}
+    strings = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    return {s for s in strings - known if isinstance(s, str) and LABEL.fullmatch(s)}
+
+
+def test_labels_that_programs_name_are_those_of_rows():
+    files = [path for folder in ("reproduce", "paper_figures") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert {path.name: bad for path in files if (bad := unknown_labels(path.read_text()))} == {}
+    assert unknown_labels('best = ("MHA", "Tucker [8,64,65]")') == {"Tucker [8,64,65]"}  # control
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from .checks import check_init, check_tucker
 from .initialisation import initialise_tucker
 from .norms import LatentNorm, QKNorm
 from .rotary import Rotary
-from .tucker_weights import TuckerWeights, assembled, beside, under_one_name
+from .tucker_weights import SharedLatentWeights, TuckerWeights, assembled, under_one_name
 
 
 class TuckerAttention(CachedAttention):
@@ -82,9 +82,11 @@ class TuckerAttention(CachedAttention):
             torch.empty(r, s, t), {"head": torch.empty(n_heads, r), "query": torch.empty(rows, s), "key": torch.empty(rows, t)}
         )
         # One latent has one owner: with shared_kv `post.value` reads `pre.key`. Older files, which hold it twice, still load.
-        value = self.pre.key if shared_kv else torch.empty(rows, v)
-        post = {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o), "value": value}
-        self.post = beside(self.pre, TuckerWeights(torch.empty(u, o, v), post))
+        core, post = torch.empty(u, o, v), {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o)}
+        if shared_kv:
+            self.post: TuckerWeights = SharedLatentWeights(core, post, self.pre)
+        else:
+            self.post = TuckerWeights(core, post | {"value": torch.empty(rows, v)})
         self.output_bias = nn.Parameter(torch.empty(d_model)) if bias else None
         self.query_norm: nn.Module = LatentNorm(s) if latent_norm else nn.Identity()
         self.key_norm: nn.Module = LatentNorm(t) if latent_norm else nn.Identity()

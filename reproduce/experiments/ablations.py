@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ..models.rows import TABLE2, labels_of
 from ..train.arguments import LANGUAGE
 from ..train.language import method_of, train_rows
 from ..train.options import Options
@@ -42,7 +43,7 @@ WIDE = "Tucker [12,256,256]"  # as large as MHA: at the full budget its logits r
 CURED = {  # the full budget has the longer warm-up for every row
     "normalised latents": (ROW, WIDE),
     "cores at a quarter of the rate": (ROW, WIDE),
-    SLOWER_FACTORS.name: (ROW, "Tucker [8,128,64]", "Tucker [8,64,64]"),
+    SLOWER_FACTORS.name: labels_of(TABLE2, "Tucker"),
 }
 CURES = [(row, recipe) for recipe in RECIPES for row in CURED.get(recipe.name, ())] + [("MHA", SLOWER_ATTENTION)]
 
@@ -69,7 +70,14 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """One record per case and seed.  --rows: the recipes' names."""
+    """Train every case of the preset at every seed, one record each.
+
+    Args:
+        options: `rows` are names of recipes, all if empty.
+
+    Raises:
+        ValueError: for a name that no recipe of the preset has.
+    """
     preset, rows = PRESETS[options.preset], {row.label: row for row in ON_GPU_ROWS}
     cases = [(rows[label], recipe) for label, recipe in (CURES if options.preset == "gpu" else CASES)]
     check_labels("recipe", options.rows, dict.fromkeys(recipe.name for _, recipe in cases))

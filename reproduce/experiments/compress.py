@@ -36,7 +36,15 @@ IMAGES = 32  # a batch of images
 
 
 def run(options: Options) -> None:
-    """One record per model and row, and the compressed model itself if it was asked for."""
+    """One record per model and row, and the compressed model itself where `options.save` names a file.
+
+    Args:
+        options: `model` names one model, else those that table2 and table3 left in `out` are compressed. `ranks` are triples
+            of Tucker ranks in place of the default rows. `save` needs a model and exactly one triple.
+
+    Raises:
+        ValueError: if `save` comes without these or names no .safetensors file of its own, or if there is no model.
+    """
     if options.save and len(options.ranks) != 1:
         raise ValueError("--save keeps one compressed model; give exactly one triple of --ranks with it")
     if options.save and not options.model:
@@ -52,7 +60,17 @@ def run(options: Options) -> None:
 
 
 def own_models(options: Options) -> list[str]:
-    """The multi-head models of table2 and table3 in the output folder.  Raises ValueError if there is none."""
+    """The multi-head models of table2 and table3 in the output folder.
+
+    Args:
+        options: of whose seeds the first counts, seed 0 if there is none.
+
+    Returns:
+        Their paths, at least one.
+
+    Raises:
+        ValueError: if there is none.
+    """
     seed = options.seeds[0] if options.seeds else 0
     paths = [model_of(options.out, f"{experiment} MHA seed {seed}", options.preset) for experiment in ("table2", "table3")]
     kept = [str(path) for path in paths if path]
@@ -63,7 +81,16 @@ def own_models(options: Options) -> list[str]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Batches of inputs that calibrate and others that test; targets: what the tests should predict; unit: what is counted."""
+    """Batches of inputs that calibrate, and others that test.
+
+    Args:
+        name: of the data.
+        sha256: of its content.
+        calibration: token ids (windows, tokens), or images (images, channels, height, width), per batch.
+        test: the same, of inputs that the calibration does not hold.
+        targets: what each test batch should predict: token ids of the same shape, or one class per image.
+        unit: what is counted, "tokens" or "images".
+    """
 
     name: str
     sha256: str
@@ -82,7 +109,15 @@ class Samples:
 
 
 def compress_model(opened: OpenModel, options: Options) -> None:
-    """Every row on every layer, in every way; a record per row."""
+    """Convert every layer to every row, in every way; a record per row.
+
+    Args:
+        opened: the model; its attention is put back into it, converted.
+        options: `text` or `images` as the model takes them, `rows` by label, `ranks`, `device`, `records` and `save`.
+
+    Raises:
+        ValueError: if text is given to a model of images or the other way round, or for a label that no row has.
+    """
     takes, other = ("text", "images") if opened.tokenizer else ("images", "text")
     if options.model and getattr(options, other):  # of several models, ours, each takes what it can use
         raise ValueError(f"--{other}: {opened.name} takes {takes}, not {other}")
@@ -126,7 +161,17 @@ def compress_model(opened: OpenModel, options: Options) -> None:
 
 
 def default_rows(shape: dict) -> list[Row]:
-    """Tucker, MLA and GQA at several budgets below the layer's own, the smaller ones in the proportions of Table 2."""
+    """Tucker, MLA and GQA at several budgets below the layer's own, the smaller ones in the proportions of Table 2.
+
+    Args:
+        shape: of the layer: `n_heads`, `d_model`, `n_kv_heads` (0 of a layer that has no such heads), `head_dim` and `bias`.
+
+    Returns:
+        Rows with fewer parameters than the layer has.
+
+    Raises:
+        ValueError: for a layer that is neither multi-head nor grouped-query attention.
+    """
     h, d, g = shape["n_heads"], shape["d_model"], shape["n_kv_heads"]
     if g == 0:
         raise ValueError("only multi-head and grouped-query layers have rows by default; give --ranks for this model")
@@ -148,7 +193,15 @@ def default_rows(shape: dict) -> list[Row]:
 
 
 def text_samples(opened: OpenModel, options: Options) -> Samples:
-    """Windows of text, some documents to calibrate and the held-out ones to test, in the model's own tokens."""
+    """Windows of text, some documents to calibrate and the held-out ones to test, in the model's own tokens.
+
+    Args:
+        opened: whose tokenizer and context count.
+        options: `text` and `validation` name files in place of the built-in text.
+
+    Raises:
+        ValueError: if there is not one window of either.
+    """
     name, documents = read_documents(options.text)
     tokenizer, digest = Tokenizer.from_str(opened.tokenizer), hashlib.sha256()
     window = min(WINDOW, opened.context)
@@ -176,7 +229,12 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
 
 
 def image_samples(opened: OpenModel, options: Options) -> Samples:
-    """Images, training ones to calibrate and test ones to test, scaled to the side and the channels that the model takes."""
+    """Images, training ones to calibrate and test ones to test, scaled to the side and the channels that the model takes.
+
+    Args:
+        opened: whose image size and patch embedding count.
+        options: `images` names a file in place of the built-in digits.
+    """
     data = load_images(options.images)
     first = next(p for p in opened.model.parameters() if p.ndim == 4)  # the patch embedding, (d, channels, side, side)
 
@@ -191,7 +249,16 @@ def image_samples(opened: OpenModel, options: Options) -> Samples:
 
 @torch.no_grad()
 def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Second moments of what each attention layer receives."""
+    """Second moments of what each attention layer receives.
+
+    Args:
+        opened: the model, which is run on the batches.
+        layers: its attention by place.
+        batches: inputs as the model takes them.
+
+    Returns:
+        Per place the second moment of the inputs, (d, d).
+    """
     received = {place: [] for place in layers}
 
     def keeper(place: str):
@@ -209,14 +276,26 @@ def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch
 
 
 def mean_errors(layers: dict, converted: dict, moment_of: dict) -> list[float]:
-    """Relative errors before and after the softmax, as means over layers."""
+    """Relative errors before and after the softmax, as means over layers.
+
+    Args:
+        layers, converted: what was there and what takes its place, by place.
+        moment_of: second moments (d, d) by place that weigh the errors; None weighs all inputs alike.
+
+    Returns:
+        Two numbers: of the pre-softmax and of the post-softmax tensors.
+    """
     errors = [relative_errors(layer, converted[place], moment_of[place]) for place, layer in layers.items()]
     return [statistics.mean(side) for side in zip(*errors)]
 
 
 @torch.no_grad()
 def predictions(opened: OpenModel, data: Samples) -> torch.Tensor:
-    """Log-probabilities on the test inputs, (inputs, classes)."""
+    """Log-probabilities on the test inputs.
+
+    Returns:
+        (inputs, classes), on the CPU in float32; every token of a text is an input.
+    """
     device = next(opened.model.parameters()).device
     return torch.cat(
         [opened.logits(opened.model, x.to(device)).flatten(0, -2).float().log_softmax(-1).cpu() for x in data.test]
@@ -224,7 +303,15 @@ def predictions(opened: OpenModel, data: Samples) -> torch.Tensor:
 
 
 def score(predicted: torch.Tensor, data: Samples) -> dict:
-    """Loss in nats a token; of images nothing unless the model has these very classes."""
+    """How well predictions meet the targets.
+
+    Args:
+        predicted: log-probabilities, (inputs, classes).
+        data: whose targets count.
+
+    Returns:
+        `loss` in nats per token for text, `top1` as a share for images; nothing where the model has other classes than the data.
+    """
     targets = torch.cat([t.flatten() for t in data.targets])
     if data.unit == "tokens":
         return {"loss": F.nll_loss(predicted, targets).item()}
@@ -232,12 +319,22 @@ def score(predicted: torch.Tensor, data: Samples) -> dict:
 
 
 def quality(opened: OpenModel, data: Samples, before: torch.Tensor) -> dict:
-    """Score after the conversion, and how often the likeliest class is still the one from before."""
+    """Score after the conversion, and how often the likeliest class is still the one from before.
+
+    Args:
+        opened: the converted model.
+        data: whose tests count.
+        before: `predictions` of the model as it was.
+
+    Returns:
+        `agreement` as a share, and what `score` gives.
+    """
     predicted = predictions(opened, data)
     return {"agreement": (predicted.argmax(1) == before.argmax(1)).float().mean().item(), **score(predicted, data)}
 
 
 def in_words(measured: dict) -> str:
+    """One way of conversion on one line, for the terminal."""
     (w, w_post), (x, x_post) = measured["weights"], measured["inputs"]
     quality = ", ".join(f"{name} {measured[name]:.3f}" for name in ("loss", "top1", "agreement") if name in measured)
     return f"W {w:.3f}, W~ {w_post:.3f}, logits {x:.3f}, outputs {x_post:.3f}, {quality}"

@@ -24,7 +24,14 @@ AGREEMENT = 1e-6  # relative, of the two approximations' norms
 
 
 def run(options: Options) -> None:
-    """One record with all sizes.  Raises ValueError if TensorLy is missing or the two results differ."""
+    """Time both ways at every width of the preset; one record with all of them.
+
+    Args:
+        options: `preset` chooses the widths.
+
+    Raises:
+        ValueError: if TensorLy is missing, or the two ways do not find the same approximation.
+    """
     try:
         import tensorly  # noqa: F401
     except ImportError:
@@ -51,7 +58,12 @@ def run(options: Options) -> None:
 
 
 def ratio(size: dict, what: str) -> float:
-    """How much more the tensors cost than the factors."""
+    """How much more the tensors cost than the factors.
+
+    Args:
+        size: an entry of the record's `sizes`.
+        what: "seconds" or "megabytes".
+    """
     return size["tensors"][what] / size["factors"][what]
 
 
@@ -61,7 +73,15 @@ def ranks_of(d_model: int) -> tuple[int, int, int]:
 
 
 def measured(way, d_model: int) -> dict:
-    """`way` in a fresh process: median seconds, peak megabytes above the layer itself, norms of the two approximations."""
+    """One way to compress, in a fresh process.
+
+    Args:
+        way: `from_factors` or `from_tensors`.
+        d_model: d, a multiple of HEAD_DIM.
+
+    Returns:
+        Median `seconds`, peak `megabytes` (10^6 bytes) above the layer itself, `norms` of the two approximations, `repeats`.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measure, (way, d_model, torch.get_num_threads()))
@@ -88,11 +108,21 @@ def _measure(way, d_model: int, threads: int) -> dict:
 
 
 def from_factors(layer: MultiHeadAttention, ranks: tuple[int, int, int]) -> list[float]:
+    """Our way: the truncated HOSVD of both tensors from the layer's weights.
+
+    Args:
+        layer: in float64.
+        ranks: Tucker ranks of both tensors.
+
+    Returns:
+        Frobenius norms of the two approximations.
+    """
     compressed = compress(layer, ranks)
     return [compressed.pre.core.norm().item(), compressed.post.core.norm().item()]  # factors are orthonormal
 
 
 def from_tensors(layer: MultiHeadAttention, ranks: tuple[int, int, int]) -> list[float]:
+    """TensorLy's way: both tensors are formed, (h, d, d) each, and decomposed. Arguments and result are those of `from_factors`."""
     from tensorly.decomposition import tucker
 
     norms = []

@@ -19,7 +19,13 @@ GATE = 1e-4  # decoded tokens must equal the full forward pass this well (float3
 
 @dataclass(frozen=True)
 class Preset:
-    """contexts: cached tokens before the timed one; repeats: timings of each, of which the median counts."""
+    """What is timed.
+
+    Args:
+        contexts: numbers of cached tokens before the timed one.
+        batch: sequences that are decoded together.
+        repeats: timings of each, of which the median counts.
+    """
 
     contexts: tuple[int, ...]
     batch: int
@@ -31,7 +37,14 @@ PRESETS = {"smoke": Preset(contexts=(512, 1024, 2048, 4096, 8192, 16384), batch=
 
 
 def run(options: Options) -> None:
-    """One record per row. The rows are timed in turns, so that a noisy minute hits them all."""
+    """One record per row. The rows are timed in turns, so that a noisy minute hits them all.
+
+    Args:
+        options: `rows` are labels of Table 2, all if empty.
+
+    Raises:
+        ValueError: for a label that no row has, or a layer whose cache does not give the full forward pass.
+    """
     preset, rows, started = PRESETS[options.preset], selected(TABLE2, options.rows), time.perf_counter()
     torch.manual_seed(0)
     layers = {row.label: build(row, options.device) for row in rows}
@@ -61,6 +74,7 @@ def run(options: Options) -> None:
 
 
 def build(row: Row, device: str) -> nn.Module:
+    """A row's layer at SHAPE, in the form that decodes best."""
     layer = row.build(**SHAPE).to(device)
     if row.mechanism == "MLA":
         layer.absorb = True  # attention on the latent: the form for decoding
@@ -69,7 +83,15 @@ def build(row: Row, device: str) -> nn.Module:
 
 @torch.no_grad()
 def check(label: str, layer: nn.Module) -> None:
-    """Refuse to time a layer whose cache does not give the full forward pass.  Raises ValueError."""
+    """Refuse to time a layer whose cache does not give the full forward pass.
+
+    Args:
+        label: what the message calls it.
+        layer: of width SHAPE["d_model"].
+
+    Raises:
+        ValueError: if the relative error is not below GATE.
+    """
     x = torch.randn(2, 40, SHAPE["d_model"], device=next(layer.parameters()).device)
     cache = layer.new_cache(2, 40)
     decoded = torch.cat([layer(part, cache=cache) for part in x.split([30] + [1] * 10, dim=1)], dim=1)
@@ -81,7 +103,17 @@ def check(label: str, layer: nn.Module) -> None:
 
 @torch.no_grad()
 def time_in_turns(layers: dict[str, nn.Module], context: int, preset: Preset, device: str) -> dict[str, float]:
-    """Median milliseconds of one decoding step of every layer after `context` cached tokens."""
+    """One decoding step of every layer after a context.
+
+    Args:
+        layers: by label.
+        context: how many tokens are cached before.
+        preset: batch and repeats.
+        device: as torch names it.
+
+    Returns:
+        Median milliseconds by label.
+    """
     caches = {label: layer.new_cache(preset.batch, context + 1) for label, layer in layers.items()}
     for cache in caches.values():
         for stream in cache.streams.values():
@@ -101,5 +133,6 @@ def time_in_turns(layers: dict[str, nn.Module], context: int, preset: Preset, de
 
 
 def synchronize(x: torch.Tensor) -> None:
+    """Wait until the device of x has done what it was given."""
     if x.is_cuda:
         torch.cuda.synchronize()

@@ -49,7 +49,16 @@ PATHS = ("whole sequence", "prefill + decode")
 
 @dataclass(frozen=True)
 class Cell:
-    """One layer to be written as Tucker Attention; norm: RMSNorm on MLA's latents; absorb: MLA's other path; qk_norm: of the others."""
+    """One layer to be written as Tucker Attention.
+
+    Args:
+        mechanism: a key of GROUPS, "MLA shared" or "MLA separated".
+        rotary: a key of HEAD_ROTARIES, for MLA of LATENT_ROTARIES.
+        bias: a key of BIASES; MLA has none.
+        norm: RMSNorm on MLA's latents.
+        absorb: MLA's other path.
+        qk_norm: None, "head" or "all", for all but MLA.
+    """
 
     mechanism: str
     rotary: str = "none"
@@ -60,12 +69,13 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """What tells it from the other cells, in words."""
         details = [self.bias] * (self.bias != "no bias") + ["latent norm"] * self.norm + ["absorbed"] * self.absorb
         details += [f"QK-norm {self.qk_norm}"] * (self.qk_norm is not None)
         return ", ".join([self.mechanism, f"RoPE {self.rotary}", *details])
 
     def build(self) -> nn.Module:
-        """The layer, in float64, `wide_awake`."""
+        """The layer, in float64, `with_large_weights`."""
         if self.mechanism in GROUPS:
             options = dict(head_dim=HEAD_DIM, bias=BIASES[self.bias], rotary=HEAD_ROTARIES[self.rotary](), qk_norm=self.qk_norm)
             if self.mechanism == "MHA":
@@ -76,11 +86,16 @@ class Cell:
             options = LATENT_ROTARIES[self.rotary]() | dict(latent_norm=self.norm, absorb=self.absorb)
             shared = self.mechanism == "MLA shared"
             layer = MultiHeadLatentAttention(D_MODEL, N_HEADS, Q_RANK, KV_RANK, shared_kv=shared, **options)
-        return wide_awake(layer)
+        return with_large_weights(layer)
 
 
-def wide_awake(layer: nn.Module, seed: int = 0) -> nn.Module:
-    """The layer in float64 with weights so large that attention is far from uniform: a wrong logit then shows."""
+def with_large_weights(layer: nn.Module, seed: int = 0) -> nn.Module:
+    """The layer in float64, its parameters drawn anew, so large that attention is far from uniform: a wrong logit then shows.
+
+    Args:
+        layer: any module; changed in place.
+        seed: of the normal weights, of standard deviation 1.5 / sqrt(fan-in).
+    """
     generator = torch.Generator().manual_seed(seed)
     layer = layer.double()
     with torch.no_grad():
@@ -106,7 +121,11 @@ def cells() -> list[Cell]:
 
 
 def mask_of(kind: str) -> dict:
-    """Arguments `causal` and `mask` for two sequences of N_TOKENS; padded: the first sequence starts two tokens late."""
+    """Arguments `causal` and `mask` for two sequences of N_TOKENS.
+
+    Args:
+        kind: one of MASKS. "padded": the first sequence starts two tokens late; "arbitrary": a mask per head, not causal.
+    """
     if kind in ("full", "causal"):
         return {"causal": kind == "causal"}
     if kind == "padded":
@@ -118,15 +137,26 @@ def mask_of(kind: str) -> dict:
 
 
 def tokens() -> torch.Tensor:
+    """The input of every cell, (2, N_TOKENS, D_MODEL) in float64."""
     return torch.randn(2, N_TOKENS, D_MODEL, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def whole_sequence(layer: nn.Module, x: torch.Tensor, options: dict) -> torch.Tensor:
+    """What the layer makes of x at once, (b, n, d)."""
     return layer(x, **options)
 
 
 def prefill_and_decode(layer: nn.Module, x: torch.Tensor, options: dict) -> torch.Tensor:
-    """Five tokens at once, three more, then one by one, from a cache. Only causal orders can be decoded."""
+    """Five tokens at once, three more, then one by one, from a cache.
+
+    Args:
+        layer: any mechanism.
+        x: (b, N_TOKENS, d).
+        options: of `mask_of`, for a causal order: no other can be decoded.
+
+    Returns:
+        (b, N_TOKENS, d).
+    """
     cache, pieces = layer.new_cache(len(x), N_TOKENS), []
     for start, end in ((0, 5), (5, 8), (8, 9)):
         step = dict(options)
@@ -137,7 +167,17 @@ def prefill_and_decode(layer: nn.Module, x: torch.Tensor, options: dict) -> torc
 
 
 def error(layer: nn.Module, other: nn.Module, mask: str, path: str) -> float:
-    """The larger of the relative errors in output and gradient; a cache does not carry gradients, so decoding has the first only."""
+    """How far two layers are apart on the same input.
+
+    Args:
+        layer: what is right.
+        other: what is compared with it.
+        mask: one of MASKS.
+        path: one of PATHS. A cache carries no gradients, so decoding compares outputs alone.
+
+    Returns:
+        The larger of the relative errors in output and in input gradient.
+    """
     x, options = tokens(), mask_of(mask)
     if path == "prefill + decode":
         return relative(prefill_and_decode(other, x, options), whole_sequence(layer, x, options))
@@ -151,6 +191,7 @@ def error(layer: nn.Module, other: nn.Module, mask: str, path: str) -> float:
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """||actual - expected|| / ||expected||, in the Frobenius norm."""
     return (torch.linalg.norm(actual - expected) / torch.linalg.norm(expected)).item()
 
 
@@ -186,7 +227,11 @@ def one_side_off(tucker: TuckerAttention) -> None:
 
 
 def controls(cell: Cell) -> dict[str, Callable[[TuckerAttention], None]]:
-    """What can go wrong in this cell."""
+    """What can go wrong in this cell.
+
+    Returns:
+        By name a function that spoils a Tucker layer in place.
+    """
     faults = {"heads in another order": wrong_heads}
     if cell.rotary != "none":
         faults["query positions off by one"] = one_side_off
@@ -198,7 +243,11 @@ def controls(cell: Cell) -> dict[str, Callable[[TuckerAttention], None]]:
 
 
 def measure(cell: Cell) -> dict:
-    """The error under every mask and path, and per control its smallest error over them."""
+    """The error under every mask and path, and per control its smallest error over them.
+
+    Returns:
+        The entry of the record: `cell`, `name`, `errors` by path and mask, `controls` by name.
+    """
     layer = cell.build()
     tucker = as_tucker(layer)
     errors = {
@@ -216,7 +265,11 @@ def measure(cell: Cell) -> dict:
 
 
 def run(options: Options) -> None:
-    """One record with all cells; nothing is trained."""
+    """One record with all cells; nothing is trained.
+
+    Args:
+        options: where the record goes.
+    """
     config = {
         "d_model": D_MODEL,
         "n_heads": N_HEADS,

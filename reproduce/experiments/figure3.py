@@ -28,9 +28,17 @@ from . import figure3_paper
 
 @dataclass(frozen=True)
 class Preset:
-    """pretrain: multi-head attention from scratch; finetune: every conversion, whose steps are set by `epochs`.
+    """One pretraining, and the fine-tuning of every conversion.
 
-    augmented: every image of a batch is moved by up to `vision.SHIFT` pixels each way, and half of them mirrored.
+    Args:
+        patch_size: pixels each way.
+        d_model, n_heads, n_layers: of the vision transformer.
+        rows: what its attention is converted to.
+        pretrain: multi-head attention from scratch.
+        finetune: of every conversion; its steps are set by `epochs`.
+        epochs: passes over the training images.
+        seeds: one run of everything each.
+        augmented: every image of a batch is moved by up to `vision.SHIFT` pixels each way, and half of them mirrored.
     """
 
     patch_size: int
@@ -117,7 +125,15 @@ PRESETS = {
 def run(options: Options) -> list[Plan]:
     """Per seed and learning rate one record per row, per seed one of the pretrained model.
 
-    Of a dry run, which the preset paper knows, the plans alone.
+    Args:
+        options: `rows` by label, `seeds`, `images`, and what changes the fine-tuning.
+
+    Returns:
+        The plans of a dry run, which the preset paper alone knows; otherwise nothing.
+
+    Raises:
+        ValueError: for options of the preset paper at another one, a label that no row has, or too few images for one batch.
+        Diverged: if the pretraining does.
     """
     if options.learning_rates:
         return [plan for at_rate in options.at_each_rate() for plan in run(at_rate)]
@@ -157,7 +173,14 @@ def run(options: Options) -> list[Plan]:
 def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:
     """The multi-head model of this seed: from the output folder, or trained, recorded and kept there.
 
-    Raises Diverged if its training does.
+    Args:
+        this: the run of the pretraining.
+        shape: arguments of `build_vit`.
+        preset: how it is trained.
+        data: what it is trained on.
+
+    Raises:
+        Diverged: if its training does.
     """
     settings = preset.pretrain
     path = model_path(this.options.out, f"figure3 {this.method} seed {this.seed}")
@@ -182,7 +205,16 @@ def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:
 
 
 def fine_tune(model: ViT, row: Row, this: Run, settings: TrainConfig, preset: Preset, data: ImageData) -> None:
-    """Convert every layer, measure, fine-tune, measure again, record; a run that diverges is on record as such."""
+    """Convert every layer, measure, fine-tune, measure again, record; a run that diverges is on record as such.
+
+    Args:
+        model: the pretrained one, changed in place.
+        row: what its attention becomes.
+        this: the run to record.
+        settings: of the fine-tuning.
+        preset: whether images are augmented, and after how many steps of pretraining their order goes on.
+        data: images and labels.
+    """
     for block in model.blocks:
         block.attention = row.converted(block.attention)
     before = {

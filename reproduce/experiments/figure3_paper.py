@@ -31,7 +31,14 @@ from ..train.vision import accuracy, as_input, outcome
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A public model, its shape for the dry run, and the rows that it is converted to."""
+    """A public model, its shape for the dry run, and the rows that it is converted to.
+
+    Args:
+        name: as transformers or timm call it.
+        patch_size: pixels each way.
+        d_model, n_heads, n_layers: its shape.
+        rows: the conversions.
+    """
 
     name: str
     patch_size: int
@@ -52,7 +59,15 @@ def _rows(groups: tuple[int, ...], latents: tuple[int, ...], ranks: tuple[tuple[
 
 @dataclass(frozen=True)
 class Preset:
-    """train: how each conversion is fine-tuned; its steps are set by `epochs` and the number of images."""
+    """How the public models are fine-tuned.
+
+    Args:
+        models: those of the figure.
+        train: how each conversion is fine-tuned; its steps are set by `epochs` and the number of images.
+        epochs: passes over the training images.
+        seeds: one run of each row each.
+        micro_batch: images that one GPU takes at once, at most.
+    """
 
     models: tuple[Pretrained, ...]
     train: TrainConfig
@@ -109,8 +124,17 @@ OURS = (
 
 
 def run(options: Options) -> list[Plan]:
-    """One record per model, row and seed, of a dry run the plans alone; --model names another checkpoint, whose rows are the first
-    model's."""
+    """One record per model, row and seed.
+
+    Args:
+        options: `rows` by label, `seeds`, `images`; `model` names another checkpoint, whose rows are the first model's.
+
+    Returns:
+        The plans of a dry run, one per model; otherwise nothing.
+
+    Raises:
+        ValueError: for --sharding fsdp, a label that no row has, or a dry run of another checkpoint.
+    """
     if options.workers.sharding == "fsdp":
         raise ValueError("figure3: its models fit on one GPU; --sharding fsdp is for table2 and table3")
     workers = dataclasses.replace(options.workers, sharding="ddp")
@@ -139,6 +163,10 @@ class Subject:
     """A model by its name for --model, and the photographs of each side: all are read when they are first needed, and once.
 
     What is on record needs the model's name and image size and the photographs' labels alone.
+
+    Args:
+        model: its name or folder.
+        photographs_of: gives the photographs at a side in pixels.
     """
 
     model: str
@@ -146,11 +174,16 @@ class Subject:
 
     @functools.cached_property
     def opened(self) -> OpenModel:
+        """The model with its weights."""
         return open_model(self.model)
 
     @functools.cached_property
     def config(self) -> dict:
-        """What a record says of it.  Raises ValueError for a model of text."""
+        """What a record says of it.
+
+        Raises:
+            ValueError: for a model of text.
+        """
         name, side = configured(self.model) or (self.opened.name, self.opened.image_size)
         if side is None:
             raise ValueError(f"--model {self.model} takes no images")
@@ -158,17 +191,30 @@ class Subject:
 
     @property
     def photographs(self) -> Photographs:
+        """Those of the side that the model takes."""
         return self.photographs_of(self.config["image_size"])
 
 
 def settings_for(n_images: int, options: Options) -> TrainConfig:
-    """The preset's, with the steps of its epochs over so many images, and with what the command line changes."""
+    """The preset's, with the steps of its epochs over so many images, and with what the command line changes.
+
+    Args:
+        n_images: how many train.
+        options: of which learning rate, steps and warm-up count.
+    """
     steps = PRESET.epochs * n_images // PRESET.train.batch_size
     return override(dataclasses.replace(PRESET.train, steps=steps), options)
 
 
 def fine_tune(subject: Subject, row: Row, seed: int, options: Options) -> None:
-    """Convert every layer of a fresh copy of the model, measure, fine-tune, measure again, record."""
+    """Convert every layer of a fresh copy of the model, measure, fine-tune, measure again, record. What is on record is skipped.
+
+    Args:
+        subject: the model and its photographs.
+        row: what its attention becomes.
+        seed: of the order of images and of their crops.
+        options: device, workers, folders, and what changes the settings.
+    """
     photographs = subject.photographs
     settings = settings_for(len(photographs.train), options)
     config = {**subject.config, "row": row.config(), "epochs": PRESET.epochs, "train": settings.config()}
@@ -207,7 +253,15 @@ def fine_tune(subject: Subject, row: Row, seed: int, options: Options) -> None:
 
 
 def converted(layer: nn.Module, row: Row) -> nn.Module:
-    """The layer as this row's attention; MLA knows no biases, and gets what remains of them as a constant behind it."""
+    """The layer as this row's attention; MLA knows no biases, and gets what remains of them as a constant behind it.
+
+    Args:
+        layer: multi-head attention.
+        row: whose mechanism and sizes count.
+
+    Returns:
+        Attention of the same signature.
+    """
     if row.mechanism != "MLA" or not layer.bias:
         return row.converted(layer)
     plain = MultiHeadAttention(layer.d_model, layer.n_heads, head_dim=layer.head_dim).to(layer.o_proj.weight)
@@ -219,18 +273,29 @@ def converted(layer: nn.Module, row: Row) -> nn.Module:
 
 
 class Shifted(nn.Module):
-    """An attention layer, and a constant (d,) added to its output."""
+    """An attention layer, and a constant added to its output.
+
+    Args:
+        attention: any layer that gives (b, n, d).
+        constant: (d,), a parameter from then on.
+    """
 
     def __init__(self, attention: nn.Module, constant: torch.Tensor):
         super().__init__()
         self.attention, self.constant = attention, nn.Parameter(constant.clone())
 
     def forward(self, x: torch.Tensor, **options) -> torch.Tensor:
+        """x: (b, n, d); the other arguments are the layer's.  Returns: (b, n, d)."""
         return self.attention(x, **options) + self.constant
 
 
 def with_classes(opened: OpenModel, n_classes: int) -> None:
-    """A classifier of so many classes that starts at zero, unless the model has one of that size."""
+    """A classifier of so many classes that starts at zero, unless the model has one of that size.
+
+    Args:
+        opened: changed in place.
+        n_classes: outputs of the classifier.
+    """
     place = "classifier" if hasattr(opened.model, "classifier") else "head"  # in transformers, in timm
     if getattr(opened.model.get_submodule(place), "out_features", None) != n_classes:
         head = nn.Linear(next(iter(opened.layers.values())).d_model, n_classes)
@@ -240,13 +305,28 @@ def with_classes(opened: OpenModel, n_classes: int) -> None:
 
 
 def decoders(count: int) -> int:
-    """How many processes decode photographs for each of so many workers on one machine."""
+    """How many processes decode photographs for each of the workers of one machine.
+
+    Args:
+        count: workers, where torchrun does not say how many are on this machine.
+
+    Returns:
+        At least 1.
+    """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     return max(1, (os.cpu_count() or 1) // here - 1)
 
 
 def plan_of(pretrained: Pretrained, rows: list[Row], options: Options) -> Plan:
-    """What `run` would take for one model. Sizes are those of this repository's own ViT: public ones add biases, 0.1 %."""
+    """What `run` would take for one model.
+
+    Sizes are those of this repository's own ViT: public ones add biases, 0.1 %.
+
+    Args:
+        pretrained: the model.
+        rows: its conversions.
+        options: seeds, workers and settings.
+    """
     settings, by_label = settings_for(TRAIN_IMAGES, options), {row.label: row for row in rows}
     shape = {name: getattr(pretrained, name) for name in ("patch_size", "d_model", "n_heads")}
 

@@ -32,7 +32,11 @@ MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 def run(options: Options) -> None:
     """One record for the model that was named, or per model in the output folder.
 
-    Raises ValueError if there is none, or if --rows or --seeds are given with a named model.
+    Args:
+        options: `model`, or `rows` and `seeds` of table2.
+
+    Raises:
+        ValueError: if there is no model, if one is of another preset, or if --rows or --seeds are given with a named model.
     """
     if options.model:
         if unused := [name for name in ("rows", "seeds") if getattr(options, name)]:
@@ -79,7 +83,16 @@ def run(options: Options) -> None:
 
 
 def of_layers(layers: Iterable[nn.Module], device: str = "cpu", values: bool = True) -> list[dict]:
-    """Per layer and mode: ranks, the rounding floor, and with `values` the singular values over the largest; computed on `device`."""
+    """Ranks and singular values of every unfolding.
+
+    Args:
+        layers: attention of any mechanism.
+        device: where they are computed.
+        values: whether the singular values are kept too, over the largest of their mode.
+
+    Returns:
+        Per layer, by side and mode as in MODES, what `of_mode` gives.
+    """
     measured = []
     for layer in tqdm(layers, "layers", leave=False):
         both = dict(zip(MODES, spectra(layer.to(device))))
@@ -90,14 +103,25 @@ def of_layers(layers: Iterable[nn.Module], device: str = "cpu", values: bool = T
 
 
 def in_words(mode: dict) -> str:
+    """One mode's ranks, for the terminal."""
     return f"{mode['rank']} of {mode['size']} (entropy {mode['entropy_rank']:.1f}, 99 % energy {mode['energy_rank_99']})"
 
 
 def per_mode(spectrum: Spectra) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three modes in the order of MODES."""
     return spectrum.head, spectrum.rows, spectrum.columns
 
 
 def of_mode(singular_values: torch.Tensor, values: bool) -> dict:
+    """The ranks of one unfolding.
+
+    Args:
+        singular_values: from the largest down.
+        values: whether they are kept.
+
+    Returns:
+        `size`, numerical `rank`, `entropy_rank`, `energy_rank_99`, the rounding `floor` over the largest value, and maybe `values`.
+    """
     largest = singular_values[0].item() or 1.0  # of a layer of zeros all values and the floor are zero
     summary = {
         "size": len(singular_values),

@@ -33,7 +33,16 @@ GATE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}  # relative error in output a
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer in training: batch, tokens, width, heads, rows of its table, and the rotary embedding's base if it has one."""
+    """One layer in training.
+
+    Args:
+        name: of the model that has it.
+        batch: sequences.
+        tokens: of each sequence.
+        d_model, n_heads: of the layer.
+        rows: those of its table.
+        rope_base: of the rotary embedding, None without one.
+    """
 
     name: str
     batch: int
@@ -46,8 +55,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Preset:
-    """backends: of every layer; latent_backends: more of them, for Tucker Attention; contexts: lengths for context_rows;
-    decode: (context, batch), with decode_heads = (heads, head width) and decode_latents; vocab_size, n_layers: of whole models.
+    """What is timed.
+
+    Args:
+        shapes: layers in training.
+        backends: of every layer.
+        latent_backends: more of them, for Tucker Attention.
+        contexts: lengths in tokens at which `context_rows` are timed.
+        context_rows: of the last shape.
+        decode: pairs of context in tokens and batch.
+        decode_heads: number and width of the heads that decode.
+        decode_latents: widths of the latents that decode.
+        vocab_size: of whole models.
+        n_layers: of whole models, by the name of their shape.
+        dtype: of everything that is timed.
+        matmul: rows and columns of the matrices that give the device's rate.
+        repeats: timings of each, of which the median counts.
     """
 
     shapes: tuple[Shape, ...]
@@ -104,7 +127,14 @@ PRESETS = {
 
 
 def run(options: Options) -> None:
-    """One record per section and device.  Raises ValueError for a section that is not there."""
+    """One record per section and device.
+
+    Args:
+        options: `rows` are names of sections, all if empty.
+
+    Raises:
+        ValueError: for a section that is not there.
+    """
     preset, device = PRESETS[options.preset], device_in_words(options.device)
     sections = {"limits": limit_rows, "layers": layers, "contexts": contexts, "decode": decode, "models": models}
     check_labels("section", options.rows, sections)
@@ -124,13 +154,24 @@ def run(options: Options) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device can do at most: gigabytes a second in a copy (read and written), teraflops in a matrix product."""
+    """What the device can do at most.
+
+    Args:
+        copy: gigabytes (10^9 bytes) a second, read and written.
+        matmul: teraflops (10^12 operations a second) in a matrix product.
+    """
 
     copy: float
     matmul: float
 
 
 def limits(preset: Preset, device: str) -> Limits:
+    """Measure a copy and a matrix product.
+
+    Args:
+        preset: size and type of the matrices.
+        device: as torch names it.
+    """
     n = preset.matmul
     source = torch.empty(16 * n * n, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -140,12 +181,21 @@ def limits(preset: Preset, device: str) -> Limits:
 
 
 def limit_rows(_preset: Preset, _device: str, rates: Limits) -> Iterator[dict]:
+    """The limits as rows of the record, in the signature of the other sections."""
     yield {"what": "copy", "gigabytes_per_second": rates.copy}
     yield {"what": "matmul", "teraflops": rates.matmul}
 
 
 def layers(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
-    """Forward and backward of one layer, every row with every backend: milliseconds and peak megabytes above the inputs."""
+    """Forward and backward of one layer, every row with every backend.
+
+    Args:
+        preset: what is timed.
+        device: as torch names it.
+
+    Yields:
+        Rows of the record: what `timed_layer` and `work` give.
+    """
     for shape in preset.shapes:
         for row in shape.rows:
             for backend in preset.backends + (preset.latent_backends if row.mechanism == "Tucker" else ()):
@@ -159,7 +209,15 @@ def layers(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
 
 
 def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
-    """Some of the last shape's layers against the length of the context, as many tokens a batch as before."""
+    """Some of the last shape's layers against the length of the context, as many tokens a batch as before.
+
+    Args:
+        preset: what is timed.
+        device: as torch names it.
+
+    Yields:
+        Rows of the record: what `timed_layer` gives.
+    """
     shape = preset.shapes[-1]
     for n in preset.contexts:
         longer = dataclasses.replace(shape, batch=max(1, shape.batch * shape.tokens // n), tokens=n)
@@ -170,8 +228,11 @@ def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
 
 
 def work(shape: Shape, row: Row) -> dict:
-    """Floating-point operations of a layer forward and backward, causal, and the bytes that it cannot avoid moving in 16 bits:
-    x, y and their gradients once, parameters twice and their gradients once.
+    """What a layer must do at least, forward and backward, under a causal mask.
+
+    Returns:
+        `flops`, floating-point operations, and `bytes` that cannot stay unmoved in 16 bits: x, y and their gradients once,
+        parameters twice and their gradients once.
     """
     cost, tokens = row.cost(shape.d_model, shape.n_heads), shape.batch * shape.tokens
     flops = 3 * 2 * (cost.projections * tokens + cost.attention * tokens * shape.tokens // 2)
@@ -179,7 +240,16 @@ def work(shape: Shape, row: Row) -> dict:
 
 
 def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: str) -> dict:
-    """Milliseconds and memory, or why there are none."""
+    """Forward and backward of one layer, or why it is not timed.
+
+    Args:
+        shape, row, backend: which layer, and how it attends.
+        preset: type and repeats.
+        device: as torch names it.
+
+    Returns:
+        `milliseconds`, `megabytes` (10^6 bytes, None on a CPU) and relative `error`; or `refused` with the reason.
+    """
     torch.manual_seed(0)
     layer = row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device)
     try:
@@ -202,7 +272,21 @@ def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: st
 
 
 def gate(layer: nn.Module, d_model: int, backend: str, preset: Preset, device: str) -> float:
-    """The worse relative error in output and input gradient on a short sequence of odd length, against the reference in float64."""
+    """Compare a layer with the reference in float64, on a short sequence of odd length.
+
+    Args:
+        layer: left in float64.
+        d_model: its width.
+        backend: the one to compare.
+        preset: whose type the backend runs in.
+        device: as torch names it.
+
+    Returns:
+        The worse relative error in output and input gradient.
+
+    Raises:
+        ValueError: if the backend refuses the layer.
+    """
     x = torch.randn(2, 67, d_model, device=device, dtype=torch.float64)
     dy, results = torch.randn_like(x), []
     for dtype, chosen in ((preset.dtype, backend), (torch.float64, "reference")):
@@ -215,7 +299,16 @@ def gate(layer: nn.Module, d_model: int, backend: str, preset: Preset, device: s
 
 
 def decode(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
-    """One new token's attention against a cache: multi-head, and one latent for all heads; share of the copy's bandwidth."""
+    """One new token's attention against a cache: multi-head, and one latent for all heads.
+
+    Args:
+        preset: what is timed.
+        device: as torch names it.
+        rates: of which the copy's bandwidth counts.
+
+    Yields:
+        Rows of the record: what `timed_decode` gives.
+    """
     heads, width = preset.decode_heads
     sides = [("MHA", heads, width)] + [(f"latents {t}/{t}", 1, t) for t in preset.decode_latents]
     for context, batch in preset.decode:
@@ -235,6 +328,19 @@ def decode(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
 
 @torch.no_grad()
 def timed_decode(q, k, v, backend: str, copy: float, preset: Preset, device: str) -> dict:
+    """One new token against its cache, or why it is not timed.
+
+    Args:
+        q: (b, h, 1, t).
+        k, v: (b, g, m, t).
+        backend: how it attends.
+        copy: the device's bandwidth in gigabytes a second.
+        preset: type, repeats and the heads' width.
+        device: as torch names it.
+
+    Returns:
+        `microseconds`, `cache_megabytes`, `share_of_copy`, `flops`, `bytes` and `error`; or `refused` with the reason.
+    """
     scale = preset.decode_heads[1] ** -0.5  # of the heads, for latents too: the scale does not depend on ranks
 
     def step() -> torch.Tensor:
@@ -262,7 +368,16 @@ def timed_decode(q, k, v, backend: str, copy: float, preset: Preset, device: str
 
 
 def models(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
-    """A whole training step with AdamW under autocast: tokens a second, share of the matrix product's rate, peak memory."""
+    """A whole training step with AdamW under autocast.
+
+    Args:
+        preset: what is timed.
+        device: as torch names it.
+        rates: of which the matrix product's counts.
+
+    Yields:
+        Rows of the record: what `timed_model` gives.
+    """
     for shape in preset.shapes:
         if shape.name not in preset.n_layers:
             continue
@@ -271,6 +386,18 @@ def models(preset: Preset, device: str, rates: Limits) -> Iterator[dict]:
 
 
 def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str) -> dict:
+    """A whole training step, or why it is not timed.
+
+    Args:
+        shape, row: which model.
+        rate: the device's in a matrix product, in teraflops.
+        preset: type, repeats, layers and vocabulary.
+        device: as torch names it.
+
+    Returns:
+        `milliseconds`, `tokens_per_second`, `share_of_matmul`, peak `megabytes` (None on a CPU) and `parameters`; or `refused`
+        with the reason.
+    """
     torch.manual_seed(0)
     n_layers = preset.n_layers[shape.name]
     build = lambda d, h: row.build(d, h, shape.rope_base)  # noqa: E731
@@ -316,7 +443,14 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
 
 
 def median_ms(step: Callable, preset: Preset, device: str, few: bool = False) -> float:
-    """Median milliseconds of a call."""
+    """Median milliseconds of a call that finds other lines in the L2 cache.
+
+    Args:
+        step: what is timed.
+        preset: how often.
+        device: as torch names it.
+        few: a quarter of the repeats, at least three.
+    """
     repeats = max(3, preset.repeats // 4) if few else preset.repeats
     others = torch.zeros(64 * 2**20 if device.startswith("cuda") else 1, device=device)  # 256 MB
     times = []
@@ -339,7 +473,12 @@ def median_ms(step: Callable, preset: Preset, device: str, few: bool = False) ->
 
 
 def captured(step: Callable, device: str) -> Callable:
-    """The step as a CUDA graph, so that launches cost nothing; the step itself on a CPU."""
+    """The step as a CUDA graph, so that launches cost nothing; the step itself on a CPU.
+
+    Args:
+        step: the same work on the same memory at each call.
+        device: as torch names it.
+    """
     if not device.startswith("cuda"):
         return step
     side = torch.cuda.Stream()
@@ -354,7 +493,16 @@ def captured(step: Callable, device: str) -> Callable:
 
 
 def peak_megabytes(step: Callable, device: str, above: bool = True) -> float | None:
-    """Peak memory of a call, by default above what was held before; None on a CPU, which does not count it."""
+    """Peak memory of a call.
+
+    Args:
+        step: what is called.
+        device: as torch names it.
+        above: leave out what was held before.
+
+    Returns:
+        Megabytes (10^6 bytes); None on a CPU, which does not count it.
+    """
     if not device.startswith("cuda"):
         return None
     step()  # compiles, and takes what it keeps

@@ -18,5 +18,9 @@ ROWS = (
 
 
 def run(options: Options) -> None:
-    """One record with all rows; nothing is trained."""
+    """One record with all rows; nothing is trained.
+
+    Args:
+        options: where the record goes.
+    """
     record_sizes("table1", ROWS, SHAPE, options)

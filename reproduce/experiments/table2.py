@@ -103,7 +103,17 @@ OURS = (
 
 
 def run(options: Options) -> list[Plan]:
-    """One record with the sizes of all rows, then one per trained row and seed; of a dry run the plan alone."""
+    """One record with the sizes of all rows, then one per trained row and seed.
+
+    Args:
+        options: `rows` by label, `seeds`, `text`, workers, and what changes the training.
+
+    Returns:
+        The plan of a dry run; otherwise nothing.
+
+    Raises:
+        ValueError: for a label that no row of the preset has.
+    """
     rows = [(row, Recipe()) for row in selected(ROWS.get(options.preset, TABLE2), options.rows)]
     model, preset = {"model": "gpt2", **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:

@@ -80,7 +80,17 @@ OURS = (
 
 
 def run(options: Options) -> list[Plan]:
-    """One record with the sizes of all rows, then one per trained row and seed; of a dry run the plan alone."""
+    """One record with the sizes of all rows, then one per trained row and seed.
+
+    Args:
+        options: `rows` by label, `seeds`, `text`, workers, and what changes the training.
+
+    Returns:
+        The plan of a dry run; otherwise nothing.
+
+    Raises:
+        ValueError: for a label that no row has.
+    """
     rows = [(row, Recipe()) for row in selected(TABLE3, options.rows)]
     model, preset = {"model": "llama", "rope_base": ROPE_BASE, **PAPER_SHAPE}, PRESETS[options.preset]
     if options.dry_run:

@@ -14,6 +14,9 @@ def render(records: list[Record]) -> str:
     Args:
         records: all that there are.
 
+    Returns:
+        Markdown, empty where no check is on record.
+
     Raises:
         ValueError: naming the check, if a record of it lacks what is shown.
     """

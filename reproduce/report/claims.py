@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..models.rows import TABLE2, TABLE3
+from ..models.rows import TABLE2, TABLE3, labels_of
 from ..store.records import Record
 from .markdown import markdown
 from .query import (
@@ -170,9 +170,12 @@ def _competitive(records: list[Record]) -> tuple[str, str]:
         return f"{asked} diverged", FAILED
     if "MHA" not in runs or "MHA" in broken:
         return "MHA diverged" if "MHA" in broken else "no run at a scale that could tell", UNTESTED
-    base, said = mean_loss(runs["MHA"]), []
-    for label in (row.label for row in TABLE2 if row.mechanism == "Tucker" and row.label in runs):
-        said.append(f"{label} diverged" if label in broken else f"{label} {difference(mean_loss(runs[label]), base)}")
+    base = mean_loss(runs["MHA"])
+    said = [
+        f"{label} diverged" if label in broken else f"{label} {difference(mean_loss(runs[label]), base)}"
+        for label in labels_of(TABLE2, "Tucker")
+        if label in runs
+    ]
     if asked not in runs:
         return f"not run yet; {'; '.join(said)} against MHA" if said else "not run yet", UNTESTED
     verdict = REPRODUCED if mean_loss(runs[asked]) <= 1.02 * base else FAILED
@@ -196,7 +199,7 @@ def _chosen(records: list[Record], experiment: str) -> dict[str, list[Record]]:
 def _llama_loss(records: list[Record]) -> tuple[str, str]:
     """Every Tucker row of Table 3 against GQA-8, in a smaller model."""
     runs, broken, base = _chosen(records, "table3"), _broken(records, "table3"), BUDGETS["table3"].base
-    tucker = [row.label for row in TABLE3 if row.mechanism == "Tucker"]
+    tucker = labels_of(TABLE3, "Tucker")
     if gone := broken.intersection(tucker):
         return f"{', '.join(sorted(gone))} diverged", FAILED
     if not runs.keys() >= {base, *tucker} or base in broken:
@@ -255,7 +258,7 @@ def _head_redundancy(records: list[Record]) -> tuple[str, str]:
 def _iteration_time(records: list[Record]) -> tuple[str, str]:
     """A training step of the true 1B shape: every Tucker row's time against multi-head attention's and GQA-8's."""
     times = step_times(records)
-    tucker = [times[row.label] for row in TABLE3 if row.mechanism == "Tucker" and row.label in times]
+    tucker = [times[label] for label in labels_of(TABLE3, "Tucker") if label in times]
     if not tucker or "MHA" not in times:
         return "no run at a scale that could tell", UNTESTED
     against = [
@@ -282,7 +285,7 @@ SENTENCES = (
     Claim(
         "LLaMA text, the three Tucker rows against GQA-8", "about 10-20 % of the attention parameters",
         "any of the rows outside 9.5-20.5 %",
-        _share("table3", ("Tucker [32,128,128]", "Tucker [32,128,64]", "Tucker [32,64,64]"), "GQA n_KV=8", 9.5, 20.5),
+        _share("table3", labels_of(TABLE3, "Tucker"), "GQA n_KV=8", 9.5, 20.5),
     ),
     Claim(
         "Abstract, all models", "comparable metrics with an order of magnitude fewer attention parameters than GQA and MLA",

@@ -82,18 +82,24 @@ def fresh_table(records: list[Record]) -> list[str]:
         Markdown, piece by piece.
     """
     runs = fresh_runs(records)
-    table, best = rates_table(runs, lambda r: r.method)
+    table, _ = rates_table(runs, clipped_label)
     title = (
         f"**Learning rates for GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET: {tokens_of(runs)}, "
         f"no token read twice, {seeds_in_words(runs)}; validation loss in nats/token, each row's best in bold.**"
     )
-    tried = "; ".join(f"{row}: {len({r.rate for r in runs if r.method == row})} rates" for row in best)
+    tried = "; ".join(f"{row}: {len({r.rate for r in group})}" for row, group in grouped(runs, clipped_label).items())
     return [
         title,
         table,
-        f"The rows were not tried equally yet, so no row is set against another here. {tried}.",
+        f"The rows were not tried equally yet, so no row is set against another here. Rates tried: {tried}.",
         sources(runs),
     ]
+
+
+def clipped_label(record: Record) -> str:
+    """The row of a run, and the limit of its logits where it had one: with QK-clip it is another setting, not another seed."""
+    clip = record.train.get("qk_clip")
+    return record.method if clip is None else f"{record.method}, QK-clip {clip:g}"
 
 
 def gaps(runs: list[Record]) -> str:
@@ -351,7 +357,11 @@ def logit_cell(runs: list[Record]) -> str:
 
 
 def sources(runs: list[Record]) -> str:
-    """Where numbers come from: data, devices, commits, minutes, and the commands with what varies between runs in capitals."""
+    """Where numbers come from: data, devices, commits, minutes, and the commands with what varies between runs in capitals.
+
+    Args:
+        runs: at least one, all of them trained on data.
+    """
     minutes = statistics.median(r.wall_seconds for r in runs) / 60
     return (
         f"<sub>Data: {each_once(map(data_in_words, runs))}; {devices_of(runs)}; commits {each_once(map(commit_of, runs))}; "

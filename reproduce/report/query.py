@@ -38,11 +38,19 @@ class Budget:
     note: str = ""
 
     def narrower(self, config: dict) -> int:
-        """By what factor a run's model is narrower than the paper's."""
+        """By what factor a run's model is narrower than the paper's.
+
+        Args:
+            config: of its record.
+        """
         return self.width // config["d_model"]
 
     def rate(self, label: str) -> float:
-        """The peak learning rate of a row."""
+        """The peak learning rate of a row.
+
+        Args:
+            label: of the row, with or without what was changed.
+        """
         return self.preset.rate(label)
 
 
@@ -82,7 +90,15 @@ def complete(complaint: str) -> Iterator[None]:
 
 
 def grouped(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict[Hashable, list[Record]]:
-    """Those of one key together, in the order of the first of each."""
+    """Records of one key together.
+
+    Args:
+        records: in any order.
+        key: what tells the groups apart.
+
+    Returns:
+        Groups by key, in the order of the first record of each.
+    """
     # pandas' groupby would take a table with a column per key, and drop keys that are None, as seed and data often are.
     groups: dict[Hashable, list[Record]] = {}
     for record in records:
@@ -91,14 +107,20 @@ def grouped(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dic
 
 
 def runs_of(records: Iterable[Record], experiment: str, preset: str) -> list[Record]:
-    """Of all records, those of one experiment at one preset."""
+    """Of all records, those of one experiment at one preset, in their order."""
     return [r for r in records if (r.experiment, r.preset) == (experiment, preset)]
 
 
 def alike(records: list[Record]) -> list[list[Record]]:
-    """Training runs that may stand in one table, in the order of their first runs: all is alike but rows, learning rates and seeds.
+    """Training runs that may stand in one table: all is alike but rows, learning rates and seeds.
 
     A pretrained model, which has but a part of the settings, stands with whatever was made of it.
+
+    Args:
+        records: of one experiment.
+
+    Returns:
+        Groups, in the order of their first runs.
     """
     groups: list[tuple[dict, list[int]]] = []
     pretrained = [not r.is_trained for r in records]
@@ -124,12 +146,23 @@ def _settings(record: Record) -> dict:
 
 
 def largest(groups: list[list[Record]]) -> list[Record]:
-    """The group of most runs, of equal ones the last; empty if there is none."""
+    """The group of most runs, of equal ones the last; empty if there is none.
+
+    Args:
+        groups: as `alike` gives them.
+    """
     return max(reversed(groups), key=len, default=[])
 
 
 def by_row(records: list[Record]) -> dict[str, list[Record]]:
-    """Runs that are `alike` by row, the seeds of a row together. Where a row was run at several rates, the later ones say theirs."""
+    """The seeds of a row together. Where a row was run at several rates, the later ones say theirs.
+
+    Args:
+        records: runs that are `alike`.
+
+    Returns:
+        Runs by label of the row, with ", rate 0.001" or the like behind it for every rate but the first.
+    """
     groups: dict[str, list[Record]] = defaultdict(list)
     rates: dict[str, float | None] = {}
     for record in records:
@@ -187,7 +220,11 @@ def method_and_rate(record: Record) -> tuple[str, float]:
 
 
 def unbroken(runs: list[Record]) -> list[Record]:
-    """Those of settings of which no run diverged: what the other seeds reached is not what the setting reaches."""
+    """Those of settings of which no run diverged: what the other seeds reached is not what the setting reaches.
+
+    Args:
+        runs: of any settings.
+    """
 
     def setting(r: Record) -> tuple:
         return r.experiment, r.preset, r.method, r.config, data_key(r.data)
@@ -207,22 +244,44 @@ def losses_of(group: list[Record]) -> list[float]:
 
 
 def mean_loss(group: list[Record]) -> float | None:
-    """The mean over seeds, None where there is none or one of them diverged."""
+    """The mean over seeds.
+
+    Args:
+        group: runs of one setting.
+
+    Returns:
+        Nats per token; None where no run ended, or one of them diverged.
+    """
     return statistics.mean(losses_of(group)) if losses_of(group) and not diverged(group) else None
 
 
 def largest_logit(runs: list[Record]) -> float | None:
-    """The largest attention logit that was seen in any of the runs, None if none was looked at."""
+    """The largest attention logit that was seen in any of the runs.
+
+    Returns:
+        None if none was looked at.
+    """
     return max((o["largest_logit"] for r in runs for o in r.metrics.get("observations", ())), default=None)
 
 
 def megabytes(record: Record) -> tuple[float, float]:
-    """Megabytes (10^6 bytes) in BF16 of a run's attention parameters, and of its cache for one whole context."""
+    """What a run's attention takes in BF16.
+
+    Returns:
+        Megabytes (10^6 bytes) of its parameters, and of its cache for one whole context.
+    """
     return record.attention_parameters * 2 / 1e6, record.metrics["cache_per_token"] * record.config["context"] * 2 / 1e6
 
 
 def speeds_on_one_card(runs: list[Record]) -> tuple[str, dict[str, float]]:
-    """The card that has trained most of the rows, and its tokens per second by row: means over runs on one GPU, at any rate."""
+    """How fast rows were trained, on the card that has trained most of them.
+
+    Args:
+        runs: at any rate; those on several GPUs do not count.
+
+    Returns:
+        The card in words, and tokens per second by row as means over its runs.
+    """
     speeds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for r in runs:
         if r.workers == 1 and (speed := r.metrics.get("tokens_per_second")):
@@ -235,7 +294,11 @@ def speeds_on_one_card(runs: list[Record]) -> tuple[str, dict[str, float]]:
 
 
 def sizes_of(records: list[Record]) -> list[dict]:
-    """The rows of the (one) record of sizes."""
+    """The rows of the (one) record of sizes.
+
+    Args:
+        records: of the preset "sizes" of one experiment, at least one.
+    """
     return records[-1].metrics["rows"]
 
 
@@ -282,16 +345,30 @@ def settled(records: list[Record], experiment: str) -> dict[str, list[Record]]:
 
 
 def sweep_runs(records: list[Record]) -> list[Record]:
-    """The runs that differ in row, rate and warm-up alone, under their row's name: the sweep, and the ablations' longer warm-up."""
+    """The runs that differ in row, rate and warm-up alone, under their row's name: the sweep, and the ablations' longer warm-up.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Ordered by the row's place in Table 2, warm-up and rate.
+    """
     longer = [r for r in runs_of(records, "ablations", "gpu-sweep") if recipe_of(r) == LONG_WARMUP]
     runs = of_one_budget(runs_of(records, "table2", "gpu-sweep") + [under_its_row(r) for r in longer])
     return sorted(runs, key=lambda r: (_place(r), r.warmup, r.rate))
 
 
 def fresh_runs(records: list[Record]) -> list[Record]:
-    """Table 2's runs with Muon on fresh text, which differ in row and rate alone."""
+    """Table 2's runs with Muon on fresh text, which differ in row, rate and QK-clip alone.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Ordered by the row's place in Table 2, QK-clip and rate.
+    """
     runs = of_one_budget(runs_of(records, "table2", "gpu-fresh"))
-    return sorted(runs, key=lambda r: (_place(r, table2.FRESH_ROWS), r.rate))
+    return sorted(runs, key=lambda r: (_place(r, table2.FRESH_ROWS), r.train.get("qk_clip") or 0.0, r.rate))
 
 
 def _place(record: Record, rows: tuple[Row, ...] = BUDGETS["table2"].rows) -> int:
@@ -301,7 +378,14 @@ def _place(record: Record, rows: tuple[Row, ...] = BUDGETS["table2"].rows) -> in
 
 
 def full_budget_runs(records: list[Record]) -> list[Record]:
-    """Table 2's runs at its full budget and present warm-up that differ in row, rate and seed alone."""
+    """Table 2's runs at its full budget and present warm-up that differ in row, rate and seed alone.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Ordered by the row's place in Table 2.
+    """
     runs = [r for r in runs_of(records, "table2", "gpu") if r.warmup == BUDGETS["table2"].preset.train.warmup_steps]
     return sorted(of_one_budget(runs), key=_place)
 
@@ -323,8 +407,14 @@ def under_its_row(record: Record) -> Record:
 
 
 def highest_rate(records: list[Record]) -> list[Record]:
-    """The ablations' runs at the rate that breaks their row down, where its training was changed and nothing diverged: the row as it
-    is, then by loss from the highest."""
+    """The ablations' runs at the rate that breaks their row down, where its training was changed and nothing diverged.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        The row as it is, then by loss from the highest.
+    """
     rate = ABLATIONS["gpu-sweep"].train.learning_rate
     runs = [
         r
@@ -335,7 +425,14 @@ def highest_rate(records: list[Record]) -> list[Record]:
 
 
 def step_times(records: list[Record]) -> dict[str, float]:
-    """Milliseconds of one training step of LLaMA3-1B's true shape by row, as `speed` measured them."""
+    """How long one training step of LLaMA3-1B's true shape takes, as `speed` measured it.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Milliseconds by row.
+    """
     return {
         row["row"]: row["milliseconds"]
         for r in runs_of(records, "speed", "gpu")

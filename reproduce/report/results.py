@@ -7,7 +7,7 @@ from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
-from ..models.rows import TABLE2
+from ..models.rows import TABLE2, labels_of
 from ..store.files import write_atomically
 from ..store.records import Record
 from .gpu import ablation_table, best_table, budget_tables, cures_table, fresh_table, loss_cell, sweep_table
@@ -416,7 +416,7 @@ def spectra_runs(records: list[Record]) -> list[str]:
         before = f" ({means['initial']:.1f})" if "initial" in means else ""
         return f"{means['trained']:.1f}{before} of {r.metrics['trained'][0][side][mode]['size']}"
 
-    order = [row.label for row in TABLE2]
+    order = labels_of(TABLE2)
     records = sorted(records, key=lambda r: order.index(r.method) if r.method in order else len(order))
     several = len({r.seed for r in records}) > 1
     rows = [[r.method + (f", seed {r.seed}" if several else ""), *(cell(r, *m) for m in modes)] for r in records]

@@ -41,6 +41,9 @@ def paragraph(device: str, sections: Sections) -> str:
     Args:
         device: in words.
         sections: rows of the run by section.
+
+    Returns:
+        Empty where no section was timed.
     """
     limits = {name: value for row in sections.get("limits", []) for name, value in row.items() if name != "what"}
     said = []
@@ -69,7 +72,11 @@ def paragraph(device: str, sections: Sections) -> str:
 
 
 def layer_table(rows: list[dict]) -> str:
-    """One line per shape and row, one column per backend, the best against MHA's best."""
+    """One line per shape and row, one column per backend, the best against MHA's best.
+
+    Args:
+        rows: of the section "layers".
+    """
     backends = list(dict.fromkeys(r["backend"] for r in rows))
     kinds = list(dict.fromkeys((r["shape"], r["row"]) for r in rows))
     sections = {"layers": rows}
@@ -92,7 +99,11 @@ def layer_table(rows: list[dict]) -> str:
 
 
 def decode_table(rows: list[dict]) -> str:
-    """One line per case, one column per backend in microseconds, then what the best of them reads."""
+    """One line per case, one column per backend in microseconds, then what the best of them reads.
+
+    Args:
+        rows: of the section "decode".
+    """
     backends = list(dict.fromkeys(r["backend"] for r in rows))
     lines = []
     for context, batch, side in dict.fromkeys((r["context"], r["batch"], r["side"]) for r in rows):
@@ -106,7 +117,11 @@ def decode_table(rows: list[dict]) -> str:
 
 
 def model_table(rows: list[dict]) -> str:
-    """One line per model and row: parameters, milliseconds of a step, tokens a second, share of the measured matrix products."""
+    """One line per model and row: parameters, milliseconds of a step, tokens a second, share of the measured matrix products.
+
+    Args:
+        rows: of the section "models".
+    """
     lines = []
     for r in rows:
         if "refused" in r:

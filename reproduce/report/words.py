@@ -29,7 +29,11 @@ def each_once(names: Iterable[str]) -> str:
 
 
 def difference(ours: float, paper: float) -> str:
-    """ours / paper - 1 in per cent, signed."""
+    """ours / paper - 1 in per cent, signed.
+
+    Args:
+        ours, paper: of one unit; paper is not 0.
+    """
     return f"{100 * (ours / paper - 1):+.1f} %"
 
 
@@ -51,7 +55,14 @@ def seeds_in_words(runs: list[Record]) -> str:
 
 
 def tokens_seen(runs: list[Record]) -> int:
-    """How many tokens a run that ended was trained on; 0 where none ended."""
+    """How many tokens a run that ended was trained on.
+
+    Args:
+        runs: of one budget.
+
+    Returns:
+        0 where none ended.
+    """
     return next((r.metrics["tokens_seen"] for r in runs if "tokens_seen" in r.metrics), 0)
 
 
@@ -61,13 +72,27 @@ def tokens_of(runs: list[Record]) -> str:
 
 
 def passes_over(runs: list[Record]) -> str:
-    """How often the text was read, where it was read more than once; otherwise nothing."""
+    """How often the text was read.
+
+    Args:
+        runs: of one text.
+
+    Returns:
+        ", 2.0 times through the text" or the like; empty where it was read once at most.
+    """
     passes = max((r.metrics.get("tokens_seen", 0) / r.data["train_tokens"] for r in runs), default=0)
     return f", {passes:.1f} times through the text" if passes > 1 else ""
 
 
 def epochs_of(record: Record) -> str:
-    """Over how many epochs a run of Figure 3 was fine-tuned."""
+    """Over how many epochs a run of Figure 3 was fine-tuned.
+
+    Args:
+        record: of a run whose data are images.
+
+    Returns:
+        "3 epochs", or, of a run with other steps than those of its epochs, these and what share they are.
+    """
     images, epochs, batch = record.data["train_images"], record.config["epochs"], record.train["batch_size"]
     if record.steps == epochs * images // batch:
         return f"{epochs} epochs"
@@ -75,7 +100,11 @@ def epochs_of(record: Record) -> str:
 
 
 def scale_of(config: dict) -> str:
-    """Of a trained GPT-2: whether it has the paper's shape, and was trained as long."""
+    """Of a trained GPT-2: whether it has the paper's shape, and was trained as long.
+
+    Args:
+        config: of its record.
+    """
     if config["d_model"] < BUDGETS["table2"].width:
         return "at REDUCED SCALE, not the paper's"
     return "at the paper's shape" + (", REDUCED BUDGET" if config["train"]["steps"] < BUDGETS["table2"].paper_steps else "")

@@ -68,7 +68,11 @@ class Record:
 
     @property
     def train(self) -> dict:
-        """Settings of the training.  Raises KeyError where there was none."""
+        """Settings of the training.
+
+        Raises:
+            KeyError: where there was none.
+        """
         return self.config["train"]
 
     @property

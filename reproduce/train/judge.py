@@ -21,7 +21,20 @@ def validate(
 ) -> dict:
     """Loss on consecutive windows from the start of the held-out text, every token predicted once.
 
-    Returns: validation_loss (nats a token), bits_per_byte (comparable across vocabularies), validation_tokens.
+    Args:
+        model: tokens -> logits; it is left in evaluation mode.
+        data: whose held-out text.
+        context: tokens of a window.
+        batch_size: windows at a time.
+        max_tokens: the most that are looked at.
+        precision: "float32", or "bfloat16" for autocast.
+        title: of the progress bar.
+
+    Returns:
+        `validation_loss` (nats a token), `bits_per_byte` (comparable across vocabularies), `validation_tokens`.
+
+    Raises:
+        ValueError: if the held-out text is shorter than one window.
     """
     n_windows = min(len(data.validation) - 1, max_tokens) // context
     if n_windows == 0:
@@ -46,9 +59,15 @@ def cross_entropies(
     title: str,
     reduction: str,
 ) -> list[torch.Tensor]:
-    """The model's cross-entropy in nats, batch by batch.  inputs, targets: (windows, context) int64; reduction: as in torch.
+    """The model's cross-entropy in nats, batch by batch.
 
-    Returns: per batch a scalar, or with reduction "none" a tensor (rows * context,).
+    Args:
+        model, batch_size, precision, title: as in `validate`.
+        inputs, targets: (windows, context) int64; a target may be NO_TARGET.
+        reduction: as in torch.
+
+    Returns:
+        Per batch a scalar, or with reduction "none" a tensor (rows * context,).
     """
     device = next(model.parameters()).device
     model.eval()
@@ -68,8 +87,12 @@ def cross_entropies(
 class UnseenText:
     """A text for finished models alone.
 
-    sha256: of its documents; documents: the tokens of each, (tokens,) uint16, an end-of-text mark last; end: that mark;
-    token_bytes: as in TextData.
+    Args:
+        name: of its file or folder.
+        sha256: of its documents.
+        documents: the tokens of each, (tokens,) uint16, an end-of-text mark last.
+        end: that mark.
+        token_bytes: as in `TextData`.
     """
 
     name: str
@@ -80,9 +103,14 @@ class UnseenText:
 
 
 def read_unseen(paths: tuple[str, ...], data: TextData) -> list[UnseenText]:
-    """The texts of --test in the byte pairs of `data`.
+    """The texts of --test in the byte pairs of the training text.
 
-    Raises ValueError for a path without text, for two of one name, and for a text that models are trained or chosen on.
+    Args:
+        paths: as in `read_documents`.
+        data: the training text.
+
+    Raises:
+        ValueError: for a path without text, for two of one name, and for a text that models are trained or chosen on.
     """
     texts: dict[str, UnseenText] = {}
     for path in paths:
@@ -104,7 +132,13 @@ def windows_of(document: np.ndarray, end: int, context: int) -> tuple[np.ndarray
     The first token is predicted from an end-of-text mark alone, as within the training text. A document longer than the context
     goes on in a next window, whose first input is the last token of the one before; what a short window lacks has no target.
 
-    Returns: inputs and targets, (windows, context) int64 each.
+    Args:
+        document: (tokens,), the mark at its end too.
+        end: that mark.
+        context: tokens of a window.
+
+    Returns:
+        Inputs and targets, (windows, context) int64 each.
     """
     lacking = -len(document) % context
     inputs = np.concatenate([[end], document[:-1], np.full(lacking, end)]).astype(np.int64)
@@ -117,8 +151,13 @@ def measure_unseen(
 ) -> dict[str, dict]:
     """The loss on every document of each text, for a record.
 
-    Returns: by name sha256, loss (nats a token), bits_per_byte, tokens, and articles: the nats and the tokens of each document. Of
-    more than MOST_ENTRIES documents, neighbours stand together, documents_per_entry of them.
+    Args:
+        model, context, batch_size, precision, title: as in `validate`.
+        texts: all that are read.
+
+    Returns:
+        By name `sha256`, `loss` (nats a token), `bits_per_byte`, `tokens`, and `articles`: nats and tokens of each document. Of
+        more than MOST_ENTRIES documents, neighbours stand together, `documents_per_entry` of them.
     """
     measured = {}
     for text in texts:
@@ -133,8 +172,8 @@ def measure_unseen(
         n_bytes = sum(int(text.token_bytes[document].sum()) for document in text.documents)
         measured[text.name] = {
             "sha256": text.sha256,
-            "loss": round(nats.sum() / tokens.sum(), 6),
-            "bits_per_byte": round(nats.sum() / math.log(2) / n_bytes, 6),
+            "loss": round(float(nats.sum()) / int(tokens.sum()), 6),
+            "bits_per_byte": round(float(nats.sum()) / math.log(2) / n_bytes, 6),
             "tokens": int(tokens.sum()),
             "articles": [[round(n, 2), count] for n, count in zip(each.tolist(), tokens.tolist())],
             **({"documents_per_entry": together} if together > 1 else {}),

@@ -28,7 +28,14 @@ COUNTS = {
 
 
 def run(options: Options) -> None:
-    """One record: lines and branches, covered and all, of both packages.  Raises ValueError if a test fails."""
+    """One record: lines and branches, covered and all, of both packages.
+
+    Args:
+        options: where the record goes.
+
+    Raises:
+        ValueError: if a test fails.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "coverage.json"
@@ -44,7 +51,14 @@ def run(options: Options) -> None:
 
 
 def count(report: dict) -> dict:
-    """Per package, the sums over its files of a JSON report by coverage.py."""
+    """Sums over the files of each package.
+
+    Args:
+        report: by coverage.py, as its JSON holds it.
+
+    Returns:
+        Per package how many `lines`, `covered_lines`, `branches`, `covered_branches` there are, and lines `left_out`.
+    """
     return {
         package: {
             name: sum(file["summary"][field] for path, file in report["files"].items() if Path(path).parts[0] == package)

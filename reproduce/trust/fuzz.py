@@ -20,7 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(options: Options) -> None:
-    """One record: per contract how many inputs were tried.  Raises ValueError if one failed, after the record is written."""
+    """One record: per contract how many inputs were tried.
+
+    Args:
+        options: where the record goes.
+
+    Raises:
+        ValueError: if a contract failed, after the record is written; or if none ran.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "tried.json"

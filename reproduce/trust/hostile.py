@@ -24,7 +24,14 @@ KIND = re.compile(r"[\[-]([a-z][a-z ]*): ")  # within a test's id; those without
 
 
 def run(options: Options) -> None:
-    """One record: trials of every kind.  Raises ValueError if one of the tests fails."""
+    """One record: trials of every kind.
+
+    Args:
+        options: where the record goes.
+
+    Raises:
+        ValueError: if one of the tests fails.
+    """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -39,7 +46,14 @@ def run(options: Options) -> None:
 
 
 def count(report: Path) -> dict:
-    """What a JUnit report of passed tests holds: trials by kind, and how many tests were skipped."""
+    """Trials of passed tests by kind.
+
+    Args:
+        report: a JUnit file of tests that all passed or were skipped.
+
+    Returns:
+        `kinds`: trials by kind, the most frequent first; `skipped`: how many tests were.
+    """
     passed, skipped = Counter(), 0
     for case in ElementTree.parse(report).iter("testcase"):
         if case.find("skipped") is not None:

@@ -55,7 +55,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 @dataclass
 class Tally:
-    """kills: processes that died of SIGKILL; ends: finished runs that were compared; files: read and found whole after kills."""
+    """What came of the kills of one kind.
+
+    Args:
+        kills: processes that died of SIGKILL.
+        ends: finished runs that were compared.
+        files: read and found whole after kills.
+        parts: temporary files that kills left behind; nothing reads them.
+        seconds: of all kills and runs together.
+        moments: of the kills, as shares of an uninterrupted run.
+    """
 
     kills: int = 0
     ends: int = 0
@@ -66,7 +75,14 @@ class Tally:
 
 
 def run(options: Options) -> None:
-    """One record with the counts of every kind.  Raises ValueError at the first file that is damaged or differs."""
+    """One record with the counts of every kind.
+
+    Args:
+        options: `out` holds the folders of the runs while they last.
+
+    Raises:
+        ValueError: at the first file that is damaged or differs.
+    """
     CONTEXT.set_forkserver_preload(["reproduce.__main__"])
     options.out.mkdir(parents=True, exist_ok=True)
     tallies, chance, started = {}, random.Random(0), time.perf_counter()
@@ -90,7 +106,11 @@ def run(options: Options) -> None:
 
 
 def table(metrics: dict) -> str:
-    """Markdown: one line per kind, and the sum."""
+    """Markdown: one line per kind, and the sum.
+
+    Args:
+        metrics: of the record, a `Tally` as a dictionary by kind.
+    """
     columns = ("kills", "ends", "files", "parts")
     rows = [[kind, *(f"{tally[c]:,}" for c in columns)] for kind, tally in metrics.items()]
     rows.append(["together", *(f"{sum(tally[c] for tally in metrics.values()):,}" for c in columns)])
@@ -105,9 +125,17 @@ def table(metrics: dict) -> str:
 
 
 def survive(work: Callable, folder: Path, kills: int, chance: random.Random, same: Callable[[Path, Path], None]) -> Tally:
-    """Kill `work(folder)` so many times, start it again each time, and compare every finished folder with an untouched one.
+    """Kill a run so many times, start it again each time, and compare every finished folder with an untouched one.
 
-    same(a, b): raises ValueError where the two differ.
+    Args:
+        work: called with its folder, which it completes from whatever it finds there.
+        folder: of all attempts.
+        kills: how many.
+        chance: decides the moments.
+        same: called with the untouched folder and a finished one; raises ValueError where they differ.
+
+    Raises:
+        ValueError: for a damaged file, a difference, or a run that failed without being killed.
     """
     tally, started = Tally(), time.perf_counter()
     untouched = folder / "whole"
@@ -141,13 +169,23 @@ def survive(work: Callable, folder: Path, kills: int, chance: random.Random, sam
 
 
 def start(work: Callable, *arguments) -> multiprocessing.Process:
-    """A worker of the warm process."""
+    """A worker of the warm process.
+
+    Args:
+        work: what it calls, quietly.
+        arguments: of the call.
+    """
     process = CONTEXT.Process(target=quietly, args=(work, *arguments))
     process.start()
     return process
 
 
 def finish(process: multiprocessing.Process) -> None:
+    """Wait for a worker that nobody kills.
+
+    Raises:
+        ValueError: if it failed.
+    """
     process.join()
     if process.exitcode != 0:
         raise ValueError(f"a run that was not killed ended with exit status {process.exitcode}")
@@ -164,7 +202,17 @@ def quietly(work: Callable, *arguments) -> None:
 
 
 def check_files(folder: Path) -> int:
-    """How many files there are; each is read whole.  Raises ValueError, naming the file, if one cannot be."""
+    """Read every file of a folder whole.
+
+    Args:
+        folder: with its subfolders.
+
+    Returns:
+        How many files were read.
+
+    Raises:
+        ValueError: naming the file, if one cannot be read.
+    """
     readers = {
         "*.pt": lambda path: torch.load(path, weights_only=True),
         "*.safetensors": read_model,
@@ -180,7 +228,15 @@ def check_files(folder: Path) -> int:
 
 
 def whole(read: Callable, path: Path):
-    """What `read` makes of a file or folder.  Raises ValueError, naming it, if it cannot be read."""
+    """What a reader makes of a file or folder.
+
+    Args:
+        read: called with the path.
+        path: of the file or folder.
+
+    Raises:
+        ValueError: naming it, if it cannot be read.
+    """
     try:
         return read(path)
     except Exception as error:
@@ -188,6 +244,12 @@ def whole(read: Callable, path: Path):
 
 
 def options_of(folder: Path, **more) -> Options:
+    """Options of a run in this folder, on the text that lies in a folder above it.
+
+    Args:
+        folder: of the run.
+        more: other fields of `Options`.
+    """
     text = str(next(parent for parent in folder.parents if (parent / "text").exists()) / "text")
     return Options("smoke", folder, folder / "records", text=text, **more)
 
@@ -209,15 +271,39 @@ def compress(folder: Path) -> None:
 
 
 def training(place: Path, kills: int, chance: random.Random) -> Tally:
+    """Kill the training of two toy models.
+
+    Args:
+        place: a folder with `text` in it.
+        kills: how many.
+        chance: decides the moments.
+    """
     return survive(train, place / "training", kills, chance, same_files)
 
 
 def compressing(place: Path, kills: int, chance: random.Random) -> Tally:
+    """Kill the compression of a toy model, which `training` has left there.
+
+    Args:
+        place: the folder that `training` had.
+        kills: how many.
+        chance: decides the moments.
+    """
     return survive(compress, place / "compressing", kills, chance, same_files)
 
 
 def recording(place: Path, kills: int, chance: random.Random, writer: Callable | None = None) -> Tally:
-    """Two writers on one file, one of them killed. What a writer knows to be recorded must still be there, each record once."""
+    """Two writers on one file, one of them killed. What a writer knows to be recorded must still be there, each record once.
+
+    Args:
+        place: a folder.
+        kills: how many.
+        chance: decides who is killed, and when.
+        writer: what writes, in place of `write_records`.
+
+    Raises:
+        ValueError: if a record is lost or there twice, or a writer failed without being killed.
+    """
     writer = write_records if writer is None else writer
     tally, started, folder = Tally(), time.perf_counter(), place / "recording"
     example = records.new_record("table2", "smoke", "MHA", {}, {})
@@ -257,7 +343,15 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
 
 
 def write_records(folder: Path, example: records.Record, writer: int, known, turns) -> None:
-    """Append APPENDS records, the last one again that is there already."""
+    """Append APPENDS records, the last one again that is there already.
+
+    Args:
+        folder: of the records.
+        example: what they are but for id, method and seed.
+        writer: its number.
+        known: shared with the killer: how many records are surely on disk.
+        turns: shared with the killer: appends that were begun.
+    """
     for seed in range(max(0, known.value - 1), APPENDS):
         turns.value += 1
         records.append(folder, dataclasses.replace(example, id=f"{writer}-{seed}", method=f"writer {writer}", seed=seed))
@@ -268,7 +362,15 @@ KINDS = {"training": training, "compressing": compressing, "recording": recordin
 
 
 def same_files(expected: Path, actual: Path) -> None:
-    """Raise ValueError unless both folders hold the same files, the same to the last bit but for the time of day and the speed."""
+    """Compare two folders to the last bit, but for the time of day and the speed.
+
+    Args:
+        expected: what an uninterrupted run left.
+        actual: what the killed one left at its end.
+
+    Raises:
+        ValueError: naming what differs.
+    """
 
     def content(path: Path):
         if path.suffix == ".safetensors":  # its header lists the metadata in any order

@@ -40,7 +40,14 @@ CORE = (
 
 
 def run(options: Options) -> None:
-    """One record per combination.  Raises ValueError if a test fails, or a wheel cannot be built or installed."""
+    """One record per combination of versions.
+
+    Args:
+        options: `preset` names the combinations; those whose Python is not on this machine are left out.
+
+    Raises:
+        ValueError: if a test fails, or a wheel cannot be built or installed.
+    """
     combinations = PRESETS[options.preset]
     if not combinations:
         return here(options)
@@ -56,7 +63,14 @@ def run(options: Options) -> None:
 
 
 def here(options: Options) -> None:
-    """The core tests of the current folder with this interpreter."""
+    """Run the core tests of the current folder with this interpreter, and record how many passed.
+
+    Args:
+        options: where the record goes.
+
+    Raises:
+        ValueError: if a test fails, after the record is written; or if none ran.
+    """
     started = time.perf_counter()
     call(sys.executable, "-W", "error", "-c", "import tucker_ref")
     files = [f"tests/test_{name}.py" for name in CORE]
@@ -82,7 +96,17 @@ def here(options: Options) -> None:
 
 
 def elsewhere(wheel: Path, python: str, packages: tuple[str, ...], records: Path) -> None:
-    """An empty environment with the wheel and these packages, and the same tests run from a folder that is no repository."""
+    """An empty environment with the wheel and these packages, and the same tests run from a folder that is no repository.
+
+    Args:
+        wheel: what is tested.
+        python: the interpreter's name.
+        packages: as pip takes them, with or without a version.
+        records: the folder of records, absolute.
+
+    Raises:
+        ValueError: if something cannot be installed, or a test fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         environment, place = Path(folder) / "environment", Path(folder) / "elsewhere"
         call(python, "-m", "venv", environment)
@@ -98,7 +122,15 @@ def elsewhere(wheel: Path, python: str, packages: tuple[str, ...], records: Path
 
 
 def call(*command, folder: Path | None = None) -> None:
-    """Run a command.  Raises ValueError with what it printed if it fails."""
+    """Run a command that sees nothing but what is installed.
+
+    Args:
+        command: its parts.
+        folder: where it runs, here if None.
+
+    Raises:
+        ValueError: with what it printed, if it fails.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # nothing but what is installed
     environment["GIT_COMMIT"] = git_commit()  # which a wheel does not know
     done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)
