@@ -172,6 +172,7 @@ GIVEN = {  # one argument of each group of options, and where it arrives
     "text": ("--text", "novel.txt", {"text": "novel.txt"}),
     "bpe": ("--bpe", "gpt2", {"bpe": "gpt2"}),
     "images": ("--images", "x.npz", {"images": "x.npz"}),
+    "passes": ("--passes", "0.5", {"passes": 0.5}),
     "test": ("--test", "a.txt,b.xz", {"test": ("a.txt", "b.xz")}),
     "workers": ("--micro-batch", "2", {"workers": Workers(micro_batch=2)}),
     "model": ("--model", "gpt2", {"model": "gpt2"}),

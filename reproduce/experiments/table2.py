@@ -22,6 +22,7 @@ FRESH_ROWS = (*TABLE2_BEST, *TABLE2_NORMED)
 ROWS = {  # by preset; the paper's elsewhere
     "gpu": ON_GPU_ROWS,
     "gpu-fresh": FRESH_ROWS,
+    "gpu-fresh-narrow": FRESH_ROWS,
     "gpu-fresh-allocations": tuple(itertools.chain(*TABLE2_ALLOCATIONS.values())),
 }
 
@@ -82,6 +83,8 @@ PRESETS = {
     ),
     # Each mechanism at its best: Muon, every token of two shards of text read once, rates from one grid for all rows.
     "gpu-fresh": FRESH,
+    # The same rows with 5.3M parameters beside the embedding of multi-head attention, 12 tokens for each.
+    "gpu-fresh-narrow": dataclasses.replace(FRESH, narrower=4),
     # Where a given number of parameters should go; Tucker's own rows stand in "gpu-fresh", with the same batches.
     "gpu-fresh-allocations": FRESH,
     # The paper's own scale; where it tells no setting, those of nanoGPT's GPT-2, which takes as many steps on the same text.

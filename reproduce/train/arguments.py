@@ -10,16 +10,8 @@ from ..data.prepared import SOURCES
 from .distributed import SHARDINGS
 from .settings import OPTIMIZERS
 
-LANGUAGE = (
-    "device",
-    "rows",
-    "seeds",
-    "training",
-    "optimizer",
-    "text",
-    "test",
-    "bpe",
-)  # the groups for training language models
+# The groups for training language models.
+LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "passes", "text", "test", "bpe")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
@@ -90,6 +82,15 @@ def add_optimizer(parser: argparse.ArgumentParser) -> None:
         type=rate,
         metavar="LIMIT",
         help="scale a head's weights down where its largest logit exceeds this (default: never)",
+    )
+
+
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--passes",
+        type=float,
+        choices=(0.5, 1, 2),
+        help="how often the presets gpu-fresh read the text, with steps and warm-up in proportion (default: once)",
     )
 
 
@@ -173,6 +174,7 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
     "seeds": add_seeds,
     "training": add_training,
     "optimizer": add_optimizer,
+    "passes": add_passes,
     "text": add_text,
     "test": add_test,
     "bpe": add_bpe,

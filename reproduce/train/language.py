@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class LanguagePreset:
         observe_every: steps between looks at norms and logits (observe.py), 0 for none.
         micro_batch: the most sequences that a worker takes at a time, None for no limit.
         text: the prepared text that has to be named with --text, None if the built-in one will do.
-        one_pass: no token is trained on twice (`fresh_windows`).
+        one_pass: each window of the text is read once a pass (`fresh_windows`); one pass, unless --passes says otherwise.
     """
 
     narrower: int
@@ -103,13 +104,25 @@ def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Optio
         options: what the command line says.
 
     Raises:
-        ValueError: for a row with QK-norm whose logits are to be clipped.
+        ValueError: for a row with QK-norm whose logits are to be clipped, and for --passes where windows are drawn at random.
     """
-    rate = preset.rate(row.label, method_of(row.label, recipe))
-    settings = recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+    train = dataclasses.replace(preset.train, learning_rate=preset.rate(row.label, method_of(row.label, recipe)))
+    if options.passes is not None:
+        if not preset.one_pass:
+            raise ValueError(f"--passes: --preset {options.preset} draws its windows at random, with replacement")
+        steps, warmup = (round(options.passes * n) for n in (train.steps, train.warmup_steps))
+        train = dataclasses.replace(train, steps=steps, warmup_steps=warmup)
+    settings = recipe.settings(override(train, options))
     if settings.qk_clip and row.qk_norm:
         raise ValueError(f"--qk-clip {settings.qk_clip:g}: QK-norm bounds the logits of {row.label} already; name other --rows")
     return settings
+
+
+def passes_of(preset: LanguagePreset, options: Options) -> dict:
+    """What a record's config says of how often the text is read: nothing where windows are drawn at random."""
+    if not preset.one_pass:
+        return {}
+    return {"passes": int(options.passes)} if options.passes and options.passes > 1 else {"one_pass": True}
 
 
 def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
@@ -229,7 +242,7 @@ def train_rows(
         changes = recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
         config |= {"recipe": changes} if changes else {}
-        config |= {"one_pass": True} if preset.one_pass else {}
+        config |= passes_of(preset, options)
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
             if not run.is_done():
@@ -269,7 +282,8 @@ def train_one(
         raise ValueError("--qk-clip looks at the logits of whole layers; it runs on one worker, without torchrun")
     model = fresh()
     workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
-    windows = fresh_windows(data.train, run.seed, settings, context) if preset.one_pass else None
+    passes = config.get("passes", 1)
+    windows = fresh_windows(data.train, run.seed, settings, context, passes) if preset.one_pass else None
 
     def batch_at(step):
         rows, size = workers.rows(settings.batch_size), settings.batch_size
@@ -359,16 +373,18 @@ def batch_of(
     return stacked(tokens, starts, context)
 
 
-def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int) -> np.ndarray:
+def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int, passes: int = 1) -> np.ndarray:
     """Where the windows of all steps start: the text cut into windows, each taken once, in an order that the seed alone decides.
 
-    Every token is a target once; two windows share the one token where they meet.
+    Every token is a target once; two windows share the one token where they meet. A further pass takes the windows of the first one
+    again, in an order of its own.
 
     Args:
         tokens: (tokens,).
         seed: of the run.
         settings: how many steps of how many windows.
         context: N; a window holds one token more.
+        passes: over how many the steps are spread.
 
     Returns:
         (windows,) integers.
@@ -376,13 +392,16 @@ def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context:
     Raises:
         ValueError: if there are fewer windows than the run needs.
     """
-    count, needed = (len(tokens) - 1) // context, settings.steps * settings.batch_size
+    count, needed = (len(tokens) - 1) // context, math.ceil(settings.steps * settings.batch_size / passes)
     if count < needed:
+        times = "once" if passes == 1 else f"{passes} times"
         raise ValueError(
-            f"{settings.steps} steps of {settings.batch_size} windows need {needed * context + 1:,} tokens, each read once; the text "
-            f"has {len(tokens):,}: at most {count // settings.batch_size} steps"
+            f"{settings.steps} steps of {settings.batch_size} windows need {needed * context + 1:,} tokens, each read {times}; the "
+            f"text has {len(tokens):,}: at most {count * passes // settings.batch_size} steps"
         )
-    return context * np.random.default_rng(seed).permutation(count)
+    first = np.random.default_rng(seed).permutation(count)[:needed]
+    again = (np.random.default_rng((seed, number)).permutation(first) for number in range(1, passes))
+    return context * np.concatenate([first, *again])
 
 
 def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ class Options:
         rows: labels to run.
         seeds: one run each.
         learning_rate, steps, warmup_steps, optimizer, qk_clip: as in `TrainConfig`.
+        passes: how often the text is read, of presets that read it window by window; their steps go with it.
         learning_rates: one run at each (`at_each_rate`).
         text, validation, bpe, images: paths in place of the built-in data.
         test: texts for finished models alone.
@@ -41,6 +42,7 @@ class Options:
     warmup_steps: int | None = None
     optimizer: str | None = None
     qk_clip: float | None = None
+    passes: float | None = None
     learning_rates: tuple[float, ...] = ()
     text: str | None = None
     validation: str | None = None
