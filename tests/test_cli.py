@@ -160,7 +160,7 @@ def test_help_teaches():
     for word in ("table2", "figure3", "compress", "report", "claims", "examples:", "goes on from its last checkpoint"):
         assert word in result.stdout
     own = run("table3", "--help").stdout
-    assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,paper}" in own and "gpu-sweep" not in own
+    assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,gpu-fresh,paper}" in own and "gpu-sweep" not in own
     assert "--dry-run" in own and "--images" not in own
 
 

@@ -189,6 +189,9 @@ def plan_of(
             (),
             (f"{OPTIMIZERS[options.optimizer or preset.train.optimizer]} at a peak rate of {' or '.join(rates)}{by_row}",),
         )
+        if preset.one_pass:
+            times = passes_of(preset, options).get("passes")
+            ours += (f"each window of the text read {f'{times} times' if times else 'once'}, in an order of the seed",)
     configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
     settings = settings_of(*rows[0], preset, options)
     return Plan(
