@@ -11,7 +11,7 @@ import torch
 from reproduce.experiments import figure3, table1, table2
 from reproduce.models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
 from reproduce.models.sizes import measure
-from reproduce.report.claims import SIZE_TOLERANCE
+from reproduce.report.ledger import SIZE_TOLERANCE
 from reproduce.train.arguments import labels
 from tucker_ref import mla_cost
 

@@ -1,11 +1,10 @@
-"""The README's section of checks on the code itself: one line for each of them that is on record."""
+"""Checks on the code itself: a line for each of them that is on record, and the versions on which the tests ran."""
 
 from ..store.records import Record
 from .markdown import markdown
-from .query import complete
-from .words import commit_of, each_once
+from .query import complete, grouped
 
-BEGIN, END = "<!-- checks: written by the same command -->", "<!-- end of checks -->"
+COMPLAINT = "{}: a record lacks what the table of checks shows"
 
 
 def render(records: list[Record]) -> str:
@@ -21,17 +20,34 @@ def render(records: list[Record]) -> str:
         ValueError: naming the check, if a record of it lacks what is shown.
     """
     rows = []
-    for experiment, (title, describe) in CHECKS.items():
-        if own := [r for r in records if r.experiment == experiment]:
-            with complete(f"{experiment}: a record lacks what the table of checks shows"):
-                rows.append([title, *describe(own), source(own)])
-    return markdown(["check", "tried", "outcome", "by"], rows) if rows else ""
+    for experiment, own in of_each(records).items():
+        title, describe = CHECKS[experiment]
+        with complete(COMPLAINT.format(experiment)):
+            rows.append([title, *describe(own), f"`python -m reproduce {experiment}`"])
+    return markdown(["check", "tried", "outcome", "command"], rows, words=True) if rows else ""
 
 
-def source(records: list[Record]) -> str:
-    """The commands that made them, and the commits that ran."""
-    commands = each_once(f"`{r.command.split(' --')[0]}`" for r in records)
-    return f"{commands} at {each_once(map(commit_of, records))}"
+def of_each(records: list[Record]) -> dict[str, list[Record]]:
+    """The records of each check that is on record."""
+    groups = grouped(records, lambda r: r.experiment)
+    return {experiment: groups[experiment] for experiment in CHECKS if experiment in groups}
+
+
+def on_record(records: list[Record]) -> dict[str, list[Record]]:
+    """The same by what a check is called, for the page of provenance."""
+    return {f"Checks, {experiment}": own for experiment, own in of_each(records).items()}
+
+
+def versions_table(records: list[Record]) -> str:
+    """On which versions the tests ran, and how many passed; empty where that is not on record.
+
+    Args:
+        records: all that there are.
+    """
+    own = of_each(records).get("versions", [])
+    with complete(COMPLAINT.format("versions")):
+        rows = [[r.method, f"{r.metrics['passed']:,}", f"{r.metrics['failed']:,}"] for r in own]
+    return markdown(["versions", "passed", "failed"], rows) if rows else ""
 
 
 def mutants(records: list[Record]) -> tuple[str, str]:
@@ -62,9 +78,10 @@ def random_inputs(records: list[Record]) -> tuple[str, str]:
 def hostile_inputs(records: list[Record]) -> tuple[str, str]:
     """Of `hostile`: how many inputs of which kind."""
     metrics = records[-1].metrics
-    kinds = metrics["kinds"]
+    kinds = sorted(metrics["kinds"].items(), key=lambda item: -item[1])
     return (
-        f"{sum(kinds.values()):,} inputs: " + ", ".join(f"{kind} {trials:,}" for kind, trials in kinds.items()),
+        f"{sum(metrics['kinds'].values()):,} inputs of {len(kinds)} kinds, most often "
+        + ", ".join(f"{kind} ({trials:,})" for kind, trials in kinds[:3]),
         "each refused with a message that names what and where, or given its one defined result; nothing saved or cached harmed",
     )
 
@@ -94,9 +111,9 @@ def covered(records: list[Record]) -> tuple[str, str]:
 
 
 def versions(records: list[Record]) -> tuple[str, str]:
-    """Of `versions`: on which the tests ran, and how many passed."""
-    counts = [f"{r.metrics['passed']:,} passed, {r.metrics['failed']:,} failed" for r in records]
-    return "; ".join(r.method for r in records), "; ".join(counts)
+    """Of `versions`: on how many combinations the tests ran, and what came of it."""
+    passed, failed = (sum(r.metrics[name] for r in records) for name in ("passed", "failed"))
+    return f"combinations of Python, torch and NumPy: {len(records)}", f"{passed:,} passed, {failed:,} failed"
 
 
 CHECKS = {

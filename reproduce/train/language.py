@@ -1,4 +1,4 @@
-"""Train the language models of Tables 2 and 3: presets, batches, records, and a file to generate from; `judge` says how good they are."""
+"""Train the language models of Tables 2 and 3: presets, batches, records, and a file to generate from; `held_out` judges them."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ from ..models.rows import Row
 from ..models.sizes import count_cached, count_parameters
 from ..store.saved import described, fill, kept, make_room, read_metadata, read_model, write_model
 from .dry_run import Plan
-from .judge import UnseenText, measure_unseen, read_unseen, validate
+from .held_out import UnseenText, measure_unseen, read_unseen, validate
 from .loop import Diverged, TrainResult, train
 from .observe import is_finite, observation
 from .options import Options
