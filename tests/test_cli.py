@@ -160,7 +160,7 @@ def test_help_teaches():
     for word in ("table2", "figure3", "compress", "report", "claims", "examples:", "goes on from its last checkpoint"):
         assert word in result.stdout
     own = run("table3", "--help").stdout
-    assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,paper}" in own and "gpu-sweep" not in own
+    assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,gpu-fresh,paper}" in own and "gpu-sweep" not in own
     assert "--dry-run" in own and "--images" not in own
 
 
@@ -172,6 +172,8 @@ GIVEN = {  # one argument of each group of options, and where it arrives
     "text": ("--text", "novel.txt", {"text": "novel.txt"}),
     "bpe": ("--bpe", "gpt2", {"bpe": "gpt2"}),
     "images": ("--images", "x.npz", {"images": "x.npz"}),
+    "passes": ("--passes", "0.5", {"passes": 0.5}),
+    "test": ("--test", "a.txt,b.xz", {"test": ("a.txt", "b.xz")}),
     "workers": ("--micro-batch", "2", {"workers": Workers(micro_batch=2)}),
     "model": ("--model", "gpt2", {"model": "gpt2"}),
     "pretrained": ("--model", "vit", {"model": "vit"}),

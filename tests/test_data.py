@@ -12,7 +12,8 @@ from reproduce.data import text
 from reproduce.data.images import load_images
 from reproduce.data.text import load_text, read_documents
 from reproduce.store.records import run_id
-from reproduce.train.language import batch_of, validate
+from reproduce.train.held_out import validate
+from reproduce.train.language import batch_of
 
 STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for k in range(40)) for n in range(30)]
 

@@ -5,7 +5,7 @@ import torch
 
 from reproduce.models.gpt2 import GPT2
 from reproduce.models.llama import Llama
-from reproduce.models.rows import TABLE2
+from reproduce.models.rows import TABLE2, TABLE3, TABLE3_NORMED
 from reproduce.models.vit import ViT
 from tucker_ref import MultiHeadAttention, as_tucker
 
@@ -25,6 +25,21 @@ def test_gpt2_sees_no_later_token_and_starts_at_chance(row):
     assert not torch.allclose(model(later)[:, 9:], logits[:, 9:])
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(0, 50, (48,)))
     assert abs(loss.item() - torch.tensor(50.0).log().item()) < 0.2
+
+
+@pytest.mark.parametrize("row", (*TABLE3, *TABLE3_NORMED), ids=lambda row: row.label)
+def test_llama_sees_no_later_token_and_where_each_one_stands(row):
+    torch.manual_seed(0)
+    model = Llama(50, 256, 32, 2, lambda d, h: row.narrowed(8).build(d, h, 50.0))
+    tokens = torch.randint(0, 50, (3, 16))
+    logits = model(tokens)
+    later = tokens.clone()
+    later[:, 9:] = (later[:, 9:] + 1) % 50
+    torch.testing.assert_close(model(later)[:, :9], logits[:, :9], rtol=0, atol=1e-6)
+    assert not torch.allclose(model(later)[:, 9:], logits[:, 9:])
+    turned = tokens.clone()
+    turned[:, :9] = tokens[:, :9].flip(1)  # the same tokens before the last one, in other places
+    assert not torch.allclose(model(turned)[:, 15], logits[:, 15], atol=1e-7)
 
 
 @ROWS

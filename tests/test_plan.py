@@ -9,7 +9,7 @@ import torch
 from helpers import a_record, run_here
 
 from reproduce.__main__ import EXPERIMENTS
-from reproduce.experiments import table2
+from reproduce.experiments import table2, table3
 from reproduce.models.block import Block
 from reproduce.models.rows import Row
 from reproduce.report import plans
@@ -45,6 +45,32 @@ def test_the_page_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
 
 def test_the_page_quotes_every_experiment():
     assert [name for name, *_ in QUOTED] == ["table2", "table3", "figure3"]
+
+
+def test_llama_on_fresh_text_trains_five_rows_and_others_by_name(tmp_path, capsys):
+    def shown(*rows):
+        printed = plan(tmp_path, capsys, table3, Workers(), preset="gpu-fresh", rows=rows)
+        assert "Muon, with AdamW beside it at a peak rate of 0.0048" in printed and "runs per row: 3" in printed
+        return re.findall(r"^\| (\S.*?) +\| +[\d,.]+M", printed, re.MULTILINE)
+
+    assert shown() == ["MHA", "GQA n_KV=8", "MLA shared d_c=128 latent norms", "Tucker [32,128,128]", "Tucker [32,64,64]"]
+    assert shown("Tucker [32,128,64] QK-norm", "MHA") == ["MHA", "Tucker [32,128,64] QK-norm"]
+    with pytest.raises(ValueError, match="no row is called MHA QK-norm"):  # control: at the other presets
+        plan(tmp_path, capsys, table3, Workers(), preset="gpu", rows=("MHA QK-norm",))
+
+
+def test_a_plan_says_what_the_passes_change(tmp_path, capsys):
+    printed = plan(tmp_path, capsys, preset="gpu-fresh-narrow", rows=("Tucker [8,64,64]",), workers=Workers(), passes=0.5)
+    assert "Steps: 990, which see 31,680 sequences" in printed and "200 warm-up steps" in printed
+    assert "Changed on the command line: passes 0.5." in printed
+    assert "each window of the text read once" in " ".join(printed.split())
+    twice = plan(tmp_path, capsys, preset="gpu-fresh-narrow", rows=("Tucker [8,64,64]",), workers=Workers(), passes=2.0)
+    assert "Steps: 3,960" in twice and "each window of the text read 2 times" in " ".join(twice.split())
+
+
+def test_hours_below_one_are_not_rounded_to_none(tmp_path, capsys):
+    printed = plan(tmp_path, capsys, preset="gpu-fresh", rows=("MHA",), workers=Workers())
+    assert re.search(r"MHA 0\.0[1-9] \(\d", " ".join(printed.split()))
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def identities(record, folder, monkeypatch) -> set[str]:
     if "train" in config:
         given = {name: config["train"][name] for name in ("learning_rate", "steps", "warmup_steps")}
         given["warmup_steps"] //= config.get("recipe", {}).get("warmup", 1)
+        given |= {name: config["train"].get(name) for name in ("optimizer", "qk_clip")} | {"passes": config.get("passes")}
+        given |= {"rows": (record.method,)} if given["qk_clip"] else {}  # rows with QK-norm refuse it
         options = dataclasses.replace(options, **given)
     module.run(options)
     return started

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from reproduce.experiments import figure3, table1, table2
-from reproduce.models.rows import TABLE2, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
+from reproduce.models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
 from reproduce.models.sizes import measure
 from reproduce.report.ledger import SIZE_TOLERANCE
+from reproduce.train.arguments import labels
 from tucker_ref import mla_cost
 
 ROOT = Path(__file__).parent.parent
@@ -164,3 +165,36 @@ def test_norms_that_a_mechanism_does_not_have_are_refused():
     with pytest.raises(ValueError, match="Tucker .8,64,64. QK-norm is trained from scratch; no layer is converted to it"):
         TABLE2_NORMED[-1].converted(TABLE2[0].narrowed(4).build(192, 12))
     assert TABLE2[-1].narrowed(4).converted(TABLE2[0].narrowed(4).build(192, 12)).ranks == (8, 16, 16)  # control
+
+
+def test_each_allocation_has_the_parameters_of_its_row():
+    rows = {row.label: row for row in TABLE2 if row.mechanism == "Tucker"}
+    assert list(TABLE2_ALLOCATIONS) == list(rows)
+    labels = [row.label for allocations in TABLE2_ALLOCATIONS.values() for row in allocations]
+    assert len({*labels, *rows}) == len(labels) + len(rows)
+    for label, allocations in TABLE2_ALLOCATIONS.items():
+        paper = rows[label].cost(768, 12).parameters
+        assert len(allocations) >= 8
+        for row in allocations:
+            size = measure(row, 768, 12)
+            assert abs(size["parameters"] / paper - 1) < 0.01, (row.label, size["parameters"] / paper)
+            assert size["parameters"] == size["counted_parameters"]
+            assert size["cache_per_token"] == size["counted_cache_per_token"]
+        for row in allocations[:7]:  # what one tensor gives the other takes
+            assert row.cost(768, 12).parameters == paper and row.post_ranks
+        others = [r.cost(768, 12).parameters for other, r in rows.items() if other != label]  # control
+        assert all(abs(other / paper - 1) > 0.01 for other in others)
+
+
+def test_a_row_with_two_triples_says_both_and_narrows_both():
+    row = Row("Tucker", ranks=(8, 32, 64), post_ranks=(8, 96, 64))
+    assert row.label == "Tucker [8,32,64 | 8,96,64]" and row.normed().label == "Tucker [8,32,64 | 8,96,64] QK-norm"
+    assert row.config()["post_ranks"] == (8, 96, 64) and Row(**row.config()) == row
+    assert "post_ranks" not in Row("Tucker", ranks=(8, 32, 64)).config()
+    narrow = row.narrowed(4)
+    assert (narrow.ranks, narrow.post_ranks) == ((8, 8, 16), (8, 24, 16))
+    layer = narrow.build(192, 12)
+    assert (layer.ranks, layer.post_ranks) == (narrow.ranks, narrow.post_ranks)
+    converted = narrow.converted(TABLE2[0].narrowed(4).build(192, 12))
+    assert (converted.ranks, converted.post_ranks) == (narrow.ranks, narrow.post_ranks)
+    assert labels(f"MHA,{row.label}") == ("MHA", row.label)  # as they are typed

@@ -88,7 +88,7 @@ def load_text(
         train, (_, held_out) = documents, read_documents(validation, "--validation")
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
-    sha256 = _sha256(train, held_out)
+    sha256 = sha256_of([*train, "\0held out\0", *held_out])
     tables = read_gpt2_tables(Path(bpe)) if bpe else None
     kind = f"gpt2-{hashlib.sha256(tables.to_str().encode()).hexdigest()[:8]}" if tables else vocab_size
     kept = cache / f"tokens-{sha256[:16]}-{kind}.npz"
@@ -171,9 +171,10 @@ def _gathered(pieces: list[str], size: int) -> list[str]:
     return stretches + ["".join(gathered)] if gathered else stretches
 
 
-def _sha256(train: list[str], held_out: list[str]) -> str:
+def sha256_of(documents: list[str]) -> str:
+    """What tells these documents, in this order, from any others: 64 hex digits."""
     digest = hashlib.sha256()
-    for document in [*train, "\0held out\0", *held_out]:
+    for document in documents:
         digest.update(document.encode() + b"\0")
     return digest.hexdigest()
 

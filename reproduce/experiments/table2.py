@@ -4,8 +4,9 @@ The rows themselves stand in models/rows.py.
 """
 
 import dataclasses
+import itertools
 
-from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE2_BEST, TABLE2_EQUAL, TABLE2_NORMED
+from ..models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BESIDE, TABLE2_BEST, TABLE2_EQUAL, TABLE2_NORMED
 from ..train.arguments import LANGUAGE
 from ..train.dry_run import Plan
 from ..train.language import LanguagePreset, plan_of, train_rows
@@ -18,7 +19,12 @@ from .sizes import record_sizes
 PAPER_SHAPE = {"d_model": 768, "n_heads": 12, "n_layers": 12, "context": 1024}
 ON_GPU_ROWS = (*TABLE2, *TABLE2_BESIDE, *TABLE2_EQUAL)  # where a GPU trains them, more than the paper's seven
 FRESH_ROWS = (*TABLE2_BEST, *TABLE2_NORMED)
-ROWS = {"gpu": ON_GPU_ROWS, "gpu-fresh": FRESH_ROWS}  # by preset; the paper's elsewhere
+ROWS = {  # by preset; the paper's elsewhere
+    "gpu": ON_GPU_ROWS,
+    "gpu-fresh": FRESH_ROWS,
+    "gpu-fresh-narrow": FRESH_ROWS,
+    "gpu-fresh-allocations": tuple(itertools.chain(*TABLE2_ALLOCATIONS.values())),
+}
 
 FULL_SHAPE = dict(narrower=1, n_layers=12, context=1024, vocab_size=50_257, validation_tokens=300_000)
 ON_GPU = TrainConfig(
@@ -38,6 +44,16 @@ SWEPT_RATES = {
     for row in ON_GPU_ROWS
     if row.mechanism == "Tucker" and row.ranks[0] < PAPER_SHAPE["n_heads"] and not row.shared_kv
 }
+
+FRESH = LanguagePreset(
+    **FULL_SHAPE,
+    train=dataclasses.replace(
+        ON_GPU, steps=1980, warmup_steps=400, learning_rate=4.8e-3, checkpoint_every=1000, optimizer="muon"
+    ),
+    keep_models=False,
+    observe_every=100,
+    one_pass=True,
+)
 
 TAKES = (*LANGUAGE, "workers")
 PRESETS = {
@@ -66,15 +82,11 @@ PRESETS = {
         learning_rates=SWEPT_RATES | {"Tucker [8,128,128]": 1.2e-3},
     ),
     # Each mechanism at its best: Muon, every token of two shards of text read once, rates from one grid for all rows.
-    "gpu-fresh": LanguagePreset(
-        **FULL_SHAPE,
-        train=dataclasses.replace(
-            ON_GPU, steps=1980, warmup_steps=400, learning_rate=4.8e-3, checkpoint_every=1000, optimizer="muon"
-        ),
-        keep_models=False,
-        observe_every=100,
-        one_pass=True,
-    ),
+    "gpu-fresh": FRESH,
+    # The same rows with 5.3M parameters beside the embedding of multi-head attention, 12 tokens for each.
+    "gpu-fresh-narrow": dataclasses.replace(FRESH, narrower=4),
+    # Where a given number of parameters should go; Tucker's own rows stand in "gpu-fresh", with the same batches.
+    "gpu-fresh-allocations": FRESH,
     # The paper's own scale; where it tells no setting, those of nanoGPT's GPT-2, which takes as many steps on the same text.
     "paper": LanguagePreset(
         **(FULL_SHAPE | {"validation_tokens": 4_000_000, "keep_models": True}),

@@ -34,7 +34,8 @@ class Row:
         mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker".
         n_kv_heads: n_KV, for GQA.
         latent: d_c of both latents, for MLA.
-        ranks: for Tucker, (head, query, key) and (head, output, value) alike.
+        ranks: for Tucker, (head, query, key), and (head, output, value) alike where post_ranks says nothing.
+        post_ranks: for Tucker, (head, output, value) where it differs.
         shared_kv: keys and values read one latent, for MLA and Tucker.
         qk_norm: RMSNorm on queries and keys, "head" or "all", for all but MLA.
         latent_norm: RMSNorm on the latents, for MLA and Tucker.
@@ -51,6 +52,7 @@ class Row:
     shared_kv: bool = False
     qk_norm: str | None = None
     latent_norm: bool = False
+    post_ranks: tuple[int, int, int] | tuple[()] = ()
     paper: dict[str, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
@@ -75,7 +77,8 @@ class Row:
         kv = "shared" if self.shared_kv else "separated"
         if self.mechanism == "MLA":
             return f"MLA {kv} d_c={self.latent}"
-        return f"Tucker [{','.join(map(str, self.ranks))}]" + (" shared" if self.shared_kv else "")
+        both = " | ".join(",".join(map(str, triple)) for triple in (self.ranks, self.post_ranks) if triple)
+        return f"Tucker [{both}]" + (" shared" if self.shared_kv else "")
 
     def build(self, d_model: int, n_heads: int, rope_base: float | None = None) -> nn.Module:
         """A fresh attention layer of this kind.
@@ -94,7 +97,7 @@ class Row:
         options: dict[str, Any] = {"shared_kv": self.shared_kv, "rotary": rotary, "latent_norm": self.latent_norm}
         if self.mechanism == "MLA":
             return MultiHeadLatentAttention(d_model, n_heads, self.latent, self.latent, **options)
-        return TuckerAttention(d_model, n_heads, self.ranks, qk_norm=self.qk_norm, **options)
+        return TuckerAttention(d_model, n_heads, self.ranks, self.post_ranks or None, qk_norm=self.qk_norm, **options)
 
     def converted(self, layer: nn.Module, *, mean: bool = False, moment: torch.Tensor | None = None) -> nn.Module:
         """A trained layer as this kind of attention.
@@ -117,7 +120,7 @@ class Row:
         if self.mechanism == "MLA":
             return to_mla(layer, self.latent, self.latent, shared_kv=self.shared_kv, moment=moment)
         if self.mechanism == "Tucker":
-            return compress(layer, self.ranks, shared_kv=self.shared_kv, moment=moment)
+            return compress(layer, self.ranks, self.post_ranks or None, shared_kv=self.shared_kv, moment=moment)
         return copy.deepcopy(layer)
 
     def cost(self, d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:
@@ -134,7 +137,7 @@ class Row:
             return gqa_cost(d_model, n_heads, self.n_kv_heads, head_dim)
         if self.mechanism == "MLA":
             return mla_cost(d_model, n_heads, self.latent, self.latent, head_dim, shared_kv=self.shared_kv)
-        return tucker_cost(d_model, n_heads, self.ranks, shared_kv=self.shared_kv)
+        return tucker_cost(d_model, n_heads, self.ranks, self.post_ranks or None, shared_kv=self.shared_kv)
 
     def narrowed(self, factor: int) -> "Row":
         """The same row for a narrower model with as many heads: widths shrink, head counts and r1 stay.
@@ -144,12 +147,17 @@ class Row:
         Args:
             factor: by which d, and the latent widths with it, are divided.
         """
-        ranks = (self.ranks[0], *(rank // factor for rank in self.ranks[1:])) if self.ranks else ()
-        return dataclasses.replace(self, latent=self.latent // factor, ranks=ranks, paper={})
+
+        def narrow(ranks):
+            return (ranks[0], *(rank // factor for rank in ranks[1:])) if ranks else ()
+
+        return dataclasses.replace(
+            self, latent=self.latent // factor, ranks=narrow(self.ranks), post_ranks=narrow(self.post_ranks), paper={}
+        )
 
     def config(self) -> dict:
-        """The fields that define the layer, for records; norms only where there are some, so that older runs keep their ids."""
-        later = {name for name in ("qk_norm", "latent_norm") if not getattr(self, name)}
+        """The fields that define the layer, for records; later ones only where they are set, so that older runs keep their ids."""
+        later = {name for name in ("qk_norm", "latent_norm", "post_ranks") if not getattr(self, name)}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in later | {"paper"}}
 
     def normed(self) -> "Row":
@@ -194,6 +202,46 @@ TABLE2_EQUAL = (
     Row("MLA", latent=16, shared_kv=True),  # the parameters of Tucker [8,128,128]
 )
 
+
+def _moved(ranks: tuple[int, int, int]) -> tuple[Row, ...]:
+    """Seven rows with exactly the parameters of Tucker [ranks]: one of the two tensors gives the other a part of a rank."""
+    r, s, t = ranks
+    pairs = (
+        ((r, s // 2, t), (r, 3 * s // 2, t)),  # query and output
+        ((r, s // 4, t), (r, 7 * s // 4, t)),
+        ((r, 3 * s // 2, t), (r, s // 2, t)),
+        ((r, s, t // 2), (r, s, 3 * t // 2)),  # value and key
+        ((r, s, 3 * t // 2), (r, s, t // 2)),
+        ((r // 2, s, t), (3 * r // 2, s, t)),  # head and head
+        ((3 * r // 2, s, t), (r // 2, s, t)),
+    )
+    return tuple(Row("Tucker", ranks=pre, post_ranks=post) for pre, post in pairs)
+
+
+def _alike(*ranks: tuple[int, int, int], shared_kv: bool = False) -> tuple[Row, ...]:
+    return tuple(Row("Tucker", ranks=triple, shared_kv=shared_kv) for triple in ranks)
+
+
+# Ours: other ways to spend the attention parameters of each Tucker row above, within 1 %, by that row's label. Within both tensors
+# alike: query and output against key and value, then the head rank against them, then one latent for keys and values.
+TABLE2_ALLOCATIONS = {
+    "Tucker [8,128,128]": (
+        *_moved((8, 128, 128)),
+        *_alike((8, 64, 216), (8, 216, 64), (4, 180, 128), (6, 148, 128), (12, 100, 128)),
+        *_alike((8, 156, 128), (8, 82, 256), shared_kv=True),
+    ),
+    "Tucker [8,128,64]": (
+        *_moved((8, 128, 64)),
+        *_alike((8, 64, 128), (4, 160, 64), (6, 144, 64), (12, 108, 64)),
+        *_alike((8, 148, 64), (8, 92, 128), shared_kv=True),
+    ),
+    "Tucker [8,64,64]": (
+        *_moved((8, 64, 64)),
+        *_alike((8, 32, 104), (8, 104, 32), (4, 80, 64), (6, 72, 64), (12, 54, 64)),
+        *_alike((8, 84, 64), (8, 46, 128), shared_kv=True),
+    ),
+}
+
 # Table 3, LLaMA3-1B: d 2048, 32 heads; millions of parameters at 16 layers, or MB in BF16 at 8 (both readings fit).
 TABLE3 = (
     Row("MHA", paper={"size": 268}),
@@ -205,3 +253,7 @@ TABLE3 = (
     Row("Tucker", ranks=(32, 128, 64), paper={"size": 21.0}),
     Row("Tucker", ranks=(32, 64, 64), paper={"size": 12.6}),
 )
+
+# Ours: five of them, with MLA as it trains well, and all of them with norms.
+TABLE3_NORMED = tuple(row.normed() for row in TABLE3)
+TABLE3_BEST = (*TABLE3[:2], TABLE3_NORMED[4], TABLE3[5], TABLE3[7])

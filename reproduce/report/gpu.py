@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+from ..experiments import table2
 from ..experiments.ablations import CASES, CURES, ROW
+from ..models.rows import TABLE2_BEST
 from ..store.records import Record
 from ..train.language import method_of
 from ..train.recipes import Recipe
@@ -53,19 +55,35 @@ def _order(best: dict[str, float], runs: list[Record]) -> str:
 def fresh_table(records: list[Record]) -> list[Table]:
     """Table 2 with Muon, every token read once: each row by learning rate, its best in bold, and how many rates it was tried at.
 
+    Other seeds than the preset's own came after a rate was chosen: the grid leaves them out.
+
     Args:
         records: all that there are.
     """
-    runs = fresh_runs(records)
-    body, _ = rates_table(runs, clipped_label)
+    runs = [r for r in fresh_runs(records) if r.seed in table2.PRESETS["gpu-fresh"].seeds]
+    rates, lines, tried = sorted({r.rate for r in runs}), [], {}
+    for label, group in grouped(runs, clipped_label).items():
+        cells = grouped(group, lambda r: r.rate)
+        losses = {rate: mean_loss(cell) for rate, cell in cells.items()}
+        best = min((loss for loss in losses.values() if loss is not None), default=None)
+        marks = ["**" if best is not None and losses.get(rate) == best else "" for rate in rates]
+        shown = [f"{mark}{loss_cell(cells.get(rate, []))}{mark}" for rate, mark in zip(rates, marks)]
+        lines.append([label, f"{group[0].attention_parameters / 1e6:.2f}M", *shown, f"{len(cells)}"])
+        tried[label] = len(cells)
     title = (
         f"**Learning rates for GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET: {tokens_of(runs)}, no token read "
         f"twice, {seeds_in_words(runs)}.** {BOLD}"
     )
-    tried = sorted(len({r.rate for r in group}) for group in grouped(runs, clipped_label).values())
-    note = f"Every row was tried at as many rates: {tried[0]}."
-    if tried[0] < tried[-1]:
-        note = f"The rows were not tried equally yet, at {tried[0]} to {tried[-1]} rates each, so no row is set against another here."
+    body = markdown(["peak learning rate", "attention", *(f"{rate:g}" for rate in rates), "rates tried"], lines)
+    as_they_are = sorted(tried.get(row.label, 0) for row in TABLE2_BEST)
+    note = f"Every row as it is was tried at as many rates: {as_they_are[0]}."
+    if as_they_are[0] < as_they_are[-1]:
+        note = (
+            f"The rows were not tried equally yet, at {as_they_are[0]} to {as_they_are[-1]} rates each, so no row is set against another "
+            "here."
+        )
+    if missing := [row.label for row in table2.FRESH_ROWS if row.label not in tried]:
+        note += f" Not run at any rate: {'; '.join(missing)}."
     return [Table("Table 2, fresh text", title, body, runs, note)]
 
 

@@ -83,16 +83,22 @@ def _hours(plan: Plan, count: int) -> str:
     rates = {label: rate for label in plan.labels if (rate := throughput(plan, label))}
     if not rates:
         return "Hours: no run at this shape is on record."
-    hours = (
-        f"{label} {plan.all_tokens / rate / count / 3600:,.0f} ({rate:,} tokens/s on one {device})"
-        for label, (rate, device) in rates.items()
-    )
-    return f"Hours of one run, were {count} GPUs {count} times as fast as the fastest committed run on one: {'; '.join(hours)}."
+    said = []
+    for label, (rate, device) in rates.items():
+        hours = plan.all_tokens / rate / count / 3600
+        said.append(f"{label} {hours:,.{0 if hours >= 1 else 2}f} ({rate:,} tokens/s on one {device})")
+    return f"Hours of one run, were {count} GPUs {count} times as fast as the fastest committed run on one: {'; '.join(said)}."
 
 
 def _changes(options: Options) -> list[str]:
     """What the command line has in place of the preset's."""
-    given = {"steps": options.steps, "warm-up steps": options.warmup_steps, "learning rate": options.learning_rate}
+    given = {
+        "passes": options.passes,
+        "steps": options.steps,
+        "warm-up steps": options.warmup_steps,
+        "learning rate": options.learning_rate,
+        "QK-clip": options.qk_clip,
+    }
     return [f"{name} {value:,}" for name, value in given.items() if value is not None]
 
 

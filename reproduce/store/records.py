@@ -290,7 +290,8 @@ def command_line() -> str:
 
     def shortened(argument: str) -> str:
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        return option + equals + (Path(value).name if os.path.isabs(value) or value.startswith("..") else value)
+        paths = (Path(part).name if os.path.isabs(part) or part.startswith("..") else part for part in value.split(","))
+        return option + equals + ",".join(paths)
 
     return shlex.join(["python", "-m", "reproduce", *map(shortened, sys.argv[1:])])
 

@@ -10,7 +10,8 @@ from ..data.prepared import SOURCES
 from .distributed import SHARDINGS
 from .settings import OPTIMIZERS
 
-LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")  # the groups for training language models
+# The groups for training language models.
+LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "passes", "text", "test", "bpe")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
@@ -84,6 +85,15 @@ def add_optimizer(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--passes",
+        type=float,
+        choices=(0.5, 1, 2),
+        help="how often the presets gpu-fresh read the text, with steps and warm-up in proportion (default: once)",
+    )
+
+
 def add_text(parser: argparse.ArgumentParser) -> None:
     """Text to train on, and to judge by."""
     parser.add_argument(
@@ -93,6 +103,16 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--validation", help="held-out text (default: every tenth document of --text; what is prepared has its own)"
+    )
+
+
+def add_test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--test",
+        metavar="PATH[,PATH]",
+        type=labels,
+        default=(),
+        help="texts that a finished model reads once, document by document, for its record; no setting may be chosen by them",
     )
 
 
@@ -164,7 +184,9 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
     "seeds": add_seeds,
     "training": add_training,
     "optimizer": add_optimizer,
+    "passes": add_passes,
     "text": add_text,
+    "test": add_test,
     "bpe": add_bpe,
     "images": add_images,
     "workers": add_workers,

@@ -1,4 +1,4 @@
-"""Train and judge the language models of Tables 2 and 3: batches, validation loss, bits per byte, and a file to generate from."""
+"""Train the language models of Tables 2 and 3: presets, batches, records, and a file to generate from; `held_out` judges them."""
 
 import dataclasses
 import itertools
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import nn
 from tqdm import tqdm
 
 from ..data.prepared import is_prepared, open_prepared
@@ -25,6 +23,7 @@ from ..models.rows import Row
 from ..models.sizes import count_cached, count_parameters
 from ..store.saved import described, fill, kept, make_room, read_metadata, read_model, write_model
 from .dry_run import Plan
+from .held_out import UnseenText, measure_unseen, read_unseen, validate
 from .loop import Diverged, TrainResult, train
 from .observe import is_finite, observation
 from .options import Options
@@ -51,7 +50,7 @@ class LanguagePreset:
         observe_every: steps between looks at norms and logits (observe.py), 0 for none.
         micro_batch: the most sequences that a worker takes at a time, None for no limit.
         text: the prepared text that has to be named with --text, None if the built-in one will do.
-        one_pass: no token is trained on twice (`fresh_windows`).
+        one_pass: each window of the text is read once a pass (`fresh_windows`); one pass, unless --passes says otherwise.
     """
 
     narrower: int
@@ -105,13 +104,25 @@ def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Optio
         options: what the command line says.
 
     Raises:
-        ValueError: for a row with QK-norm whose logits are to be clipped.
+        ValueError: for a row with QK-norm whose logits are to be clipped, and for --passes where windows are drawn at random.
     """
-    rate = preset.rate(row.label, method_of(row.label, recipe))
-    settings = recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+    train = dataclasses.replace(preset.train, learning_rate=preset.rate(row.label, method_of(row.label, recipe)))
+    if options.passes is not None:
+        if not preset.one_pass:
+            raise ValueError(f"--passes: --preset {options.preset} draws its windows at random, with replacement")
+        steps, warmup = (round(options.passes * n) for n in (train.steps, train.warmup_steps))
+        train = dataclasses.replace(train, steps=steps, warmup_steps=warmup)
+    settings = recipe.settings(override(train, options))
     if settings.qk_clip and row.qk_norm:
         raise ValueError(f"--qk-clip {settings.qk_clip:g}: QK-norm bounds the logits of {row.label} already; name other --rows")
     return settings
+
+
+def passes_of(preset: LanguagePreset, options: Options) -> dict:
+    """What a record's config says of how often the text is read: nothing where windows are drawn at random."""
+    if not preset.one_pass:
+        return {}
+    return {"passes": int(options.passes)} if options.passes and options.passes > 1 else {"one_pass": True}
 
 
 def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
@@ -178,6 +189,9 @@ def plan_of(
             (),
             (f"{OPTIMIZERS[options.optimizer or preset.train.optimizer]} at a peak rate of {' or '.join(rates)}{by_row}",),
         )
+        if preset.one_pass:
+            times = passes_of(preset, options).get("passes")
+            ours += (f"each window of the text read {f'{times} times' if times else 'once'}, in an order of the seed",)
     configs = {row.label: config_of(row, model, preset, preset.vocab_size) for row, _ in rows}
     settings = settings_of(*rows[0], preset, options)
     return Plan(
@@ -222,6 +236,7 @@ def train_rows(
     for part in ("train", "validation"):
         if (length := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
+    unseen = read_unseen(options.test, data)
     cases = [
         (row, recipe, settings_of(row, recipe, preset, at_rate))
         for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())
@@ -230,11 +245,11 @@ def train_rows(
         changes = recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
         config |= {"recipe": changes} if changes else {}
-        config |= {"one_pass": True} if preset.one_pass else {}
+        config |= passes_of(preset, options)
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
             if not run.is_done():
-                train_one(run, settings, data, preset, recipe)
+                train_one(run, settings, data, preset, recipe, unseen)
             elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):
                 tqdm.write(
                     f"{run.title}: its model is no longer in {model_path(options.out, run.title).parent}; to train it again, "
@@ -242,7 +257,9 @@ def train_rows(
                 )
 
 
-def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
+def train_one(
+    run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe, unseen: list[UnseenText]
+) -> None:
     """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such.
 
     Args:
@@ -251,6 +268,7 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         data: on what.
         preset: how it is judged and observed, and whether it is kept.
         recipe: what is changed.
+        unseen: texts that the finished model reads once, after which nothing is decided any more.
 
     Raises:
         ValueError: for --qk-clip with several workers, and as `train` does.
@@ -267,7 +285,8 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
         raise ValueError("--qk-clip looks at the logits of whole layers; it runs on one worker, without torchrun")
     model = fresh()
     workers = run.options.workers.settled(settings.batch_size, count_parameters([model]), preset.micro_batch)
-    windows = fresh_windows(data.train, run.seed, settings, context) if preset.one_pass else None
+    passes = config.get("passes", 1)
+    windows = fresh_windows(data.train, run.seed, settings, context, passes) if preset.one_pass else None
 
     def batch_at(step):
         rows, size = workers.rows(settings.batch_size), settings.batch_size
@@ -300,6 +319,8 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
     if not workers.is_first:
         return workers.wait()
     metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
+    if unseen:
+        metrics["test"] = measure_unseen(model, unseen, context, workers.micro_batch, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         path, about_run = model_path(run.options.out, run.title), {"run": run.identity, "preset": run.options.preset}
@@ -355,16 +376,18 @@ def batch_of(
     return stacked(tokens, starts, context)
 
 
-def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int) -> np.ndarray:
+def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int, passes: int = 1) -> np.ndarray:
     """Where the windows of all steps start: the text cut into windows, each taken once, in an order that the seed alone decides.
 
-    Every token is a target once; two windows share the one token where they meet.
+    Every token is a target once; two windows share the one token where they meet. A further pass takes the windows of the first one
+    again, in an order of its own.
 
     Args:
         tokens: (tokens,).
         seed: of the run.
         settings: how many steps of how many windows.
         context: N; a window holds one token more.
+        passes: over how many the steps are spread.
 
     Returns:
         (windows,) integers.
@@ -372,13 +395,16 @@ def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context:
     Raises:
         ValueError: if there are fewer windows than the run needs.
     """
-    count, needed = (len(tokens) - 1) // context, settings.steps * settings.batch_size
+    count, needed = (len(tokens) - 1) // context, math.ceil(settings.steps * settings.batch_size / passes)
     if count < needed:
+        times = "once" if passes == 1 else f"{passes} times"
         raise ValueError(
-            f"{settings.steps} steps of {settings.batch_size} windows need {needed * context + 1:,} tokens, each read once; the text "
-            f"has {len(tokens):,}: at most {count // settings.batch_size} steps"
+            f"{settings.steps} steps of {settings.batch_size} windows need {needed * context + 1:,} tokens, each read {times}; the "
+            f"text has {len(tokens):,}: at most {count * passes // settings.batch_size} steps"
         )
-    return context * np.random.default_rng(seed).permutation(count)
+    first = np.random.default_rng(seed).permutation(count)[:needed]
+    again = (np.random.default_rng((seed, number)).permutation(first) for number in range(1, passes))
+    return context * np.concatenate([first, *again])
 
 
 def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tensor:
@@ -393,51 +419,6 @@ def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tenso
         (rows, context + 1) int64.
     """
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
-
-
-@torch.no_grad()
-def validate(
-    model: nn.Module, data: TextData, context: int, batch_size: int, max_tokens: int, precision: str, title: str
-) -> dict:
-    """Loss on consecutive windows from the start of the held-out text, every token predicted once.
-
-    Args:
-        model: tokens -> logits; it is left in evaluation mode.
-        data: whose held-out text.
-        context: tokens of a window.
-        batch_size: windows at a time.
-        max_tokens: the most that are looked at.
-        precision: "float32", or "bfloat16" for autocast.
-        title: of the progress bar.
-
-    Returns:
-        `validation_loss` (nats a token), `bits_per_byte` (comparable across vocabularies), `validation_tokens`.
-
-    Raises:
-        ValueError: if the held-out text is shorter than one window.
-    """
-    device = next(model.parameters()).device
-    n_windows = min(len(data.validation) - 1, max_tokens) // context
-    if n_windows == 0:
-        raise ValueError(f"{data.name}: {len(data.validation)} held-out tokens are fewer than one window of {context}")
-    stream = data.validation[: n_windows * context + 1].astype(np.int64)
-    inputs, targets = (part.reshape(n_windows, context) for part in (stream[:-1], stream[1:]))
-    model.eval()
-    total = 0.0
-    for start in tqdm(range(0, n_windows, batch_size), f"{title}: validation", leave=False):
-        x, y = (torch.from_numpy(t[start : start + batch_size]).to(device) for t in (inputs, targets))
-        with (
-            torch.compiler.set_stance("force_eager"),  # the last batch is smaller: a compilation would not pay
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
-        ):
-            logits = model(x)
-        total += F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="sum").item()
-    n_bytes = int(data.token_bytes[targets].sum())
-    return {
-        "validation_loss": total / targets.size,
-        "bits_per_byte": total / math.log(2) / n_bytes,
-        "validation_tokens": targets.size,
-    }
 
 
 def model_path(out: Path, title: str) -> Path:

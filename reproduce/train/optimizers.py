@@ -8,10 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from tucker_ref import TuckerAttention
+
 from .muon import Muon
 from .settings import TrainConfig
 
-NARROWEST = 16  # sides up to this, as of the factors (n_H, r1) of the heads, are no matrices to Muon
 OTHERS_SHARE = 0.5  # of the learning rate, for what AdamW trains beside Muon
 
 
@@ -35,13 +36,17 @@ def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def make_muon(model: nn.Module, config: TrainConfig) -> "Together":
-    """Muon for every matrix and core within the blocks that is wider than NARROWEST, AdamW for the rest at half the rate.
+    """Muon for every matrix and core within the blocks, AdamW for the rest at half the rate.
+
+    The factors of the heads, (n_H, r1), are with the rest: they mix the slices of a core, and are no maps between widths.
 
     Args:
         model: whose parameters; it has `blocks`.
         config: learning rate and weight decay.
     """
-    matrices = [p for p in model.blocks.parameters() if p.ndim >= 2 and min(p.shape[-2:]) > NARROWEST]
+    layers = [module for module in model.modules() if isinstance(module, TuckerAttention)]
+    heads = {id(weights.head) for layer in layers for weights in (layer.pre, layer.post)}
+    matrices = [p for p in model.blocks.parameters() if p.ndim >= 2 and id(p) not in heads]
     chosen = {id(p) for p in matrices}
     plain = make_adamw(model, config)
     rest = [group | {"share": OTHERS_SHARE} for group in narrowed(plain, lambda p: id(p) not in chosen)]

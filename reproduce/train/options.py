@@ -19,8 +19,10 @@ class Options:
         rows: labels to run.
         seeds: one run each.
         learning_rate, steps, warmup_steps, optimizer, qk_clip: as in `TrainConfig`.
+        passes: how often the text is read, of presets that read it window by window; their steps go with it.
         learning_rates: one run at each (`at_each_rate`).
         text, validation, bpe, images: paths in place of the built-in data.
+        test: texts for finished models alone.
         model: whose attention to look at.
         trust_layers: without comparing it with the original first.
         ranks: to compress it to, (head, query, key) each.
@@ -41,9 +43,11 @@ class Options:
     warmup_steps: int | None = None
     optimizer: str | None = None
     qk_clip: float | None = None
+    passes: float | None = None
     learning_rates: tuple[float, ...] = ()
     text: str | None = None
     validation: str | None = None
+    test: tuple[str, ...] = ()
     bpe: str | None = None
     images: str | None = None
     model: str | None = None

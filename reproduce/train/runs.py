@@ -98,19 +98,21 @@ def check_labels(kind: str, labels: Iterable[str], known: Iterable[str]) -> None
         raise ValueError(f"--rows: no {kind} is called {', '.join(sorted(unknown))}; there are: {'; '.join(known)}")
 
 
-def selected(rows: Iterable[Row], labels: tuple[str, ...]) -> list[Row]:
-    """The rows with these labels.
+def selected(rows: Iterable[Row], labels: tuple[str, ...], beside: Iterable[Row] = ()) -> list[Row]:
+    """The rows with these labels, all where none is given.
 
     Args:
-        rows: to choose from.
-        labels: all rows if there are none.
+        rows: of a table.
+        labels: as --rows has them.
+        beside: rows that are run only where they are named.
 
     Raises:
         ValueError: for a label that no row has.
     """
     rows = list(rows)
-    check_labels("row", labels, [row.label for row in rows])
-    return [row for row in rows if not labels or row.label in labels]
+    known = [*rows, *beside]
+    check_labels("row", labels, [row.label for row in known])
+    return [row for row in known if row.label in labels] if labels else rows
 
 
 def override(settings: TrainConfig, options: Options) -> TrainConfig:
