@@ -1,19 +1,24 @@
-"""The larger pictures of the lessons, one call each: what they show is computed in the lesson, how it is drawn stands here."""
+"""The pictures of the lessons, one call each: what they show is computed in the lesson, how it is drawn stands here."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.text import Text
 
 from paper_figures import style
+from paper_figures.diagram import box
 
 DPI = 150
 SMALLEST = 8  # points
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], **options):
-    """plt.subplots at the resolution of all these pictures."""
-    return plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **options)
+def panels(rows: int, columns: int, size: tuple[float, float], grid: bool = True, **options):
+    """plt.subplots at the resolution of all these pictures; images want no grid."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **options)
+    for ax in [] if grid else np.ravel(axes):
+        ax.grid(False)
+    return figure, axes
 
 
 def legible(figure: Figure) -> Figure:
@@ -24,10 +29,20 @@ def legible(figure: Figure) -> Figure:
     return figure
 
 
+def photographs(versions: dict[str, np.ndarray]) -> Figure:
+    """00: versions of one photograph side by side, (row, column, colour) or (row, column), each under its name."""
+    figure, axes = panels(1, len(versions), (3.2 * len(versions), 2.7), grid=False)
+    for ax, (name, version) in zip(axes, versions.items()):
+        ax.imshow(version.clip(0, 1), cmap="gray", aspect="auto", interpolation="nearest")
+        ax.set_title(name, fontsize=10)
+        ax.set(xticks=[], yticks=[], xlabel="column", ylabel="row" if ax is axes[0] else "")
+    return legible(figure)
+
+
 def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
     """00: a photograph (rows, columns, 3) and its three unfoldings; of the third, the columns of one row of the picture."""
     rows, columns, _ = picture.shape
-    figure, axes = panels(1, 4, (11, 2.6), width_ratios=[1.3, 2, 1.7, 2])
+    figure, axes = panels(1, 4, (11, 2.6), grid=False, width_ratios=[1.3, 2, 1.7, 2])
     axes[0].imshow(picture, interpolation="nearest")
     axes[0].set(title=f"Tensor {picture.shape}", xlabel="column", ylabel="row")
     middle = slice(rows // 2 * columns, (rows // 2 + 1) * columns)  # one row of the picture, all its columns
@@ -41,9 +56,68 @@ def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
     return legible(figure)
 
 
+def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "second", "third"), tensor: str = "T") -> Figure:
+    """00, 01, 05: a tensor, and the core and three factors that stand for it; lengths are square roots of the sizes.
+
+    names: of the three modes.  tensor: its letter.
+    """
+    figure, ax = panels(1, 1, (9, 3.4))
+    (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / 1.4, np.sqrt(ranks) / 1.4
+    dense, core, factor = "#777777", style.COLOURS["Tucker"], "#005c44"
+    label = dict(ha="center", va="center")
+
+    box(ax, 0, -height / 2, width, height, depth, dense)
+    ax.text(width / 2, 0, f"${tensor}$", color="white", fontsize=13, **label)
+    ax.text(-0.1, 0, f"{names[1]}: {shape[1]}", rotation=90, ha="right", va="center")
+    ax.text(width / 2, -height / 2 - 0.1, f"{names[2]}: {shape[2]}", ha="center", va="top")
+    ax.text(width + 0.3 * depth + 0.1, -height / 2 + 0.05 * depth, f"{names[0]}: {shape[0]}", ha="left", va="center")
+
+    x = width + 0.55 * depth + 1.9
+    ax.text(x - 0.6, 0, "=", fontsize=22, **label)
+    ax.add_patch(Rectangle((x, -height / 2), r_height, height, facecolor=factor))
+    ax.text(x + r_height / 2, 0, "$U_2$", color="white", **label)
+    ax.text(x + r_height / 2, -height / 2 - 0.1, f"{shape[1]} × {ranks[1]}", ha="center", va="top")
+
+    x += r_height + 0.5
+    box(ax, x, -r_height / 2, r_width, r_height, r_depth, core)
+    ax.text(x + r_width / 2, 0, "$C$", color="white", fontsize=13, **label)
+    ax.text(x + r_width / 2, -r_height / 2 - 0.1, f"core\n{ranks[0]} × {ranks[1]} × {ranks[2]}", ha="center", va="top")
+    x_1, y_1 = x + 0.55 * r_depth, r_height / 2 + 0.45 * r_depth + 0.25  # U_1 lies behind the core, along the first mode
+    lean = np.array([0.55, 0.45]) * depth
+    corners = [(x_1, y_1), (x_1 + r_depth, y_1), (x_1 + r_depth + lean[0], y_1 + lean[1]), (x_1 + lean[0], y_1 + lean[1])]
+    ax.add_patch(Polygon(corners, facecolor=factor))
+    ax.text(x_1 + (r_depth + lean[0]) / 2, y_1 + lean[1] / 2, "$U_1$", color="white", **label)
+    ax.text(x_1 + r_depth + lean[0] + 0.15, y_1 + lean[1] / 2, f"{shape[0]} × {ranks[0]}", ha="left", va="center")
+
+    x += r_width + 0.55 * r_depth + 0.6
+    ax.add_patch(Rectangle((x, -r_width / 2), width, r_width, facecolor=factor))
+    ax.text(x + width / 2, 0, "$U_3^\\top$", color="white", **label)
+    ax.text(x + width / 2, -r_width / 2 - 0.1, f"{ranks[2]} × {shape[2]}", ha="center", va="top")
+    top = max(height / 2 + 0.45 * depth, y_1 + lean[1])
+    ax.set(xlim=(-0.7, x + width + 0.6), ylim=(-height / 2 - 0.8, top + 0.1), aspect="equal")
+    ax.axis("off")
+    return legible(figure)
+
+
+def falling(spectra: dict[str, list[np.ndarray]], modes: tuple[str, str, str]) -> Figure:
+    """00, 03, 04: singular values of the three unfoldings, a curve for each tensor; where one ends, its rank ends."""
+    figure, axes = panels(1, 3, (10, 2.9), sharey=True)
+    lines = dict(style.lines_of(list(spectra))) if "MHA" in spectra else {}
+    for name, values in spectra.items():
+        look = lines.get(name, {"color": style.COLOURS["Tucker"], "linestyle": ":" if name == "shuffled" else "-"})
+        for ax, sigma in zip(axes, values):
+            sigma = sigma[sigma > 1e-10 * sigma[0]]
+            ax.plot(range(1, len(sigma) + 1), sigma / sigma[0], marker=".", label=name, **look)
+    for number, (ax, mode) in enumerate(zip(axes, modes), start=1):
+        ax.set(title=f"Mode {number}: {mode}", xlabel="number of the singular value", ylim=0)
+    axes[0].set_ylabel("relative to the largest")
+    axes[0].legend()
+    return legible(figure)
+
+
 def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], letters: str, word: str) -> Figure:
     """01: tables (h, d, d) above, and the attention (h, n, m) that each makes below."""
-    figure, axes = panels(2, len(names), (10, 6.8))
+    figure, axes = panels(2, len(names), (10, 6.8), grid=False)
     features, edge = [*letters, *map(str, range(len(word)))], len(letters) - 0.5
     for head, (name, (above, below)) in enumerate(zip(names, axes.T)):
         above.imshow(tables[head], cmap="Blues")
