@@ -115,6 +115,50 @@ def falling(spectra: dict[str, list[np.ndarray]], modes: tuple[str, str, str]) -
     return legible(figure)
 
 
+def who_looks_where(word: str, heads: dict[str, list[tuple[int, int]]]) -> Figure:
+    """01: for each head a line from every letter of the word, above, to the letters that it looks at, below.
+
+    heads: pairs (query, source) by the head's name.
+    """
+    figure, axes = panels(1, len(heads), (3.6 * len(heads), 2.3))
+    for ax, (name, pairs) in zip(axes, heads.items()):
+        for query, source in pairs:
+            ax.plot([query, source], [0.92, 0.08], color=style.COLOURS["GQA"], linewidth=1, alpha=0.7)
+        for place, letter in enumerate(word):
+            ax.text(place, 1.0, letter, ha="center", va="bottom", fontsize=12)
+            ax.text(place, 0.0, letter, ha="center", va="top", fontsize=12)
+        ax.set(title=name, xlim=(-0.7, len(word) - 0.3), ylim=(-0.25, 1.25))
+        ax.axis("off")
+    return legible(figure)
+
+
+def tucker_of_heads(
+    core: np.ndarray, factors: list[np.ndarray], heads: list[str], features: list[str], latents: list[str]
+) -> Figure:
+    """01: core (r, s, t) and factors (h, r), (d, s), (d, t) of heads whose features have names.
+
+    latents: names of the query latents; the first t of them are the key latents' as well.
+    """
+    patterns = len(core)
+    figure, axes = panels(1, 3 + patterns, (11, 4.2), grid=False, width_ratios=[1.0, 1.5, 1.5, *[1.7] * patterns])
+    titles = ["$U_1$: heads", "$U_2$: queries", "$U_3$: keys", *(f"$C$, pattern {n}" for n in range(patterns))]
+    rows, columns = [heads, features, features], ["pattern", "query latent", "key latent"]
+    for ax, table, title in zip(axes, [*factors, *core], titles):
+        ax.imshow(table, cmap="Greens", vmin=0, vmax=1.2)
+        for (i, j), value in np.ndenumerate(table):
+            if value:
+                ax.text(j, i, f"{value:g}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks(range(table.shape[1]), range(patterns) if ax is axes[0] else latents[: table.shape[1]])
+    for ax, names, column in zip(axes, rows, columns):
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_xlabel(column)
+    for ax in axes[3:]:
+        ax.set(xlabel="key latent", ylabel="query latent" if ax is axes[3] else "")
+        ax.set_yticks(range(len(latents)), latents)
+    return legible(figure)
+
+
 def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], letters: str, word: str) -> Figure:
     """01: tables (h, d, d) above, and the attention (h, n, m) that each makes below."""
     figure, axes = panels(2, len(names), (10, 6.8), grid=False)
