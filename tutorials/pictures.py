@@ -177,6 +177,128 @@ def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], l
     return legible(figure)
 
 
+def _flow(ax, boxes: dict[str, tuple], arrows: list[tuple[str, str]], highlighted: set[str], colour: str) -> None:
+    """Boxes with words in them, (x, y, words) by name, and arrows between them; some are highlighted in the colour."""
+    for name, (x, y, words) in boxes.items():
+        face = colour if name in highlighted else "#eeeeee"
+        patch = dict(boxstyle="round,pad=0.45", facecolor=face, edgecolor="#888888")
+        ax.text(x, y, words, ha="center", va="center", fontsize=9, bbox=patch)
+    for start, end in arrows:
+        (x_0, y_0, _), (x_1, y_1, _) = boxes[start], boxes[end]
+        between = dict(arrowstyle="->", color="#555555", shrinkA=24, shrinkB=27)
+        ax.annotate("", (x_1, y_1), (x_0, y_0), arrowprops=between, zorder=0)
+    ax.axis("off")
+
+
+def dataflow_of_mha(d: int, heads: int, k: int) -> Figure:
+    """02: the layer: tokens, four matrices, and the softmax between them; coloured what the two tensors hold."""
+    figure, ax = panels(1, 1, (10, 3.2))
+    boxes = {
+        "x": (0, 1, f"tokens\n{d} numbers each"),
+        "q": (2.3, 2, "queries\n$X W^Q$"),
+        "k": (2.3, 1, "keys\n$X W^K$"),
+        "v": (2.3, 0, "values\n$X W^V$"),
+        "a": (4.6, 1.5, f"softmax\n{heads} heads, width {k}"),
+        "z": (6.9, 1, "mixed\nvalues"),
+        "y": (9.2, 1, "outputs\ntimes $W^O$"),
+    }
+    arrows = [("x", "q"), ("x", "k"), ("x", "v"), ("q", "a"), ("k", "a"), ("a", "z"), ("v", "z"), ("z", "y")]
+    _flow(ax, boxes, arrows, {"q", "k"}, "#cfe3f2")
+    _flow(ax, {name: boxes[name] for name in ("v", "y")}, [], {"v", "y"}, "#f6e3bd")
+    ax.text(3.45, 2.45, "first tensor: before the softmax", color=style.COLOURS["GQA"], ha="center", va="bottom")
+    ax.text(5.75, -0.45, "second tensor: after it", color="#9a6a00", ha="center", va="top")
+    ax.set(xlim=(-0.9, 10), ylim=(-0.8, 2.8))
+    return legible(figure)
+
+
+def effective_sources(widths: list[int], shared: dict[str, list[float]], sources: int) -> Figure:
+    """02: how many sources share the attention at each head width, a curve for each scale."""
+    figure, ax = panels(1, 1, (6, 2.8))
+    for (name, values), line in zip(shared.items(), ("-", ":")):
+        ax.semilogx(widths, values, line, base=2, color=style.COLOURS["MHA"], label=name)
+    ax.set(
+        title=f"How many of {sources} sources share the attention", xlabel="head width $d_H$", ylabel="$e^{entropy}$", ylim=0
+    )
+    ax.set_xticks(widths, [str(width) for width in widths])
+    ax.minorticks_off()
+    ax.legend()
+    return legible(figure)
+
+
+def masks(tables: dict[str, np.ndarray]) -> Figure:
+    """02: which source (column) each query (row) may look at: dark is allowed."""
+    figure, axes = panels(1, len(tables), (8.5, 2.8), grid=False)
+    for ax, (name, table) in zip(axes, tables.items()):
+        ax.imshow(table, cmap="Greys", vmin=0, vmax=1.3)
+        ax.set(title=name, xlabel="source m", ylabel="query n", xticks=range(table.shape[1]), yticks=range(len(table)))
+    return legible(figure)
+
+
+def routing(core: np.ndarray, width: int) -> Figure:
+    """02, 03, 05: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
+    heads = len(core)
+    figure, axes = panels(1, heads, (1.7 * heads if heads > 3 else 7.5, 2.7), grid=False, sharey=True)
+    for head, (ax, table) in enumerate(zip(axes, core)):
+        ax.imshow(table, cmap="Greys", vmin=0, vmax=1)
+        ax.set(title=f"Head {head}", xlabel="key channel")
+        ax.set_xticks(range(0, table.shape[1] + 1, width))
+        ax.set_yticks(range(0, table.shape[0] + 1, width))
+        for line in range(width, table.shape[0], width):
+            ax.axhline(line - 0.5, color="#bbbbbb", linewidth=0.6)
+        for line in range(width, table.shape[1], width):
+            ax.axvline(line - 0.5, color="#bbbbbb", linewidth=0.6)
+    axes[0].set_ylabel("query channel")
+    return legible(figure)
+
+
+def kv_cache(heads: int, kinds: dict[str, int], tokens: str = "the cat sat on") -> Figure:
+    """02, 03: what the cache holds when the next token is written: a key and a value for each token and key/value head.
+
+    kinds: key/value heads by the name of the mechanism.  tokens: those written so far.
+    """
+    words = tokens.split()
+    figure, axes = panels(1, len(kinds), (5.2 if len(kinds) == 1 else 3.6 * len(kinds), 3.6), squeeze=False)
+    for ax, (name, groups) in zip(axes[0], kinds.items()):
+        colour = style.COLOURS[style.mechanism(name)]
+        for n in range(len(words)):
+            ax.text(n + 0.5, heads + 0.25, words[n], ha="center", va="bottom")
+            for group in range(groups):
+                for half, letter in ((0.0, "k"), (0.5, "v")):
+                    place = (n + half + 0.03, heads - 1 - group + 0.08)
+                    ax.add_patch(Rectangle(place, 0.44, 0.84, facecolor=colour, alpha=0.8 if letter == "k" else 0.45))
+                    ax.text(place[0] + 0.22, place[1] + 0.42, f"${letter}_{group}$", ha="center", va="center", color="white")
+        ax.text(len(words) + 0.75, heads + 0.25, "new", ha="center", va="bottom", fontweight="bold")
+        for head in range(heads):
+            y = heads - 1 - head + 0.5
+            ax.text(
+                len(words) + 0.75, y, f"$q_{head}$", ha="center", va="center", bbox=dict(boxstyle="round", facecolor="#eeeeee")
+            )
+            group = head * groups // heads
+            ax.annotate(
+                "",
+                (len(words) + 0.05, heads - group - 0.5),
+                (len(words) + 0.5, y),
+                arrowprops=dict(arrowstyle="->", color="#555555"),
+            )
+        ax.set(title=f"{name}: {2 * groups} vectors a token", xlim=(-0.1, len(words) + 1.2), ylim=(-0.1, heads + 0.9))
+        ax.axis("off")
+    return legible(figure)
+
+
+def where_arithmetic_goes(tokens: np.ndarray, parts: dict[str, np.ndarray], meet: int) -> Figure:
+    """02: operations of a layer by the number of tokens, a curve for each part; a grey line where two of them meet."""
+    figure, ax = panels(1, 1, (6.4, 3))
+    for (name, values), line in zip(parts.items(), ("--", ":", "-")):
+        ax.loglog(tokens, values, line, base=2, color=style.COLOURS["MHA"], label=name)
+    ax.axvline(meet, color="#bbbbbb", linewidth=1)
+    ax.set(title="One layer of GPT-2's shape: where the arithmetic goes", xlabel="tokens N", ylabel="operations")
+    ax.set_xticks(tokens, [f"{int(n):,}" for n in tokens])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.minorticks_off()
+    ax.legend()
+    return legible(figure)
+
+
 def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) -> Figure:
     """06: hands (pair, position, 2) of every pair, drawn at ten positions from 0 to counts[pair]."""
     figure, axes = panels(1, len(counts), (10, 2.9), sharey=True)
