@@ -299,6 +299,16 @@ def where_arithmetic_goes(tokens: np.ndarray, parts: dict[str, np.ndarray], meet
     return legible(figure)
 
 
+def shares(heads: list[int], parts: dict[str, list[float]]) -> Figure:
+    """03: cache and parameters as shares of multi-head attention's, by the number of key/value heads."""
+    figure, ax = panels(1, 1, (6.4, 2.9))
+    for (name, values), line in zip(parts.items(), ("-", ":")):
+        ax.plot(heads, values, line, marker="o", color=style.COLOURS["GQA"], label=name)
+    ax.set(title="GQA at GPT-2's shape", xlabel="key/value heads", ylabel="share of MHA's", ylim=(0, 1.05), xticks=heads)
+    ax.legend()
+    return legible(figure)
+
+
 def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) -> Figure:
     """06: hands (pair, position, 2) of every pair, drawn at ten positions from 0 to counts[pair]."""
     figure, axes = panels(1, len(counts), (10, 2.9), sharey=True)
