@@ -309,6 +309,58 @@ def shares(heads: list[int], parts: dict[str, list[float]]) -> Figure:
     return legible(figure)
 
 
+def dataflow_of_mla(d: int, heads: int, k: int, q_rank: int, kv_rank: int, absorbed: bool = False) -> Figure:
+    """04: multi-head latent attention, as written or absorbed; coloured is what the cache keeps, each box with its width."""
+    figure, ax = panels(1, 1, (10, 3.4))
+    boxes = {
+        "x": (0, 1, f"token $x$\n{d}"),
+        "lq": (2.1, 2, f"query latent\n{q_rank}"),
+        "l": (2.1, 0.5, f"latent $c$: cached\n{kv_rank}"),
+        "q": (4.6, 2, f"{heads} queries\nof {kv_rank if absorbed else k}"),
+        "a": (6.9, 1.25, "softmax"),
+        "z": (8.4, 0.5, f"{heads} mixtures\nof {kv_rank if absorbed else k}"),
+        "y": (10.2, 0.5, f"output\n{d}"),
+    }
+    arrows = [("x", "lq"), ("x", "l"), ("lq", "q"), ("q", "a"), ("a", "z"), ("z", "y")]
+    if absorbed:
+        arrows += [("l", "a"), ("l", "z")]
+        labels = {(1.0, 1.75): "$W^{DQ}$", (1.0, 0.45): "$W^{DKV}$", (3.4, 2.22): "$W^{UQ} W^{UK\\top}$"}
+        labels[(9.35, 0.75)] = "$W^{UV}W^O$"
+    else:
+        boxes |= {"k": (4.6, 1, f"{heads} keys\nof {k}"), "v": (4.6, 0, f"{heads} values\nof {k}")}
+        arrows += [("l", "k"), ("l", "v"), ("k", "a"), ("v", "z")]
+        labels = {(1.0, 1.75): "$W^{DQ}$", (1.0, 0.45): "$W^{DKV}$", (3.4, 2.22): "$W^{UQ}$"}
+        labels |= {(3.55, 1.0): "$W^{UK}$", (3.55, 0.0): "$W^{UV}$", (9.35, 0.75): "$W^O$"}
+    _flow(ax, boxes, arrows, {"l"}, style.COLOURS["MLA"])
+    for (x, y), words in labels.items():
+        ax.text(x, y, words, ha="center", va="center", fontsize=10)
+    ax.set(xlim=(-0.6, 10.8), ylim=(-0.4, 2.5), title="Absorbed: no key, no value" if absorbed else "As written")
+    return legible(figure)
+
+
+def one_more_token(cached: np.ndarray, counts: dict[str, np.ndarray]) -> Figure:
+    """04: multiply-adds of one layer for one more token, by the number of tokens in the cache."""
+    figure, ax = panels(1, 1, (6.4, 3))
+    for (name, values), line in zip(counts.items(), ("-", "--", ":")):
+        ax.loglog(cached, values, line, base=2, color=style.COLOURS["MLA"], label=name)
+    ax.set(title="One more token: multiply-adds of one layer", xlabel="tokens in the cache", ylabel="multiply-adds")
+    ax.set_xticks(cached, [f"{int(n):,}" for n in cached])
+    ax.minorticks_off()
+    ax.legend()
+    return legible(figure)
+
+
+def sizes(series: dict[str, list[tuple[int, int]]]) -> Figure:
+    """04: (parameters, cached numbers a token) of layers, one line a series; down and left is good."""
+    figure, ax = panels(1, 1, (6.6, 3.4))
+    for (name, points), look in zip(series.items(), style.lines_of(list(series)).values()):
+        marker = style.MARKERS[style.mechanism(name)]
+        ax.plot([p / 1e6 for p, _ in points], [c for _, c in points], label=name, marker=marker, **look)
+    ax.set(title="One layer of GPT-2's shape", xlabel="parameters, millions", ylabel="cached numbers a token", ylim=0)
+    ax.legend()
+    return legible(figure)
+
+
 def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) -> Figure:
     """06: hands (pair, position, 2) of every pair, drawn at ten positions from 0 to counts[pair]."""
     figure, axes = panels(1, len(counts), (10, 2.9), sharey=True)
