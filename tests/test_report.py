@@ -16,6 +16,7 @@ from paper_figures import style
 from reproduce.report import checks, claims, gpu, query, results, words
 from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
 from reproduce.store import records
+from reproduce.store.files import code_hash
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = records.load(records.COMMITTED)
@@ -338,7 +339,7 @@ def test_the_table_of_claims_counts_its_verdicts():
 
 
 CHECKS = {
-    "mutation": dict(mutants=50, killed=40, mypy=3, timeouts=1, equivalent=5, survived=1),
+    "mutation": dict(mutants=50, mypy=3, timeouts=1, equivalent=5, survived=1, lot=dict(drawn=2, noticed=1), source="0"),
     "fuzz": dict(inputs=1000, tried={"a": 600, "b": 400}, public_names={"x": 2}, failed=[]),
     "hostile": dict(kinds={"shape": 30, "mask": 12}, skipped=0),
     "survival": {"training": dict(kills=4, ends=2, files=9), "recording": dict(kills=3, ends=1, files=5)},
@@ -348,7 +349,10 @@ CHECKS = {
     },
     "versions": dict(passed=60, failed=0, skipped=2, library="wheel"),
 }
-CHECK_RECORDS = [records.new_record(name, "tests", f"method of {name}", {}, metrics) for name, metrics in CHECKS.items()]
+METHODS = {"mutation": "gqa"}  # a module
+CHECK_RECORDS = [
+    records.new_record(name, "tests", METHODS.get(name, f"method of {name}"), {}, metrics) for name, metrics in CHECKS.items()
+]
 
 
 def test_every_check_on_record_has_one_line():
@@ -357,7 +361,8 @@ def test_every_check_on_record_has_one_line():
     for line, expected in zip(
         lines[2:],
         (
-            "50 mutants of 1 modules | 97.8% of those that change anything noticed",
+            "50 mutants of 1 modules | tests met 47 and noticed 41, 1 of them by the clock; 5 change nothing, 1 survive; "
+            "types alone rejected 3; of 2 of these, drawn by lot, tests noticed 1; without a record: attend, ",
             "1,000 random inputs for 2 contracts of 1 public names | 0 contracts broken",
             "42 inputs: shape 30, mask 12 |",
             "7 times kill -9: 4 while training, 3 while recording | none of 14 files",
@@ -380,6 +385,21 @@ def test_the_readme_shows_the_checks_on_record():
     readme = (ROOT / "README.md").read_text()
     shown = readme.split(checks.BEGIN)[1].split(checks.END)[0].strip()
     assert shown == checks.render(COMMITTED)
+
+
+def test_mutation_says_what_is_stale_and_what_was_never_tried():
+    (record,) = (r for r in CHECK_RECORDS if r.experiment == "mutation")
+    assert checks.stale([record]) == ["gqa"] and "stale, for the module has changed since: gqa" in checks.mutants([record])[1]
+    now = dataclasses.replace(record, metrics=record.metrics | {"source": code_hash(checks.module_path("gqa"))})
+    assert checks.stale([now]) == [] and "stale" not in checks.mutants([now])[1]
+    gone = dataclasses.replace(now, method="no_such_module")
+    assert checks.stale([gone]) == ["no_such_module"]
+    before = dataclasses.replace(now, metrics={name: n for name, n in now.metrics.items() if name not in ("source", "lot")})
+    assert checks.stale([before]) == ["gqa"] and "of 0 of these" in checks.mutants([before])[1]
+    left = checks.untried([now])
+    assert "gqa" not in left and {"attend", "kernels/decode"} <= set(left) and "__init__" not in left
+    everything = [dataclasses.replace(now, method=name) for name in ["gqa", *left]]
+    assert checks.untried(everything) == [] and "without a record" not in checks.mutants(everything)[1]
 
 
 def test_a_check_that_lacks_a_number_is_named():

@@ -1,10 +1,17 @@
 """The README's section of checks on the code itself: one line for each of them that is on record."""
 
+from pathlib import Path
+
+import tucker_ref
+
+from ..store.files import code_hash
 from ..store.records import Record
 from .markdown import markdown
 from .query import complete
 from .words import commit_of, each_once
 
+LIBRARY = Path(tucker_ref.__file__).parent
+ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- checks: written by the same command -->", "<!-- end of checks -->"
 
 
@@ -35,18 +42,53 @@ def source(records: list[Record]) -> str:
 
 
 def mutants(records: list[Record]) -> tuple[str, str]:
-    """Of `mutation`: how many faults there were, and who noticed them."""
-    total = {
-        name: sum(r.metrics[name] for r in records)
-        for name in ("mutants", "killed", "mypy", "timeouts", "equivalent", "survived")
+    """Of `mutation`: how many faults tests met and noticed, how many types alone rejected, and what was not tried or is stale."""
+    total = {name: sum(r.metrics[name] for r in records) for name in ("mutants", "mypy", "timeouts", "equivalent", "survived")}
+    met = total["mutants"] - total["mypy"]
+    lots = [r.metrics["lot"] for r in records if "lot" in r.metrics]
+    drawn, noticed = (sum(lot[name] for lot in lots) for name in ("drawn", "noticed"))
+    said = [
+        f"tests met {met:,} and noticed {met - total['equivalent'] - total['survived']:,}, {total['timeouts']:,} of them by the clock",
+        f"{total['equivalent']:,} change nothing, {total['survived']:,} survive",
+        f"types alone rejected {total['mypy']:,}",
+        f"of {drawn:,} of these, drawn by lot, tests noticed {noticed:,}",
+    ]
+    if left := untried(records):
+        said.append(f"without a record: {', '.join(left)}")
+    if old := stale(records):
+        said.append(f"stale, for the module has changed since: {', '.join(old)}")
+    return f"{total['mutants']:,} mutants of {len(records)} modules", "; ".join(said)
+
+
+def module_path(name: str) -> Path:
+    """Where the module of a record of `mutation` is.
+
+    Args:
+        name: from `tucker_ref`, as "compression/ranks", or from the root, as "reproduce/train/muon".
+    """
+    return (ROOT if name.startswith("reproduce/") else LIBRARY) / f"{name}.py"
+
+
+def stale(records: list[Record]) -> list[str]:
+    """Modules whose code is not what it was when they were mutated.
+
+    Args:
+        records: of `mutation`; those from before the code's hash was kept count as stale.
+    """
+
+    def changed(record: Record) -> bool:
+        path = module_path(record.method)
+        return not path.exists() or record.metrics.get("source") != code_hash(path)
+
+    return sorted(record.method for record in records if changed(record))
+
+
+def untried(records: list[Record]) -> list[str]:
+    """Modules of the library that no record of `mutation` names; a package's own file only collects names."""
+    modules = {
+        path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.py") if path.stem != "__init__"
     }
-    different = total["mutants"] - total["equivalent"]
-    return (
-        f"{total['mutants']:,} mutants of {len(records)} modules",
-        f"{1 - total['survived'] / different:.1%} of those that change anything noticed: {total['killed']:,} by tests, "
-        f"{total['mypy']:,} by mypy, {total['timeouts']:,} by the clock; {total['equivalent']:,} change nothing, "
-        f"{total['survived']:,} survive",
-    )
+    return sorted(modules - {r.method for r in records})
 
 
 def random_inputs(records: list[Record]) -> tuple[str, str]:
@@ -100,7 +142,7 @@ def versions(records: list[Record]) -> tuple[str, str]:
 
 
 CHECKS = {
-    "mutation": ("small faults put into `tucker_ref`", mutants),
+    "mutation": ("small faults put into the code", mutants),
     "fuzz": ("random inputs", random_inputs),
     "hostile": ("hostile inputs", hostile_inputs),
     "survival": ("killed at random moments", kills),
