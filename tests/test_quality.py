@@ -2,7 +2,6 @@
 
 import ast
 import json
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -114,6 +113,10 @@ class A:
     @classmethod
     def made(cls):
         return cls()
+
+    @twice
+    def two(self):
+        return 1
 """
 
 
@@ -122,8 +125,10 @@ def test_a_function_whose_decorators_are_applied_below_it_does_the_same():
     exec(DECORATED, before)
     exec(plain, after)
     for module in (before, after):
-        assert module["A"].made().one == 1 and module["A"]().times(3) == 6
+        assert module["A"].made().one == 1 and module["A"]().times(3) == 6 and module["A"]().two() == 2
         assert isinstance(module["A"].one, property) and module["A"]().times.__wrapped__.cache_info is not None
+        module["twice"] = lambda function: lambda *arguments: 3 * function(*arguments)
+    assert (before["A"]().two(), after["A"]().two()) == (2, 3)  # a decorator of ours can be mutated after the import
     assert "times = twice(functools.cache(times__plain))" in plain and "    @classmethod\n    def made(cls)" in plain
 
 
@@ -225,31 +230,46 @@ def test_mutants_are_killed_by_tests_that_were_collected_once(toy):
     assert alive == ["return a if a > b else b -> return a if a >= b else b"] and len(codes) > 2, said
 
 
+LARGER = """
+def test_larger():
+    assert True
+
+
+def test_larger_fails():
+    assert False
+
+
+def test_other():
+    assert False
+"""
+
+
 def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
     from mutmut import configuration
+    from mutmut.state import state
 
     from reproduce.trust.collected_once import CollectedOnce
 
-    (toy / "mutants").mkdir()
-    shutil.copytree(toy / "tests", toy / "mutants" / "tests")
-    shutil.copytree(toy / "tucker_ref", toy / "mutants" / "toy_ref")
-    test = toy / "mutants" / "tests" / "test_toy.py"
-    test.rename(test.with_name("test_toy_collected.py"))
-    (test.with_name("test_toy_collected.py")).write_text(
-        "def test_larger():\n    assert True\n\n\ndef test_larger_fails():\n    assert False\n\n\ndef test_other():\n    assert False\n"
-    )
+    (toy / "mutants" / "tests").mkdir(parents=True)
+    (toy / "mutants" / "tests" / "test_in_here.py").write_text(LARGER)
+    (toy / "tests_of.json").write_text('{"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}')
+    passes, fails, other = (f"tests/test_in_here.py::test_{name}" for name in ("larger", "larger_fails", "other"))
+    mutant = "tucker_ref.toy.x_larger__mutmut_1"
     monkeypatch.chdir(toy)
-    (toy / "tests_of.json").write_text('{"tucker_ref.toy": ["tests/test_toy_collected.py::test_larger"]}')
+    monkeypatch.setattr(state(), "duration_by_test", {passes: 0.1})
     configuration.reset_config()
+    runner = CollectedOnce()
     try:
-        runner = CollectedOnce()
         runner.warm_up()
-        tests = [f"tests/test_toy_collected.py::test_{name}" for name in ("larger", "larger_fails", "other")]
-        mutant = "tucker_ref.toy.x_larger__mutmut_1"
-        assert runner.run_tests(mutant_name=None, tests=tests) == 0  # they have passed when they were timed
-        assert runner.run_tests(mutant_name=mutant, tests=tests[2:]) == 33  # none that belongs
-        assert runner.run_tests(mutant_name=mutant, tests=[tests[0], tests[2]]) == 0
-        assert runner.run_tests(mutant_name=mutant, tests=tests) == 1  # control
+        assert runner.run_tests(mutant_name=None, tests=[fails]) == 0  # not run: it has passed when it was timed
+        assert runner.run_tests(mutant_name=mutant, tests=[other]) == 33  # none that belongs
+        assert runner.run_tests(mutant_name=mutant, tests=[passes, other]) == 0
+        assert runner.run_tests(mutant_name=mutant, tests=[passes, fails]) == 1  # control
+        assert runner.run_forced_fail() == 1
+        runner.session.config._ensure_unconfigure()
+        state().duration_by_test[fails] = 0.2
+        with pytest.raises(RuntimeError, match="fail in a fork"):
+            runner.warm_up()
     finally:
         runner.session.config._ensure_unconfigure()
         configuration.reset_config()

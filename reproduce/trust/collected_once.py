@@ -6,6 +6,7 @@ belong to the mutant's module, as `tests_of.json` in the current folder lists th
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.utils.file_utils import change_cwd
+
+QUICKEST = 50  # tests that must pass in a fork before mutants are tried
 
 
 def collect(arguments: list[str]) -> pytest.Session:
@@ -59,7 +62,11 @@ class CollectedOnce(PytestRunner):
     session: pytest.Session | None = None
 
     def warm_up(self) -> None:
-        """Collect all tests of the selection; called in the server alone."""
+        """Collect all tests of the selection; called in the server alone.
+
+        Raises:
+            RuntimeError: if the quickest of them do not pass in a fork as they did when they were timed: mutants would seem dead.
+        """
         self.tests_of = json.loads(Path("tests_of.json").read_text())
         with change_cwd("mutants"):
             arguments = [
@@ -70,6 +77,12 @@ class CollectedOnce(PytestRunner):
                 *self._pytest_add_cli_args,
             ]
             self.session = collect(arguments)
+        seconds = state().duration_by_test
+        child = os.fork()
+        if child == 0:
+            os._exit(run(self.session, sorted(seconds, key=seconds.get)[:QUICKEST], seconds))
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            raise RuntimeError("tests that pass alone fail in a fork of the process that collected them")
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         """Run those of the tests that belong to the mutant's module.

@@ -9,6 +9,7 @@ mutmut leaves decorated functions out, so each is tried as a plain function whos
 """
 
 import ast
+import builtins
 import json
 import math
 import os
@@ -129,6 +130,7 @@ def run(options: Options) -> None:
     known = equivalent()
     for first in tqdm(range(0, len(modules), TOGETHER), "mutation"):
         batch, started = modules[first : first + TOGETHER], time.perf_counter()
+        sources = {module: code_hash(ROOT / path_of(module)) for module in batch}
         folder = prepare(options.out / "mutation" / batch[0], batch)
         for module, (outcomes, drawn) in outcomes_of(folder, batch).items():
             said = changes(folder, [name for part in (outcomes, drawn) for name in living(part)])
@@ -137,7 +139,7 @@ def run(options: Options) -> None:
             for text in metrics["survivors"]:
                 tqdm.write(f"  survived: {text}")
             # Not what defines the run: a module's newest record counts.
-            metrics |= {"tests": TESTS[module], "source": code_hash(ROOT / path_of(module))}
+            metrics |= {"tests": TESTS[module], "source": sources[module]}
             wall = (time.perf_counter() - started) / len(batch)
             record = new_record("mutation", "mutmut", module, {"tool": "mutmut"}, metrics, wall_seconds=wall)
             append(options.records, record, replace=True)
@@ -161,8 +163,9 @@ def prepare(folder: Path, modules: Sequence[str]) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("tucker_ref", "reproduce", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in map(path_of, modules):
-        (folder / path).write_text(undecorated((ROOT / path).read_text()))
+    library = [path for path in (folder / "tucker_ref").rglob("*.py") if path.parent.name != "kernels"]
+    for path in {*library, *(folder / path_of(module) for module in modules)}:  # what decorates one module may stand in another
+        path.write_text(undecorated(path.read_text()))
     belonging = {path_of(m).removesuffix(".py").replace("/", "."): [f"tests/{name}" for name in TESTS[m]] for m in modules}
     (folder / "tests_of.json").write_text(json.dumps(belonging))  # read by collected_once
     configure(folder, modules, types=True)
@@ -191,8 +194,8 @@ def configure(folder: Path, modules: Sequence[str], types: bool) -> None:
 def undecorated(source: str) -> str:
     """The same module with decorators applied below their functions, which mutmut then mutates.
 
-    `@d` above `def f` becomes `def f__plain` and `f = d(f__plain)`. What mutmut can do itself stays: a class, and a function that is
-    static or a class method.
+    `@d` above `def f` becomes `def f__plain` and `f = d(f__plain)`. A decorator of ours is applied at each call, for no mutant of it is
+    there yet when the module is imported. What mutmut can do itself stays: a class, and a function that is static or a class method.
 
     Args:
         source: of a module.
@@ -207,6 +210,8 @@ def undecorated(source: str) -> str:
             lines[n] = "\n"
         lines[node.lineno - 1] = lines[node.lineno - 1].replace(f"def {node.name}(", f"def {node.name}{PLAIN}(", 1)
         applied = f"{'('.join([*names, node.name + PLAIN])}{')' * len(names)}"
+        if len(names) == 1 and names[0].isidentifier() and names[0] not in vars(builtins):
+            applied = f"lambda *given, plain={node.name}{PLAIN}, **options: {names[0]}(plain)(*given, **options)"
         lines[node.end_lineno - 1] += f"{' ' * node.col_offset}{node.name} = {applied}\n"
     return "".join(lines)
 
