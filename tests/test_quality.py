@@ -148,9 +148,11 @@ def finished(returncode: int = 0, stdout: str = "") -> subprocess.CompletedProce
     return subprocess.CompletedProcess([], returncode, stdout, "")
 
 
-@pytest.mark.parametrize("modules", (("cache",), tuple(mutation.TESTS)[: mutation.TOGETHER + 1]))
-def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, modules):
-    """mutmut itself takes minutes: here it leaves three mutants of a module, of which one lives; types reject another."""
+@pytest.mark.parametrize(
+    "modules, rejected", ((("cache",), 1), (tuple(mutation.TESTS)[: mutation.TOGETHER + 1], 1), (("mha",), 0))
+)
+def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, modules, rejected):
+    """mutmut itself takes minutes: here it leaves three mutants of a module, of which one lives; types may reject another."""
     runs = []
 
     def mutmut(folder, *arguments):
@@ -164,7 +166,7 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, 
             meta = folder / "mutants" / f"{path}.meta"
             meta.parent.mkdir(parents=True, exist_ok=True)
             name = path.removesuffix(".py").replace("/", ".")
-            codes = {f"{name}.xǁCacheǁappend__plain__mutmut_{n}": code for n, code in enumerate((1, 37, 0))}
+            codes = {f"{name}.xǁCacheǁappend__plain__mutmut_{n}": code for n, code in enumerate((1, 37 if rejected else 1, 0))}
             meta.write_text(json.dumps({"exit_code_by_key": codes | dict.fromkeys(set(drawn) & codes.keys(), 1)}))
         return ""
 
@@ -178,14 +180,12 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, 
     for record in found:
         module = record.method.replace("/", ".")
         assert record.metrics["survivors"] == [f"{module}.Cache.append: end = start + n -> end = start - n"]
-        assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 1, 1, 1]
-        assert record.metrics["lot"] == {"seed": 0, "drawn": 1, "noticed": 1, "unnoticed": []}
-        assert f"survived: {module}.Cache.append" in capsys.readouterr().out or record is not found[0]
-    assert len(runs) == 2 * 2 * -(-len(modules) // mutation.TOGETHER)
-    assert runs[:2] == [
-        (True, 0),
-        (False, min(len(modules), mutation.TOGETHER)),
-    ]  # first types and tests, then tests on the lot
+        assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 2 - rejected, rejected, 1]
+        assert record.metrics["lot"] == {"seed": 0, "drawn": rejected, "noticed": rejected, "unnoticed": []}
+    assert f"survived: {found[0].method}.Cache.append" in capsys.readouterr().out
+    one_batch = [(True, 0), (False, min(len(modules), mutation.TOGETHER))]  # types and tests, then tests on the lot
+    assert runs[: 1 + rejected] == one_batch[: 1 + rejected]
+    assert len(runs) == 2 * -(-len(modules) // mutation.TOGETHER) * (1 + rejected)
 
 
 TOY = {
