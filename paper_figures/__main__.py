@@ -5,12 +5,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from reproduce.models.rows import TABLE2, TABLE3
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
 from reproduce.store import records
+from reproduce.store.records import Record
 
-from . import diagram, figures, style
+from . import breaking, curves, diagram, differences, layers, rates, sizes, speed, style, vision
 
 IMAGES = Path(__file__).parent / "images"
+ROWS = {"table2": TABLE2, "table3": TABLE3}
 
 
 def main() -> int:
@@ -21,18 +24,26 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m paper_figures",
-        description="Redraw every figure from records, offline, in seconds. Where there are runs on several data or budgets, "
-        "those of which there are most are drawn.",
+        description="Redraw every figure from records, offline, in a minute. Where there are runs on several data or budgets, "
+        "those of which there are most are drawn. Of the committed records, runs at the preset smoke are not: a model that has "
+        "barely begun to train says nothing of the paper.",
     )
     parser.add_argument("--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed)")
     parser.add_argument(
         "--out", type=Path, help="where the images go (default: those of this repository; of other records, out/figures)"
     )
     options = parser.parse_args()
-    out = options.out or (IMAGES if options.records == records.COMMITTED else Path("out/figures"))
-    style.use()
+    committed = options.records == records.COMMITTED
+    out = options.out or (IMAGES if committed else Path("out/figures"))
+    style.use(**style.ON_A_PAGE)
     try:
-        draw_all(options.records, out)
+        everything = records.load_some(options.records)
+        out.mkdir(parents=True, exist_ok=True)
+        diagram.draw(out / "tucker_attention.png")
+        draw_counts(everything, out)
+        draw_losses(everything, out)
+        draw_trained(everything, out, ("gpu",) if committed else ("smoke", "gpu"))
+        draw_times(everything, out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,55 +51,65 @@ def main() -> int:
     return 0
 
 
-def draw_all(folder: Path, out: Path) -> None:
-    """Draw every figure for which there are records.
-
-    Args:
-        folder: of the records.
-        out: of the images, made if need be.
-
-    Raises:
-        ValueError: where there is no record, or one is damaged.
-    """
-    everything = records.load_some(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    diagram.draw(out / "tucker_attention.png")
-    of = partial(runs_of, everything)
-
-    gpt2, llama = of("table2", "sizes"), of("table3", "sizes")
+def draw_counts(everything: list[Record], out: Path) -> None:
+    """What needs no training: sizes."""
+    gpt2, llama = runs_of(everything, "table2", "sizes"), runs_of(everything, "table3", "sizes")
     if gpt2:
-        figures.cache_against_context(gpt2, out / "cache_against_context.png")
+        sizes.cache_against_context(gpt2, out / "cache_against_context.png")
     if gpt2 and llama:
-        figures.attention_parameters(gpt2, llama, out / "attention_parameters.png")
+        sizes.attention_parameters(gpt2, llama, out / "attention_parameters.png")
+
+
+def draw_losses(everything: list[Record], out: Path) -> None:
+    """What the rows of Tables 2 and 3 reach on a GPU, and at which rates."""
     for experiment in BUDGETS:
-        if runs := largest(alike(unbroken(of(experiment, "smoke")))):
-            figures.loss_curves(runs, experiment, out / f"loss_curves_{experiment}_smoke.png")
-    if panels := figures.sweep_panels(unbroken(everything)):
-        figures.learning_rates(panels, 1.15, out / "learning_rates_gpt2.png")
-    if panels := figures.full_budget_panels(unbroken(everything)):
-        figures.learning_rates(panels, 1.05, out / "learning_rates_full_gpt2.png")
+        ended = {label: group for label, group in settled(everything, experiment).items() if not diverged(group)}
+        if ended:
+            sizes.loss_against_size(everything, experiment, "parameters", out / f"loss_against_size_{experiment}.png")
+            sizes.loss_against_size(everything, experiment, "cache", out / f"loss_against_cache_{experiment}.png")
+        if runs := [r for row in ROWS[experiment] for r in ended.get(row.label, ())]:
+            curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}.png")
+    if sections := differences.sections_of(everything):
+        differences.differences(sections, out / "differences_to_mha.png")
+    if ways := rates.sweep_ways(unbroken(everything)):
+        rates.learning_rates(ways, 1.15, out / "learning_rates_gpt2.png")
+    if ways := rates.full_budget_ways(unbroken(everything)):
+        rates.learning_rates(ways, 1.05, out / "learning_rates_full_gpt2.png")
     if runs := highest_rate(everything):
-        figures.breaking_down(runs, out / "breaking_down_gpt2.png")
-    for experiment in BUDGETS:
-        if any(not diverged(group) for group in settled(everything, experiment).values()):
-            figures.loss_against_size(everything, experiment, out / f"loss_against_size_{experiment}.png")
-    for preset in ("smoke", "gpu"):
+        breaking.breaking_down(runs, out / "breaking_down_gpt2.png")
+        breaking.what_grows(runs[0], out / "breaking_down_parts_gpt2.png")
+
+
+def draw_trained(everything: list[Record], out: Path, presets: tuple[str, ...]) -> None:
+    """What trained models hold and lose, at each of the presets."""
+    of = partial(runs_of, everything)
+    for preset in presets:
         if runs := largest(alike(of("spectra", preset))):
-            figures.singular_values(runs, out / f"spectra_{preset}.png")
+            layers.singular_values(runs, out / f"spectra_{preset}.png")
         runs = largest(alike(unbroken(of("figure3", preset))))
         if any(r.is_trained for r in runs):
-            figures.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
+            vision.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
+    for experiment in BUDGETS if "smoke" in presets else ():
+        if runs := largest(alike(unbroken(of(experiment, "smoke")))):
+            curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}_smoke.png")
     if runs := of("compress", "smoke"):
-        figures.compression(runs, out / "compression_smoke.png")
+        layers.compression(runs, out / "compression_smoke.png")
+
+
+def draw_times(everything: list[Record], out: Path) -> None:
+    """Time and memory."""
+    of = partial(runs_of, everything)
     if runs := of("compress_speed", "paper") or of("compress_speed", "smoke"):
-        figures.compression_cost(runs, out / "compression_cost.png")
+        layers.compression_cost(runs, out / "compression_cost.png")
     if runs := largest(by_command(of("decode", "smoke"))):
-        figures.decoding(runs, out / "decoding_smoke.png")
-    speed = {r.method: r for r in of("speed", "gpu") or of("speed", "smoke")}
-    if "contexts" in speed:
-        figures.time_against_context([speed["contexts"]], out / "time_against_context.png")
-    if {"limits", "layers", "decode"} <= speed.keys():
-        figures.roofline(list(speed.values()), out / "roofline.png")
+        speed.decoding(runs, out / "decoding_smoke.png")
+    sections = {r.method: r for r in of("speed", "gpu") or of("speed", "smoke")}
+    if "contexts" in sections:
+        speed.time_against_context(sections["contexts"], out / "time_against_context.png")
+    if {"limits", "decode"} <= sections.keys():
+        speed.decoding_on_gpu(list(sections.values()), out / "decoding_gpu.png")
+    if {"limits", "layers", "decode"} <= sections.keys():
+        speed.roofline(list(sections.values()), out / "roofline.png")
 
 
 if __name__ == "__main__":

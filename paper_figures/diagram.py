@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.patches import Polygon, Rectangle
 
-from .style import COLOURS
+from .style import COLOURS, write
 
 FACES = {"front": 0.95, "top": 0.75, "side": 0.55}  # opacity
 
@@ -29,11 +29,12 @@ def box(ax, x, y, width, height, depth, colour) -> None:
         ax.add_patch(Polygon(points, facecolor=colour, alpha=FACES[face], edgecolor="white", linewidth=1.2))
 
 
+@plt.rc_context({"font.size": 10})
 def draw(path: Path) -> None:
     """Draw the picture.
 
     Args:
-        path: of the image; its suffix is the format.
+        path: of the PNG file.
     """
     figure, ax = plt.subplots(figsize=(9.6, 4.2))
     dense, core, factor = "#777777", COLOURS["Tucker"], "#005c44"  # what Tucker Attention trains is green
@@ -47,7 +48,7 @@ def draw(path: Path) -> None:
     ax.text(4.35, 2.3, "=", fontsize=24, ha="center", va="center")
 
     ax.add_patch(Rectangle((5.0, 1.0), 0.8, 2.6, facecolor=factor, alpha=0.9))
-    ax.text(5.4, 2.3, "$U_2$\n$d \\times r_2$", color="white", ha="center", va="center", fontsize=9)
+    ax.text(5.4, 2.3, "$U_2$\n$d \\times r_2$", color="white", ha="center", va="center", fontsize=9.5)
     ax.text(5.4, 0.85, "query\nlatent", ha="center", va="top")
 
     box(ax, 6.3, 1.9, 0.95, 0.8, 0.7, core)
@@ -77,5 +78,4 @@ def draw(path: Path) -> None:
     )  # fmt: skip
     ax.set(xlim=(-0.6, 13.9), ylim=(-1.0, 5.0), aspect="equal")
     ax.axis("off")
-    figure.savefig(path)
-    plt.close(figure)
+    write(figure, path, bbox_inches="tight")

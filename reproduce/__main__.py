@@ -11,9 +11,23 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from .data.prepared import prepare
-from .experiments import ablations, compress, compress_speed, decode, exactness, figure3, spectra, speed, table1, table2, table3
+from .experiments import (
+    ablations,
+    compress,
+    compress_speed,
+    decode,
+    exactness,
+    figure3,
+    spectra,
+    speed,
+    table1,
+    table2,
+    table3,
+    theorems,
+)
 from .models.generation import generate
-from .report import checks, claims, gpu, plans, results
+from .report import checks, claims, pages, plans, results
+from .report.markdown import aligned
 from .store import records
 from .train.arguments import add_generate_arguments, add_prepare_arguments, add_run_arguments
 from .train.distributed import Workers, started
@@ -22,6 +36,7 @@ from .train.options import Options
 
 EXPERIMENTS = {
     "exactness": exactness,
+    "theorems": theorems,
     "table1": table1,
     "table2": table2,
     "spectra": spectra,
@@ -41,6 +56,11 @@ ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
 NOT_IN_ALL = (*ON_A_GPU, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
+WRITE = {
+    "report": f"write it between the marks of this Markdown file instead; of {pages.FIRST}, which is meant where none is named, the "
+    f"pages beside it are written too: {', '.join(pages.BESIDE)}",
+    "claims": f"write it between the marks of this Markdown file instead, {pages.FIRST} where none is named",
+}
 EPILOG = """
 examples:
   python -m reproduce all                              everything at smoke scale: some minutes on two cores
@@ -53,6 +73,7 @@ examples:
   python -m reproduce table2 --preset paper --dry-run --gpus 8     batches, steps, memory, and whose settings they are
   torchrun --nproc-per-node 8 -m reproduce table2 --preset paper --text data/openwebtext
   python -m reproduce report                           every table, from the committed records
+  python -m reproduce report --write README.md         README and all pages of results again
   python -m reproduce claims --records out/records     every claim of the paper with its verdict, from your own runs
 
 A run that is on record is skipped; one that was stopped goes on from its last checkpoint when the command is repeated.
@@ -83,22 +104,11 @@ def main() -> int:
 
 def show_records(options: argparse.Namespace) -> None:
     everything = records.load_some(options.records)
-    if options.command == "claims" and options.write and claims.BEGIN in text_of(options.write):
-        parts = {claims: claims.sentences(everything)}  # the page has a place for them beside its results
-    elif options.command == "claims":
-        parts = {results: claims.render(everything)}
-    else:
-        parts = {results: results.render(everything), checks: checks.render(everything)}
-    if not options.write:
-        return print("\n\n".join(text for text in parts.values() if text))
-    if options.command == "report":
-        parts |= {gpu: gpu.render(everything), claims: claims.sentences(everything)}
-    results.write_into(options.write, {(part.BEGIN, part.END): text for part, text in parts.items()})
-
-
-def text_of(page: Path) -> str:
-    """Nothing where it cannot be read: who writes into it says why."""
-    return page.read_text(errors="replace") if page.is_file() else ""
+    is_report = options.command == "report"
+    if options.write:
+        return (pages.write if is_report else pages.write_claims)(options.write, everything)
+    shown = (results.render(everything), checks.render(everything)) if is_report else (claims.render(everything),)
+    print(aligned("\n\n".join(text for text in shown if text)))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -126,7 +136,7 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     for name in names:
         EXPERIMENTS[name].run(chosen)
     if workers.is_first and options.command in results.DRAW:  # what tests the code says itself what came out
-        print(results.render(records.load(options.records), names), end="\n\n")
+        print(aligned(results.render(records.load(options.records), names)), end="\n\n")
     print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")
 
 
@@ -163,7 +173,7 @@ def parse() -> argparse.Namespace:
         command.add_argument(
             "--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed here)"
         )
-        command.add_argument("--write", type=Path, help="put it between the result marks of this Markdown file instead")
+        command.add_argument("--write", type=Path, nargs="?", const=Path(pages.FIRST), metavar="PAGE", help=WRITE[name])
     return parser.parse_args()
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, with_large_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +81,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=lambda d: str(d).
 
 
 def layer_of(name):
-    return wide_awake(CASES[name][0]())
+    return with_large_weights(CASES[name][0]())
 
 
 def decode(layer, x, chunks, cache, **options):
@@ -288,7 +288,7 @@ def test_positions_are_kept_where_the_tokens_are():
 
 @pytest.mark.parametrize("made_in_inference", [True, False])
 def test_a_cache_may_be_used_in_and_out_of_inference_mode(made_in_inference):
-    layer = wide_awake(TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)))
+    layer = with_large_weights(TuckerAttention(24, 6, (4, 9, 8), shared_kv=True, rotary=Rotary.latent(8)))
     x, places = torch.randn(2, 3, 24, dtype=torch.float64), torch.arange(3) + 5
     with torch.inference_mode(made_in_inference):
         cache = layer.new_cache(2, 8)
@@ -365,7 +365,7 @@ def test_a_layer_may_name_its_arguments_otherwise():
         def forward(self, hidden_states, attention_mask=None, **options):
             return super().forward(hidden_states, mask=attention_mask, **options)
 
-    layer, x = wide_awake(Renamed(24, 6, (4, 9, 8))), tokens(2, 5, 24)
+    layer, x = with_large_weights(Renamed(24, 6, (4, 9, 8))), tokens(2, 5, 24)
     mask, cache = torch.arange(5) != 1, layer.new_cache(2, 5)
     expected, hidden = TuckerAttention.forward(layer, x), TuckerAttention.forward(layer, x, mask=mask)
     for y, wanted in ((layer(x, mask), hidden), (layer(hidden_states=x), expected), (layer(x, cache=cache), expected)):

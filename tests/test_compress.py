@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -129,7 +129,7 @@ TURNING = {
 @pytest.mark.parametrize("name", TURNING)
 def test_under_rope_spectra_are_those_of_the_average_over_all_rotations(name):
     """W_h turned by one angle per frequency, formed and averaged over four angles each: exact for everything quadratic in W."""
-    layer = wide_awake(TURNING[name]())
+    layer = with_large_weights(TURNING[name]())
     queries, keys = dense_queries_and_keys(layer)  # (h, d, w) each; the last layer.rotary.width of the w channels turn
     width, rotary = queries.shape[2], layer.rotary
     still = width - rotary.width
@@ -160,7 +160,7 @@ def test_under_rope_spectra_are_those_of_the_average_over_all_rotations(name):
 
 def test_errors_under_rope_are_those_of_the_average_over_all_rotations():
     """A turned and an unturned tensor are orthogonal on average, so that their squared norms add up."""
-    turning, still = (wide_awake(MultiHeadAttention(12, 3, rotary=rotary)) for rotary in (Rotary.heads(4), None))
+    turning, still = (with_large_weights(MultiHeadAttention(12, 3, rotary=rotary)) for rotary in (Rotary.heads(4), None))
     assert torch.equal(turning.q_proj.weight, still.q_proj.weight)
     energy, other = ((spectra(layer)[0].rows ** 2).sum().item() for layer in (turning, still))
     before, after = relative_errors(turning, still)
@@ -191,7 +191,7 @@ def low_rank_(linear: nn.Linear, rank: int) -> None:
 
 
 def test_a_rank_deficient_layer_is_found_out():
-    layer = wide_awake(MultiHeadAttention(24, 6))
+    layer = with_large_weights(MultiHeadAttention(24, 6))
     assert [s.ranks() for s in spectra(layer)] == [(6, 24, 24), (6, 24, 24)]
     low_rank_(layer.q_proj, 7)
     low_rank_(layer.v_proj, 5)
@@ -207,7 +207,7 @@ def test_a_rank_deficient_layer_is_found_out():
 
 def test_under_rope_keys_that_are_turned_copies_of_each_other_are_found_out():
     """Group 1's keys are group 0's, every pair turned by an angle of its own: one complex rank per frequency, not two."""
-    layer = wide_awake(GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4)))
+    layer = with_large_weights(GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4)))
     assert spectra(layer)[0].ranks()[2] == 8
     with torch.no_grad():
         pairs = torch.complex(layer.k_proj.weight[[0, 1]], layer.k_proj.weight[[2, 3]])  # (2, d)
@@ -226,13 +226,13 @@ def test_under_rope_keys_that_are_turned_copies_of_each_other_are_found_out():
 
 
 def test_a_tucker_layer_compresses_to_itself_at_its_own_ranks():
-    layer = wide_awake(TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8), bias=True))
+    layer = with_large_weights(TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5), rotary=Rotary.latent(8), bias=True))
     assert error(layer, compress(layer, (4, 9, 8), (3, 7, 5)), "padded", "whole sequence") < EXACT
 
 
 def test_an_odd_unturned_part_is_filled_up_with_a_channel_of_zeros():
     """Seven latent channels that do not turn, four that do: the latent has twelve, and the layer is the same."""
-    layer = wide_awake(MultiHeadLatentAttention(24, 3, 10, 7, rope_dim=4, rotary=Rotary.heads(4)))
+    layer = with_large_weights(MultiHeadLatentAttention(24, 3, 10, 7, rope_dim=4, rotary=Rotary.heads(4)))
     query = full_ranks(layer)[0][1]
     compressed, smaller = (compress(layer, (3, query, key), (3, 21, 7)) for key in (12, 10))
     assert compressed.rotary.width == 12 and compressed.rotary.frequencies.count_nonzero() == 2
@@ -242,7 +242,7 @@ def test_an_odd_unturned_part_is_filled_up_with_a_channel_of_zeros():
 
 def test_an_odd_number_of_value_channels_beside_turning_keys_is_filled_up_too():
     """Nine channels of values, twelve of keys in pairs: a shared latent of twenty-two holds them all."""
-    layer = wide_awake(MultiHeadAttention(9, 3, head_dim=4, rotary=Rotary.heads(4)))
+    layer = with_large_weights(MultiHeadAttention(9, 3, head_dim=4, rotary=Rotary.heads(4)))
     compressed, smaller = (compress(layer, (3, 9, key), (3, 9, key), shared_kv=True) for key in (22, 10))
     assert compressed.rotary.width == 22 and compressed.pre.key.shape == (9, 22)
     assert compressed.rotary.frequencies.count_nonzero() == 6 and not compressed.rotary.frequencies[:5].any()
@@ -313,7 +313,7 @@ def test_damping_is_a_share_of_the_mean_square():
 
 
 def test_spread_inputs_are_the_plain_case():
-    layer = wide_awake(MultiHeadAttention(24, 6))
+    layer = with_large_weights(MultiHeadAttention(24, 6))
     plain, aware = compress(layer, (4, 8, 6)), compress(layer, (4, 8, 6), moment=2.0 * torch.eye(24, dtype=torch.float64))
     assert relative_error(aware.pre.to_tensor(), plain.pre.to_tensor()) < 1e-10
 
@@ -358,7 +358,7 @@ def test_ranks_for_an_error_are_the_least_that_keep_it(spectrum, options, ranks)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("error", [0.05, 0.2, 0.5, 0.8, 1.2])
 def test_a_budget_that_ranks_just_fill_gives_those_ranks(error, bias):
-    layer = wide_awake(MultiHeadAttention(24, 6, bias=bias))
+    layer = with_large_weights(MultiHeadAttention(24, 6, bias=bias))
     ranks = choose_ranks(layer, relative_error=error)
     size, cache = sum(p.numel() for p in compress(layer, *ranks).parameters()), ranks[0][2] + ranks[1][2]
     assert choose_ranks(layer, max_parameters=size) == ranks
@@ -368,7 +368,7 @@ def test_a_budget_that_ranks_just_fill_gives_those_ranks(error, bias):
 
 
 def test_a_budget_takes_the_smallest_error_that_fits():
-    layer, errors = wide_awake(MultiHeadAttention(24, 6)), [0.0]
+    layer, errors = with_large_weights(MultiHeadAttention(24, 6)), [0.0]
     with torch.no_grad():  # both tensors are almost the same one: their ranks change at almost the same errors
         layer.v_proj.weight.copy_(layer.k_proj.weight * (1 + 1e-6 * torch.randn(24, 24)))
         layer.o_proj.weight.copy_(layer.q_proj.weight.T)
@@ -384,14 +384,16 @@ def test_a_budget_takes_the_smallest_error_that_fits():
 
 
 def test_the_least_budget_is_one_channel_each():
-    layer = wide_awake(MultiHeadAttention(24, 6))  # spectra so flat that no smaller error than the largest cuts all but one
+    layer = with_large_weights(
+        MultiHeadAttention(24, 6)
+    )  # spectra so flat that no smaller error than the largest cuts all but one
     assert choose_ranks(layer, max_cache=2) == ((1, 1, 1), (1, 1, 1))
     with pytest.raises(ValueError, match="max_cache = 1: even the smallest ranks"):
         choose_ranks(layer, max_cache=1)
 
 
 def test_ranks_that_know_the_inputs_keep_the_error_on_them():
-    layer = wide_awake(MultiHeadAttention(24, 6))
+    layer = with_large_weights(MultiHeadAttention(24, 6))
     moment = second_moment(layer, correlated(8, 200, seed=0))
     for chosen in ({"relative_error": 0.3}, {"max_parameters": 1500}):
         plain, aware = (choose_ranks(layer, **chosen, moment=m) for m in (None, moment))
@@ -413,7 +415,7 @@ def leading_span(matrix: torch.Tensor, rank: int) -> torch.Tensor:
 @pytest.mark.parametrize("aware", [False, True])
 def test_a_shared_latent_holds_what_leads_in_both_tensors(aware):
     """Of the key unfolding of W and the value unfolding of W~, each over its norm, side by side."""
-    layer = wide_awake(MultiHeadAttention(12, 3))
+    layer = with_large_weights(MultiHeadAttention(12, 3))
     with torch.no_grad():
         layer.v_proj.weight.mul_(7)  # norms of their own
     moment = second_moment(layer, correlated(8, 200, seed=0, width=12)) if aware else None
@@ -440,11 +442,11 @@ def test_a_shared_latent_holds_what_leads_in_both_tensors(aware):
 
 
 def test_a_latent_that_two_tensors_read_is_bounded_by_no_product_of_ranks():
-    layer = wide_awake(MultiHeadAttention(12, 3))
+    layer = with_large_weights(MultiHeadAttention(12, 3))
     assert compress(layer, (1, 1, 3), shared_kv=True).ranks == (1, 1, 3)
     with pytest.raises(ValueError, match="ranks"):
         compress(layer, (1, 1, 3))
-    turning = wide_awake(MultiHeadAttention(12, 3, rotary=Rotary.heads(4)))
+    turning = with_large_weights(MultiHeadAttention(12, 3, rotary=Rotary.heads(4)))
     assert compress(turning, (1, 1, 4), (1, 2, 2)).ranks == (1, 1, 4)
     with pytest.raises(ValueError, match=r"^ranks\[2\] is 14"):
         compress(turning, (3, 12, 14), (3, 12, 12))
@@ -455,7 +457,7 @@ def test_a_latent_that_two_tensors_read_is_bounded_by_no_product_of_ranks():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_with_a_fresh_rotary_embedding_the_old_one_is_forgotten(shared):
-    turning, still = (wide_awake(MultiHeadAttention(12, 3, rotary=r)) for r in (Rotary.heads(4), None))
+    turning, still = (with_large_weights(MultiHeadAttention(12, 3, rotary=r)) for r in (Rotary.heads(4), None))
     still.load_state_dict(turning.state_dict())
     fresh = Rotary.latent(4)
     ours = compress(turning, (2, 5, 4), shared_kv=shared, rotary=fresh)
@@ -469,7 +471,7 @@ def test_with_a_fresh_rotary_embedding_the_old_one_is_forgotten(shared):
 def test_sweeps_end_when_they_gain_nothing_more(monkeypatch):
     measure, energies = truncation._energy, []
     monkeypatch.setattr(truncation, "_energy", lambda *a: energies.append(measure(*a)) or energies[-1])
-    layer = wide_awake(MultiHeadAttention(12, 3))
+    layer = with_large_weights(MultiHeadAttention(12, 3))
     counts = []
     for scale in (1.0, 1e-6):  # energies far from one
         with torch.no_grad():
@@ -615,7 +617,7 @@ def test_ranks_by_error_hold_for_every_method_on_skewed_tensors():
 
 
 def test_errors_of_layers_that_cannot_be_compared_are_refused():
-    layer = wide_awake(MultiHeadAttention(24, 6))
+    layer = with_large_weights(MultiHeadAttention(24, 6))
     louder = copy.deepcopy(layer)
     louder.scale *= 2
     with pytest.raises(ValueError, match="scale is .* in layer and .* in its approximation"):
@@ -626,7 +628,7 @@ def test_errors_of_layers_that_cannot_be_compared_are_refused():
 
 @pytest.mark.parametrize("rotary", [None, Rotary.heads(4)], ids=["plain", "RoPE"])
 def test_a_tensor_of_zeros_is_approximated_without_an_error_by_zeros_alone(rotary):
-    layer = wide_awake(MultiHeadAttention(24, 6, bias=True, rotary=rotary))
+    layer = with_large_weights(MultiHeadAttention(24, 6, bias=True, rotary=rotary))
     whole = copy.deepcopy(layer)
     nn.init.zeros_(layer.o_proj.weight)  # a layer that was pruned, or put in as an identity
     approximations = [compress(layer, (3, 8, 8)), compress(layer, (3, 8, 8), shared_kv=True), to_gqa(layer, 2)]
@@ -645,11 +647,11 @@ def test_a_tensor_of_zeros_is_approximated_without_an_error_by_zeros_alone(rotar
 )
 def test_a_matrix_that_is_no_moment_is_refused(moment, message):
     with pytest.raises(ValueError, match=message):
-        compress(wide_awake(MultiHeadAttention(24, 6)), (4, 8, 8), moment=moment)
+        compress(with_large_weights(MultiHeadAttention(24, 6)), (4, 8, 8), moment=moment)
 
 
 def test_a_moment_in_half_precision_is_as_good_as_its_values():
-    layer, moment = wide_awake(MultiHeadAttention(24, 6)), torch.diag(torch.arange(1.0, 25.0))
+    layer, moment = with_large_weights(MultiHeadAttention(24, 6)), torch.diag(torch.arange(1.0, 25.0))
     a, b = (compress(layer, (4, 8, 8), moment=m) for m in (moment.bfloat16(), moment.double()))
     assert relative_errors(a, b)[0] < 1e-6
 

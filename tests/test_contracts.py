@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import EXACT, wide_awake
+from helpers import EXACT, with_large_weights
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -342,7 +342,7 @@ def tucker(draw, norms=True):
 
 def layers(norms=True):
     """Any layer of the four mechanisms, in float64, with weights that show a wrong logit."""
-    return st.builds(wide_awake, grouped(norms) | latent(norms) | tucker(norms), st.integers(0, 99))
+    return st.builds(with_large_weights, grouped(norms) | latent(norms) | tucker(norms), st.integers(0, 99))
 
 
 @given(layers(), st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans(), st.data())
@@ -481,7 +481,7 @@ def test_compression_has_the_ranks_asked_for_and_the_error_promised(layer, metho
         assert ranks[2] + post_ranks[2] <= budget
 
 
-@given(st.builds(wide_awake, grouped(), st.integers(0, 99)), st.sampled_from(("svd", "mean")), st.booleans(), st.data())
+@given(st.builds(with_large_weights, grouped(), st.integers(0, 99)), st.sampled_from(("svd", "mean")), st.booleans(), st.data())
 @contract("to_gqa", "to_mla")
 def test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost(layer, method, shared, data):
     x = random_tensor(data.draw, 2, 4, layer.d_model)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from test_compress import CELLS, EVERY, correlated, errors_on, full_ranks
 
 from reproduce.experiments.exactness import D_MODEL, HEAD_DIM, N_HEADS, error
@@ -67,7 +67,7 @@ def test_heads_that_agree_are_found_to_agree(name, method):
 
 @pytest.mark.parametrize("rotary", [None, Rotary.heads(HEAD_DIM), Rotary.heads(HEAD_DIM, pairing="interleaved")])
 def test_heads_that_agree_up_to_a_change_of_basis_need_the_svd(rotary):
-    layer = wide_awake(GroupedQueryAttention(D_MODEL, N_HEADS, 2, head_dim=HEAD_DIM, bias=True, rotary=rotary))
+    layer = with_large_weights(GroupedQueryAttention(D_MODEL, N_HEADS, 2, head_dim=HEAD_DIM, bias=True, rotary=rotary))
     mha = expanded(layer)
     with torch.no_grad():  # the second head's key and query turn against each other; values and outputs too
         turn = torch.linalg.qr(tokens(1, HEAD_DIM, HEAD_DIM)[0]).Q
@@ -99,7 +99,7 @@ def test_the_svd_is_never_worse_than_the_mean(name):
 @pytest.mark.parametrize("bias", [False, "qkv", True])
 def test_the_svd_is_the_best_head_of_each_group(bias):
     """Eckart & Young: the error is what an SVD of the group's unfolding discards beyond d_H."""
-    layer = wide_awake(MultiHeadAttention(D_MODEL, N_HEADS, bias=bias))
+    layer = with_large_weights(MultiHeadAttention(D_MODEL, N_HEADS, bias=bias))
     for tensor, approximation in zip(tensors(layer), tensors(to_gqa(layer, 2))):
         for heads in (slice(0, 3), slice(3, 6)):
             discarded = np.linalg.svd(unfold(tensor[heads], 2), compute_uv=False)[HEAD_DIM:]
@@ -110,7 +110,7 @@ def test_the_svd_is_the_best_head_of_each_group(bias):
 def test_under_rope_the_svd_is_the_best_head_on_average_over_distances():
     """Mean squared difference of the turned slices over many distances: below the mean's, and that of perturbed SVD heads."""
     rotary = Rotary([1.0, 0.37])  # incommensurable: distances fill all angles
-    layer = wide_awake(MultiHeadAttention(D_MODEL, N_HEADS, rotary=rotary))
+    layer = with_large_weights(MultiHeadAttention(D_MODEL, N_HEADS, rotary=rotary))
 
     def slices(attention, distances):
         """W_h(m) = W_h^Q R(m) W_h^K^T, (m, h, d, d)."""
@@ -161,7 +161,7 @@ def test_mla_is_the_hosvd_with_whole_head_and_output_modes(name):
 
 
 def test_a_shared_latent_is_the_joint_svd_of_both_unfoldings():
-    layer = wide_awake(MultiHeadAttention(D_MODEL, N_HEADS))
+    layer = with_large_weights(MultiHeadAttention(D_MODEL, N_HEADS))
     pre, post = tensors(layer)
     joint = np.concatenate([unfold(t, 2) / np.linalg.norm(t) for t in (pre, post)], axis=1)  # (d, 2 h d)
     basis = np.linalg.svd(joint, full_matrices=False)[0][:, :7]
@@ -233,7 +233,7 @@ def test_knowing_the_inputs_helps_here_too(name):
 
 def test_a_scale_of_its_own_is_kept():
     """GPT-2 may divide logits by the layer's number."""
-    layer = wide_awake(MultiHeadAttention(D_MODEL, N_HEADS))
+    layer = with_large_weights(MultiHeadAttention(D_MODEL, N_HEADS))
     layer.scale = 0.17
     exact = (compress(layer, *full_ranks(layer)), to_gqa(layer, 6), to_gqa(layer, 6, method="mean"), to_mla(layer, 24, 24))
     assert all(same(layer, converted) < EXACT for converted in exact)
@@ -290,7 +290,7 @@ def test_bad_arguments_are_named(convert, message):
 @pytest.mark.parametrize("d_model", [1, 24])
 def test_a_rotary_embedding_that_turns_nothing_changes_nothing(pairing, d_model):
     """And a head wider than the model has channels to spare."""
-    layer = wide_awake(MultiHeadAttention(d_model, 3, head_dim=4, rotary=Rotary([0.0, 0.0], pairing)))
+    layer = with_large_weights(MultiHeadAttention(d_model, 3, head_dim=4, rotary=Rotary([0.0, 0.0], pairing)))
     x = tokens(2, 5, d_model)
     assert relative_error(to_gqa(layer, 3)(x), layer(x)) < 1e-10
     if d_model > 12:
@@ -305,7 +305,7 @@ def columns_lost(slices: torch.Tensor, rank: int) -> float:
 @pytest.mark.parametrize("head_dim", [4, 6])
 def test_the_head_of_a_group_is_the_best_on_the_inputs_that_are_known(head_dim):
     """Logits weigh queries and keys by the inputs, outputs weigh values: the Frobenius optimum of the whitened slices."""
-    layer = wide_awake(MultiHeadAttention(12, 4, head_dim=head_dim))
+    layer = with_large_weights(MultiHeadAttention(12, 4, head_dim=head_dim))
     moment = second_moment(layer, correlated(8, 200, seed=0, width=12))
     root = torch.linalg.cholesky(moment).mT
     small = to_gqa(layer, 2, moment=moment)
@@ -321,7 +321,7 @@ def test_the_head_of_a_group_is_the_best_on_the_inputs_that_are_known(head_dim):
 
 @pytest.mark.parametrize("aware", [False, True])
 def test_values_of_mla_are_read_from_the_shared_latent_as_well_as_can_be(aware):
-    layer = wide_awake(MultiHeadAttention(12, 3, head_dim=6))
+    layer = with_large_weights(MultiHeadAttention(12, 3, head_dim=6))
     moment = second_moment(layer, correlated(8, 200, seed=0, width=12)) if aware else None
     root = torch.linalg.cholesky(moment).mT if aware else torch.eye(12, dtype=torch.float64)
     small = to_mla(layer, 12, 5, moment=moment)
@@ -334,7 +334,7 @@ def test_values_of_mla_are_read_from_the_shared_latent_as_well_as_can_be(aware):
 @pytest.mark.parametrize(("q_rank", "kv_rank"), [(12, 1), (1, 12), (1, 1)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_no_product_of_ranks_bounds_those_of_mla(q_rank, kv_rank, shared):
-    small = to_mla(wide_awake(MultiHeadAttention(12, 3)), q_rank, kv_rank, shared_kv=shared)
+    small = to_mla(with_large_weights(MultiHeadAttention(12, 3)), q_rank, kv_rank, shared_kv=shared)
     assert (small.q_rank, small.kv_rank) == (q_rank, kv_rank)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import wide_awake
+from helpers import with_large_weights
 
 from tucker_ref import (
     GroupedQueryAttention,
@@ -242,20 +242,20 @@ def test_the_ranks_that_the_exercises_call_right_are_those_of_layers(monkeypatch
 
     inputs, solution = inputs_and_solution(e03, "check_ranks")
     for d, h, g, k in inputs[:3]:
-        layer = as_tucker(wide_awake(GroupedQueryAttention(d, h, g, head_dim=k)))
+        layer = as_tucker(with_large_weights(GroupedQueryAttention(d, h, g, head_dim=k)))
         assert multilinear_rank(layer.pre.numpy().to_tensor()) == solution(d, h, g, k)
     inputs, solution = inputs_and_solution(e04, "check_ranks")
     for d, h, k, s, t in inputs[:3]:
-        layer = as_tucker(wide_awake(MultiHeadLatentAttention(d, h, s, t, head_dim=k)))
+        layer = as_tucker(with_large_weights(MultiHeadLatentAttention(d, h, s, t, head_dim=k)))
         assert multilinear_rank(layer.post.numpy().to_tensor()) == solution(d, h, k, s, t)
 
 
 def test_what_the_exercises_call_right_is_what_the_library_computes():
     torch.manual_seed(0)
     ranks, post_ranks = (3, 8, 6), (4, 7, 5)
-    layer = wide_awake(TuckerAttention(24, 6, ranks, post_ranks))
+    layer = with_large_weights(TuckerAttention(24, 6, ranks, post_ranks))
     assert e05.size(24, 6, ranks, post_ranks) == sum(p.numel() for p in layer.parameters())
-    mla = wide_awake(MultiHeadLatentAttention(24, 6, 10, 8))
+    mla = with_large_weights(MultiHeadLatentAttention(24, 6, 10, 8))
     w_uq, w_uk = mla.q_b_proj.weight.unflatten(0, (6, 4)).mT, mla.up_projections()[0].mT  # (h, s, k), (h, t, k)
     assert torch.equal(e05.core(w_uq, w_uk), as_tucker(mla).pre.core)
     rotary, x = Rotary.heads(6), torch.randn(6, dtype=torch.float64)

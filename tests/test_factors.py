@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, with_large_weights
 from test_special_cases import ALL, dense_tensors
 from torch import nn
 
@@ -29,7 +29,7 @@ def test_core_and_factors_are_the_dense_tensors(name):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_tucker_layer_is_its_own_core_and_factors(shared):
-    layer = wide_awake(TuckerAttention(24, 6, (4, 8, 5), (3, 6, 5), bias=True, shared_kv=shared))
+    layer = with_large_weights(TuckerAttention(24, 6, (4, 8, 5), (3, 6, 5), bias=True, shared_kv=shared))
     both = factors_of(layer)
     for factors, weights in ((both.pre, layer.pre), (both.post, layer.post)):
         assert relative_error(slices(factors), weights.to_tensor()) < EXACT
@@ -43,7 +43,7 @@ def test_a_tucker_layer_is_its_own_core_and_factors(shared):
 
 def test_heads_take_columns_as_they_are_by_number():
     """Nothing of size n_H x d x d_H is made for them, and the weights are not copied."""
-    layer = wide_awake(GroupedQueryAttention(24, 6, 2, head_dim=4))
+    layer = with_large_weights(GroupedQueryAttention(24, 6, 2, head_dim=4))
     both = factors_of(layer)
     for factors, rows, columns in ((both.pre, layer.q_proj, layer.k_proj), (both.post, layer.o_proj, layer.v_proj)):
         assert factors.left.tolist() == [0, 1, 2, 3, 4, 5] and factors.right.tolist() == [0, 0, 0, 1, 1, 1]

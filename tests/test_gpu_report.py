@@ -2,18 +2,12 @@
 
 import copy
 import dataclasses
-import itertools
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 from helpers import a_record
-from matplotlib.transforms import Bbox
 
-from paper_figures.figures import PLACES, name_points
 from reproduce.experiments import table2
-from reproduce.report import claims, gpu, query, words
-from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED, _competitive
+from reproduce.report import breakdown, budgets, cells, commands, gpu, headline, query, words
 from reproduce.report.query import grouped
 from reproduce.store import records
 from reproduce.train.recipes import Recipe
@@ -33,10 +27,10 @@ def test_only_runs_at_the_preset_s_own_settings_stand_in_table_2():
     other = copy.deepcopy(runs["MHA"][0])
     other.config["train"]["learning_rate"] *= 2
     assert len(query.settled([*COMMITTED, other], "table2")["MHA"]) == len(runs["MHA"])
-    title, table, _, note, others, _ = gpu.budget_tables([*COMMITTED, other], "table2")
-    assert "REDUCED BUDGET" in title and "other settings" in note
-    assert f"{other.rate:g}" in others
-    assert row_of(table, "MHA")[2] == "0.0012"
+    table, others = budgets.budget_tables([*COMMITTED, other], "table2")
+    assert "REDUCED BUDGET" in table.title and "other settings" in others.title
+    assert f"{other.rate:g}" in others.body
+    assert row_of(table.body, "MHA")[2] == "0.0012"
 
 
 def test_every_row_of_table_2_stands_at_the_best_of_the_rates_that_were_tried():
@@ -57,36 +51,36 @@ def test_seeds_at_another_setting_are_one_line_and_settings_are_not():
     run.config["train"]["learning_rate"] = 0.77
     again = dataclasses.replace(copy.deepcopy(run), seed=1)
     run.metrics["validation_loss"], again.metrics["validation_loss"] = 3.0, 3.2
-    _, others, _ = gpu.budget_tables([run, again], "table2")
-    assert row_of(others, "MHA")[:5] == ["0.77", "800", "3,052", run.data["name"], "3.100 ± 0.141 (2)"]
+    (others,) = budgets.budget_tables([run, again], "table2")
+    assert row_of(others.body, "MHA")[:5] == ["0.77", "800", "3,052", run.data["name"], "3.100 ± 0.141 (2)"]
     again.config["train"]["warmup_steps"] = 9  # control
-    assert len(gpu.budget_tables([run, again], "table2")[1].splitlines()) == 4
+    assert len(budgets.budget_tables([run, again], "table2")[0].body.splitlines()) == 4
 
 
 @pytest.mark.parametrize("experiment", query.BUDGETS)
 def test_runs_at_other_settings_alone_are_shown_as_such(experiment):
     other = copy.deepcopy(next(r for r in COMMITTED if (r.experiment, r.preset) == (experiment, "gpu")))
     other.config["train"]["learning_rate"] = 0.77
-    title, others, source = gpu.budget_tables([other], experiment)
-    assert "at other settings" in title and other.commit[:10] in source and "0.77" in others
+    (others,) = budgets.budget_tables([other], experiment)
+    assert "at other settings" in others.title and others.runs == [other] and "0.77" in others.body
     own = next(iter(query.settled(COMMITTED, experiment).values()))[0]
-    assert len(gpu.budget_tables([own], experiment)) == 3  # control: no table of others
+    assert "at other settings" not in budgets.budget_tables([own], experiment)[0].title  # control: no table of others
 
 
 def test_a_row_without_a_run_says_so():
     kept = [r for r in COMMITTED if (r.experiment, r.preset, r.method) != ("table2", "gpu", "Tucker [8,64,64]")]
-    _, table, *_ = gpu.budget_tables(kept, "table2")
-    assert set(row_of(table, "Tucker [8,64,64]")) == {"not run yet"}
-    assert "not run yet" not in row_of(gpu.budget_tables(COMMITTED, "table2")[1], "Tucker [8,64,64]")  # control
+    assert set(row_of(budgets.budget_tables(kept, "table2")[0].body, "Tucker [8,64,64]")) == {"not run yet"}
+    assert "not run yet" not in row_of(budgets.budget_tables(COMMITTED, "table2")[0].body, "Tucker [8,64,64]")  # control
 
 
 def test_the_sweep_holds_the_ablations_long_warm_ups_and_marks_each_row_s_best():
-    _, table, order, _ = gpu.sweep_table(COMMITTED)
+    (sweep,) = gpu.sweep_table(COMMITTED)
+    table, order = sweep.body, sweep.note
     label = "Tucker [8,128,128]"
     short, long = (row_of(table, f"{label}, warm-up {steps}") for steps in (100, 400))
     assert sum(cell.startswith("**") for cell in short + long) == 1 and any(cell.startswith("**") for cell in long)
     without = [r for r in COMMITTED if r.experiment != "ablations"]
-    assert "not run" in row_of(gpu.sweep_table(without)[1], f"{label}, warm-up 400")[2]  # control
+    assert "not run" in row_of(gpu.sweep_table(without)[0].body, f"{label}, warm-up 400")[2]  # control
     assert order.index("Tucker") < order.index("MLA")
 
 
@@ -102,7 +96,7 @@ def test_rates_that_the_sweep_left_out_have_a_reason_that_holds():
 
 
 def test_a_run_that_diverged_is_shown_as_such():
-    table = gpu.ablation_table(COMMITTED)[1]
+    table = gpu.ablation_table(COMMITTED)[0].body
     assert row_of(table, "Tucker [8,128,128], decay of the product")[-1] == "diverged at step 300"
 
 
@@ -119,12 +113,12 @@ def test_a_setting_of_which_one_seed_diverged_is_no_row_s_best():
     assert "diverged at step 9" in row_of(table, f"{label}, warm-up {best.warmup}")
     assert losses[label] > before[label] == best.metrics["validation_loss"]  # control
     lost = dataclasses.replace(query.settled(COMMITTED, "table2")["MHA"][0], seed=7, metrics={"diverged_at": 9})
-    assert "MHA diverged at step 9" in gpu.commands([*COMMITTED, lost]) and "MHA diverged" not in gpu.commands(COMMITTED)
+    assert "MHA diverged at step 9" in commands.render([*COMMITTED, lost]) and "MHA diverged" not in commands.render(COMMITTED)
 
 
 def test_a_case_of_the_ablations_that_is_not_on_record_is_named():
     without = [r for r in COMMITTED if r.method != "Tucker [8,128,128], normalised latents"]
-    waiting, said = (next((part for part in gpu.ablation_table(r) if "Not run yet" in part), "") for r in (without, COMMITTED))
+    waiting, said = (gpu.ablation_table(r)[0].note for r in (without, COMMITTED))
     assert "Tucker [8,128,128], normalised latents" in waiting and "normalised latents" not in said
     assert "ended at 6.747" in waiting  # the sweep's run of the same setting as the ablations' own
 
@@ -135,36 +129,36 @@ def test_cures_stand_beside_the_runs_without_them():
     cured = dataclasses.replace(copy.deepcopy(plain[0]), experiment="ablations", method=method)
     cured.config.update(recipe={"latent_norm": True})
     cured.metrics.update(validation_loss=3.5, observations=[{"largest_logit": 55.0}])
-    table = gpu.cures_table([*[r for r in COMMITTED if r.experiment == "table2"], cured])[1]
-    assert row_of(table, "Tucker [8,128,64], normalised latents") == ["0.0024", "3.5000", "55"]
+    table = gpu.cures_table([*[r for r in COMMITTED if r.experiment == "table2"], cured])[0].body
+    assert row_of(table, "Tucker [8,128,64], normalised latents") == ["0.0024", "3.500", "55"]
     lines = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
-    assert ["0.0024", gpu.loss_cell(plain, 4), f"{query.largest_logit(plain):,.0f}"] in lines
+    assert ["0.0024", cells.loss_cell(plain), f"{query.largest_logit(plain):,.0f}"] in lines
     assert [rate for rate, *_ in lines] == ["0.0012", "0.0024", "0.0048", "0.0024"]  # each once: not those of another warm-up
     assert len({loss for _, loss, _ in lines}) == 4
-    assert len(gpu.cures_table([cured])[1].splitlines()) == 3  # control: Table 2 has no run of it
+    assert len(gpu.cures_table([cured])[0].body.splitlines()) == 3  # control: Table 2 has no run of it
     again = dataclasses.replace(copy.deepcopy(cured), seed=1)
-    assert len(gpu.cures_table([cured, again])[1].splitlines()) == 3  # seeds are one line
+    assert len(gpu.cures_table([cured, again])[0].body.splitlines()) == 3  # seeds are one line
     again.config["train"]["learning_rate"] *= 2
-    assert len(gpu.cures_table([cured, again])[1].splitlines()) == 4  # control: rates are not
+    assert len(gpu.cures_table([cured, again])[0].body.splitlines()) == 4  # control: rates are not
 
 
 def test_every_row_stands_at_the_best_of_its_settings_with_most_seeds():
-    title, table, source = gpu.best_table(COMMITTED)
+    (best,) = gpu.best_table(COMMITTED)
+    table = best.body
     change, rate, loss, *_, tried = row_of(table, "Tucker [8,128,128]")[1:]
-    assert (change, rate) == ("factors at a quarter of the rate", "0.0048") and "3 seeds" in title and "ad00779a96" in source
-    assert tried == "7 (4)" and loss.startswith(
-        gpu.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3], 4)
-    )
+    assert (change, rate) == ("factors at a quarter of the rate", "0.0048") and "3 seeds" in best.title
+    assert "ad00779a96" in {r.commit[:10] for r in best.runs}
+    assert tried == "7 (4)" and loss.startswith(cells.loss_cell(by_setting(COMMITTED)["Tucker [8,128,128], " + change, 4.8e-3]))
     means = [float(line.split("|")[5].split()[0]) for line in table.splitlines()[2:]]
     assert means == sorted(means)
     lucky = dataclasses.replace(copy.deepcopy(query.settled(COMMITTED, "table2")["Tucker [8,128,128]"][0]), id="another")
     lucky.config["train"]["learning_rate"], lucky.metrics["validation_loss"] = 0.7, 1.0
-    again = row_of(gpu.best_table([*COMMITTED, lucky])[1], "Tucker [8,128,128]")
+    again = row_of(gpu.best_table([*COMMITTED, lucky])[0].body, "Tucker [8,128,128]")
     assert (again[2], again[-1]) == ("0.0048", tried.replace("7 ", "8 "))  # one seed is no match for three
     three = [dataclasses.replace(lucky, seed=seed) for seed in range(3)]
-    assert row_of(gpu.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.7"  # control
+    assert row_of(gpu.best_table([*COMMITTED, *three])[0].body, "Tucker [8,128,128]")[2] == "0.7"  # control
     three = [dataclasses.replace(run, metrics={"diverged_at": 3, "attention_parameters": 1}) for run in three]
-    assert row_of(gpu.best_table([*COMMITTED, *three])[1], "Tucker [8,128,128]")[2] == "0.0048"
+    assert row_of(gpu.best_table([*COMMITTED, *three])[0].body, "Tucker [8,128,128]")[2] == "0.0048"
     assert gpu.best_table(three) == gpu.best_table([]) == []
     assert (
         gpu.best_table([r for r in COMMITTED if r.experiment == "ablations"]) == []
@@ -186,7 +180,7 @@ def test_slowed_runs_are_those_of_factors_or_attention_under_their_row_s_name():
 
 
 def test_cures_stand_in_table_2_s_order_of_rows():
-    lines = gpu.cures_table(COMMITTED)[1].splitlines()[2:]
+    lines = gpu.cures_table(COMMITTED)[0].body.splitlines()[2:]
     rows = {r.method: query.row_label(r) for r in COMMITTED if r.experiment in ("table2", "ablations") and r.is_trained}
     shown = list(dict.fromkeys(rows[line.split("|")[1].strip()] for line in lines))
     assert shown == [row.label for row in table2.ON_GPU_ROWS if row.label in shown] and len(shown) > 3
@@ -202,43 +196,44 @@ def test_commands_that_differ_in_what_is_swept_are_one():
     assert len(words.patterns([*commands, "python -m reproduce table3 --preset gpu"])) == 2
 
 
-def test_competitive_is_judged_by_the_row_in_question_alone():
-    def with_loss(above):
-        run = copy.deepcopy(query.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0])
-        run = dataclasses.replace(run, method="Tucker [8,128,64]")
-        run.metrics["validation_loss"] = query.settled(COMMITTED, "table2")["MHA"][0].metrics["validation_loss"] * (1 + above)
-        return [r for r in COMMITTED if r.method != run.method] + [run]
-
-    assert _competitive(with_loss(0.019))[1] == REPRODUCED
-    assert _competitive(with_loss(0.021))[1] == FAILED
-    assert _competitive([])[1] == UNTESTED
-    said = _competitive(COMMITTED)[0]
-    assert "[8,64,64]" in said and "shared" not in said and "[12,256,256]" not in said  # the paper's rows, not ours
-
-
-@pytest.mark.parametrize(("part", "draw"), [(gpu, gpu.render), (claims, claims.sentences)])
-def test_the_readme_shows_what_the_records_say(part, draw):
-    shown = (Path(__file__).parent.parent / "README.md").read_text().split(part.BEGIN)[1].split(part.END)[0].strip()
-    assert shown == draw(COMMITTED)
-    assert shown != draw([r for r in COMMITTED if (r.experiment, r.preset) != ("table2", "gpu")])  # control
-
-
-def test_commands_say_how_long_they_take_and_findings_need_runs():
+def test_commands_say_how_long_they_take():
     slower = [dataclasses.replace(r, wall_seconds=2 * r.wall_seconds) for r in COMMITTED]
-    assert gpu.commands(slower) != gpu.commands(COMMITTED)
-    assert gpu.commands([]).count("not run yet") == 2 * 6 and gpu.findings([]) == ""
-    assert "Tucker [8,64,64] +" in gpu.findings(COMMITTED)
+    assert commands.render(slower) != commands.render(COMMITTED)
+    assert commands.render([]).count("not run yet") == 6 and commands.on_record([]) == ""
+
+
+def test_what_is_on_record_is_counted():
+    line = next(line for line in commands.on_record(COMMITTED).splitlines() if "`table3 --preset gpu`" in line)
+    runs = [r for r in COMMITTED if (r.experiment, r.preset) == ("table3", "gpu")]
+    assert f"| {len(runs)} | {sum(r.wall_seconds for r in runs) / 3600:.1f} |" in line and line.endswith("| 600 | 0, 1, 2 |")
+
+
+def test_a_break_down_is_told_step_by_step_and_beside_what_holds_it():
+    steps, logits = breakdown.breakdown_tables(COMMITTED)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in steps.body.splitlines()[2:]]
+    assert [line[0] for line in lines] == [f"{100 * n}" for n in range(10)] and lines[0][
+        1
+    ] == ""  # nothing is trained at step 0
+    losses = [float(line[1]) for line in lines[1:]]
+    assert min(losses) == losses[3] and losses[-1] > losses[3] + 0.5  # it breaks down
+    assert lines[0][-3:] == ["1.00"] * 3
+    shown = [float(line.split("|")[2].replace(",", "")) for line in logits.body.splitlines()[2:]]
+    assert shown == sorted(shown) and "| unchanged | 114,200 |" in logits.body
+    unseen = [dataclasses.replace(r, metrics=r.metrics | {"observations": []}) for r in COMMITTED]
+    assert breakdown.breakdown_tables(unseen) == []
+    changed = [r for r in COMMITTED if r.experiment == "ablations" and query.recipe_of(r)]
+    assert [table.name for table in breakdown.breakdown_tables(changed)] == ["Largest logits"]  # without the row as it is
 
 
 def test_the_largest_logit_of_any_seed_is_shown():
     group = query.settled(COMMITTED, "table2")["MHA"]
     seen = [o["largest_logit"] for r in group for o in r.metrics["observations"]]
     assert len(group) > 1 and query.largest_logit(group) == max(seen) > min(seen)
-    assert f"{max(seen):,.0f}" in row_of(gpu.budget_tables(COMMITTED, "table2")[1], "MHA")
+    assert f"{max(seen):,.0f}" in row_of(budgets.budget_tables(COMMITTED, "table2")[0].body, "MHA")
     unseen = copy.deepcopy(group)
     for r in unseen:
         del r.metrics["observations"]
-    assert row_of(gpu.budget_tables(unseen, "table2")[1], "MHA")[-2] == ""
+    assert row_of(budgets.budget_tables(unseen, "table2")[0].body, "MHA")[-2] == ""
 
 
 def test_speeds_are_those_of_the_card_that_trained_most_rows():
@@ -251,36 +246,20 @@ def test_speeds_are_those_of_the_card_that_trained_most_rows():
     assert query.speeds_on_one_card([broken]) == ("no run ended", {})
     runs = [r for group in query.settled(COMMITTED, "table2").values() for r in group]
     moved = [dataclasses.replace(r, device="another" if r.method == "MHA" else "one") for r in runs]
-    table = gpu.budget_tables(moved, "table2")[1]
+    table = budgets.budget_tables(moved, "table2")[0].body
     assert row_of(table, "MHA")[-1] == "another card" and row_of(table, "MQA")[-1] != "another card"  # control
 
 
-def test_names_of_points_cover_nothing():
-    figure, ax = plt.subplots()
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k"), (0.1, 0.5, "fourth", "k")]
-    ax.errorbar(0.12, 0.5, yerr=0.03)
-    bar = Bbox(ax.transData.transform([(0.12, 0.47), (0.12, 0.53)]))
-    name_points(ax, points)
-    boxes = [text.get_window_extent() for text in ax.texts]
-    assert {text.get_text() for text in ax.texts} == {name for _, _, name, _ in points}
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(ax.bbox.contains(*box.max) and not bar.overlaps(box) for box in boxes)
-    beside = [ax.annotate(name, (x, y), PLACES[0], textcoords="offset points") for x, y, name, _ in points]
-    boxes = [text.get_window_extent() for text in beside]  # control: the first place for all
-    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max) and bar.overlaps(boxes[3])
-    plt.close(figure)
-
-
 def test_llama_rows_stand_beside_gqa_8_and_the_step_of_the_true_shape():
-    title, table, *_ = gpu.budget_tables(COMMITTED, "table3")
-    assert "REDUCED SCALE" in title
+    shown = budgets.budget_tables(COMMITTED, "table3")[0]
+    table = shown.body
+    assert "REDUCED SCALE" in shown.title
     cells = {label: row_of(table, label) for label in ("GQA n_KV=8", "Tucker [32,64,64]")}
-    assert "%" not in cells["GQA n_KV=8"][3] and "%" in cells["Tucker [32,64,64]"][3]
+    assert cells["GQA n_KV=8"][4] == "" and cells["Tucker [32,64,64]"][4] == "+0.091 [+0.001, +0.180]"
     times = query.step_times(COMMITTED)
     assert [row[-1] for row in cells.values()] == [f"{times[label]:.0f}" for label in cells]
-    without = gpu.budget_tables([r for r in COMMITTED if r.experiment != "speed"], "table3")
-    assert "ms a step" in table and "ms a step" not in without[1]
+    without = budgets.budget_tables([r for r in COMMITTED if r.experiment != "speed"], "table3")[0].body
+    assert "ms a step" in table and "ms a step" not in without
 
 
 def of_case(example: records.Record, label: str, recipe: Recipe) -> records.Record:
@@ -296,7 +275,7 @@ def test_the_ablations_say_nothing_more_where_there_is_nothing_to_say():
     missing = [case for case in gpu.CASES if case[1].config() and gpu.method_of(*case) not in known]
     full = [*COMMITTED, *(of_case(example, *case) for case in missing)]
     without = [r for r in full if (r.experiment, r.preset) != ("table2", "gpu-sweep")]
-    assert len(gpu.ablation_table(full)) == 4 and len(gpu.ablation_table(without)) == 3
+    assert "once more" in gpu.ablation_table(full)[0].note and gpu.ablation_table(without)[0].note == ""
 
 
 def trial(experiment="table2", preset="gpu", **settings) -> records.Record:
@@ -315,17 +294,17 @@ def test_a_short_trial_changes_no_table_but_its_own_line(first):
         assert gpu.sweep_table(found) == gpu.sweep_table(COMMITTED)
         assert gpu.ablation_table(found) == gpu.ablation_table(COMMITTED)
         assert gpu.cures_table(found) == gpu.cures_table(COMMITTED)
-        assert gpu.findings(found) == gpu.findings(COMMITTED)
-        title, table, *_, others, _ = gpu.budget_tables(found, "table2")
-        assert [title, table] == gpu.budget_tables(COMMITTED, "table2")[:2]
-        assert (" 20 " in others and "9.000" in others) == (short.preset == "gpu")
+        assert breakdown.breakdown_tables(found) == breakdown.breakdown_tables(COMMITTED)
+        table, others = budgets.budget_tables(found, "table2")
+        assert table == budgets.budget_tables(COMMITTED, "table2")[0]
+        assert (" 20 " in others.body and "9.000" in others.body) == (short.preset == "gpu")
     changed = trial()  # control: a run of the same budget does count
-    assert gpu.budget_tables([*COMMITTED, changed], "table2")[1] != table
+    assert budgets.budget_tables([*COMMITTED, changed], "table2")[0].body != table.body
 
 
 def test_seeds_are_counted_for_the_titles():
     runs = query.sweep_runs(COMMITTED)
-    assert words.seeds_in_words(runs) == "one seed" and ", one seed; " in gpu.sweep_table(COMMITTED)[0]
+    assert words.seeds_in_words(runs) == "one seed" and ", one seed.**" in gpu.sweep_table(COMMITTED)[0].title
     assert words.seeds_in_words([*runs, dataclasses.replace(runs[0], seed=7)]) == "up to 2 seeds"
 
 
@@ -343,9 +322,13 @@ def test_a_row_of_which_a_run_broke_off_has_no_mean():
     left = {name: whole.metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = dataclasses.replace(whole, metrics=left | {"diverged_at": 300})
     found = [*COMMITTED, broken]
-    cells = row_of(gpu.budget_tables(found, "table2")[1], "Tucker [8,64,64]")
+    cells = row_of(budgets.budget_tables(found, "table2")[0].body, "Tucker [8,64,64]")
     assert cells[3:5] == ["diverged at step 300", ""]
-    assert "Tucker [8,64,64]" not in gpu.findings(found).split("\n")[0]
-    assert claims._competitive(found)[1] == REPRODUCED  # another row's
-    found[-1] = dataclasses.replace(broken, method="Tucker [8,128,64]")
-    assert claims._competitive(found) == ("Tucker [8,128,64] diverged", FAILED)
+    assert "Tucker [8,64,64]" not in headline.headline(found) and "Tucker [8,64,64]" in headline.headline(COMMITTED)
+
+
+def test_fresh_text_says_how_equally_rows_were_tried():
+    runs = [r for r in COMMITTED if r.preset == "gpu-fresh" and r.method in ("MHA", "GQA n_KV=2")]
+    assert "not tried equally yet, at 1 to 4 rates each" in gpu.fresh_table(runs)[0].note
+    at_once = [r for r in runs if r.rate == 2.4e-3]
+    assert gpu.fresh_table(at_once)[0].note == "Every row was tried at as many rates: 1."

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 
 from tucker_ref import (
     GroupedQueryAttention,
@@ -67,7 +67,7 @@ def table(*cases):
 
 
 def layer_of(name):
-    return wide_awake(LAYERS[name]())
+    return with_large_weights(LAYERS[name]())
 
 
 def ones(*shape, **options):

@@ -27,7 +27,7 @@ import torch
 from helpers import run_here as run
 from safetensors import safe_open
 
-from reproduce.report import results
+from reproduce.report import pages
 from reproduce.store import files, records
 from reproduce.train.loop import train
 from reproduce.train.settings import TrainConfig
@@ -368,7 +368,9 @@ def test_what_is_not_hostile_runs(place, capsys):
     assert run("claims", "--records", place / "out" / "records") == 0
     said = capsys.readouterr().out
     assert (
-        "Table 3, Llama, validation loss" in said and "Effective ranks of models that were named" in said and "claims:" in said
+        "Table 3, Llama, validation loss" in said
+        and "Effective ranks of models that were named" in said
+        and "| findings" in said
     )
 
 
@@ -466,7 +468,9 @@ FULL = table(
 @pytest.mark.parametrize("arguments, room, file", FULL)
 def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, capsys, arguments, room, file):
     monkeypatch.chdir(place)
-    (place / "README.md").write_text(f"page\n{results.BEGIN}\nold\n{results.END}\n")
+    (place / "README.md").write_text(
+        "\n".join(["page", pages.MARK[0].format("results"), "old", pages.MARK[1].format("results"), ""])
+    )
     (place / "cut2.txt").write_text(STORY[:30_000])
     (place / "s.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     before = saved(place)

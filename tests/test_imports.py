@@ -39,7 +39,7 @@ def test_the_contracts_hold():
         ("rooms", "reproduce/new.py", ""),  # a new room has no place yet
         ("report", "reproduce/report/query.py", "from .words import each_once"),
         ("report", "reproduce/report/words.py", "from .markdown import markdown"),
-        ("figures", "paper_figures/figures.py", "from reproduce.report.gpu import loss_cell"),
+        ("figures", "paper_figures/sizes.py", "from reproduce.report.gpu import loss_cell"),
         ("circles", "reproduce/experiments/figure3_paper.py", "from . import figure3"),
         ("library", "tucker_ref/tucker.py", "import tqdm"),
         ("triton", "tucker_ref/tucker.py", "import triton"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import DIFFERENT, EXACT, output_and_gradient, relative_error, tokens, wide_awake, worst_error
+from helpers import DIFFERENT, EXACT, output_and_gradient, relative_error, tokens, with_large_weights, worst_error
 from torch import nn
 
 from tucker_ref import (
@@ -45,7 +45,7 @@ def torch_mha(layer: MultiHeadAttention, causal: bool):
 @LENGTHS
 @pytest.mark.parametrize("d_model, n_heads", [(15, 3), (24, 12), (20, 1)])
 def test_mha_matches_torch(d_model, n_heads, batch, n_tokens, causal):
-    layer, x = wide_awake(MultiHeadAttention(d_model, n_heads)), tokens(batch, n_tokens, d_model)
+    layer, x = with_large_weights(MultiHeadAttention(d_model, n_heads)), tokens(batch, n_tokens, d_model)
     expected = output_and_gradient(torch_mha(layer, causal), x)
     for backend in ("reference", "sdpa"):
         actual = output_and_gradient(layer, x, causal=causal, backend=backend)
@@ -62,7 +62,7 @@ def test_mha_matches_torch(d_model, n_heads, batch, n_tokens, causal):
 @LENGTHS
 @pytest.mark.parametrize("n_heads, n_kv_heads", [(12, 4), (12, 1), (6, 6), (3, 1)])
 def test_gqa_is_mha_with_repeated_keys_and_values(n_heads, n_kv_heads, batch, n_tokens, causal):
-    layer = wide_awake(GroupedQueryAttention(24, n_heads, n_kv_heads, head_dim=5))
+    layer = with_large_weights(GroupedQueryAttention(24, n_heads, n_kv_heads, head_dim=5))
     x = tokens(batch, n_tokens, 24)
 
     def repeated(pattern):
@@ -85,7 +85,7 @@ def test_gqa_is_mha_with_repeated_keys_and_values(n_heads, n_kv_heads, batch, n_
 @pytest.mark.parametrize("bias", [False, True, "qkv"])
 def test_grouped_heads_have_the_biases_asked_for_and_turn(bias):
     options = dict(bias=bias, rotary=Rotary.heads(4, base=50.0))
-    layer, mha = wide_awake(GroupedQueryAttention(24, 6, 2, **options)), MultiHeadAttention(24, 6, **options).double()
+    layer, mha = with_large_weights(GroupedQueryAttention(24, 6, 2, **options)), MultiHeadAttention(24, 6, **options).double()
     for made in (layer, mha):
         assert made.bias == bias and made.rotary is options["rotary"]
         assert [(p.bias is not None) for p in (made.q_proj, made.k_proj, made.v_proj)] == [bool(bias)] * 3
@@ -142,7 +142,7 @@ def mla_by_hand(layer: MultiHeadLatentAttention, x: torch.Tensor, causal: bool) 
 def test_mla_naive_and_absorbed_match_the_papers_formula(sizes, shared_kv, latent_norm, batch, n_tokens, causal):
     d, h, q_rank, kv_rank, k, v = sizes
     options = dict(head_dim=k, v_head_dim=v, shared_kv=shared_kv, latent_norm=latent_norm)
-    naive = wide_awake(MultiHeadLatentAttention(d, h, q_rank, kv_rank, **options))
+    naive = with_large_weights(MultiHeadLatentAttention(d, h, q_rank, kv_rank, **options))
     absorbed = MultiHeadLatentAttention(d, h, q_rank, kv_rank, absorb=True, **options).double()
     absorbed.load_state_dict(naive.state_dict())
     x = tokens(batch, n_tokens, d)
@@ -168,7 +168,7 @@ TUCKER = [  # d, h, ranks, post_ranks, shared
 @LENGTHS
 @pytest.mark.parametrize("d, h, ranks, post_ranks, shared_kv", TUCKER)
 def test_def_2_1_tucker_attention_is_eq6_on_its_dense_tensors(d, h, ranks, post_ranks, shared_kv, batch, n_tokens, causal):
-    layer = wide_awake(TuckerAttention(d, h, ranks, post_ranks, shared_kv=shared_kv))
+    layer = with_large_weights(TuckerAttention(d, h, ranks, post_ranks, shared_kv=shared_kv))
     x = tokens(batch, n_tokens, d)
     pre, post = layer.pre.numpy().to_tensor(), layer.post.numpy().to_tensor()
     assert relative_error(layer.pre.to_tensor(), pre) < EXACT and relative_error(layer.post.to_tensor(), post) < EXACT
@@ -187,7 +187,7 @@ def test_def_2_1_tucker_attention_is_eq6_on_its_dense_tensors(d, h, ranks, post_
 
 @pytest.mark.parametrize("d, h, ranks, post_ranks, shared_kv", TUCKER)
 def test_tucker_gradients_are_those_of_the_reference_backend_and_of_finite_differences(d, h, ranks, post_ranks, shared_kv):
-    layer = wide_awake(TuckerAttention(d, h, ranks, post_ranks, shared_kv=shared_kv))
+    layer = with_large_weights(TuckerAttention(d, h, ranks, post_ranks, shared_kv=shared_kv))
     x = tokens(2, 7, d)
     by_backend = []
     for backend in ("reference", "sdpa"):
@@ -207,7 +207,7 @@ def test_tucker_gradients_are_those_of_the_reference_backend_and_of_finite_diffe
 
 def test_tucker_is_gauge_invariant():
     """U_n -> U_n A with C -> C x_n A^-1 changes nothing, in any mode of either tensor."""
-    layer, x = wide_awake(TuckerAttention(24, 6, (4, 8, 7), (3, 6, 5))), tokens(2, 9, 24)
+    layer, x = with_large_weights(TuckerAttention(24, 6, (4, 8, 7), (3, 6, 5))), tokens(2, 9, 24)
     expected = layer(x).detach()
     for weights in (layer.pre, layer.post):
         for mode, factor in enumerate(weights.factors):
@@ -472,7 +472,7 @@ def test_a_value_latent_wider_than_the_model_starts_with_the_same_variance():
 
 
 def test_a_tucker_bias_reads_a_constant_one():
-    layer = wide_awake(TuckerAttention(12, 3, (2, 4, 5), bias=True))
+    layer = with_large_weights(TuckerAttention(12, 3, (2, 4, 5), bias=True))
     x = tokens(1, 4, 12)
     with torch.no_grad():
         keys = x @ layer.pre.key[:-1] + layer.pre.key[-1]
@@ -540,7 +540,11 @@ def test_our_kernel_takes_over_from_two_queries_on(monkeypatch, n_tokens, turned
     calls, real = [], kernels.latent_attention
     monkeypatch.setattr(kernels, "latent_attention", lambda *a, **o: calls.append(a) or real(*a, **o))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layer = wide_awake(TuckerAttention(8, 2, (2, 4, 4), rotary=Rotary.latent(4, 3.0) if turned else None)).float().to(device)
+    layer = (
+        with_large_weights(TuckerAttention(8, 2, (2, 4, 4), rotary=Rotary.latent(4, 3.0) if turned else None))
+        .float()
+        .to(device)
+    )
     x = tokens(2, n_tokens, 8).float().to(device)
     positions = torch.tensor([1, 4, 9], device=device)[:n_tokens] if turned else None
     expected = layer(x, causal=causal, positions=positions, backend="reference")

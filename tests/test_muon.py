@@ -11,7 +11,7 @@ from helpers import relative_error
 from reproduce import __main__
 from reproduce.experiments import ablations, table2
 from reproduce.models.gpt2 import GPT2
-from reproduce.models.rows import TABLE2, Row
+from reproduce.models.rows import TABLE2, TABLE2_BEST, TABLE2_NORMED, Row
 from reproduce.store import records
 from reproduce.train import language
 from reproduce.train.loop import train
@@ -217,22 +217,39 @@ def text(tmp_path):
     return str(tmp_path / "text")
 
 
+def test_the_runs_on_record_keep_their_ids_and_every_row_is_known():
+    """Ids hash all that defines a run: what they cover may gain no field in a run that was made without it."""
+    runs = records.load(records.COMMITTED, "table2", "gpu-fresh")
+    known = {row.label: row for row in table2.ROWS["gpu-fresh"]}
+    shape = {"model": "gpt2", **table2.PAPER_SHAPE}
+    assert known == {row.label: row for row in (*TABLE2_BEST, *TABLE2_NORMED)} and len(runs) >= 5
+    for run in runs:
+        options = Options("gpu-fresh", *2 * (None,), learning_rate=run.rate, qk_clip=run.train.get("qk_clip"))
+        preset = table2.PRESETS["gpu-fresh"]
+        settings = language.settings_of(known[run.method], Recipe(), preset, options)
+        config = language.config_of(known[run.method], shape, preset, run.data["vocab_size"])
+        config |= {"train": settings.config(), "one_pass": True}
+        assert records.run_id("table2", "gpu-fresh", run.method, config, run.seed, run.data) == run.id
+
+
 def test_several_rates_are_as_many_runs(text, tmp_path, monkeypatch):
     toy = dataclasses.replace(survival.TOY, one_pass=True, train=dataclasses.replace(survival.TOY.train, optimizer="muon"))
     monkeypatch.setitem(table2.PRESETS, "smoke", toy)
+    monkeypatch.setitem(table2.ROWS, "smoke", table2.FRESH_ROWS)
+    rows = "MHA QK-norm,MLA shared d_c=128 latent norms"
     places = ["--text", text, "--out", str(tmp_path), "--records", str(tmp_path / "records")]
     monkeypatch.setattr(
-        "sys.argv", ["reproduce", "table2", "--rows", "MHA", "--steps", "2", "--learning-rate", "1e-3,4e-3", *places]
+        "sys.argv", ["reproduce", "table2", "--rows", rows, "--steps", "2", "--learning-rate", "1e-3,4e-3", *places]
     )
     assert __main__.main() == 0
     runs = records.load(tmp_path / "records", "table2", "smoke")
     trained = [run for run in runs if "train" in run.config]
-    assert [run.config["train"]["learning_rate"] for run in trained] == [1e-3, 4e-3]
+    assert [(run.method, run.rate) for run in trained] == [(row, rate) for row in rows.split(",") for rate in (1e-3, 4e-3)]
     assert all(run.config["one_pass"] and run.config["train"]["optimizer"] == "muon" for run in trained)
     assert trained[0].metrics["validation_loss"] != trained[1].metrics["validation_loss"]
     monkeypatch.setattr("sys.argv", [*sys.argv, "--optimizer", "adamw"])
     assert __main__.main() == 0
-    assert len(records.load(tmp_path / "records", "table2", "smoke")) == len(runs) + 2
+    assert len(records.load(tmp_path / "records", "table2", "smoke")) == len(runs) + len(trained)
     monkeypatch.setattr("sys.argv", [*sys.argv, "--steps", "100000"])
     assert __main__.main() == 1
 

@@ -6,7 +6,7 @@ frequencies are theirs is a test of its own, since theirs are float32.
 
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from torch import nn
 
 from tucker_ref import GroupedQueryAttention, Llama3Scaling, MultiHeadAttention, MultiHeadLatentAttention, Rotary, as_tucker
@@ -54,7 +54,7 @@ def test_llama_attention(n_kv_heads, scaling, bias):
         attention_bias=bias,
         attn_implementation="sdpa",
     )
-    oracle = wide_awake(LlamaAttention(config, layer_idx=0))
+    oracle = with_large_weights(LlamaAttention(config, layer_idx=0))
     rotary = Rotary.heads(D // HEADS, base=500000.0, scaling=scaling)
     if n_kv_heads == HEADS:
         layer = MultiHeadAttention(D, HEADS, bias=bias, rotary=rotary).double()
@@ -97,7 +97,7 @@ def deepseek(interleave: bool):
         rope_interleave=interleave,
         attn_implementation="sdpa",
     )
-    return wide_awake(DeepseekV3Attention(config, layer_idx=0))
+    return with_large_weights(DeepseekV3Attention(config, layer_idx=0))
 
 
 @pytest.mark.parametrize("absorb", [False, True], ids=["plain", "absorbed"])
@@ -148,7 +148,7 @@ def olmo2(n_kv_heads):
 def test_attention_with_qk_norm(model, n_kv_heads):
     """Theirs takes the norms in single precision; with torch's own in double precision it is the same to the last digits."""
     oracle, kind, head_dim, scale = model(n_kv_heads)
-    oracle = wide_awake(oracle).eval()
+    oracle = with_large_weights(oracle).eval()
     rotary = Rotary.heads(head_dim)
     options = dict(head_dim=head_dim, rotary=rotary, qk_norm=kind)
     if n_kv_heads == HEADS:
@@ -180,7 +180,7 @@ def test_gpt2_attention():
     from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
     config = transformers.GPT2Config(n_embd=D, n_head=HEADS, attn_implementation="sdpa")
-    oracle = wide_awake(GPT2Attention(config, layer_idx=0)).eval()  # no dropout
+    oracle = with_large_weights(GPT2Attention(config, layer_idx=0)).eval()  # no dropout
     layer = MultiHeadAttention(D, HEADS, bias=True).double()
     with torch.no_grad():  # GPT-2 keeps q, k, v in one matrix that multiplies tokens from the right
         for i, projection in enumerate((layer.q_proj, layer.k_proj, layer.v_proj)):
@@ -197,7 +197,7 @@ def test_vit_attention(qkv_bias):
     from transformers.models.vit.modeling_vit import ViTAttention
 
     config = transformers.ViTConfig(hidden_size=D, num_attention_heads=HEADS, qkv_bias=qkv_bias, attn_implementation="sdpa")
-    oracle = wide_awake(ViTAttention(config))
+    oracle = with_large_weights(ViTAttention(config))
     layer = MultiHeadAttention(D, HEADS, bias=True).double()
     missing = layer.load_state_dict(oracle.state_dict(), strict=False).missing_keys
     assert missing == ([] if qkv_bias else ["q_proj.bias", "k_proj.bias", "v_proj.bias"])  # which start at zero

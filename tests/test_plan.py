@@ -1,4 +1,4 @@
-"""The dry run: numbers that a real model, optimiser and checkpoint confirm, and the README's copy of it."""
+"""The dry run: numbers that a real model, optimiser and checkpoint confirm, and the copy of it in docs/scale.md."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
 from reproduce.train.settings import TrainConfig
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
 
 
 def plan(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)
@@ -33,17 +33,17 @@ def plan(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -
     return capsys.readouterr().out
 
 
-QUOTED = re.findall(r"^python -m reproduce (\w+) --preset paper --dry-run --gpus (\d+) --rows \"(.*)\"$", README, re.MULTILINE)
+QUOTED = re.findall(r"^python -m reproduce (\w+) --preset paper --dry-run --gpus (\d+) --rows \"(.*)\"$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name, gpus, rows", QUOTED, ids=[name for name, *_ in QUOTED])
-def test_the_readme_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
+def test_the_page_quotes_the_dry_run(tmp_path, capsys, name, gpus, rows):
     """Where it fails: what that command prints, up to the formulas, belongs there."""
     printed = plan(tmp_path, capsys, EXPERIMENTS[name], Workers(count=int(gpus)), rows=labels(rows))
-    assert f"```text\n{printed.split(plans.FORMULAS)[0].strip()}\n```" in README
+    assert f"```text\n{printed.split(plans.FORMULAS)[0].strip()}\n```" in PAGE
 
 
-def test_the_readme_quotes_every_experiment():
+def test_the_page_quotes_every_experiment():
     assert [name for name, *_ in QUOTED] == ["table2", "table3", "figure3"]
 
 

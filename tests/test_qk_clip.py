@@ -9,7 +9,7 @@ from torch import nn
 
 from reproduce.experiments import table2
 from reproduce.models.gpt2 import GPT2
-from reproduce.models.rows import TABLE2, Row
+from reproduce.models.rows import TABLE2, TABLE2_NORMED, Row
 from reproduce.store import records
 from reproduce.train import language
 from reproduce.train.distributed import Workers
@@ -57,8 +57,16 @@ def model_of(row):
     return GPT2(7, 16, 96, 12, 2, row.build)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight:UserWarning"
+)  # of an RMSNorm without a fused kernel
 @pytest.mark.parametrize(
-    "row", [TABLE2[0].narrowed(8), TABLE2[1].narrowed(8), TABLE2[3].narrowed(8), Row("Tucker", ranks=(8, 8, 8))]
+    "row",
+    [
+        *(row.narrowed(8) for row in (*TABLE2[:2], TABLE2[3], TABLE2_NORMED[4])),
+        *(Row("Tucker", ranks=(8, 8, 8), latent_norm=norm) for norm in (False, True)),
+    ],
+    ids=lambda row: row.label,
 )
 def test_heads_beyond_the_limit_come_back_to_it_and_others_stay(row):
     model = model_of(row)
@@ -97,4 +105,6 @@ def test_a_run_is_clipped_while_it_trains_and_its_record_says_so(tmp_path, monke
         many = dataclasses.replace(options, workers=Workers(count=2), seeds=(7,))
         monkeypatch.setattr(Workers, "agree", lambda *_: None)
         language.train_rows("table2", rows, survival.SHAPE, preset, many)
+    with pytest.raises(ValueError, match="--qk-clip 0.5: QK-norm bounds the logits of MHA QK-norm already; name other --rows"):
+        language.train_rows("table2", [*rows, (TABLE2_NORMED[0], Recipe())], survival.SHAPE, preset, options)
     assert table2.PRESETS["gpu-fresh"].train.qk_clip is None

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, TOLERANCE, relative_error, tokens, with_large_weights
 
 from reproduce.experiments.exactness import GROUPS, HEAD_ROTARIES, MASKS, Cell, error, mask_of
 from tucker_ref import (
@@ -28,7 +28,7 @@ MASKED = pytest.mark.parametrize("mask", MASKS)
 
 def grouped(name, kind, rotary="none", bias="no bias"):
     """The layers of the exactness matrix, with QK-norm and an eps that shows."""
-    return awake(Cell(name, rotary, bias, qk_norm=kind).build())
+    return with_eps(Cell(name, rotary, bias, qk_norm=kind).build())
 
 
 TUCKER = {
@@ -43,11 +43,11 @@ TUCKER = {
 def tucker(name, kind):
     options = dict(TUCKER[name])
     options["rotary"] = Rotary.latent(8, base=50.0) if options.get("rotary") else None
-    return awake(TuckerAttention(24, 6, (4, 9, 8), qk_norm=kind, **options))
+    return with_eps(TuckerAttention(24, 6, (4, 9, 8), qk_norm=kind, **options))
 
 
-def awake(layer, eps=0.1):
-    layer = wide_awake(layer)
+def with_eps(layer, eps=0.1):
+    layer = with_large_weights(layer)
     layer.q_norm.eps, layer.k_norm.eps = eps, eps / 2
     return layer
 
@@ -207,7 +207,7 @@ def test_thms_b_2_and_b_3_survive_qk_norm_in_blocks(name, rotary, kind):
 @KINDS
 def test_heads_wider_than_the_model_keep_their_key_latent(kind):
     """Normalised coordinates may not be mixed, so the key rank may exceed d and the product of the other two ranks."""
-    layer = awake(MultiHeadAttention(10, 3, head_dim=6, qk_norm=kind))
+    layer = with_eps(MultiHeadAttention(10, 3, head_dim=6, qk_norm=kind))
     twin, x = as_tucker(layer), tokens(2, 5, 10)
     assert twin.ranks == (3, 10, 18) and relative_error(twin(x), layer(x)) < EXACT
     assert TuckerAttention(10, 2, (1, 2, 30), (2, 3, 3), qk_norm=kind).ranks[2] == 30
@@ -218,7 +218,7 @@ def test_heads_wider_than_the_model_keep_their_key_latent(kind):
 def test_it_is_not_trilinear():
     """A key that doubles with its weights stays where it is: no logit of Def. 2.1 does."""
     for kind, scaled in (("head", 1.0), ("all", 1.0), (None, 2.0)):
-        layer, x = wide_awake(TuckerAttention(24, 6, (4, 9, 8), qk_norm=kind)), tokens(2, 5, 24)
+        layer, x = with_large_weights(TuckerAttention(24, 6, (4, 9, 8), qk_norm=kind)), tokens(2, 5, 24)
         layer.k_norm.eps = layer.q_norm.eps = 0.0
         y = layer(x)
         layer.pre.key.data *= 2
@@ -251,7 +251,7 @@ EVERY = pytest.mark.parametrize("name", LAYERS)
 @EVERY
 @KINDS
 def test_gains_start_at_one_and_eps_is_that_of_the_models(name, kind):
-    layer = wide_awake(LAYERS[name](kind))
+    layer = with_large_weights(LAYERS[name](kind))
     layer.reset_parameters()
     for norm in (layer.q_norm, layer.k_norm):
         assert (norm.weight == 1).all() and norm.eps == 1e-6
@@ -266,7 +266,7 @@ def test_every_backend_computes_the_same(name, kind, backend, n):
     if backend == "triton":
         pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    layer, x = wide_awake(LAYERS[name](kind)).float().to(device), tokens(2, n, 24).float().to(device)
+    layer, x = with_large_weights(LAYERS[name](kind)).float().to(device), tokens(2, n, 24).float().to(device)
     with torch.no_grad():
         expected = layer(x, backend="reference")
         if backend == "flash" and device == "cuda":  # which it knows in half precision only
@@ -280,14 +280,14 @@ def test_every_backend_computes_the_same(name, kind, backend, n):
 @EVERY
 @KINDS
 def test_state_dicts_copies_and_half_precision(name, kind):
-    layer, x = wide_awake(LAYERS[name](kind)), tokens(2, 5, 24)
+    layer, x = with_large_weights(LAYERS[name](kind)), tokens(2, 5, 24)
     other = copy.deepcopy(layer)
     assert torch.equal(other(x), layer(x))
     other.reset_parameters()
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
     half = other.bfloat16()(x.bfloat16())
-    assert half.dtype == torch.bfloat16 and relative_error(half, layer(x)) < 0.2  # softmax of wide-awake logits, eight bits
+    assert half.dtype == torch.bfloat16 and relative_error(half, layer(x)) < 0.2  # softmax of such large logits, eight bits
     large = torch.full((1, 6, 1, layer.q_norm.width), 1e4, dtype=torch.float16)  # whose squares half precision does not hold
     expected = layer.q_norm(large.double())
     assert relative_error(layer.half().q_norm(large), expected) < 1e-2 < expected.abs().max()
@@ -298,7 +298,7 @@ def test_state_dicts_copies_and_half_precision(name, kind):
 @KINDS
 def test_it_compiles_into_one_graph(name, kind):
     torch.compiler.reset()
-    layer, x = wide_awake(LAYERS[name](kind)), tokens(2, 5, 24)
+    layer, x = with_large_weights(LAYERS[name](kind)), tokens(2, 5, 24)
     assert relative_error(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x)) < EXACT
 
 
@@ -327,7 +327,7 @@ def test_what_has_no_tensor_is_not_compressed(what, kind):
     for name in ("MHA",) if what.startswith("to_") else LAYERS:
         refusal = f"layer has qk_norm='{kind}'; its logits are not trilinear, so it has no tensor to decompose"
         with pytest.raises(ValueError, match=refusal):
-            APPROXIMATIONS[what](wide_awake(LAYERS[name](kind)))
+            APPROXIMATIONS[what](with_large_weights(LAYERS[name](kind)))
 
 
 @pytest.mark.parametrize(

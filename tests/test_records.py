@@ -115,7 +115,7 @@ def test_a_record_that_is_there_twice_is_an_error_that_names_both_files(tmp_path
 def test_what_may_be_recorded_is_what_the_command_line_runs(tmp_path):
     assert set(records.EXPERIMENTS) == set(EXPERIMENTS)
     made = dataclasses.replace(record(), experiment="table9")
-    with pytest.raises(ValueError, match="no experiment is called table9; there are: exactness, table1"):
+    with pytest.raises(ValueError, match="no experiment is called table9; there are: exactness, theorems, table1"):
         records.append(tmp_path, made)
     assert not list(tmp_path.iterdir())
 

@@ -2,55 +2,21 @@
 
 import copy
 import dataclasses
-import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import a_record, run_here
+from helpers import a_record, nudged
 
-from paper_figures import __main__ as figures_main
-from paper_figures import style
-from reproduce.report import checks, claims, gpu, query, results, words
-from reproduce.report.claims import FAILED, REPRODUCED, UNTESTED
+from reproduce.report import checks, claims, compression, language, query, results, words
+from reproduce.report.judge import FAILED, UNTESTED, VERDICTS
 from reproduce.store import records
 from reproduce.store.files import code_hash
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = records.load(records.COMMITTED)
-
-
-def test_the_readme_shows_exactly_what_the_records_say():
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.split(results.BEGIN)[1].split(results.END)[0].strip()
-    assert shown == results.render(COMMITTED).strip()
-
-
-CHANGE = random.Random(0)
-
-
-def nudged(measured):
-    """The same metrics with every number changed, but those that name a case of `speed`."""
-    if isinstance(measured, dict):
-        return {key: value if key in ("context", "batch") else nudged(value) for key, value in measured.items()}
-    if isinstance(measured, list):
-        return [nudged(value) for value in measured]
-    if isinstance(measured, float):
-        return CHANGE.uniform(1.2, 1.8) * measured + 0.5  # not all alike, or ratios would stay
-    return measured + 1_000_000 if isinstance(measured, int) and not isinstance(measured, bool) else measured
-
-
-def test_a_changed_record_changes_the_report():
-    """Control for the test above: the numbers are read, not remembered."""
-    changed = [dataclasses.replace(record, metrics=nudged(record.metrics)) for record in COMMITTED]
-    before, after = results.render(COMMITTED).splitlines(), results.render(changed).splitlines()
-    assert len(before) == len(after)
-    below = before[1:] + [""]
-    rows = [i for i, line in enumerate(before) if line.startswith("| ") and not below[i].startswith("|--")]  # no headers
-    rows = [i for i in rows if set(before[i].replace(" ", "").split("|")[2:-1]) != {"notrunyet"}]
-    assert len(rows) > 60 and not [before[i] for i in rows if before[i] == after[i]]
 
 
 def smoke_run(experiment="table2", **changes) -> records.Record:
@@ -71,8 +37,8 @@ def test_runs_of_one_row_in_two_configurations_stand_in_two_tables():
     groups = query.by_row([run, seed, rate])
     assert {label: len(group) for label, group in groups.items()} == {"MHA": 2, "MHA, rate 0.77": 1}
     drawn = results.render([run, text, steps])
-    assert drawn.count("| MHA ") == 3 and "7 steps at" in drawn and "novel.txt (content sha256 0123456789ab…)" in drawn
-    assert all(len(line) < 400 for line in drawn.splitlines())
+    assert drawn.count("| MHA ") == 3 and " 7 steps of " in drawn and "novel.txt (content sha256 0123456789ab…)" in drawn
+    assert all(len(line) < 500 for line in drawn.splitlines())
 
 
 def test_a_pretrained_model_stands_with_all_that_was_made_of_it():
@@ -96,7 +62,7 @@ def test_a_fine_tuning_that_diverged_is_a_row():
     found = [r for r in COMMITTED if (r.experiment, r.preset) == ("figure3", "smoke")][:3]
     left = {name: found[1].metrics[name] for name in ("converted", "attention_parameters")}
     broken = dataclasses.replace(found[1], metrics=left | {"diverged_at": 9})
-    row = next(line for line in results.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA  "))
+    row = next(line for line in results.render([found[0], broken, found[2]]).splitlines() if line.startswith("| MHA |"))
     assert [cell.strip() for cell in row.split("|")[4:6]] == ["diverged at step 9", "—"]
 
 
@@ -127,10 +93,10 @@ def test_the_paper_s_own_scale_is_not_called_reduced(experiment, width, steps):
     run = smoke_run(experiment, preset="paper", steps=steps)
     run.config.update(d_model=width)
     drawn = results.render([run])
-    assert "at the paper's shape, validation loss: " in drawn and "REDUCED" not in drawn and "narrowed" not in drawn
+    assert "at the paper's shape: validation loss after " in drawn and "REDUCED" not in drawn and "narrowed" not in drawn
     run.config["train"]["steps"] = 5
     drawn = results.render([run])
-    assert "validation loss at REDUCED BUDGET: " in drawn and f"5 steps in place of {steps:,}." in drawn
+    assert "shape, REDUCED BUDGET: validation loss" in drawn and re.search(f"5 steps of .* in place of {steps:,}\\.", drawn)
 
 
 def test_the_paper_s_vision_transformers_have_a_table():
@@ -153,6 +119,7 @@ SOME_IMAGES = {"train_images": 10, "test_images": 4}
 def test_one_experiment_s_tables_can_be_had_alone():
     alone = results.render(COMMITTED, ["table2"])
     assert alone.startswith("### Table 2: GPT-2\n") and alone.count("\n### ") == 0 and alone in results.render(COMMITTED)
+    assert "From: runs 1; devices " in alone  # without the page of provenance beside it
 
 
 def test_ablations_at_smoke_scale_are_shown_as_too_short():
@@ -176,10 +143,11 @@ def test_every_trained_row_of_table_2_is_there():
 def test_the_note_on_compression_counts_where_knowing_the_inputs_paid():
     ways = {"aware": {"inputs": [0.1, 0.3], "loss": 3.0}, "plain": {"inputs": [0.2, 0.2], "loss": 3.1}}
     record = a_record(method="row", metrics={"ways": ways}, device="a device", command="a command")
-    lost = "Knowing the inputs lowered the error of logits in 1 of 1 rows, the error of outputs in 0 of 1 rows"
-    assert results.compress_note([record]).startswith(f"<sub>{lost}, the loss in 1 of 1 rows; not error of outputs of row.")
+    lost = "Knowing the inputs lowered the error of logits in 1 of 1 rows. It lowered the error of outputs in 0 of 1 rows."
+    missed = " It did not lower: error of outputs of row."
+    assert compression.compress_note([record]) == f"{lost} It lowered the loss in 1 of 1 rows.{missed}"
     del ways["plain"]["loss"]  # of images, for example
-    assert results.compress_note([record]).startswith(f"<sub>{lost}; not error of outputs of row.")
+    assert compression.compress_note([record]) == lost + missed
 
 
 def test_reduced_scale_is_said_in_the_table_itself():
@@ -201,7 +169,7 @@ def verdict_of(judged, where):
 
 def test_every_size_cell_has_a_verdict_and_the_slips_fail():
     judged = claims.verdicts(COMMITTED)
-    assert {verdict for *_, verdict in judged} <= {REPRODUCED, FAILED, UNTESTED}
+    assert {verdict for *_, verdict in judged} <= set(VERDICTS)
     sizes = [(c, v) for c, _, v in judged if c.where.startswith("Table")]
     assert len([c for c, _ in sizes if c.where.startswith("Table 2")]) == 14
     assert len([c for c, _ in sizes if c.where.startswith("Table 3")]) == 8
@@ -230,81 +198,12 @@ def test_without_records_nothing_is_claimed():
     assert {verdict for *_, verdict in claims.verdicts([])} == {UNTESTED}
 
 
-def test_write_into_replaces_only_what_is_between_the_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
-    results.write_into(page, {(results.BEGIN, results.END): "new"})
-    assert page.read_text() == f"before\n{results.BEGIN}\n\nnew\n\n{results.END}\nafter\n"
-    page.write_text("no marks")
-    with pytest.raises(ValueError, match="lacks the marks"):
-        results.write_into(page, {(results.BEGIN, results.END): "new"})
-
-
-def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{results.BEGIN}\nold\n{results.END}\n")
-    assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == f"{results.BEGIN}\n\n{claims.render(COMMITTED)}\n\n{results.END}\n"
-
-
-def test_claims_need_no_place_for_results(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n")
-    assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n"
-
-
-def test_claims_leave_results_alone_where_a_page_has_a_place_for_them(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{claims.BEGIN}\nold\n{claims.END}\n{results.BEGIN}\nresults\n{results.END}\n")
-    assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == (
-        f"{claims.BEGIN}\n\n{claims.sentences(COMMITTED)}\n\n{claims.END}\n{results.BEGIN}\nresults\n{results.END}\n"
-    )
-
-
-def test_a_run_that_diverged_is_a_row_and_hides_no_other(tmp_path, monkeypatch):
+def test_a_run_that_diverged_is_a_row_and_hides_no_other():
     runs = [r for r in COMMITTED if (r.experiment, r.preset) == ("table2", "smoke")]
     left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = dataclasses.replace(runs[0], metrics=left | {"diverged_at": 7})
-    table, whole = (results.loss_table("table2", found)[1].splitlines() for found in ([broken, *runs[1:]], runs))
+    table, whole = (language.loss_tables("table2", found)[0].body.splitlines() for found in ([broken, *runs[1:]], runs))
     assert "diverged at step 7" in table[2] and table[3:] == whole[3:]
-    for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
-        for record in found:
-            records.append(tmp_path / name, record)
-        monkeypatch.setattr("sys.argv", ["paper_figures", "--records", str(tmp_path / name), "--out", str(tmp_path / name)])
-        assert figures_main.main() == 0
-        assert (tmp_path / name / "loss_curves_table2_smoke.png").exists() == drawn
-
-
-def test_figures_of_other_records_leave_those_of_the_repository_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    records.append(Path("records"), next(r for r in COMMITTED if r.experiment == "decode"))
-    monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "records"])
-    assert figures_main.main() == 0 and "figures are in out/figures" in capsys.readouterr().out
-    assert Path("out/figures/tucker_attention.png").exists()
-    monkeypatch.setattr("sys.argv", ["paper_figures", "--records", "nowhere"])
-    assert figures_main.main() == 1 and "nowhere holds no records" in capsys.readouterr().err
-
-
-@pytest.mark.no_cover  # of which Matplotlib would take half as long again
-def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
-    images = []
-    for out in (tmp_path / "a", tmp_path / "b"):
-        monkeypatch.setattr("sys.argv", ["paper_figures", "--out", str(out)])
-        assert figures_main.main() == 0
-        images.append({p.name: p.read_bytes() for p in out.iterdir()})
-    assert images[0] == images[1]  # the same records give the same bytes
-    assert set(images[0]) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
-    assert all(len(content) > 10_000 for content in images[0].values())
-
-
-def test_every_mechanism_has_one_colour_of_its_own():
-    assert len(set(style.COLOURS.values())) == len(style.COLOURS) == 4
-    assert style.mechanism("MQA") == "GQA" and style.mechanism("Tucker [8,64,64]") == "Tucker"
-    styles = style.lines_of(["MHA", "GQA n_KV=4", "MQA", "Tucker [1,2,3]", "Tucker [1,2,2]"])
-    assert styles["GQA n_KV=4"]["color"] == styles["MQA"]["color"] != styles["MHA"]["color"]
-    assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 5
 
 
 def test_the_library_imports_with_numpy_and_torch_alone():
@@ -331,11 +230,13 @@ def test_the_library_imports_with_numpy_and_torch_alone():
     assert "torch.Size([1, 4, 12])" in result.stdout
 
 
-def test_the_table_of_claims_counts_its_verdicts():
-    rendered = claims.render(COMMITTED)
-    assert f"{len(claims.verdicts(COMMITTED))} claims: " in rendered and rendered.count("\n| ") == len(
-        claims.verdicts(COMMITTED)
-    )
+def test_the_tables_of_claims_have_a_line_for_each():
+    drawn = claims.render(COMMITTED)
+    tables = [
+        claims.table(COMMITTED, *kinds) for kinds in (("findings",), ("exact statements", "statements of ours"), ("sizes",))
+    ]
+    assert all(table in drawn for table in tables)
+    assert sum(table.count("\n| ") for table in tables) == len(claims.verdicts(COMMITTED))
 
 
 CHECKS = {
@@ -361,17 +262,19 @@ def test_every_check_on_record_has_one_line():
     for line, expected in zip(
         lines[2:],
         (
-            "50 mutants of 1 modules | tests met 47 and noticed 41, 1 of them by the clock; 5 change nothing, 1 survive; "
-            "types alone rejected 3; of 2 of these, drawn by lot, tests noticed 1; without a record: attend, ",
+            "50 mutants of 1 modules | tests met 47 and noticed 41; 5 change nothing, 1 survive; types alone rejected 3; "
+            "of 2 of these, drawn by lot, tests noticed 1; stale records: 1, modules without one: ",
             "1,000 random inputs for 2 contracts of 1 public names | 0 contracts broken",
-            "42 inputs: shape 30, mask 12 |",
+            "42 inputs of 2 kinds, most often shape (30), mask (12) |",
             "7 times kill -9: 4 while training, 3 while recording | none of 14 files",
             "`tucker_ref`: 99.0% of lines, 90.0% of branches; `reproduce`: 95.0% of lines, 95.0% of branches; 8 lines",
-            "method of versions | 60 passed, 0 failed",
+            "combinations of Python, torch and NumPy: 1 | 60 passed, 0 failed",
         ),
     ):
         assert expected in re.sub(" +", " ", line)
     assert checks.render([]) == "" and len(checks.render(CHECK_RECORDS[2:3]).splitlines()) == 3
+    assert checks.versions_table(CHECK_RECORDS).splitlines()[2:] == ["| method of versions | 60 | 0 |"]
+    assert checks.versions_table([]) == ""
 
 
 def test_a_changed_record_changes_its_check():
@@ -381,36 +284,22 @@ def test_a_changed_record_changes_its_check():
     assert len(before) == len(after) and all(a != b for a, b in zip(before, after))
 
 
-def test_the_readme_shows_the_checks_on_record():
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.split(checks.BEGIN)[1].split(checks.END)[0].strip()
-    assert shown == checks.render(COMMITTED)
-
-
 def test_mutation_says_what_is_stale_and_what_was_never_tried():
     (record,) = (r for r in CHECK_RECORDS if r.experiment == "mutation")
-    assert checks.stale([record]) == ["gqa"] and "stale, for the module has changed since: gqa" in checks.mutants([record])[1]
+    row = "| gqa | 50 | 47 | 41 | 5 | 1 | 3 | 2 | 1 |"
+    assert checks.stale([record]) == ["gqa"] and f"{row} stale |" in re.sub(" +", " ", checks.mutants_table([record]))
     now = dataclasses.replace(record, metrics=record.metrics | {"source": code_hash(checks.module_path("gqa"))})
-    assert checks.stale([now]) == [] and "stale" not in checks.mutants([now])[1]
-    gone = dataclasses.replace(now, method="no_such_module")
-    assert checks.stale([gone]) == ["no_such_module"]
+    assert checks.stale([now]) == [] and f"{row} of this code |" in re.sub(" +", " ", checks.mutants_table([now]))
+    assert checks.stale([dataclasses.replace(now, method="no_such_module")]) == ["no_such_module"]
     before = dataclasses.replace(now, metrics={name: n for name, n in now.metrics.items() if name not in ("source", "lot")})
     assert checks.stale([before]) == ["gqa"] and "of 0 of these" in checks.mutants([before])[1]
     left = checks.untried([now])
     assert "gqa" not in left and {"attend", "kernels/decode"} <= set(left) and "__init__" not in left
-    everything = [dataclasses.replace(now, method=name) for name in ["gqa", *left]]
-    assert checks.untried(everything) == [] and "without a record" not in checks.mutants(everything)[1]
+    assert all(re.search(rf"\| {name} +\|.*\| +none \|", checks.mutants_table([now])) for name in left)
+    assert checks.untried([dataclasses.replace(now, method=name) for name in ["gqa", *left]]) == []
+    assert checks.mutants_table([]) == ""
 
 
 def test_a_check_that_lacks_a_number_is_named():
     with pytest.raises(ValueError, match="survival: a record lacks what the table of checks shows: 'kills'"):
         checks.render([dataclasses.replace(CHECK_RECORDS[3], metrics={"training": {}})])
-
-
-def test_write_into_fills_the_checks_where_they_have_marks(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"{results.BEGIN}\n{results.END}\n{checks.BEGIN}\n{checks.END}\n")
-    parts = {results: "tables", checks: "checks", gpu: "no marks for it"}
-    results.write_into(page, {(part.BEGIN, part.END): text for part, text in parts.items()})
-    assert "no marks" not in page.read_text()
-    assert "tables" in page.read_text().split(results.END)[0] and "checks\n\n" + checks.END in page.read_text()

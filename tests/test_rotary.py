@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,7 +188,7 @@ def test_frequencies_follow_the_device(monkeypatch):
 
 def test_frequencies_come_back_from_the_meta_device():
     """A layer that was moved there and given memory again has no values but these."""
-    layer, x = wide_awake(MultiHeadAttention(24, 3, rotary=Rotary.heads(8))), tokens(2, 5, 24)
+    layer, x = with_large_weights(MultiHeadAttention(24, 3, rotary=Rotary.heads(8))), tokens(2, 5, 24)
     emptied = MultiHeadAttention(24, 3, rotary=Rotary.heads(8)).double().to("meta").to_empty(device="cpu")
     emptied.load_state_dict(layer.state_dict())
     assert relative_error(emptied(x), layer(x)) < EXACT
@@ -240,7 +240,7 @@ def causal_attention(q, k, v, scale):
 @pytest.mark.parametrize("shared_kv", [True, False])
 def test_cor_3_2_1_mla_with_coupled_rope_is_its_formula(shared_kv):
     """Eqs. 13, 14, 20: per head, the fused query X W^DQ W^UQ W^UK^T and the latent X W^DKV turn at the latent's width."""
-    layer = wide_awake(MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8, base=50.0), shared_kv=shared_kv))
+    layer = with_large_weights(MultiHeadLatentAttention(24, 3, 10, 8, rotary=Rotary.latent(8, base=50.0), shared_kv=shared_kv))
     x, expected = tokens(2, 7, 24), 0
     c_k = x @ layer.kv_a_proj_with_mqa.weight.T
     c_v = c_k if shared_kv else x @ layer.v_a_proj.weight.T
@@ -255,7 +255,7 @@ def test_cor_3_2_1_mla_with_coupled_rope_is_its_formula(shared_kv):
 
 
 def test_mla_with_decoupled_rope_is_its_formula():
-    layer = wide_awake(MultiHeadLatentAttention(24, 3, 10, 9, rope_dim=4, rotary=Rotary.heads(4, base=50.0)))
+    layer = with_large_weights(MultiHeadLatentAttention(24, 3, 10, 9, rope_dim=4, rotary=Rotary.heads(4, base=50.0)))
     x, expected = tokens(2, 7, 24), 0
     c_kv, k_rope = (x @ layer.kv_a_proj_with_mqa.weight.T).split([9, 4], dim=-1)
     for h in range(3):
@@ -271,7 +271,7 @@ def test_mla_with_decoupled_rope_is_its_formula():
 @pytest.mark.parametrize("shared_kv", [True, False])
 def test_def_3_1_tucker_with_latent_rope_is_its_formula(shared_kv):
     """Eq. 12: every head's latent query and the shared key turn at width r3; the scale stays 1/sqrt(d_H)."""
-    layer = wide_awake(TuckerAttention(24, 6, (4, 9, 8), shared_kv=shared_kv, rotary=Rotary.latent(8, base=50.0)))
+    layer = with_large_weights(TuckerAttention(24, 6, (4, 9, 8), shared_kv=shared_kv, rotary=Rotary.latent(8, base=50.0)))
     x, expected = tokens(2, 7, 24), 0
     key = turned_by_hand(x @ layer.pre.key, 50.0)
     for before, after in zip(layer.pre.head_cores(), layer.post.head_cores()):
@@ -286,7 +286,7 @@ def test_def_3_1_tucker_with_latent_rope_is_its_formula(shared_kv):
 @pytest.mark.parametrize("name", ["MHA", "MLA coupled", "Tucker", "Tucker shared"])
 def test_layers_built_without_memory_work_once_they_are_loaded(name):
     """torch.device("meta"), to_empty, load_state_dict: tables of the rotary embedding and shared latents must survive."""
-    layer, x = wide_awake(LAYERS[name]()), tokens(2, 7, 24)
+    layer, x = with_large_weights(LAYERS[name]()), tokens(2, 7, 24)
     with torch.device("meta"):
         other = LAYERS[name]()
     other = other.to_empty(device="cpu").double()
@@ -312,7 +312,7 @@ LAYERS = {
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(sorted(LAYERS)), st.integers(0, 5000), st.booleans(), st.integers(0, 99))
 def test_lemma_b5_only_distances_between_positions_matter(name, shift, causal, seed):
-    layer, x = wide_awake(LAYERS[name](), seed), tokens(2, 7, 24, seed)
+    layer, x = with_large_weights(LAYERS[name](), seed), tokens(2, 7, 24, seed)
     positions = torch.tensor([0, 1, 2, 5, 9, 11, 40])
     expected = layer(x, causal=causal, positions=positions)
     assert relative_error(layer(x, causal=causal, positions=positions + shift), expected) < 1e-10  # far angles lose two digits
@@ -322,7 +322,7 @@ def test_lemma_b5_only_distances_between_positions_matter(name, shift, causal, s
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_default_positions_count_from_zero(name):
-    layer, x = wide_awake(LAYERS[name]()), tokens(2, 7, 24)
+    layer, x = with_large_weights(LAYERS[name]()), tokens(2, 7, 24)
     assert torch.equal(layer(x), layer(x, positions=torch.arange(7)))
     assert torch.equal(layer(x), layer(x, positions=torch.arange(7).repeat(2, 1)))
 

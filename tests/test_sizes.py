@@ -1,15 +1,20 @@
 """Sizes in Tables 2 and 3: the paper's cells against formula and module, and the cells that do not fit."""
 
+import ast
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from reproduce.models.rows import TABLE2, TABLE3, Row
+from reproduce.experiments import figure3, table1, table2
+from reproduce.models.rows import TABLE2, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
 from reproduce.models.sizes import measure
-from reproduce.report.claims import SIZE_TOLERANCE
+from reproduce.report.ledger import SIZE_TOLERANCE
 from tucker_ref import mla_cost
 
+ROOT = Path(__file__).parent.parent
 SLIPS = {("GQA n_KV=4", "cache_mb"), ("MLA separated d_c=128", "size"), ("MLA shared d_c=128", "size")}
 
 
@@ -84,9 +89,78 @@ def test_labels_are_those_of_the_paper_and_unique():
         labels = [row.label for row in table]
         assert len(set(labels)) == len(labels)
     assert TABLE2[-1].label == "Tucker [8,64,64]" and Row("GQA", n_kv_heads=1).label == "MQA"
+    assert labels_of(TABLE2, "Tucker") == labels_of(TABLE2)[4:] and len(labels_of(TABLE2, "GQA")) == 2
+    assert labels_of(TABLE2_NORMED) == (
+        "MHA QK-norm",
+        "GQA n_KV=4 QK-norm",
+        "GQA n_KV=2 QK-norm",
+        "MQA QK-norm",
+        "MLA shared d_c=128 latent norms",
+        "MLA separated d_c=128 latent norms",
+        *(f"Tucker [8,{ranks}] QK-norm" for ranks in ("128,128", "128,64", "64,64")),
+    )
 
 
-@pytest.mark.parametrize("row", [*TABLE2, dataclasses.replace(TABLE2[-1], shared_kv=True)], ids=lambda row: row.label)
+LABEL = re.compile(r"M[HQ]A|GQA n_KV=\d+|MLA \w+ d_c=\d+|Tucker \[[\d,]+\]( shared)?")
+
+
+def unknown_labels(source: str) -> set[str]:
+    """Strings of a program that look like a row's label and are none: what they ask for would never be found."""
+    tables = (table1.ROWS, table2.ON_GPU_ROWS, TABLE3, *(figure3.PRESETS[name].rows for name in ("smoke", "gpu")))
+    known = {label for rows in tables for label in labels_of(rows)}
+    strings = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    return {s for s in strings - known if isinstance(s, str) and LABEL.fullmatch(s)}
+
+
+def test_labels_that_programs_name_are_those_of_rows():
+    files = [path for folder in ("reproduce", "paper_figures") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert {path.name: bad for path in files if (bad := unknown_labels(path.read_text()))} == {}
+    assert unknown_labels('best = ("MHA", "Tucker [8,64,65]")') == {"Tucker [8,64,65]"}  # control
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *TABLE2,
+        dataclasses.replace(TABLE2[-1], shared_kv=True),
+        *TABLE2_NORMED,
+        dataclasses.replace(TABLE2[-1], latent_norm=True),
+    ],
+    ids=lambda row: row.label,
+)
 def test_every_row_builds_and_runs(row):
     layer = row.narrowed(16).build(48, 12)
     assert layer(torch.randn(2, 5, 48)).shape == (2, 5, 48)
+
+
+def test_a_normed_row_has_the_gains_and_nothing_else_more():
+    gains = {"MHA": 2 * 64, "GQA": 2 * 64, "MLA": 2 * 128, "Tucker": 2 * 128}  # per layer; of what is normalised, its width
+    for plain, normed in zip(TABLE2_BEST[:7], TABLE2_NORMED):
+        sizes = measure(normed, 768, 12)
+        assert normed.cost(768, 12) == plain.cost(768, 12)
+        more = gains[plain.mechanism] + (128 if plain.label.startswith("MLA separated") else 0)
+        assert sizes["counted_parameters"] - sizes["parameters"] == more
+        assert normed.normed() == normed and normed.narrowed(4).normed() == normed.narrowed(4)
+    over_all = dataclasses.replace(TABLE2[0], qk_norm="all")
+    assert over_all.label == "MHA QK-norm over all heads"
+    assert measure(over_all, 768, 12)["counted_parameters"] == 4 * 768**2 + 2 * 768
+
+
+def test_norms_are_on_record_only_where_there_are_some():
+    """A new field in the config of a row without norms would give every run on record another id."""
+    for plain, normed in zip(TABLE2_BEST, TABLE2_NORMED):
+        assert list(plain.config()) == ["mechanism", "n_kv_heads", "latent", "ranks", "shared_kv"]
+        own = {"latent_norm": True} if plain.mechanism == "MLA" else {"qk_norm": "head"}
+        assert normed.config() == plain.config() | own
+        assert Row(**normed.config()) == normed
+
+
+def test_norms_that_a_mechanism_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="MLA has latent_norm, not qk_norm"):
+        Row("MLA", latent=128, qk_norm="head")
+    for mechanism in ("MHA", "GQA"):
+        with pytest.raises(ValueError, match=f"{mechanism} has no latents: qk_norm, not latent_norm"):
+            Row(mechanism, n_kv_heads=4, latent_norm=True)
+    with pytest.raises(ValueError, match="Tucker .8,64,64. QK-norm is trained from scratch; no layer is converted to it"):
+        TABLE2_NORMED[-1].converted(TABLE2[0].narrowed(4).build(192, 12))
+    assert TABLE2[-1].narrowed(4).converted(TABLE2[0].narrowed(4).build(192, 12)).ranks == (8, 16, 16)  # control

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake, worst_error
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights, worst_error
 from torch import nn
 
 from tucker_ref import (
@@ -21,15 +21,15 @@ from tucker_ref import (
 
 
 def mha(d, h, **options):
-    return wide_awake(MultiHeadAttention(d, h, **options))
+    return with_large_weights(MultiHeadAttention(d, h, **options))
 
 
 def gqa(d, h, g, **options):
-    return wide_awake(GroupedQueryAttention(d, h, g, **options))
+    return with_large_weights(GroupedQueryAttention(d, h, g, **options))
 
 
 def mla(d, h, q_rank, kv_rank, **options):
-    return wide_awake(MultiHeadLatentAttention(d, h, q_rank, kv_rank, **options))
+    return with_large_weights(MultiHeadLatentAttention(d, h, q_rank, kv_rank, **options))
 
 
 CASES = {  # theorem and sizes: (layer, pre ranks of the theorem, post ranks of the theorem)
@@ -147,7 +147,7 @@ def test_ranks_below_the_theorems_maxima_are_found(name):
 
 @pytest.mark.parametrize("rotary", [None, Rotary.heads(2)], ids=["plain", "RoPE"])
 def test_more_heads_than_two_narrow_latents_can_tell_apart_share_a_basis(rotary):
-    layer = wide_awake(GroupedQueryAttention(2, 6, 1, head_dim=2, rotary=rotary))
+    layer = with_large_weights(GroupedQueryAttention(2, 6, 1, head_dim=2, rotary=rotary))
     tucker, x = as_tucker(layer), tokens(2, 5, 2)
     assert tucker.ranks == (4, 2, 2) and relative_error(tucker(x), layer(x)) < EXACT
 
@@ -172,7 +172,7 @@ def test_no_mechanism_compresses_the_head_mode(name):
 @pytest.mark.parametrize("head_rank", [1, 2, 3, 4])
 def test_tucker_compresses_the_head_mode(head_rank):
     """What U1 adds: the head rank of the tensors falls below n_H."""
-    layer = wide_awake(TuckerAttention(24, 6, (head_rank, 7, 7), (head_rank, 8, 8)))
+    layer = with_large_weights(TuckerAttention(24, 6, (head_rank, 7, 7), (head_rank, 8, 8)))
     for tensor in (layer.pre, layer.post):
         assert multilinear_rank(tensor.numpy().to_tensor())[0] == head_rank
 
@@ -215,7 +215,7 @@ def test_an_odd_latent_beside_rotary_channels_gets_a_channel_of_zeros(shared_kv,
 
 
 def test_as_tucker_of_a_tucker_layer_is_a_copy():
-    layer = wide_awake(TuckerAttention(24, 6, (4, 8, 7), (3, 6, 7), shared_kv=True, scale=0.3))
+    layer = with_large_weights(TuckerAttention(24, 6, (4, 8, 7), (3, 6, 7), shared_kv=True, scale=0.3))
     other = as_tucker(layer)
     assert other is not layer and other.pre.core is not layer.pre.core and other.post.value is other.pre.key
     assert worst_error(other, layer, tokens(2, 7, 24)) == 0

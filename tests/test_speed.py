@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import a_record
 
 from reproduce.experiments import speed
 from reproduce.models.rows import Row
-from reproduce.report import claims, targets
 from reproduce.report import speed as speed_report
+from reproduce.report import targets
 from reproduce.store import records
 from reproduce.train.options import Options
 
@@ -20,10 +19,15 @@ TUCKER = Row("Tucker", ranks=(8, 8, 8))
 def test_every_section_is_recorded(tmp_path):
     speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     found = {r.method: r.metrics["rows"] for r in records.load(tmp_path / "records", "speed")}
-    assert list(found) == ["limits", "layers", "contexts", "decode", "models"]
+    assert list(found) == ["limits", "layers", "contexts", "memory", "decode", "models"]
     assert {row["what"] for row in found["limits"]} == {"copy", "matmul"}
     assert len(found["layers"]) == len(SHAPE.rows) * 2 and all(row["milliseconds"] > 0 for row in found["layers"])
     assert {row["tokens"] for row in found["contexts"]} == {32, 64}
+    assert [(row["row"], row["again"]) for row in found["memory"]] == [
+        ("MHA", False),
+        ("Tucker [8,8,8]", False),
+        ("Tucker [8,8,8]", True),
+    ]
     assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32"}
     assert all(row["share_of_matmul"] > 0 for row in found["models"])
 
@@ -103,16 +107,6 @@ def test_targets_are_judged_from_the_best_backend_of_each_side():
     assert verdict(sections, "LLaMA layer [32,128,128], forward")[1].startswith("missed")
 
 
-def test_the_claim_of_a_shorter_iteration_is_judged_from_whole_models():
-    rows = gpu_run()["models"]
-    record = a_record(experiment="speed", preset="gpu", method="models", metrics={"rows": rows})
-    (claim,) = [c for c in claims.SENTENCES if "iteration time" in c.says]
-    assert claim.judge([record]) == ("-15.0 % to -15.0 % against MHA, one GPU", claims.REPRODUCED)
-    rows[1]["milliseconds"] = 101.0
-    assert claim.judge([record])[1] == claims.FAILED
-    assert claim.judge([dataclasses.replace(record, preset="smoke")])[1] == claims.UNTESTED
-
-
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
     q, k, v = torch.ones(1, 2, 1, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8)
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
@@ -148,14 +142,31 @@ def test_a_shape_with_rotary_embedding_is_a_llama():
 
 
 def test_the_report_says_what_was_measured_alone():
-    assert speed_report.paragraph("a device", {}) == ""
+    assert speed_report.short_table([], {}) is None
     committed = records.load(records.COMMITTED, "speed", "gpu")
     layers = [r for r in committed if r.method == "layers"]
-    whole, part = ("\n".join(speed_report.speed_tables(found)) for found in (committed, layers))
-    assert "One attention layer" in part and "in the same run: copies at" not in part and "One new token" not in part
-    assert "in the same run: copies at" in whole and "One new token" in whole  # control
+    whole, part = ({t.name: t.shown() for t in speed_report.speed_tables(found)} for found in (committed, layers))
+    assert set(part) == {"Speed, in short", "Speed, targets", "Speed, layers"} and "it copied at" not in part["Speed, in short"]
+    assert len(whole) == 6 and "it copied at" in whole["Speed, in short"]  # control
+    assert len(whole["Speed, in short"].splitlines()) == 2 + 2 + 4
     nothing = [dataclasses.replace(layers[0], metrics={"rows": []})]
-    assert "targets" not in "\n".join(speed_report.speed_tables(nothing)).lower()
+    assert speed_report.speed_tables(nothing) == []
+
+
+def test_a_context_without_multi_head_attention_has_no_ratio():
+    rows = [{"tokens": 8, "batch": 2, "row": "Tucker [2,4,4]", "backend": "cudnn", "milliseconds": 3.0}]
+    mha = {"tokens": 8, "batch": 2, "row": "MHA", "backend": "cudnn", "milliseconds": 4.0}
+    assert "| 3.00 |" in speed_report.context_table(rows) and "| 3.00 (0.75) |" in speed_report.context_table([*rows, mha])
+    refused = {"tokens": 8, "batch": 2, "row": "MHA", "backend": "flash", "refused": "too wide"}
+    assert speed_report.context_table([*rows, mha, refused]).endswith("| 3.00 (0.75) | 4.00 (1.00) | refused |")
+
+
+def test_a_target_that_is_missed_without_a_reason_has_none(monkeypatch):
+    sections = gpu_run()
+    table = speed_report.targets_table([], sections)
+    assert "What the missed ones hang on" not in table.note
+    sections["layers"][2]["milliseconds"] = 5.0
+    assert "- mixing a core" in speed_report.targets_table([], sections).note  # control
 
 
 def test_the_report_of_models_names_what_was_refused():

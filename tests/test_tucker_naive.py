@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens, wide_awake
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tucker_ref import Rotary, TuckerAttention
@@ -30,7 +30,9 @@ EACH_MASK = pytest.mark.parametrize("mask", MASKS)
 
 def layer_of(size, rotary) -> TuckerAttention:
     d, heads, ranks, post_ranks, shared_kv = SIZES[size]
-    return wide_awake(TuckerAttention(d, heads, ranks, post_ranks, shared_kv=shared_kv, rotary=ROTARIES[rotary](ranks[2])))
+    return with_large_weights(
+        TuckerAttention(d, heads, ranks, post_ranks, shared_kv=shared_kv, rotary=ROTARIES[rotary](ranks[2]))
+    )
 
 
 def rules(mask, heads, batch, n) -> dict:

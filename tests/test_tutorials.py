@@ -19,14 +19,16 @@ import pytest
 import torch
 
 import tucker_ref
+from reproduce.report.pages import BESIDE
 from tutorials import pictures
+from tutorials.book.chapters import CHAPTERS, as_chapter, led_from_here
 from tutorials.book.check import faults as faults_of_book
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tutorials"
 NOTEBOOKS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.ipynb"))}
 SOLUTIONS = {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / "solutions").glob("*.ipynb"))}
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
 
 MAX_CELLS = 25  # before the exercises, so that a notebook is one sitting
 MAX_LINES = 15  # of a code cell, so that it fits on a slide
@@ -419,7 +421,7 @@ def headings(page: str) -> set[str]:
 
 
 def text_of(path: Path) -> str:
-    return prose(json.loads(path.read_text())) if path.suffix == ".ipynb" else path.read_text()
+    return prose(json.loads(path.read_text())) if path.suffix == ".ipynb" else as_chapter(path.read_text())
 
 
 def broken_references(text: str, path: Path, tests: set[str]) -> list[str]:
@@ -504,6 +506,26 @@ def test_the_reference_page_lists_every_public_name_in_ladder_order():
 def test_the_book_has_every_notebook_in_order():
     for page in ("index.md", "solutions/index.md"):
         assert re.findall(r"^(\d\d_\w+)$", (FOLDER / page).read_text(), re.MULTILINE) == list(NOTEBOOKS)
+
+
+def test_the_pages_of_results_are_chapters_with_links_of_the_book(tests):
+    listed = re.findall(r"^(?:[\w, ]+ <)?(\w+)>?$", (FOLDER / "index.md").read_text(), re.MULTILINE)
+    for page in (*BESIDE, "DEVIATIONS.md", "ERRATA.md"):
+        chapter = CHAPTERS[ROOT / page]
+        assert chapter.stem in listed, page
+        text = as_chapter(chapter.read_text())
+        assert text.startswith("# ") and broken_references(text, chapter, tests) == [], page
+    for link, led in (
+        ("../RESULTS.md#table-2-gpt-2", "results.md#table-2-gpt-2"),
+        ("../README.md", "index.md"),
+        ("speed.md", "speed.md"),
+        ("../tutorials/03_sharing_heads.ipynb", "03_sharing_heads.ipynb"),
+        ("../tests/helpers.py", "../tests/helpers.py"),
+        ("https://arxiv.org", "https://arxiv.org"),
+        ("#here", "#here"),
+    ):
+        assert led_from_here(link, ROOT / "docs" / "training.md") == led
+    assert as_chapter("# Notation\n") == "# Notation\n"  # control: a page of its own
 
 
 def test_the_check_of_the_book_finds_what_is_wrong(tmp_path):

@@ -9,6 +9,7 @@ from .cached_attention import CachedAttention, keeps_cache, token_positions
 from .checks import check_bias, check_qk_norm, check_rotary, resolve_head_dim
 from .initialisation import initialise_heads
 from .norms import QKNorm
+from .recompute import laid_by_token
 from .rotary import Rotary
 
 
@@ -93,7 +94,7 @@ class MultiHeadAttention(CachedAttention):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
             positions = token_positions(x, positions, cache)
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
+            q, k = laid_by_token(self.rotary(q, positions)), self.rotary(k, positions)
         if cache is not None:
             k, v = cache.append(key=k, value=v)  # (b, g, m, k)
         z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, k)

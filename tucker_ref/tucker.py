@@ -23,8 +23,9 @@ from .cached_attention import CachedAttention, keeps_cache, token_positions
 from .checks import check_init, check_tucker
 from .initialisation import initialise_tucker
 from .norms import LatentNorm, QKNorm
+from .recompute import laid_by_token, queries_made_again
 from .rotary import Rotary
-from .tucker_weights import TuckerWeights, assembled, beside, under_one_name
+from .tucker_weights import SharedLatentWeights, TuckerWeights, assembled, under_one_name
 
 
 class TuckerAttention(CachedAttention):
@@ -73,6 +74,7 @@ class TuckerAttention(CachedAttention):
         self.d_model, self.n_heads, self.init = d_model, n_heads, init
         self.shared_kv, self.bias, self.rotary = shared_kv, bias, rotary
         self.latent_norm, self.qk_norm = latent_norm, qk_norm
+        self.recompute = False  # True makes queries again in the backward pass, for less memory
         self.scale = (d_model / n_heads) ** -0.5 if scale is None else scale
         self.rotates_on_reading = rotary is not None and shared_kv
 
@@ -82,9 +84,11 @@ class TuckerAttention(CachedAttention):
             torch.empty(r, s, t), {"head": torch.empty(n_heads, r), "query": torch.empty(rows, s), "key": torch.empty(rows, t)}
         )
         # One latent has one owner: with shared_kv `post.value` reads `pre.key`. Older files, which hold it twice, still load.
-        value = self.pre.key if shared_kv else torch.empty(rows, v)
-        post = {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o), "value": value}
-        self.post = beside(self.pre, TuckerWeights(torch.empty(u, o, v), post))
+        core, post = torch.empty(u, o, v), {"head": torch.empty(n_heads, u), "output": torch.empty(d_model, o)}
+        if shared_kv:
+            self.post: TuckerWeights = SharedLatentWeights(core, post, self.pre)
+        else:
+            self.post = TuckerWeights(core, post | {"value": torch.empty(rows, v)})
         self.output_bias = nn.Parameter(torch.empty(d_model)) if bias else None
         self.query_norm: nn.Module = LatentNorm(s) if latent_norm else nn.Identity()
         self.key_norm: nn.Module = LatentNorm(t) if latent_norm else nn.Identity()
@@ -144,20 +148,21 @@ class TuckerAttention(CachedAttention):
         new_positions = None if self.rotary is None else token_positions(x, positions, cache)
         p, *kv = self._latents(x)  # (b, n, s), (b, n, t), (b, n, v)
         k, v = self._keys_and_values(kv, new_positions, positions, cache)  # (b, 1, m, t), (b, 1, m, v)
-        cores = self.pre.head_cores()  # (h, s, t)
-        if backend == "triton" and x.shape[1] > 1 and self.qk_norm is None:  # the next lines as one kernel: no q in memory
+        latents = p, self.pre.head_cores(), k, v  # the cores (h, s, t)
+        if backend == "triton" and x.shape[1] > 1 and self.qk_norm is None:  # `_attention` as one kernel: no q in memory
             from .kernels.latent_attention import latent_attention
 
-            z = latent_attention(
-                p, cores, k, v, scale=self.scale, causal=causal, rotary=self.rotary, positions=new_positions
-            )  # (b, h, n, v)
+            z = latent_attention(*latents, scale=self.scale, causal=causal, rotary=self.rotary, positions=new_positions)
         else:
-            # Latents first and cores after them: s (d + h t) multiply-adds a token, where U2 T_h made beforehand takes d h t.
-            q = self.q_norm(torch.einsum("bns,hst->bhnt", p, cores))  # per head, in key coordinates
-            q = self._turned(q, new_positions)
-            z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, v)
+            rest = new_positions, dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
+            z = queries_made_again(self._attention, *latents, *rest, when=self.recompute)  # (b, h, n, v)
         y = torch.einsum("bhnv,hov->bno", z, self.post.head_cores())  # (b, n, o)
         return F.linear(y, self.post.output, self.output_bias)  # (b, n, d)
+
+    def _attention(self, p, cores, k, v, positions, options):
+        # Latents first and cores after them: s (d + h t) multiply-adds a token, where U2 T_h made beforehand takes d h t.
+        q = self.q_norm(torch.einsum("bns,hst->bhnt", p, cores))  # per head, in key coordinates
+        return attend(laid_by_token(self._turned(q, positions)), k, v, **options)
 
     def _latents(self, x):
         """Query, key and, unless it is the same, value latent, in one product: x is read once, and so is the gradient that it gets."""

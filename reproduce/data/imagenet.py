@@ -23,10 +23,18 @@ TEST_MARGIN = 256 / 224  # the shorter side at test time, over the side that is 
 
 @dataclass(frozen=True)
 class Photographs:
-    """train, test: rows {"image": PIL image, "label": int} by number; side: of the square that the model sees."""
+    """A training and a test set that stay on disk.
+
+    Args:
+        name: what a record calls them.
+        sha256: of the labels in order, and of a folder's file names and sizes: a million photographs are not read twice.
+        train, test: rows {"image": PIL image, "label": int} by number.
+        n_classes: labels count from 0 to one less.
+        side: of the square that the model sees, in pixels.
+    """
 
     name: str
-    sha256: str  # of the labels in order: a million photographs are not read twice
+    sha256: str
     train: Dataset
     test: Dataset
     n_classes: int
@@ -44,7 +52,16 @@ class Photographs:
 
 
 def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
-    """path: a folder as described above; None for the hub, kept in `cache`.  Raises ValueError if there is nothing."""
+    """ImageNet-1k from the hub, or a folder of photographs.
+
+    Args:
+        path: a folder as described above; None for the hub.
+        cache: where `datasets` keeps what it has read.
+        side: as in `Photographs`.
+
+    Raises:
+        ValueError: if the folder has no train and validation in it, or `datasets` is not installed.
+    """
     datasets = import_datasets()
     if path is None:
         splits = datasets.load_dataset(HUB_NAME, cache_dir=str(cache))
@@ -63,10 +80,20 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
     return Photographs(name, digest.hexdigest(), train, test, int(labels.max()) + 1, side)
 
 
+# Not torchvision's RandomResizedCrop: it draws from the one generator of the process, to be set and put back for every image,
+# which is no shorter; at 500 x 375 pixels, both bicubic, it takes 5.0 ms to this one's 3.9; and it cuts at whole pixels.
 def training_view(image, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a PIL image, between 8 % and all of it, stretched to a square, and mirrored half of the time.
+    """A random part of a photograph, stretched to a square, and mirrored half of the time.
 
-    Returns: (side, side, 3) uint8.
+    Between 8 % and all of its area, as Inception was trained (Szegedy et al. 2015).
+
+    Args:
+        image: of PIL, any size and mode.
+        side: of the square, in pixels.
+        rng: decides all of it.
+
+    Returns:
+        (side, side, 3) uint8.
     """
     width, height = image.size
     area = width * height * rng.uniform(SMALLEST_CROP, 1.0)
@@ -78,7 +105,15 @@ def training_view(image, side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def centre_view(image, side: int) -> np.ndarray:
-    """The middle of a PIL image.  Returns: (side, side, 3) uint8."""
+    """The middle of a photograph.
+
+    Args:
+        image: of PIL, any size and mode.
+        side: of the square, in pixels.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
     width, height = image.size
     kept = min(width, height) / TEST_MARGIN
     box = ((width - kept) / 2, (height - kept) / 2, (width + kept) / 2, (height + kept) / 2)
@@ -105,7 +140,18 @@ class _Views(Dataset):
 def training_batches(
     photographs: Photographs, batch_size: int, seed: int, rows: slice, processes: int
 ) -> Callable[[int], tuple[torch.Tensor, torch.Tensor]]:
-    """step -> these rows of its batch: (b, side, side, 3) uint8 and (b,) int64; `processes` decode the steps that follow."""
+    """Random photographs for every step, a function of seed and step alone.
+
+    Args:
+        photographs: where they come from.
+        batch_size: of the whole batch.
+        seed: of the choice and the crops.
+        rows: which of the batch are wanted, of several workers this one's.
+        processes: how many decode the steps that follow; with 0 this one decodes.
+
+    Returns:
+        step -> (b, side, side, 3) uint8 and (b,) int64. A step out of order starts those processes anew.
+    """
 
     def keys_from(step: int) -> Iterator[list[tuple[int, int, int]]]:
         while True:
@@ -127,6 +173,15 @@ def training_batches(
 
 
 def held_out_batches(photographs: Photographs, batch_size: int, rows: slice, processes: int) -> Iterator:
-    """The test images in order, of several workers this one's rows."""
+    """The test images in order.
+
+    Args:
+        photographs, processes: as in `training_batches`.
+        batch_size: images at a time.
+        rows: which of all test images, of several workers this one's.
+
+    Returns:
+        Pairs of (b, side, side, 3) uint8 and (b,) int64.
+    """
     numbers = range(len(photographs.test))[rows]
     return iter(DataLoader(_Views(photographs, None), batch_size, sampler=numbers, num_workers=processes))

@@ -14,7 +14,14 @@ MOST_CLASSES = 65536  # above the largest public sets; a larger label is a mista
 
 @dataclass(frozen=True)
 class ImageData:
-    """x: (images, side, side, channels) uint8; y: (images,) int64 class numbers; pixel_range: the largest pixel value."""
+    """A training and a test set in memory.
+
+    Args:
+        name, sha256: what a record says of them; the hash is of all four arrays.
+        x_train, x_test: (images, side, side, channels) uint8.
+        y_train, y_test: (images,) int64 class numbers.
+        pixel_range: the largest pixel value.
+    """
 
     name: str
     sha256: str
@@ -26,6 +33,7 @@ class ImageData:
 
     @property
     def n_classes(self) -> int:
+        """One more than the largest label."""
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
     def describe(self) -> dict:
@@ -40,9 +48,14 @@ class ImageData:
 
 
 def load_images(path: str | None) -> ImageData:
-    """The digits, or an .npz file with the uint8 arrays x_train, x_test (images, side, side[, channels]) and y_train, y_test.
+    """The digits, or the images of a file.
 
-    Raises ValueError for a file without these arrays, or with arrays of another type or shape.
+    Args:
+        path: an .npz file with uint8 x_train, x_test (images, side, side[, channels]) and integer y_train, y_test (images,);
+            None for the digits.
+
+    Raises:
+        ValueError: for a file without these arrays, or with arrays of another type or shape.
     """
     if path is None:
         return _digits()

@@ -33,7 +33,14 @@ def is_prepared(path: str | None) -> bool:
 
 
 def open_prepared(path: str) -> TextData:
-    """The tokens of a prepared folder, on disk until they are read.  Raises ValueError if they are not all there."""
+    """The tokens of a prepared folder, on disk until they are read.
+
+    Args:
+        path: the folder that `prepare` wrote.
+
+    Raises:
+        ValueError: if they are not all there.
+    """
     folder = Path(path)
     state = _read_state(folder)
     if not state["finished"]:
@@ -51,11 +58,17 @@ def open_prepared(path: str) -> TextData:
 
 
 def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = None, held_out: int = HELD_OUT) -> None:
-    """Tokenise a text into the folder `out`, or go on where an earlier call stopped.
+    """Tokenise a text, or go on where an earlier call stopped.
 
-    name: of the text, one of SOURCES unless `files` is given: a .txt, .jsonl or .parquet file or a pattern of them, with a column
-    "text" (a .txt file is one document). bpe: as in `load_text`; None takes GPT-2's from the hub.
-    Raises ValueError if there is nothing to read, or `out` holds another text.
+    Args:
+        name: of the text, one of SOURCES unless `files` is given.
+        out: the folder for the tokens.
+        files: a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"; a .txt file is one document.
+        bpe: as in `load_text`; None takes GPT-2's from the hub.
+        held_out: of so many documents the last is held out.
+
+    Raises:
+        ValueError: if there is nothing to read, or `out` holds another text.
     """
     if files is None and name not in SOURCES:
         raise ValueError(f"prepare {name}: known are {', '.join(SOURCES)}; any other text needs --files")
@@ -120,7 +133,7 @@ def _documents(name: str, files: str | None, skip: int) -> Iterator[str]:
 
 
 def import_datasets():
-    """Raises ValueError if the package is not installed."""
+    """The package `datasets`.  Raises ValueError if it is not installed."""
     try:
         import datasets
     except ImportError:

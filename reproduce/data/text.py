@@ -29,8 +29,14 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 @dataclass(frozen=True)
 class TextData:
-    """Tokenised text. train, validation: (tokens,) uint16; token_bytes: (vocab_size,), bytes that each token stands for;
-    tokenizer: its JSON, for `tokenizers`; learned: whether its byte pairs come from this text.
+    """Tokenised text.
+
+    Args:
+        name, sha256: what a record says of it; the hash is of the text, or of the tokens where they were prepared.
+        train, validation: (tokens,) uint16.
+        token_bytes: (vocab_size,), bytes that each token stands for.
+        tokenizer: its JSON, for `tokenizers`.
+        learned: whether its byte pairs come from this text.
     """
 
     name: str
@@ -43,6 +49,7 @@ class TextData:
 
     @property
     def vocab_size(self) -> int:
+        """Entries of the tokenizer."""
         return len(self.token_bytes)
 
     def describe(self) -> dict:
@@ -60,12 +67,17 @@ class TextData:
 def load_text(
     path: str | None, vocab_size: int, cache: Path, validation: str | None = None, bpe: str | None = None
 ) -> TextData:
-    """Read, split and tokenise text; the tokens are kept in `cache` and found again by content hash.
+    """Read, split and tokenise text; the tokens are kept and found again by content hash.
 
-    path: a .txt, .gz or .xz file or a folder of such files; None for the standard library's source.
-    validation: the held-out text, likewise; None to hold out every tenth document of `path`.
-    bpe: a folder with GPT-2's own tables (vocab.json and merges.txt); None to learn `vocab_size` byte pairs from the text.
-    Raises ValueError for a path that holds no text.
+    Args:
+        path: a .txt, .gz or .xz file or a folder of such files; None for the standard library's source.
+        vocab_size: entries of the tokenizer, where it is learned.
+        cache: the folder where tokens are kept.
+        validation: the held-out text, likewise; None to hold out every tenth document of `path`.
+        bpe: a folder with GPT-2's own tables (vocab.json and merges.txt); None to learn byte pairs from the text.
+
+    Raises:
+        ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens.
     """
     name, documents = read_documents(path)
     if validation is None:
@@ -97,10 +109,16 @@ def load_text(
 
 
 def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:
-    """The name of the text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
+    """The name of a text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
 
     Fewer than ten documents are cut at line ends into twenty or more stretches of at most 64 KiB, so that some can be held out.
-    option: what named the path, for error messages.
+
+    Args:
+        path: as in `load_text`.
+        option: what named the path, for error messages.
+
+    Raises:
+        ValueError: if there is no text, or a file that is damaged or not UTF-8.
     """
     if path is None:
         root = Path(sysconfig.get_path("stdlib"))
@@ -170,6 +188,14 @@ def _learn_byte_pairs(documents: list[str], vocab_size: int) -> Tokenizer:
 
 
 def read_gpt2_tables(folder: Path) -> Tokenizer:
+    """GPT-2's tokenizer from its own two files.
+
+    Args:
+        folder: with vocab.json and merges.txt.
+
+    Raises:
+        ValueError: if one is missing or damaged, or holds more tokens than uint16 can count.
+    """
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"--bpe {folder}: {' and '.join(missing)} not found there")
@@ -185,7 +211,16 @@ def read_gpt2_tables(folder: Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarray:
-    """All documents as one stream, an end-of-text token after each.  Returns: (tokens,) uint16."""
+    """All documents as one stream, an end-of-text token after each.
+
+    Args:
+        tokenizer: knows END_OF_TEXT.
+        documents: at least one.
+        title: of the progress bar.
+
+    Returns:
+        (tokens,) uint16.
+    """
     end, pieces = tokenizer.token_to_id(END_OF_TEXT), []
     for start in tqdm(range(0, len(documents), 32), title, leave=False):
         for encoding in tokenizer.encode_batch(documents[start : start + 32], add_special_tokens=False):
@@ -194,7 +229,16 @@ def encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarray
 
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
-    """In a byte-level vocabulary each character of a token's name stands for one byte; the end-of-text mark for none."""
+    """How many bytes of text each token stands for.
+
+    In a byte-level vocabulary each character of a token's name stands for one byte; the end-of-text mark for none.
+
+    Args:
+        tokenizer: of byte-level byte pairs.
+
+    Returns:
+        (vocab_size,) int64.
+    """
     vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
     lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for token, index in vocabulary.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ..models.rows import TABLE2, labels_of
 from ..train.arguments import LANGUAGE
 from ..train.language import method_of, train_rows
 from ..train.options import Options
@@ -42,7 +43,7 @@ WIDE = "Tucker [12,256,256]"  # as large as MHA: at the full budget its logits r
 CURED = {  # the full budget has the longer warm-up for every row
     "normalised latents": (ROW, WIDE),
     "cores at a quarter of the rate": (ROW, WIDE),
-    SLOWER_FACTORS.name: (ROW, "Tucker [8,128,64]", "Tucker [8,64,64]"),
+    SLOWER_FACTORS.name: labels_of(TABLE2, "Tucker"),
 }
 CURES = [(row, recipe) for recipe in RECIPES for row in CURED.get(recipe.name, ())] + [("MHA", SLOWER_ATTENTION)]
 

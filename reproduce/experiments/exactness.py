@@ -75,7 +75,7 @@ class Cell:
         return ", ".join([self.mechanism, f"RoPE {self.rotary}", *details])
 
     def build(self) -> nn.Module:
-        """The layer, in float64, `wide_awake`."""
+        """The layer, in float64, `with_large_weights`."""
         if self.mechanism in GROUPS:
             options = dict(head_dim=HEAD_DIM, bias=BIASES[self.bias], rotary=HEAD_ROTARIES[self.rotary](), qk_norm=self.qk_norm)
             if self.mechanism == "MHA":
@@ -86,15 +86,15 @@ class Cell:
             options = LATENT_ROTARIES[self.rotary]() | dict(latent_norm=self.norm, absorb=self.absorb)
             shared = self.mechanism == "MLA shared"
             layer = MultiHeadLatentAttention(D_MODEL, N_HEADS, Q_RANK, KV_RANK, shared_kv=shared, **options)
-        return wide_awake(layer)
+        return with_large_weights(layer)
 
 
-def wide_awake(layer: nn.Module, seed: int = 0) -> nn.Module:
-    """The layer in float64 with weights so large that attention is far from uniform: a wrong logit then shows.
+def with_large_weights(layer: nn.Module, seed: int = 0) -> nn.Module:
+    """The layer in float64, its parameters drawn anew, so large that attention is far from uniform: a wrong logit then shows.
 
     Args:
-        layer: changed in place.
-        seed: of the weights.
+        layer: any module; changed in place.
+        seed: of the normal weights, of standard deviation 1.5 / sqrt(fan-in).
     """
     generator = torch.Generator().manual_seed(seed)
     layer = layer.double()

@@ -62,7 +62,8 @@ class Preset:
         backends: of every layer.
         latent_backends: more of them, for Tucker Attention.
         contexts: lengths in tokens at which `context_rows` are timed.
-        context_rows: of the last shape.
+        context_rows: of the last shape; stacks of them show how much memory training takes.
+        stack: how many layers such a stack has.
         decode: pairs of context in tokens and batch.
         decode_heads: number and width of the heads that decode.
         decode_latents: widths of the latents that decode.
@@ -78,6 +79,7 @@ class Preset:
     latent_backends: tuple[str, ...]
     contexts: tuple[int, ...]
     context_rows: tuple[Row, ...]
+    stack: int
     decode: tuple[tuple[int, int], ...]
     decode_heads: tuple[int, int]
     decode_latents: tuple[int, ...]
@@ -96,6 +98,7 @@ PRESETS = {
         latent_backends=(),
         contexts=(32, 64),
         context_rows=(TABLE2[0], TABLE2[6].narrowed(8)),
+        stack=2,
         decode=((64, 2),),
         decode_heads=(4, 16),
         decode_latents=(32,),
@@ -114,6 +117,7 @@ PRESETS = {
         latent_backends=("triton",),
         contexts=(1024, 2048, 4096, 8192, 16384),
         context_rows=(TABLE3[0], TABLE3[5], TABLE3[7]),
+        stack=8,
         decode=((8192, 16), (131072, 1), (16384, 64)),
         decode_heads=(32, 64),
         decode_latents=(128, 64),
@@ -136,7 +140,14 @@ def run(options: Options) -> None:
         ValueError: for a section that is not there.
     """
     preset, device = PRESETS[options.preset], device_in_words(options.device)
-    sections = {"limits": limit_rows, "layers": layers, "contexts": contexts, "decode": decode, "models": models}
+    sections = {
+        "limits": limit_rows,
+        "layers": layers,
+        "contexts": contexts,
+        "memory": memory,
+        "decode": decode,
+        "models": models,
+    }
     check_labels("section", options.rows, sections)
     rates = limits(preset, options.device)
     for name, section in sections.items():
@@ -225,6 +236,63 @@ def contexts(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
             for backend in preset.backends[:1] + (preset.latent_backends if row.mechanism == "Tucker" else ()):
                 timed = timed_layer(longer, row, backend, preset, device)
                 yield {"tokens": n, "batch": longer.batch, "row": row.label, "backend": backend, **timed}
+
+
+def memory(preset: Preset, device: str, _rates: Limits) -> Iterator[dict]:
+    """Forward and backward of a stack of the last shape's layers: what they keep in between, and what it costs to keep less.
+
+    Args:
+        preset: what is timed.
+        device: as torch names it.
+
+    Yields:
+        Rows of the record: `row`, `backend`, `again` where queries are made again, and what `timed_stack` gives.
+    """
+    shape = preset.shapes[-1]
+    for row in preset.context_rows:
+        tucker = row.mechanism == "Tucker"
+        ways = [(preset.backends[0], False), *([(preset.backends[0], True)] if tucker else [])]
+        for backend, again in ways + [(b, False) for b in preset.latent_backends if tucker]:
+            timed = timed_stack(shape, row, backend, again, preset, device)
+            yield {"row": row.label, "backend": backend, "again": again, "layers": preset.stack, **timed}
+
+
+def timed_stack(shape: Shape, row: Row, backend: str, again: bool, preset: Preset, device: str) -> dict:
+    """Layers on top of one another, each compiled and added to what it read; or why they are not timed.
+
+    Args:
+        shape, row, backend: which layers, and how they attend.
+        again: make the queries again in the backward pass.
+        preset: type, repeats and number of layers.
+        device: as torch names it.
+
+    Returns:
+        As `timed_layer`.
+    """
+    torch.manual_seed(0)
+    layers = [row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device) for _ in range(preset.stack)]
+    for layer in layers:
+        layer.recompute = again
+    try:
+        error = gate(layers[0], shape.d_model, backend, preset, device)
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    if not error < GATE[preset.dtype]:
+        return {"refused": f"differs from the reference by {error:.1e}"}
+    torch.compiler.reset()
+    parameters = [p for layer in layers for p in layer.to(preset.dtype).parameters()]
+    called = [torch.compile(layer, fullgraph=True) if device.startswith("cuda") else layer for layer in layers]
+    x = torch.randn(shape.batch, shape.tokens, shape.d_model, device=device, dtype=preset.dtype, requires_grad=True)
+    dy = torch.randn_like(x)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = x
+        for layer in called:
+            y = y + layer(y, backend=backend)
+        return torch.autograd.grad(y, [x, *parameters], dy)
+
+    megabytes = peak_megabytes(step, device)
+    return {"milliseconds": median_ms(step, preset, device, few=True), "megabytes": megabytes, "error": error}
 
 
 def work(shape: Shape, row: Row) -> dict:

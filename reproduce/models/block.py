@@ -20,6 +20,7 @@ class GeluMLP(nn.Module):
         self.down = nn.Linear(4 * d_model, d_model, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (b, n, d).  Returns: (b, n, d)."""
         return self.down(F.gelu(self.up(x)))
 
 
@@ -33,22 +34,32 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(4 * d_model, d_model, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (b, n, d).  Returns: (b, n, d)."""
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 def layer_norm(d_model: int) -> nn.Module:
+    """LayerNorm over the last axis, without a bias."""
     return nn.LayerNorm(d_model, bias=False)
 
 
 def rms_norm(d_model: int) -> nn.Module:
+    """RMSNorm over the last axis."""
     return nn.RMSNorm(d_model, eps=1e-5)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    n_layers: the depth of the whole model; both residual branches start scaled by 1/sqrt(2 n_layers).
-    std: of the initial weights, elsewhere.
+    Args:
+        d_model: d.
+        n_heads: n_H.
+        n_layers: the depth of the whole model; both residual branches start scaled by 1/sqrt(2 n_layers).
+        attention: builds the attention layer from d and n_H.
+        causal: whether tokens see only those before them.
+        std: of the initial weights, elsewhere.
+        norm: builds a norm of width d.
+        mlp: builds the feed-forward layer of width d; its last matrix is called `down`.
     """
 
     def __init__(
@@ -82,6 +93,14 @@ class Block(nn.Module):
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """x: (b, n, d); the rest as the attention layers take it.  Returns: (b, n, d)."""
+        """One block.
+
+        Args:
+            x: (b, n, d).
+            mask, positions, cache: as the attention layers take them.
+
+        Returns:
+            (b, n, d).
+        """
         x = x + self.attention(self.attention_norm(x), causal=self.causal, mask=mask, positions=positions, cache=cache)
         return x + self.mlp(self.mlp_norm(x))

@@ -8,10 +8,17 @@ from .language_model import LanguageModel
 
 
 def next_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Choose one token per row.  logits: (b, vocab).  Returns: (b,).
+    """Choose one token per row.
 
-    temperature 0, or what float32 rounds to it, takes the likeliest; otherwise logits are divided by it. top_p < 1 keeps the
-    fewest likeliest tokens whose probabilities reach top_p together (Holtzman et al. 2020), the likeliest one always.
+    Args:
+        logits: (b, vocab).
+        temperature: divides the logits; 0, or what float32 rounds to it, takes the likeliest token.
+        top_p: where it is below 1, the fewest likeliest tokens are kept whose probabilities reach it together (Holtzman et al.
+            2020), the likeliest one always.
+        generator: of the random choice, on the logits' device.
+
+    Returns:
+        (b,).
     """
     if temperature < torch.finfo(torch.float32).tiny:
         return logits.argmax(dim=-1)
@@ -34,11 +41,24 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield the next token of every prompt, (b,) at a time; prompts may differ in length.
+    """Yield the next token of every prompt.
 
     Shorter prompts are padded on the left: a mask hides the padding, and positions count from each prompt's first token.
-    Raises ValueError for an empty prompt, a negative temperature, a top_p outside (0, 1] or more tokens than the model can place,
-    FloatingPointError where the logits are not finite.
+
+    Args:
+        model: a trained language model.
+        prompts: token numbers, at least one each; prompts may differ in length.
+        max_new_tokens: how many are added to each prompt.
+        temperature: at least 0, as in `next_token`.
+        top_p: in (0, 1], as there.
+        seed: of the random choices.
+
+    Yields:
+        (b,), one token per prompt.
+
+    Raises:
+        ValueError: for an empty prompt, another temperature or top_p, or more tokens than the model has positions for.
+        FloatingPointError: where the logits are not finite.
     """
     if not prompts or not all(prompts):
         raise ValueError("a prompt is empty; generation needs at least one token to continue")

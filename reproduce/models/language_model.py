@@ -8,9 +8,14 @@ from tucker_ref import Cache
 
 
 class LanguageModel(nn.Module):
-    """vocab_size: entries of the tokenizer; blocks: of width d_model; final_norm: before the output.
+    """Embedding, blocks, norm, and the embedding once more as the output matrix.
 
-    context: the longest sequence that has positions, None if there is no such limit.
+    Args:
+        vocab_size: entries of the tokenizer.
+        d_model: d.
+        blocks: of width d.
+        final_norm: before the output.
+        context: the longest sequence that has positions, None if there is no such limit.
     """
 
     def __init__(
@@ -25,15 +30,27 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def compile_parts(self, **options) -> None:
-        """torch.compile where it pays: one compilation that all blocks share, and one of the output, whose logits are then never
-        stored in float32. Seconds, where the model as one graph takes a minute.  options: as torch.compile takes them.
+        """torch.compile where it pays: one compilation that all blocks share, and one of the output.
+
+        That takes seconds, where the model as one graph takes a minute, and the logits are then never stored in float32.
+
+        Args:
+            options: as torch.compile takes them.
         """
         for block in self.blocks:
             block.compile(fullgraph=True, **options)
         self.output_loss = torch.compile(output_loss, **options)
 
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """tokens: (b, n), positions: (n,) or (b, n).  Returns: (b, n, d)."""
+        """What the first block reads.
+
+        Args:
+            tokens: (b, n) integers.
+            positions: (n,) or (b, n), for models that learn a vector for each.
+
+        Returns:
+            (b, n, d).
+        """
         return self.token_embedding(tokens)
 
     def hidden(
@@ -44,9 +61,15 @@ class LanguageModel(nn.Module):
         positions: torch.Tensor | None = None,
         caches: list[Cache] | None = None,
     ) -> torch.Tensor:
-        """tokens: (b, n) integers; mask, positions, caches: as the attention layers take them, one cache per block.
+        """What the output matrix reads.
 
-        Returns: (b, n, d), normalised, ready for the output matrix.
+        Args:
+            tokens: (b, n) integers.
+            mask, positions: as the attention layers take them.
+            caches: one per block, as `new_caches` makes them; the tokens follow those that are cached.
+
+        Returns:
+            (b, n, d), normalised.
         """
         start = caches[0].length if caches else 0
         places = torch.arange(start, start + tokens.shape[1], device=tokens.device) if positions is None else positions
@@ -56,19 +79,44 @@ class LanguageModel(nn.Module):
         return self.final_norm(x)
 
     def forward(self, tokens: torch.Tensor, **options) -> torch.Tensor:
-        """Arguments as `hidden`.  Returns: logits (b, n, vocab_size); the output matrix is the token embedding."""
+        """Logits (b, n, vocab_size).
+
+        Args:
+            tokens, options: as in `hidden`.
+        """
         return F.linear(self.hidden(tokens, **options), self.token_embedding.weight)
 
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy in nats of predicting each token from those before it.  windows: (b, n + 1)."""
+        """Mean cross-entropy of predicting each token from those before it, in nats.
+
+        Args:
+            windows: (b, n + 1) integers.
+
+        Returns:
+            A scalar.
+        """
         return self.output_loss(self.hidden(windows[:, :-1]), self.token_embedding.weight, windows[:, 1:])
 
     def new_caches(self, batch: int, max_tokens: int) -> list[Cache]:
-        """One empty cache per block."""
+        """One empty cache per block.
+
+        Args:
+            batch: b, sequences.
+            max_tokens: the most that each will hold.
+        """
         return [block.attention.new_cache(batch, max_tokens) for block in self.blocks]
 
 
 def output_loss(hidden: torch.Tensor, output_matrix: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy.  hidden: (b, n, d); output_matrix: (vocab, d); targets: (b, n)."""
+    """Mean cross-entropy in nats, taken in float32.
+
+    Args:
+        hidden: (b, n, d).
+        output_matrix: (vocab, d).
+        targets: (b, n) integers.
+
+    Returns:
+        A scalar.
+    """
     logits = F.linear(hidden, output_matrix)  # (b, n, vocab)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

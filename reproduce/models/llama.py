@@ -5,7 +5,13 @@ from .language_model import LanguageModel
 
 
 class Llama(LanguageModel):
-    """attention: builds layers that carry their own rotary embedding."""
+    """Llama 3 with any attention.
+
+    Args:
+        vocab_size: entries of the tokenizer.
+        d_model, n_heads, n_layers: as in `Block`.
+        attention: as there, of layers that carry their own rotary embedding.
+    """
 
     def __init__(self, vocab_size: int, d_model: int, n_heads: int, n_layers: int, attention: AttentionFactory):
         blocks = [Block(d_model, n_heads, n_layers, attention, causal=True, norm=rms_norm, mlp=SwiGLU) for _ in range(n_layers)]

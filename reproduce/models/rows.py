@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,9 +30,18 @@ from tucker_ref import (
 class Row:
     """One attention configuration, apart from the model it sits in.
 
-    mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker"; n_kv_heads: for GQA; latent: d_c of both latents, for MLA;
-    ranks: (head, query, key) and (head, output, value) alike, for Tucker; shared_kv: for MLA and Tucker.
-    paper: what the paper prints in this row, by column name.
+    Args:
+        mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker".
+        n_kv_heads: n_KV, for GQA.
+        latent: d_c of both latents, for MLA.
+        ranks: for Tucker, (head, query, key) and (head, output, value) alike.
+        shared_kv: keys and values read one latent, for MLA and Tucker.
+        qk_norm: RMSNorm on queries and keys, "head" or "all", for all but MLA.
+        latent_norm: RMSNorm on the latents, for MLA and Tucker.
+        paper: what the paper prints in this row, by column name.
+
+    Raises:
+        ValueError: for a norm that the mechanism does not have.
     """
 
     mechanism: str
@@ -38,10 +49,25 @@ class Row:
     latent: int = 0
     ranks: tuple[int, int, int] | tuple[()] = ()
     shared_kv: bool = False
+    qk_norm: str | None = None
+    latent_norm: bool = False
     paper: dict[str, float] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        if self.qk_norm and self.mechanism == "MLA":
+            raise ValueError("MLA has latent_norm, not qk_norm")
+        if self.latent_norm and self.mechanism in ("MHA", "GQA"):
+            raise ValueError(f"{self.mechanism} has no latents: qk_norm, not latent_norm")
 
     @property
     def label(self) -> str:
+        """What tables, records and `--rows` call this row."""
+        over = " over all heads" if self.qk_norm == "all" else ""
+        norms = (" latent norms" if self.latent_norm else "") + (f" QK-norm{over}" if self.qk_norm else "")
+        return self._label() + norms
+
+    def _label(self) -> str:
+        """Without its norms."""
         if self.mechanism == "MHA":
             return "MHA"
         if self.mechanism == "GQA":
@@ -52,20 +78,40 @@ class Row:
         return f"Tucker [{','.join(map(str, self.ranks))}]" + (" shared" if self.shared_kv else "")
 
     def build(self, d_model: int, n_heads: int, rope_base: float | None = None) -> nn.Module:
-        """A fresh attention layer of this kind; with a rope_base it turns head-wide keys (MHA, GQA) or its latent (MLA, Tucker)."""
+        """A fresh attention layer of this kind.
+
+        Args:
+            d_model: d.
+            n_heads: n_H.
+            rope_base: where it is given, MHA and GQA turn their head-wide keys, MLA and Tucker their latent (Def. 3.1).
+        """
         if self.mechanism in ("MHA", "GQA"):
             rotary = None if rope_base is None else Rotary.heads(d_model // n_heads, rope_base)
             if self.mechanism == "MHA":
-                return MultiHeadAttention(d_model, n_heads, rotary=rotary)
-            return GroupedQueryAttention(d_model, n_heads, self.n_kv_heads, rotary=rotary)
+                return MultiHeadAttention(d_model, n_heads, rotary=rotary, qk_norm=self.qk_norm)
+            return GroupedQueryAttention(d_model, n_heads, self.n_kv_heads, rotary=rotary, qk_norm=self.qk_norm)
         rotary = None if rope_base is None else Rotary.latent(self.latent or self.ranks[2], rope_base)
+        options: dict[str, Any] = {"shared_kv": self.shared_kv, "rotary": rotary, "latent_norm": self.latent_norm}
         if self.mechanism == "MLA":
-            width = self.latent
-            return MultiHeadLatentAttention(d_model, n_heads, width, width, shared_kv=self.shared_kv, rotary=rotary)
-        return TuckerAttention(d_model, n_heads, self.ranks, shared_kv=self.shared_kv, rotary=rotary)
+            return MultiHeadLatentAttention(d_model, n_heads, self.latent, self.latent, **options)
+        return TuckerAttention(d_model, n_heads, self.ranks, qk_norm=self.qk_norm, **options)
 
     def converted(self, layer: nn.Module, *, mean: bool = False, moment: torch.Tensor | None = None) -> nn.Module:
-        """A trained layer as this kind of attention.  mean: GQA by averaging heads; moment: of the inputs, as in `compress`."""
+        """A trained layer as this kind of attention.
+
+        Args:
+            layer: any mechanism of `tucker_ref` that can be converted to this one.
+            mean: GQA by averaging the heads of a group, not by SVD.
+            moment: (D, D) of the layer's inputs, as in `compress`.
+
+        Returns:
+            A layer with weights of its own.
+
+        Raises:
+            ValueError: as `to_gqa`, `to_mla` and `compress` do; for a row with norms, which no layer without them can be turned into.
+        """
+        if self.qk_norm or self.latent_norm:
+            raise ValueError(f"{self.label} is trained from scratch; no layer is converted to it")
         if self.mechanism == "GQA":
             return to_gqa(layer, self.n_kv_heads, method="mean" if mean else "svd", moment=moment)
         if self.mechanism == "MLA":
@@ -75,7 +121,12 @@ class Row:
         return copy.deepcopy(layer)
 
     def cost(self, d_model: int, n_heads: int) -> Cost:
-        """Its costs by Table 1's formulas."""
+        """Its costs by Table 1's formulas, without the gains of norms; `count_parameters` of the built layer has them.
+
+        Args:
+            d_model: d.
+            n_heads: n_H.
+        """
         if self.mechanism == "MHA":
             return mha_cost(d_model, n_heads)
         if self.mechanism == "GQA":
@@ -85,16 +136,31 @@ class Row:
         return tucker_cost(d_model, n_heads, self.ranks, shared_kv=self.shared_kv)
 
     def narrowed(self, factor: int) -> "Row":
-        """The same row for a model `factor` times narrower with as many heads: widths shrink, head counts and r1 stay.
+        """The same row for a narrower model with as many heads: widths shrink, head counts and r1 stay.
 
         Parameter ratios between rows are then those of the full-size model, up to n_H r1.
+
+        Args:
+            factor: by which d, and the latent widths with it, are divided.
         """
         ranks = (self.ranks[0], *(rank // factor for rank in self.ranks[1:])) if self.ranks else ()
         return dataclasses.replace(self, latent=self.latent // factor, ranks=ranks, paper={})
 
     def config(self) -> dict:
-        """The fields that define the layer, for records."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "paper"}
+        """The fields that define the layer, for records; norms only where there are some, so that older runs keep their ids."""
+        later = {name for name in ("qk_norm", "latent_norm") if not getattr(self, name)}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in later | {"paper"}}
+
+    def normed(self) -> "Row":
+        """The same row with what keeps its logits small from within: norms on the latents of MLA, QK-norm for the others."""
+        return dataclasses.replace(
+            self, **({"latent_norm": True} if self.mechanism == "MLA" else {"qk_norm": "head"}), paper={}
+        )
+
+
+def labels_of(rows: Iterable[Row], mechanism: str = "") -> tuple[str, ...]:
+    """What tables, records and `--rows` call these rows, all of them or those of one mechanism."""
+    return tuple(row.label for row in rows if mechanism in ("", row.mechanism))
 
 
 # Table 2, GPT-2: d 768, 12 heads, 12 layers, 1,024 tokens; MB are 10^6 bytes in BF16.
@@ -114,6 +180,10 @@ TABLE2_BESIDE = (
     Row("MLA", latent=128, shared_kv=False),
     Row("Tucker", ranks=(8, 128, 64), shared_kv=True),
 )
+
+# Ours: every mechanism as it is, then with norms, for the comparison of each one at its best.
+TABLE2_BEST = (*TABLE2[:3], *TABLE2_BESIDE[:1], TABLE2[3], TABLE2_BESIDE[1], *TABLE2[4:])
+TABLE2_NORMED = tuple(row.normed() for row in TABLE2_BEST)
 
 # Ours: as many attention parameters as one of the rows above has, or as large a cache.
 TABLE2_EQUAL = (

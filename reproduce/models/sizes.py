@@ -19,7 +19,17 @@ def count_cached(layers: Iterable[nn.Module]) -> int:
 
 
 def measure(row: Row, d_model: int, n_heads: int) -> dict:
-    """Per layer: parameters and cached numbers a token, by Table 1's formula and as module and cache hold them."""
+    """What one layer of this row holds, by formula and counted.
+
+    Args:
+        row: which attention.
+        d_model: d.
+        n_heads: n_H.
+
+    Returns:
+        `label`; `parameters` and `cache_per_token` by Table 1's formula; both as module and cache hold them, named
+        `counted_...`; and what the `paper` prints. Counts of numbers, not bytes.
+    """
     with torch.device("meta"):  # counts without memory
         layer = row.build(d_model, n_heads)
         counted, cached = count_parameters([layer]), count_cached([layer])

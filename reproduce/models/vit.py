@@ -7,7 +7,18 @@ from .block import AttentionFactory, Block
 
 
 class ViT(nn.Module):
-    """image_size: side of the square images in pixels, a multiple of patch_size; channels: 1 for grey, 3 for colour."""
+    """A vision transformer with any attention, which classifies by its class token.
+
+    Args:
+        image_size: side of the square images in pixels, a multiple of patch_size.
+        patch_size: side of a patch in pixels.
+        channels: 1 for grey, 3 for colour.
+        n_classes: logits of an image.
+        d_model, n_heads, n_layers, attention: as in `Block`.
+
+    Raises:
+        ValueError: if patches do not tile the image.
+    """
 
     def __init__(
         self,
@@ -38,7 +49,14 @@ class ViT(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images: (b, channels, side, side).  Returns: class logits (b, n_classes)."""
+        """Class logits.
+
+        Args:
+            images: (b, channels, side, side).
+
+        Returns:
+            (b, n_classes).
+        """
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (b, n - 1, d)
         x = torch.cat([self.class_token.expand(len(images), 1, -1), patches], dim=1)  # (b, n, d)
         x = x + self.position_embedding

@@ -1,4 +1,4 @@
-"""The README's section of checks on the code itself: one line for each of them that is on record."""
+"""Checks on the code itself: a line for each of them that is on record, and the versions on which the tests ran."""
 
 from pathlib import Path
 
@@ -7,12 +7,11 @@ import tucker_ref
 from ..store.files import code_hash
 from ..store.records import Record
 from .markdown import markdown
-from .query import complete
-from .words import commit_of, each_once
+from .query import complete, grouped
 
 LIBRARY = Path(tucker_ref.__file__).parent
 ROOT = Path(__file__).parents[2]
-BEGIN, END = "<!-- checks: written by the same command -->", "<!-- end of checks -->"
+COMPLAINT = "{}: a record lacks what the table of checks shows"
 
 
 def render(records: list[Record]) -> str:
@@ -28,36 +27,85 @@ def render(records: list[Record]) -> str:
         ValueError: naming the check, if a record of it lacks what is shown.
     """
     rows = []
-    for experiment, (title, describe) in CHECKS.items():
-        if own := [r for r in records if r.experiment == experiment]:
-            with complete(f"{experiment}: a record lacks what the table of checks shows"):
-                rows.append([title, *describe(own), source(own)])
-    return markdown(["check", "tried", "outcome", "by"], rows) if rows else ""
+    for experiment, own in of_each(records).items():
+        title, describe = CHECKS[experiment]
+        with complete(COMPLAINT.format(experiment)):
+            rows.append([title, *describe(own), f"`python -m reproduce {experiment}`"])
+    return markdown(["check", "tried", "outcome", "command"], rows, words=True) if rows else ""
 
 
-def source(records: list[Record]) -> str:
-    """The commands that made them, and the commits that ran."""
-    commands = each_once(f"`{r.command.split(' --')[0]}`" for r in records)
-    return f"{commands} at {each_once(map(commit_of, records))}"
+def of_each(records: list[Record]) -> dict[str, list[Record]]:
+    """The records of each check that is on record."""
+    groups = grouped(records, lambda r: r.experiment)
+    return {experiment: groups[experiment] for experiment in CHECKS if experiment in groups}
+
+
+def on_record(records: list[Record]) -> dict[str, list[Record]]:
+    """The same by what a check is called, for the page of provenance."""
+    return {f"Checks, {experiment}": own for experiment, own in of_each(records).items()}
+
+
+def versions_table(records: list[Record]) -> str:
+    """On which versions the tests ran, and how many passed; empty where that is not on record.
+
+    Args:
+        records: all that there are.
+    """
+    own = of_each(records).get("versions", [])
+    with complete(COMPLAINT.format("versions")):
+        rows = [[r.method, f"{r.metrics['passed']:,}", f"{r.metrics['failed']:,}"] for r in own]
+    return markdown(["versions", "passed", "failed"], rows) if rows else ""
 
 
 def mutants(records: list[Record]) -> tuple[str, str]:
-    """Of `mutation`: how many faults tests met and noticed, how many types alone rejected, and what was not tried or is stale."""
-    total = {name: sum(r.metrics[name] for r in records) for name in ("mutants", "mypy", "timeouts", "equivalent", "survived")}
-    met = total["mutants"] - total["mypy"]
-    lots = [r.metrics["lot"] for r in records if "lot" in r.metrics]
-    drawn, noticed = (sum(lot[name] for lot in lots) for name in ("drawn", "noticed"))
-    said = [
-        f"tests met {met:,} and noticed {met - total['equivalent'] - total['survived']:,}, {total['timeouts']:,} of them by the clock",
-        f"{total['equivalent']:,} change nothing, {total['survived']:,} survive",
-        f"types alone rejected {total['mypy']:,}",
-        f"of {drawn:,} of these, drawn by lot, tests noticed {noticed:,}",
+    """Of `mutation`: how many faults tests met and noticed, how many types alone rejected, and how many records are stale."""
+    total = [sum(counts) for counts in zip(*map(counts_of, records))]
+    every, met, noticed, same, survived, rejected, drawn, noticed_of_these = total
+    outcome = (
+        f"tests met {met:,} and noticed {noticed:,}; {same:,} change nothing, {survived:,} survive; types alone rejected {rejected:,}; "
+        f"of {drawn:,} of these, drawn by lot, tests noticed {noticed_of_these:,}; "
+        f"stale records: {len(stale(records))}, modules without one: {len(untried(records))}"
+    )
+    return f"{every:,} mutants of {len(records)} modules", outcome
+
+
+def mutants_table(records: list[Record]) -> str:
+    """Mutants of every module, those without a record last; empty where none is on record.
+
+    Args:
+        records: all that there are.
+    """
+    own = of_each(records).get("mutation", [])
+    with complete(COMPLAINT.format("mutation")):
+        old = stale(own)
+        rows = [
+            [r.method, *(f"{count:,}" for count in counts_of(r)), "stale" if r.method in old else "of this code"]
+            for r in sorted(own, key=lambda r: r.method)
+        ]
+    header = [
+        "module",
+        "mutants",
+        "tests met",
+        "noticed",
+        "change nothing",
+        "survive",
+        "types alone",
+        "of a lot",
+        "noticed",
+        "record",
     ]
-    if left := untried(records):
-        said.append(f"without a record: {', '.join(left)}")
-    if old := stale(records):
-        said.append(f"stale, for the module has changed since: {', '.join(old)}")
-    return f"{total['mutants']:,} mutants of {len(records)} modules", "; ".join(said)
+    return markdown(header, rows + [[name, *[""] * 8, "none"] for name in untried(own)]) if rows else ""
+
+
+def counts_of(record: Record) -> tuple[int, ...]:
+    """Of one module: all mutants, those that tests met, noticed, that change nothing, that survive, and that types alone rejected.
+
+    Then how many of the last were drawn by lot, and how many of these tests noticed: none in records from before there was a lot.
+    """
+    m = record.metrics
+    met, lot = m["mutants"] - m["mypy"], m.get("lot", {"drawn": 0, "noticed": 0})
+    noticed = met - m["equivalent"] - m["survived"]
+    return m["mutants"], met, noticed, m["equivalent"], m["survived"], m["mypy"], lot["drawn"], lot["noticed"]
 
 
 def module_path(name: str) -> Path:
@@ -104,9 +152,10 @@ def random_inputs(records: list[Record]) -> tuple[str, str]:
 def hostile_inputs(records: list[Record]) -> tuple[str, str]:
     """Of `hostile`: how many inputs of which kind."""
     metrics = records[-1].metrics
-    kinds = metrics["kinds"]
+    kinds = sorted(metrics["kinds"].items(), key=lambda item: -item[1])
     return (
-        f"{sum(kinds.values()):,} inputs: " + ", ".join(f"{kind} {trials:,}" for kind, trials in kinds.items()),
+        f"{sum(metrics['kinds'].values()):,} inputs of {len(kinds)} kinds, most often "
+        + ", ".join(f"{kind} ({trials:,})" for kind, trials in kinds[:3]),
         "each refused with a message that names what and where, or given its one defined result; nothing saved or cached harmed",
     )
 
@@ -136,9 +185,9 @@ def covered(records: list[Record]) -> tuple[str, str]:
 
 
 def versions(records: list[Record]) -> tuple[str, str]:
-    """Of `versions`: on which the tests ran, and how many passed."""
-    counts = [f"{r.metrics['passed']:,} passed, {r.metrics['failed']:,} failed" for r in records]
-    return "; ".join(r.method for r in records), "; ".join(counts)
+    """Of `versions`: on how many combinations the tests ran, and what came of it."""
+    passed, failed = (sum(r.metrics[name] for r in records) for name in ("passed", "failed"))
+    return f"combinations of Python, torch and NumPy: {len(records)}", f"{passed:,} passed, {failed:,} failed"
 
 
 CHECKS = {

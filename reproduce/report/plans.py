@@ -10,7 +10,7 @@ from ..train.distributed import Workers, counted
 from ..train.dry_run import Plan, kept_per_token, memory_parts, throughput
 from ..train.options import Options
 from ..train.settings import TrainConfig
-from .markdown import markdown
+from .markdown import aligned, markdown
 
 WIDTH = 132
 FORMULAS = """\
@@ -57,7 +57,7 @@ def _show_models(plan: Plan, options: Options) -> None:
     )
     header = ["row", "parameters", "attention", "split"]
     header += ["weights", "gradients", "AdamW", "copies", "activations", "output", "sum", "checkpoint"]
-    print(markdown(header, [cells for cells, _, _ in rows]) + "\n")
+    print(aligned(markdown(header, [cells for cells, _, _ in rows])) + "\n")
     too_large = [label for label, (_, _, memory) in zip(plan.labels, rows) if round(memory / 1e9, 1) > 0.9 * options.gpu_memory]
     if too_large:
         print(

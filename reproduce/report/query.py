@@ -359,20 +359,22 @@ def sweep_runs(records: list[Record]) -> list[Record]:
 
 
 def fresh_runs(records: list[Record]) -> list[Record]:
-    """Table 2's runs with Muon on fresh text, which differ in row and rate alone.
+    """Table 2's runs with Muon on fresh text, which differ in row, rate and QK-clip alone.
 
     Args:
         records: all that there are.
 
     Returns:
-        Ordered by the row's place in Table 2 and rate.
+        Ordered by the row's place in Table 2, QK-clip and rate.
     """
-    return sorted(of_one_budget(runs_of(records, "table2", "gpu-fresh")), key=lambda r: (_place(r), r.rate))
+    runs = of_one_budget(runs_of(records, "table2", "gpu-fresh"))
+    return sorted(runs, key=lambda r: (_place(r, table2.FRESH_ROWS), r.train.get("qk_clip") or 0.0, r.rate))
 
 
-def _place(record: Record) -> int:
-    """Of its row in Table 2."""
-    return [row.label for row in BUDGETS["table2"].rows].index(record.method)
+def _place(record: Record, rows: tuple[Row, ...] = BUDGETS["table2"].rows) -> int:
+    """Of its row among these; after them all, where it is none of them any more."""
+    labels = [row.label for row in rows]
+    return labels.index(record.method) if record.method in labels else len(labels)
 
 
 def full_budget_runs(records: list[Record]) -> list[Record]:

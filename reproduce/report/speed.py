@@ -1,74 +1,86 @@
-"""The performance section of the report: a paragraph, tables, and every target with its verdict, all from one speed run."""
+"""Speed on a GPU: in short, layer by layer, one token at a time, whole models, and every target with its verdict, of one speed run."""
 
 from ..store.records import Record
-from .markdown import markdown
-from .targets import TARGETS, Sections, decoding, layer
-from .words import commit_of
+from .markdown import Table, markdown
+from .targets import HOW_SET, TARGETS, Sections, decoding, layer
+
+TITLES = {
+    "layers": "**One attention layer, forward and backward, as a CUDA graph: milliseconds by backend.**",
+    "contexts": "**One attention layer of LLaMA3-1B's shape by context, forward and backward: milliseconds, and the ratio to MHA's.**",
+    "decode": "**One new token against its cache, as a CUDA graph: microseconds by backend.**",
+    "models": "**One training step of a whole model, AdamW, bf16 autocast, compiled block by block.**",
+}
+NOTES = {
+    "layers": "Medians, the L2 cache full of other lines before each call. —: our kernel was timed for Tucker Attention's latents alone.",
+    "contexts": "The batch shrinks as the context grows, so that every line has as many tokens.",
+    "decode": "Medians, the L2 cache full of other lines before each call.",
+    "models": "MFU is the share of the rate at which matrix products ran in the same process.",
+}
 
 
-def speed_tables(records: list[Record]) -> list[str]:
-    """A paragraph, tables, and every target with its verdict.
+def speed_tables(records: list[Record]) -> list[Table]:
+    """What a reader wants to know first, then each section, then the targets.
 
     Args:
         records: one per section of `reproduce speed`, all of one run.
-
-    Returns:
-        Markdown, piece by piece.
     """
     sections = {r.method: r.metrics["rows"] for r in records}
-    drawn = [
-        ("layers", layer_table, "One attention layer, forward and backward, as a CUDA graph: milliseconds by backend."),
-        ("decode", decode_table, "One new token against its cache, as a CUDA graph: microseconds by backend."),
-        ("models", model_table, "One training step of a whole model, AdamW, bf16 autocast, compiled block by block."),
-    ]
-    parts = [f"**Speed.** {paragraph(records[0].device, sections)}"]
-    for name, draw, title in drawn:
+    drawn = {"layers": layer_table, "contexts": context_table, "decode": decode_table, "models": model_table}
+    tables = [short_table(records, sections), targets_table(records, sections)]
+    for name, draw in drawn.items():
         if sections.get(name):
-            parts += [f"**{title}**", draw(sections[name])]
-    if judged := [(t, *verdict) for t in TARGETS if (verdict := t.verdict(sections))]:
-        rows = [[t.what, measured, f"{'≥' if t.least else '≤'} {t.bound:g}", verdict] for t, measured, verdict in judged]
-        parts += ["**Targets, set before they were measured.**", markdown(["target", "measured", "bound", "verdict"], rows)]
-    first = records[0]
-    config = ", ".join(f"{k} {v}" for k, v in first.config.items() if k != "device")
-    source = f"{first.device}, torch {first.versions['torch']}, {config}; commit {commit_of(first)}; `{first.command}`"
-    notes = "Medians, the L2 cache full of other lines before each call; —: our kernel was timed for Tucker Attention's latents alone"
-    return [*parts, f"<sub>{notes}; {source}</sub>"]
+            runs = [r for r in records if r.method == name]
+            tables.append(Table(f"Speed, {name}", TITLES[name], draw(sections[name]), runs, NOTES[name]))
+    return [table for table in tables if table]
 
 
-def paragraph(device: str, sections: Sections) -> str:
-    """What a reader wants to know first, in sentences.
-
-    Args:
-        device: in words.
-        sections: rows of the run by section.
-
-    Returns:
-        Empty where no section was timed.
-    """
-    limits = {name: value for row in sections.get("limits", []) for name, value in row.items() if name != "what"}
-    said = []
-    if limits:
-        said.append(
-            f"On one {device} (measured in the same run: copies at {limits['gigabytes_per_second']:,.0f} GB/s, "
-            f"matrix products at {limits['teraflops']:,.0f} TFLOP/s)"
-        )
+def short_table(records: list[Record], sections: Sections) -> Table | None:
+    """Three layers and one case of decoding, ours beside multi-head attention's; None where none of them was measured."""
+    lines = []
     for shape, row in (("GPT-2", "Tucker [8,64,64]"), ("LLaMA", "Tucker [32,64,64]"), ("LLaMA", "Tucker [32,128,128]")):
         ours, mha = (layer(sections, shape, label, "milliseconds") for label in (row, "MHA"))
         if ours and mha:
-            said.append(
-                f"a {shape} layer {row.removeprefix('Tucker ')} trains in {ours / mha:.2f} of multi-head attention's time"
+            ranks = row.removeprefix("Tucker ")
+            lines.append(
+                [f"a {shape} layer {ranks}, forward and backward", f"{ours:.2f} ms", f"{mha:.2f} ms", f"{ours / mha:.2f}"]
             )
-    case = ("latents 64/64", 16384, 64)
-    ours, mha = decoding(sections, *case), decoding(sections, "MHA", *case[1:])
+    context, batch = 16384, 64
+    ours, mha = (decoding(sections, side, context, batch) for side in ("latents 64/64", "MHA"))
     if ours and mha:
-        said.append(
-            f"one token of {case[2]} sequences at context {case[1]:,} takes {ours['microseconds']:,.0f} µs with latents of width 64 "
-            f"and {mha['microseconds']:,.0f} µs with multi-head attention, at {ours['share_of_copy']:.0%} of the copy's bandwidth"
-        )
-    verdicts = [verdict[1] for t in TARGETS if (verdict := t.verdict(sections))]
-    if verdicts:
-        said.append(f"{sum(v == 'met' for v in verdicts)} of {len(verdicts)} targets below are met")
-    return "; ".join(said) + "." if said else ""
+        what = f"one token of {batch} sequences at context {context:,}, latents of width 64"
+        times = [r["microseconds"] for r in (ours, mha)]
+        lines.append([what, *(f"{t:,.0f} µs" for t in times), f"{times[0] / times[1]:.2f}"])
+    if not lines:
+        return None
+    title = f"**In short: the best kernel of each side, on one {records[0].device}.**{_limits(sections)}"
+    return Table("Speed, in short", title, markdown(["what", "Tucker Attention", "MHA", "ratio"], lines), records)
+
+
+def _limits(sections: Sections) -> str:
+    limits = {name: value for row in sections.get("limits", []) for name, value in row.items() if name != "what"}
+    if not limits:
+        return ""
+    return (
+        f" In the same run it copied at {limits['gigabytes_per_second']:,.0f} GB/s and made matrix products at "
+        f"{limits['teraflops']:,.0f} TFLOP/s."
+    )
+
+
+def targets_table(records: list[Record], sections: Sections) -> Table | None:
+    """What should have been reached, what was, and why where it was not; None where nothing was measured."""
+    judged = [(t, *verdict) for t in TARGETS if (verdict := t.verdict(sections))]
+    if not judged:
+        return None
+    rows = [
+        [t.what, measured, f"{'≥' if t.least else '≤'} {t.bound:g}", said.partition(": ")[0]] for t, measured, said in judged
+    ]
+    met = sum(said == "met" for *_, said in judged)
+    reasons = dict.fromkeys(reason for *_, said in judged if (reason := said.partition(": ")[2]))
+    why = "\n".join(f"- {'. '.join(reason.split('; '))}." for reason in reasons)
+    note = f"{met} of {len(judged)} are met." + (f" What the missed ones hang on, as profiling showed:\n\n{why}" if why else "")
+    return Table(
+        "Speed, targets", f"**Targets.** {HOW_SET}", markdown(["target", "measured", "bound", "verdict"], rows), records, note
+    )
 
 
 def layer_table(rows: list[dict]) -> str:
@@ -92,10 +104,35 @@ def layer_table(rows: list[dict]) -> str:
                 f"{best / mha:.2f}" if best and mha else "",
                 f"{stock:,.0f}" if stock else "",
                 f"{ours:,.0f}" if ours else "—",
+                _ours_over_stock(sections, shape, label),
             ]
         )
     header = ["layer", *(f"ms, {b}" for b in backends), "best over MHA", "peak MB, PyTorch's kernels", "peak MB, ours"]
-    return markdown(header, lines)
+    return markdown([*header, "ours over PyTorch's: time, memory"], lines)
+
+
+def _ours_over_stock(sections: Sections, shape: str, label: str) -> str:
+    sides = [
+        [layer(sections, shape, label, what, kernel) for kernel in (True, False)] for what in ("milliseconds", "megabytes")
+    ]
+    ratios = [f"{ours / stock:.2f}" for ours, stock in sides if ours and stock]
+    return ", ".join(ratios) or "—"
+
+
+def context_table(rows: list[dict]) -> str:
+    """One line per context, one column per row and backend."""
+    kinds = list(dict.fromkeys((r["row"], r["backend"]) for r in rows))
+    lines = []
+    for tokens, batch in dict.fromkeys((r["tokens"], r["batch"]) for r in rows):
+        timed = {(r["row"], r["backend"]): r for r in rows if (r["tokens"], r["batch"]) == (tokens, batch)}
+        mha = min((r["milliseconds"] for (row, _), r in timed.items() if row == "MHA" and "milliseconds" in r), default=None)
+        cells = [_cell(timed.get(kind), "milliseconds", ".2f") for kind in kinds]
+        ratios = [
+            f" ({timed[kind]['milliseconds'] / mha:.2f})" if mha and cell[0].isdigit() else ""
+            for kind, cell in zip(kinds, cells)
+        ]
+        lines.append([f"{tokens:,} x {batch}", *(cell + ratio for cell, ratio in zip(cells, ratios))])
+    return markdown(["context x batch", *(f"{row}, {backend}" for row, backend in kinds)], lines)
 
 
 def decode_table(rows: list[dict]) -> str:

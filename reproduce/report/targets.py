@@ -1,8 +1,13 @@
-"""What the GPU code should reach, written down before it was measured, and whether it does."""
+"""What the GPU code should reach, and whether it does.
+
+Ratios and shares were written down before anything was measured. The bounds in microseconds were not: they are what a first, simple
+kernel had reached, which this one should beat.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+HOW_SET = "Ratios and shares were set before anything was measured. The bounds in microseconds are what a first, simple kernel had reached."
 Sections = dict[str, list[dict]]  # rows of a speed run by section
 KERNEL = "triton"  # ours; the other backends are PyTorch's
 
@@ -127,7 +132,7 @@ TARGETS = (
             layer(s, "LLaMA", "Tucker [32,128,128]", "milliseconds", True),
             layer(s, "LLaMA", "Tucker [32,128,128]", "milliseconds", False),
         ),
-        reason="mixing a core as wide as the key on chip makes 10 matrix products of the 7 that cuDNN makes from ready queries, and "
+        reason="mixing a core as wide as the key on chip makes 10 matrix products of the 7 that cuDNN makes from ready queries; "
         "a Triton program that holds dK, dV and the mixed queries at once runs at 300 TFLOP/s where cuDNN reaches 450",
     ),
     _against_mha("GPT-2", "Tucker [8,64,64]", 0.75),

@@ -71,17 +71,9 @@ def tokens_of(runs: list[Record]) -> str:
     return f"{tokens_seen(runs) / 1e6:.1f}M training tokens"
 
 
-def passes_over(runs: list[Record]) -> str:
-    """How often the text was read.
-
-    Args:
-        runs: of one text.
-
-    Returns:
-        ", 2.0 times through the text" or the like; empty where it was read once at most.
-    """
-    passes = max((r.metrics.get("tokens_seen", 0) / r.data["train_tokens"] for r in runs), default=0)
-    return f", {passes:.1f} times through the text" if passes > 1 else ""
+def passes_over(runs: list[Record]) -> float:
+    """How many tokens were drawn for each token of the text."""
+    return max((r.metrics.get("tokens_seen", 0) / r.data["train_tokens"] for r in runs), default=0)
 
 
 def epochs_of(record: Record) -> str:
@@ -115,9 +107,14 @@ def data_in_words(record: Record) -> str:
     return f"{record.data['name']} (content sha256 {record.data['sha256'][:12]}…)"
 
 
-def devices_of(records: list[Record]) -> str:
-    """On what they ran: devices and versions of PyTorch."""
-    return f"{each_once(r.device for r in records)}, torch {each_once(r.versions['torch'] for r in records)}"
+def percent(share: float, digits: int = 0) -> str:
+    """0.18 as "18 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def signed(value: float, digits: int) -> str:
+    """With its sign, a minus as wide as a plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def commit_of(record: Record) -> str:
@@ -126,9 +123,21 @@ def commit_of(record: Record) -> str:
     return commit[:10] + plus + changes
 
 
-def commands_of(records: list[Record]) -> str:
-    """The commands that made them, each once."""
-    return ", ".join(f"`{p}`" for p in patterns(r.command for r in records))
+def sources(records: Sequence[Record]) -> dict[str, str]:
+    """Where numbers come from, by what is said: runs, data, devices, versions and commits, each once.
+
+    Args:
+        records: at least one.
+    """
+    minutes = statistics.median(r.wall_seconds for r in records) / 60
+    median = f", {minutes:.1f} minutes each (median)" if minutes >= 0.1 else ""
+    said = {"runs": f"{len(records):,}{median}"}
+    if data := each_once(data_in_words(r) for r in records if r.data):
+        said["data"] = data
+    said["devices"] = each_once(r.device for r in records)
+    said["torch"] = each_once(r.versions["torch"] for r in records if "torch" in r.versions)
+    said["commits"] = each_once(map(commit_of, records))
+    return {name: text for name, text in said.items() if text}
 
 
 def patterns(commands: Iterable[str]) -> list[str]:

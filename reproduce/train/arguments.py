@@ -14,6 +14,13 @@ LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "text", "bpe")  
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
+    """What every experiment takes: --preset, --out and --records, and the groups that it names.
+
+    Args:
+        parser: of the experiment's own command.
+        presets: names of its scales.
+        takes: keys of GROUPS.
+    """
     parser.add_argument(
         "--preset", choices=presets, default="smoke", help="the scale (default: smoke, the smallest, for a CPU)"
     )
@@ -25,6 +32,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...],
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where to compute."""
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -33,6 +41,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rows(parser: argparse.ArgumentParser) -> None:
+    """Which rows of a table to run."""
     parser.add_argument(
         "--rows",
         type=labels,
@@ -42,10 +51,12 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Which seeds to run."""
     parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
+    """How fast and how long to train."""
     parser.add_argument(
         "--learning-rate",
         dest="learning_rates",
@@ -59,6 +70,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimizer(parser: argparse.ArgumentParser) -> None:
+    """Which optimiser, and a limit for its logits."""
     parser.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
@@ -73,6 +85,7 @@ def add_optimizer(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
+    """Text to train on, and to judge by."""
     parser.add_argument(
         "--text",
         help="text: .txt, .gz, .xz or a folder of them, for training one that `prepare` wrote too (default: the standard library's "
@@ -84,10 +97,12 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bpe(parser: argparse.ArgumentParser) -> None:
+    """GPT-2's own byte pairs."""
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
+    """Images to train on."""
     parser.add_argument(
         "--images",
         help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits); in the preset paper a folder with "
@@ -96,6 +111,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
+    """How several workers share a run, and the dry run that tells what it takes."""
     workers = parser.add_argument_group("on many GPUs, started with torchrun")
     workers.add_argument(
         "--micro-batch", type=positive, help="sequences or images that a worker takes at a time (default: the preset's)"
@@ -109,6 +125,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """Whose attention to look at."""
     parser.add_argument(
         "--model",
         help=".safetensors from out/models, or a GPT-2, Llama-style or ViT checkpoint by folder or hub name (timm's too)",
@@ -116,10 +133,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pretrained(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint to start from."""
     parser.add_argument("--model", help="in the preset paper: a checkpoint of timm's, by name (default: those of the paper)")
 
 
 def add_compression(parser: argparse.ArgumentParser) -> None:
+    """Ranks to compress to, and where the result goes."""
     parser.add_argument(
         "--ranks",
         type=triples,
@@ -146,6 +165,7 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `prepare` takes."""
     parser.add_argument("text", help=f"{' or '.join(SOURCES)}, from the Hugging Face hub; or any name for the text of --files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokens; the same command goes on after a crash")
     parser.add_argument("--files", help='a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"')
@@ -153,6 +173,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `generate` takes."""
     parser.add_argument("--model", type=Path, required=True, help="a .safetensors file from out/models")
     parser.add_argument("--prompt", action="append", required=True, help="text to continue; give it several times for a batch")
     parser.add_argument("--tokens", type=positive, default=100, help="how many tokens to add (default: 100)")
@@ -162,22 +183,30 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def integers(text: str) -> tuple[int, ...]:
+    """Integers from 0, as in "0,1,2".
+
+    Raises:
+        argparse.ArgumentTypeError: for other text, here and below; argparse prints it as an error of the command line.
+    """
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2")
     return tuple(int(part) for part in text.split(","))
 
 
 def seeds(text: str) -> tuple[int, ...]:
+    """Several of `seed`, as in "0,1,2"."""
     return tuple(seed(str(number)) for number in integers(text))
 
 
 def seed(text: str) -> int:
+    """An integer from 0 that torch's generators take: below 2^63."""
     if not text.strip().isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2^63 - 1")
     return int(text)
 
 
 def rate(text: str) -> float:
+    """A positive, finite number."""
     try:
         number = float(text)
     except ValueError:
@@ -188,10 +217,12 @@ def rate(text: str) -> float:
 
 
 def rates(text: str) -> tuple[float, ...]:
+    """Several of `rate`, as in "1e-3,2e-3"."""
     return tuple(map(rate, text.split(",")))
 
 
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:
+    """Ranks of several rows, as in "8,64,64;8,32,32"."""
     rows = tuple(integers(part) for part in text.split(";"))
     if any(len(ranks) != 3 for ranks in rows):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of head,query,key ranks such as 8,64,64;8,32,32")
@@ -199,6 +230,7 @@ def triples(text: str) -> tuple[tuple[int, int, int], ...]:
 
 
 def positive(text: str) -> int:
+    """An integer of 1 or more."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)

@@ -30,9 +30,13 @@ PATIENCE = timedelta(hours=2)  # how long workers wait for one that reads data o
 
 @dataclass(frozen=True)
 class Workers:
-    """rank: this worker's number, from 0; count: of workers; micro_batch: sequences or images that a worker takes at a time.
+    """Who trains together, and how they share a batch. None leaves a choice to `settled`.
 
-    sharding: "ddp", "fsdp", or "none" where one worker is alone. None leaves a choice to `settled`.
+    Args:
+        rank: this worker's number, from 0.
+        count: of workers.
+        micro_batch: sequences or images that a worker takes at a time.
+        sharding: "ddp", "fsdp", or "none" where one worker is alone.
     """
 
     rank: int = 0
@@ -46,9 +50,18 @@ class Workers:
         return self.rank == 0
 
     def settled(self, batch_size: int, parameters: int, largest: int | None = None) -> "Workers":
-        """With the open choices made: the largest micro-batch that fits, up to `largest`, and the sharding for so many parameters.
+        """These workers with the open choices made.
 
-        Raises ValueError if the global batch cannot be shared out evenly.
+        Args:
+            batch_size: of the global batch.
+            parameters: of the model; from LARGE on it is sharded.
+            largest: the most sequences or images at a time, None for no limit.
+
+        Returns:
+            Workers with the largest micro-batch that fits, unless one was set, and the sharding.
+
+        Raises:
+            ValueError: if the global batch cannot be shared out evenly.
         """
         if batch_size % self.count:
             raise ValueError(f"the global batch of {batch_size} cannot be shared evenly among {self.count} workers")
@@ -63,12 +76,21 @@ class Workers:
         return dataclasses.replace(self, micro_batch=self.micro_batch or fitting, sharding=sharding)
 
     def in_words(self, batch_size: int, samples: str = "") -> str:
-        """How these workers, settled, come to the global batch.  samples: " images", for example."""
+        """How these workers, settled, come to the global batch.
+
+        Args:
+            batch_size: of the global batch.
+            samples: what it counts, with a space before it: " images".
+        """
         times = batch_size // self.count // self.micro_batch
         return f"global batch {batch_size}{samples} = {counted(self.count, 'worker')} x {self.micro_batch} at a time x {times}"
 
     def describe(self, batch_size: int) -> dict:
-        """What a record says of them."""
+        """What a record says of these workers, settled.
+
+        Args:
+            batch_size: of the global batch.
+        """
         return {
             "global_batch": batch_size,
             "workers": self.count,
@@ -82,11 +104,26 @@ class Workers:
         return slice(self.rank, batch_size, self.count)
 
     def micro_batches(self, batch: list[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-        """This worker's rows in parts of equal size; one part if no micro_batch is set."""
+        """This worker's rows in parts of equal size.
+
+        Args:
+            batch: tensors of as many rows each.
+
+        Returns:
+            One tuple of tensors per part; a single part if no micro_batch is set.
+        """
         return list(zip(*(tensor.split(self.micro_batch or len(tensor)) for tensor in batch)))
 
     def shared(self, model: nn.Module, loss_of: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """loss_of(model, *batch) as one callable whose gradients are those of all workers.  With "fsdp" `model` is sharded in place."""
+        """A loss whose gradients are those of all workers.
+
+        Args:
+            model: sharded in place with "fsdp", which needs `model.blocks`.
+            loss_of: loss_of(model, *batch), a scalar tensor.
+
+        Returns:
+            A callable of the batch alone.
+        """
         if self.count == 1:
             return functools.partial(loss_of, model)
         whole, device = _Loss(model, loss_of), next(model.parameters()).device
@@ -99,14 +136,22 @@ class Workers:
         return DistributedDataParallel(whole, device_ids=places, gradient_as_bucket_view=True)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Over all workers."""
+        """The mean over all workers, in place."""
         if self.count > 1:
             torch.distributed.all_reduce(value)
             value /= self.count
         return value
 
     def unsharded(self, model: nn.Module, fresh: Callable[[], nn.Module]) -> nn.Module:
-        """The trained model whole: itself, or where it is sharded, `fresh()` with its weights on the first worker."""
+        """The trained model whole; all workers must call it.
+
+        Args:
+            model: sharded or not.
+            fresh: builds the same model anew.
+
+        Returns:
+            On the first worker `fresh()` with the weights, where `model` is sharded; otherwise `model` itself.
+        """
         if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             return model
         weights = gathered(model.state_dict(), keep=self.is_first)
@@ -116,7 +161,15 @@ class Workers:
         return model
 
     def agree(self, value, otherwise: str) -> None:
-        """Raise ValueError(otherwise) on every worker unless all have the same value."""
+        """Make sure that all workers have the same value.
+
+        Args:
+            value: of this worker; it can be pickled.
+            otherwise: the message of the error.
+
+        Raises:
+            ValueError: on every worker, if they differ.
+        """
         if self.count > 1:
             values = [None] * self.count
             torch.distributed.all_gather_object(values, value)
@@ -145,9 +198,16 @@ class _Loss(nn.Module):
 
 @contextmanager
 def started(device: str, micro_batch: int | None = None, sharding: str | None = None) -> Iterator[tuple[Workers, str]]:
-    """The workers that torchrun started, and this one's device; without torchrun one worker and the device as it is.
+    """The workers that torchrun started; without torchrun one worker.
 
     All but the first are silent, except for errors.
+
+    Args:
+        device: as torch names it; of several GPUs each worker gets its own.
+        micro_batch, sharding: as in `Workers`.
+
+    Yields:
+        The workers, and this one's device.
     """
     if not torch.distributed.is_torchelastic_launched():
         yield Workers(micro_batch=micro_batch, sharding=sharding), device
@@ -181,12 +241,24 @@ def accumulating(loss: Callable, last: bool) -> AbstractContextManager:
     """Around forward and backward of a micro-batch: DDP exchanges gradients once a step, after the last.
 
     FSDP exchanges them each time: only so do they stay sharded.
+
+    Args:
+        loss: as `Workers.shared` returns it.
+        last: whether this is the last micro-batch of the step.
     """
     return loss.no_sync() if isinstance(loss, DistributedDataParallel) and not last else nullcontext()
 
 
 def clip_gradients(parameters: Iterator[nn.Parameter], largest: float) -> torch.Tensor:
-    """Scale the gradients so that their norm, taken over all shards, is at most `largest`.  Returns: the norm before."""
+    """Scale the gradients so that their norm, taken over all shards, is at most a limit.
+
+    Args:
+        parameters: whose gradients.
+        largest: the limit.
+
+    Returns:
+        The norm before, a scalar tensor.
+    """
     norm = nn.utils.clip_grad_norm_(parameters, largest)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -194,7 +266,12 @@ def clip_gradients(parameters: Iterator[nn.Parameter], largest: float) -> torch.
 # Not torch.distributed.checkpoint.state_dict (torch 2.13): it keys an optimiser's states by name, so a checkpoint that keys them by
 # number, as ours do, is a KeyError; and given whole tensors it loads a checkpoint that lacks a weight without a word.
 def gathered(state, keep: bool = True):
-    """A state with every sharded tensor whole, on the CPU; all workers must call it, and those without `keep` get nothing."""
+    """A state with every sharded tensor whole, on the CPU; all workers must call it.
+
+    Args:
+        state: tensors in dicts and lists.
+        keep: whether this worker gets them; otherwise None stands in the place of what is sharded.
+    """
     if isinstance(state, dict):
         return {name: gathered(value, keep) for name, value in state.items()}
     if isinstance(state, list):
@@ -206,7 +283,15 @@ def gathered(state, keep: bool = True):
 
 
 def sharded_like(pattern: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """The part of a whole tensor that belongs where `pattern` is; itself if that is not sharded, or has another shape."""
+    """The part of a tensor that belongs where another is.
+
+    Args:
+        pattern: sharded or not.
+        whole: the tensor, the same on all workers.
+
+    Returns:
+        This worker's part, as a DTensor; `whole` itself if `pattern` is not sharded, or has another shape.
+    """
     if not isinstance(pattern, DTensor) or pattern.shape != whole.shape:
         return whole
     return distribute_tensor(whole, pattern.device_mesh, pattern.placements, src_data_rank=None)  # each worker has it all

@@ -14,10 +14,22 @@ from .settings import TrainConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """tokens: of one sequence or image; outputs: logits of one; samples: what the batch counts; data: what is trained on.
+    """What a run would take.
 
-    build: row's label -> its model; block: row's label -> one of its blocks; shape: what a record of the same model says of it.
-    known, ours: settings that the paper tells, none at a scale of ours; and those that we chose.
+    Args:
+        experiment, title, data: which one, what the first line calls it, and what is trained on.
+        labels: of its rows.
+        build: a row's label -> its model.
+        block: a row's label -> one of its blocks.
+        settings: how the first row is trained.
+        samples: what the batch counts, "sequences" or "images".
+        tokens: of one sequence or image.
+        outputs: logits of one sequence or image.
+        seeds: one run of every row each.
+        largest_micro_batch: as in `Workers.settled`.
+        shape: what a record of the same model says of it.
+        known: settings that the paper tells, none at a scale of ours.
+        ours: those that we chose.
     """
 
     experiment: str
@@ -43,7 +55,17 @@ class Plan:
 
 
 def memory_parts(model: nn.Module, workers: Workers, plan: Plan, kept: float) -> tuple[float, ...]:
-    """Bytes of weights, gradients, AdamW, copies, activations and output on one GPU.  kept: per token and block."""
+    """The memory of one GPU by part.
+
+    Args:
+        model: may be on the device "meta".
+        workers: settled ones.
+        plan: of the run.
+        kept: bytes that the backward pass keeps per token and block (`kept_per_token`).
+
+    Returns:
+        Bytes of weights, gradients, AdamW, copies in bfloat16, activations and output, in this order.
+    """
     parameters, layers = count_parameters([model]), len(model.blocks)
     part = parameters / (workers.count if workers.sharding == "fsdp" else 1)
     block = count_parameters([model.blocks[0]])
@@ -53,7 +75,11 @@ def memory_parts(model: nn.Module, workers: Workers, plan: Plan, kept: float) ->
 
 
 def kept_per_token(block: nn.Module) -> float:
-    """Bytes that autograd keeps for the backward pass of one token in this block, under bfloat16 autocast; no weights among them."""
+    """Bytes that autograd keeps for the backward pass of one token, under bfloat16 autocast; no weights among them.
+
+    Args:
+        block: of a model, on the CPU.
+    """
     tokens, kept = 32, dict[int, torch.Tensor]()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,7 +97,15 @@ def kept_per_token(block: nn.Module) -> float:
 
 
 def throughput(plan: Plan, label: str) -> tuple[int, str] | None:
-    """Tokens a second of the fastest committed run of this row and model on one GPU, and that GPU."""
+    """How fast such a run has been.
+
+    Args:
+        plan: of the run.
+        label: of its row.
+
+    Returns:
+        Tokens a second of the fastest committed run of this row and model on one GPU, and that GPU; None if there is none.
+    """
     runs = [
         (record.metrics["tokens_per_second"], record.device)
         for record in load(COMMITTED, plan.experiment)

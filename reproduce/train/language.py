@@ -36,11 +36,22 @@ from .settings import OPTIMIZERS, TrainConfig
 
 @dataclass(frozen=True)
 class LanguagePreset:
-    """How large and how long. narrower: by what factor d and all latent widths shrink (heads and head ranks stay);
-    learning_rates: by row, or by row and change as `method_of` names them, in place of the one in `train`: each one's own best;
-    observe_every: steps between looks at norms and logits (observe.py), 0 for none; micro_batch: the most sequences that a worker
-    takes at a time, None for no limit; text: the prepared text that has to be named with --text, None if the built-in one will do;
-    one_pass: no token is trained on twice (`fresh_windows`).
+    """How large and how long.
+
+    Args:
+        narrower: by what factor d and all latent widths shrink; heads and head ranks stay.
+        n_layers: of the model.
+        context: tokens of a sequence.
+        vocab_size: entries of the tokenizer.
+        validation_tokens: the most held-out tokens that a model is judged on.
+        train: settings of the training.
+        seeds: one run each.
+        keep_models: whether trained models are kept, for `generate` and others.
+        learning_rates: each one's own best, in place of that in `train`, by row, or by row and change (`method_of`).
+        observe_every: steps between looks at norms and logits (observe.py), 0 for none.
+        micro_batch: the most sequences that a worker takes at a time, None for no limit.
+        text: the prepared text that has to be named with --text, None if the built-in one will do.
+        one_pass: no token is trained on twice (`fresh_windows`).
     """
 
     narrower: int
@@ -58,7 +69,12 @@ class LanguagePreset:
     one_pass: bool = False
 
     def rate(self, row: str, method: str = "") -> float:
-        """The peak learning rate of a row.  method: as `method_of` names it, if it is trained otherwise."""
+        """The peak learning rate of a row.
+
+        Args:
+            row: its label.
+            method: as `method_of` names it, if it is trained otherwise.
+        """
         return self.learning_rates.get(method, self.learning_rates.get(row, self.train.learning_rate))
 
 
@@ -68,7 +84,11 @@ def method_of(row: str, recipe: Recipe) -> str:
 
 
 def build_model(config: dict) -> LanguageModel:
-    """The model that a run's config describes, freshly initialised."""
+    """The model that a run's config describes, freshly initialised.
+
+    Args:
+        config: as `config_of` makes it, or as read back from JSON.
+    """
     row = Row(**{name: tuple(v) if isinstance(v, list) else v for name, v in config["attention"].items()})
     shape = (config["d_model"], config["n_heads"], config["n_layers"])
     if config["model"] == "gpt2":
@@ -77,13 +97,32 @@ def build_model(config: dict) -> LanguageModel:
 
 
 def settings_of(row: Row, recipe: Recipe, preset: LanguagePreset, options: Options) -> TrainConfig:
-    """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change."""
+    """How this row is trained: by the preset, at its own rate, but for what the command line and the recipe change.
+
+    Args:
+        row, recipe: which model, and what is changed in its training.
+        preset: the scale.
+        options: what the command line says.
+
+    Raises:
+        ValueError: for a row with QK-norm whose logits are to be clipped.
+    """
     rate = preset.rate(row.label, method_of(row.label, recipe))
-    return recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+    settings = recipe.settings(override(dataclasses.replace(preset.train, learning_rate=rate), options))
+    if settings.qk_clip and row.qk_norm:
+        raise ValueError(f"--qk-clip {settings.qk_clip:g}: QK-norm bounds the logits of {row.label} already; name other --rows")
+    return settings
 
 
 def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) -> dict:
-    """What defines this row's model, for its record and for `build_model`.  model: as in `train_rows`."""
+    """What defines this row's model, for its record and for `build_model`.
+
+    Args:
+        row: at full size.
+        model: as in `train_rows`.
+        preset: by how much it is narrower, and how deep.
+        vocab_size: of the tokenizer.
+    """
     return {
         **model,
         "row": row.config(),
@@ -96,7 +135,15 @@ def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) ->
 
 
 def read_text(preset: LanguagePreset, options: Options) -> TextData:
-    """The tokens to train on: those of a prepared folder, or of a text that fits into memory."""
+    """The tokens to train on: those of a prepared folder, or of a text that fits into memory.
+
+    Args:
+        preset: which text it wants, if one.
+        options: paths of the command line.
+
+    Raises:
+        ValueError: if the preset's text is not named, an option does not go with a prepared one, or the text cannot be read.
+    """
     if preset.text and options.text is None:
         raise ValueError(
             f"--preset {options.preset} is trained on {preset.text}: name a folder with --text that "
@@ -120,7 +167,9 @@ def plan_of(
 ) -> Plan:
     """What `train_rows` would take, for --dry-run.
 
-    known, ours: settings that the paper tells, and those that we chose; of the preset `paper`, the others are ours altogether.
+    Args:
+        experiment, rows, model, preset, options: as in `train_rows`.
+        known, ours: settings of the preset `paper` that the paper tells, and those that we chose; other presets are all ours.
     """
     if options.preset != "paper":
         rates = dict.fromkeys(f"{settings_of(row, recipe, preset, options).learning_rate:g}" for row, recipe in rows)
@@ -157,13 +206,28 @@ def train_rows(
     preset: LanguagePreset,
     options: Options,
 ) -> None:
-    """One record per row and seed.  model: the paper's shape, and what else `build_model` needs to know."""
+    """Train every row with every seed, and record each run; those on record are skipped.
+
+    Args:
+        experiment: what the records belong to.
+        rows: each with what is changed in its training.
+        model: the paper's shape (`model`, "gpt2" or "llama"; `d_model`, `n_heads`), and the `rope_base` of a Llama.
+        preset: the scale.
+        options: what the command line says.
+
+    Raises:
+        ValueError: if the text is too short for one window, and as `read_text` and `train_one` do.
+    """
     data = read_text(preset, options)
     for part in ("train", "validation"):
         if (length := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
-    for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate()):
-        settings, changes = settings_of(row, recipe, preset, at_rate), recipe.config()
+    cases = [
+        (row, recipe, settings_of(row, recipe, preset, at_rate))
+        for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())
+    ]
+    for row, recipe, settings in cases:
+        changes = recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
         config |= {"recipe": changes} if changes else {}
         config |= {"one_pass": True} if preset.one_pass else {}
@@ -179,7 +243,18 @@ def train_rows(
 
 
 def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguagePreset, recipe: Recipe) -> None:
-    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such."""
+    """Train this run's model, record its validation loss, and keep it for `generate`; a run that diverges is on record as such.
+
+    Args:
+        run: what is trained, with its config.
+        settings: how.
+        data: on what.
+        preset: how it is judged and observed, and whether it is kept.
+        recipe: what is changed.
+
+    Raises:
+        ValueError: for --qk-clip with several workers, and as `train` does.
+    """
     config, context = run.config, run.config["context"]
 
     def fresh():
@@ -244,7 +319,12 @@ def train_one(run: Run, settings: TrainConfig, data: TextData, preset: LanguageP
 
 
 def about(model: LanguageModel, result: TrainResult) -> dict:
-    """Of a record's metrics, those that need no validation: sizes, the curve, and what was observed."""
+    """Of a record's metrics, those that need no validation: sizes, the curve, and what was observed.
+
+    Args:
+        model: the trained one.
+        result: what its training left behind.
+    """
     layers = [block.attention for block in model.blocks]
     return {
         "attention_parameters": count_parameters(layers),
@@ -258,9 +338,18 @@ def about(model: LanguageModel, result: TrainResult) -> dict:
 def batch_of(
     tokens: np.ndarray, step: int, seed: int, batch_size: int, context: int, rows: slice = slice(None)
 ) -> torch.Tensor:
-    """The random windows of one training step, a function of (seed, step) alone; of these the given rows.
+    """The random windows of one training step, a function of (seed, step) alone.
 
-    Returns: (rows, context + 1) int64.
+    Args:
+        tokens: (tokens,), more than `context`.
+        step: from 0.
+        seed: of the run.
+        batch_size: windows in all.
+        context: N; a window holds one token more.
+        rows: which of them are wanted, of several workers this one's.
+
+    Returns:
+        (rows, context + 1) int64.
     """
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - context, size=batch_size)[rows]
     return stacked(tokens, starts, context)
@@ -269,8 +358,19 @@ def batch_of(
 def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context: int) -> np.ndarray:
     """Where the windows of all steps start: the text cut into windows, each taken once, in an order that the seed alone decides.
 
-    Every token is a target once; two windows share the one token where they meet.  Returns: (windows,) integers.
-    Raises ValueError if there are fewer windows than the run needs.
+    Every token is a target once; two windows share the one token where they meet.
+
+    Args:
+        tokens: (tokens,).
+        seed: of the run.
+        settings: how many steps of how many windows.
+        context: N; a window holds one token more.
+
+    Returns:
+        (windows,) integers.
+
+    Raises:
+        ValueError: if there are fewer windows than the run needs.
     """
     count, needed = (len(tokens) - 1) // context, settings.steps * settings.batch_size
     if count < needed:
@@ -282,7 +382,16 @@ def fresh_windows(tokens: np.ndarray, seed: int, settings: TrainConfig, context:
 
 
 def stacked(tokens: np.ndarray, starts: np.ndarray, context: int) -> torch.Tensor:
-    """The windows that start there, (rows, context + 1) int64."""
+    """The windows that start at some places.
+
+    Args:
+        tokens: (tokens,).
+        starts: (rows,) places of first tokens.
+        context: N; a window holds one token more.
+
+    Returns:
+        (rows, context + 1) int64.
+    """
     return torch.from_numpy(np.stack([tokens[s : s + context + 1] for s in starts]).astype(np.int64))
 
 
@@ -292,7 +401,20 @@ def validate(
 ) -> dict:
     """Loss on consecutive windows from the start of the held-out text, every token predicted once.
 
-    Returns: validation_loss (nats a token), bits_per_byte (comparable across vocabularies), validation_tokens.
+    Args:
+        model: tokens -> logits; it is left in evaluation mode.
+        data: whose held-out text.
+        context: tokens of a window.
+        batch_size: windows at a time.
+        max_tokens: the most that are looked at.
+        precision: "float32", or "bfloat16" for autocast.
+        title: of the progress bar.
+
+    Returns:
+        `validation_loss` (nats a token), `bits_per_byte` (comparable across vocabularies), `validation_tokens`.
+
+    Raises:
+        ValueError: if the held-out text is shorter than one window.
     """
     device = next(model.parameters()).device
     n_windows = min(len(data.validation) - 1, max_tokens) // context
@@ -324,7 +446,19 @@ def model_path(out: Path, title: str) -> Path:
 
 
 def model_of(out: Path, title: str, preset: str) -> Path | None:
-    """The newest model with this title that this preset trained: under its name, or moved aside."""
+    """The newest model with this title that this preset trained: under its name, or moved aside.
+
+    Args:
+        out: as `model_path` takes it.
+        title: of a run.
+        preset: a file that names none counts as this preset's.
+
+    Returns:
+        Its file, None if there is none.
+
+    Raises:
+        ValueError: if a file of that name is damaged.
+    """
     path = model_path(out, title)
     aside = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"), key=lambda place: -place.stat().st_mtime)
     for place in ([path] if path.exists() else []) + aside:
@@ -334,12 +468,30 @@ def model_of(out: Path, title: str, preset: str) -> Path | None:
 
 
 def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str, **more: str) -> None:
-    """Weights, config and tokenizer in one safetensors file.  more: what else it should say, such as the run and its preset."""
+    """Weights, config and tokenizer in one safetensors file.
+
+    Args:
+        path: the file.
+        model: the trained one.
+        config: what `build_model` builds it from.
+        tokenizer: its JSON, for `tokenizers`.
+        more: what else the file should say, such as the run and its preset.
+    """
     write_model(path, model, {"config": json.dumps(config), "tokenizer": tokenizer, **more})
 
 
 def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
-    """The model, its tokenizer's JSON and its config.  Raises ValueError if the file is damaged or holds another model."""
+    """A model that `save_model` kept.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model in evaluation mode, its tokenizer's JSON and its config.
+
+    Raises:
+        ValueError: if the file is damaged or holds another model.
+    """
     metadata, tensors = read_model(path)
     if not {"config", "tokenizer"} <= set(metadata):
         raise ValueError(f"{path} holds no language model of this program: it names no config and tokenizer")

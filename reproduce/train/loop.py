@@ -27,9 +27,11 @@ from .settings import TrainConfig, learning_rate_at
 class TrainResult:
     """What a run leaves behind beside the model.
 
-    curve: per log entry [step, mean training loss, largest gradient norm before clipping] since the entry before;
-    seconds: time in the loop, over all resumes; observations: what `observe` returned, each with its step;
-    machines: on what it ran, in words, several where it was resumed elsewhere or by another number of workers.
+    Args:
+        curve: per log entry [step, mean training loss, largest gradient norm before clipping] since the entry before.
+        seconds: time in the loop, over all resumes.
+        observations: what `observe` returned, each with its step.
+        machines: on what it ran, in words; several where it was resumed elsewhere or by another number of workers.
     """
 
     curve: list
@@ -39,7 +41,13 @@ class TrainResult:
 
 
 class Diverged(FloatingPointError):
-    """The loss or a gradient is no longer a number; step: when that was seen; result: what there was until then."""
+    """The loss or a gradient is no longer a number.
+
+    Args:
+        message: for people.
+        step: when that was seen.
+        result: what there was until then.
+    """
 
     def __init__(self, message: str, step: int, result: TrainResult):
         super().__init__(message)
@@ -58,17 +66,26 @@ def train(
     workers: Workers = ALONE,
     after_step: Callable[[int], object] | None = None,
 ) -> TrainResult:
-    """Train in place; resumes from `checkpoint` if it is there, and leaves the finished state in it.
+    """Train in place; resumes from a checkpoint if it is there, and leaves the finished state in it.
 
-    batch_at(step): the tensors of that step's batch, of several workers this one's rows;
-    loss_of(model, *batch): their mean loss, a scalar tensor;
-    observe(step): called after each backward pass, before clipping; what it returns is kept, None is not;
-    optimizer_of(model, config): of the model's parameters, which may be sharded by then; a group's "share" multiplies its learning rate;
-    workers: those that train together; each calls this with the same arguments;
-    after_step(step): called after each step of the optimiser, to set right what it did.
-    Raises ValueError if the checkpoint belongs to another configuration, is damaged, or is not there for all workers; Diverged on
-    a loss or gradient that is not finite.
     A crash or Ctrl-C loses at most the steps since the last checkpoint.
+
+    Args:
+        model: on its device; with `config.compiled` it has `compile_parts`, as `LanguageModel` does.
+        batch_at: step -> the tensors of its batch, of several workers this one's rows.
+        loss_of: loss_of(model, *batch), their mean loss, a scalar tensor.
+        config: how to train.
+        checkpoint: the file.
+        title: of the progress bar and of messages.
+        observe: called with the step after each backward pass, before clipping; what it returns is kept, None is not.
+        optimizer_of: (model, config) -> the optimiser of the model's parameters, which may be sharded by then; a group's "share"
+            multiplies its learning rate.
+        workers: those that train together; each calls this with the same arguments.
+        after_step: called with the step after each step of the optimiser, to set right what it did.
+
+    Raises:
+        ValueError: if the checkpoint belongs to another configuration, is damaged, or is not there for all workers.
+        Diverged: on a loss or gradient that is not finite, when it is logged.
     """
     device = next(model.parameters()).device
     if config.compiled:

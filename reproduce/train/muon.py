@@ -40,7 +40,14 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient.  Returns: what `closure`, if given, returns."""
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss and its gradients anew, if it is given.
+
+        Returns:
+            What `closure` returns, if it is given.
+        """
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -63,7 +70,11 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Every matrix of the last two dimensions made nearly orthogonal, those of one shape in one batch, wide ones transposed.
 
-    tensors: (..., rows, columns), sharded or not.  Returns: the same shapes, whole, in the tensors' dtype.
+    Args:
+        tensors: (..., rows, columns) each, sharded or not.
+
+    Returns:
+        The same shapes, whole, in the tensors' dtype.
     """
     tensors = [x.full_tensor() if isinstance(x, DTensor) else x for x in tensors]
     batches: dict[tuple, list[int]] = {}
@@ -88,7 +99,15 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def newton_schulz(x: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Singular values pushed towards 1: they end between 0.7 and 1.2.  x: (batch, short side, long side)."""
+    """Singular values pushed towards 1: they end between 0.7 and 1.2.
+
+    Args:
+        x: (batch, short side, long side).
+        steps: of the iteration.
+
+    Returns:
+        The same shape.
+    """
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # all at most 1
     for _ in range(steps):

@@ -10,7 +10,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class Watching(TorchFunctionMode):
-    """While it is entered, see(q, k, v, z, scale) is told of every call of PyTorch's attention."""
+    """While it is entered, every call of PyTorch's attention is seen.
+
+    Args:
+        see: called with (q, k, v, z, scale): queries, keys and values as in `attend`, the result, and what multiplies the logits.
+    """
 
     def __init__(self, see: Callable[..., None]):
         super().__init__()
@@ -25,14 +29,29 @@ class Watching(TorchFunctionMode):
 
 @torch.no_grad()
 def watch(model: nn.Module, tokens: torch.Tensor, see: Callable[..., None]) -> None:
-    """Run the model on tokens (1, n) as it trains, in bfloat16 but not compiled; `see` as in Watching, once a layer in their order."""
+    """Run the model as it trains, in bfloat16 but not compiled, and see its attention.
+
+    Args:
+        model: a language model.
+        tokens: (1, n) integers.
+        see: as in `Watching`, called once a layer in their order.
+    """
     eager = torch.compiler.set_stance("force_eager")
     with Watching(see), eager, torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         model.hidden(tokens)
 
 
 def largest_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tensor:
-    """Per head the largest |logit| where a query may look, (h,).  q: (b, h, n, k); k: (b, g, n, k)."""
+    """The largest |logit| of each head where a query may look, under the causal rule.
+
+    Args:
+        q: (b, h, n, k).
+        k: (b, g, n, k), where g divides h.
+        scale: multiplies the logits.
+
+    Returns:
+        (h,) float32.
+    """
     share = q.shape[1] // k.shape[1]  # heads of a group
     heads = (  # one at a time: n x n numbers
         (q[:, head].float() @ k[:, head // share].float().mT * scale).tril().abs().max() for head in range(q.shape[1])
@@ -41,10 +60,15 @@ def largest_logits(q: torch.Tensor, k: torch.Tensor, scale: float) -> torch.Tens
 
 
 def observation(model: nn.Module, tokens: torch.Tensor) -> dict:
-    """Norms of attention weights and of the gradients they hold now, by kind over all layers; and of one sequence's activations.
+    """Norms of attention weights and of the gradients they hold now, over all layers, and sizes of one sequence's activations.
 
-    tokens: (1, n).  Returns: gradients, weights {kind: norm}; activations {q, k, v, z: largest root mean square over layers};
-    largest_logit: over layers, heads and tokens, scaled as in the softmax.
+    Args:
+        model: a language model, after a backward pass.
+        tokens: (1, n) integers.
+
+    Returns:
+        `gradients` and `weights`: a norm by the parameter's name; `activations`: of q, k, v and z the largest root mean square of
+        all layers; `largest_logit`: over layers, heads and tokens, scaled as in the softmax.
     """
     gradients, weights = {}, {}
     for block in model.blocks:

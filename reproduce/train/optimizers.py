@@ -21,7 +21,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> "torch.optim.AdamW 
 
 
 def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and cores, and leaves vectors (norms, biases, the class token) alone."""
+    """AdamW that decays matrices and cores, and leaves vectors (norms, biases, the class token) alone.
+
+    Args:
+        model: whose parameters.
+        config: learning rate, weight decay and betas.
+    """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -30,7 +35,12 @@ def make_adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def make_muon(model: nn.Module, config: TrainConfig) -> "Together":
-    """Muon for every matrix and core within `model.blocks` that is wider than NARROWEST, AdamW for the rest at half the rate."""
+    """Muon for every matrix and core within the blocks that is wider than NARROWEST, AdamW for the rest at half the rate.
+
+    Args:
+        model: whose parameters; it has `blocks`.
+        config: learning rate and weight decay.
+    """
     matrices = [p for p in model.blocks.parameters() if p.ndim >= 2 and min(p.shape[-2:]) > NARROWEST]
     chosen = {id(p) for p in matrices}
     plain = make_adamw(model, config)
@@ -44,20 +54,27 @@ def narrowed(optimizer: torch.optim.Optimizer, keep: Callable[[nn.Parameter], bo
 
 
 class Together:
-    """Several optimisers that step as one, their groups and their states in one row, as a checkpoint wants them."""
+    """Several optimisers that step as one, their groups and their states in one row, as a checkpoint wants them.
+
+    Args:
+        optimizers: of different parameters.
+    """
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
 
     @property
     def param_groups(self) -> list[dict]:
+        """Those of all optimisers, in order; changes to a group reach its optimiser."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def step(self) -> None:
+        """One step of each."""
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -72,7 +89,14 @@ class Together:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, whole: dict) -> None:
-        """Raises ValueError for the state of other parameters, as torch's optimisers do."""
+        """Take up what `state_dict` gave.
+
+        Args:
+            whole: the state of all together.
+
+        Raises:
+            ValueError: for the state of other parameters, as torch's optimisers do.
+        """
         groups, first = list(whole["param_groups"]), 0
         for optimizer in self.optimizers:
             own, groups = groups[: len(optimizer.param_groups)], groups[len(optimizer.param_groups) :]

@@ -9,14 +9,24 @@ from .distributed import ALONE, Workers
 
 @dataclass(frozen=True)
 class Options:
-    """preset: the scale; out: checkpoints and cached tokens; records: where finished runs are recorded.
+    """What the command line decides. What is empty or None leaves the preset's choice, or all rows.
 
-    rows: labels to run, all if empty; seeds: one run each, the preset's if empty; learning_rate, steps, warmup_steps, optimizer,
-    qk_clip: in place of the preset's, if given; learning_rates: one run at each, if given (`at_each_rate`); text, validation, bpe,
-    images: paths in place of the built-in data; device: as torch names it;
-    model: whose attention to look at; ranks: to compress it to; save: where the compressed model goes.
-    workers: those that train together, this one among them; dry_run: say what a run would take instead of running it;
-    gpu_memory: of one GPU in GB, for the dry run.
+    Args:
+        preset: the scale.
+        out: checkpoints and cached tokens.
+        records: where finished runs are recorded.
+        device: as torch names it.
+        rows: labels to run.
+        seeds: one run each.
+        learning_rate, steps, warmup_steps, optimizer, qk_clip: as in `TrainConfig`.
+        learning_rates: one run at each (`at_each_rate`).
+        text, validation, bpe, images: paths in place of the built-in data.
+        model: whose attention to look at.
+        ranks: to compress it to, (head, query, key) each.
+        save: where the compressed model goes.
+        workers: those that train together, this one among them.
+        dry_run: say what a run would take instead of running it.
+        gpu_memory: of one GPU in GB, for the dry run.
     """
 
     preset: str

@@ -24,11 +24,19 @@ ATTENTION = ("GPT2Attention", "LlamaAttention", "MistralAttention", "Qwen2Attent
 
 @dataclass
 class OpenModel:
-    """layers: each attention layer by its place in `model`; logits: (model, inputs) -> logits.
+    """A model whose attention can be looked at and replaced.
 
-    context: the longest text it takes, None for images; image_size: side of its images in pixels, None for text.
-    tokenizer: JSON for `tokenizers`; metadata: what a file of its weights must say to be opened again.
-    run: the id of the run that trained it here, if one did.
+    Args:
+        name: what a record calls it.
+        model: in evaluation mode.
+        layers: each attention layer, as one of `tucker_ref`, by its place in `model`.
+        logits: (model, inputs) -> logits.
+        wrap: an attention layer -> what the model calls in its place.
+        metadata: what a file of its weights must say to be opened again.
+        context: the longest text it takes, in tokens; None for images.
+        image_size: side of its images in pixels, None for text.
+        tokenizer: its JSON, for `tokenizers`.
+        run: the id of the run that trained it here, if one did.
     """
 
     name: str
@@ -47,7 +55,11 @@ class OpenModel:
         return {"model": self.name, **shape_of(self.layers), **({"run": self.run} if self.run else {})}
 
     def put(self, layers: dict[str, nn.Module]) -> None:
-        """These attention layers in their places."""
+        """Put attention layers in their places.
+
+        Args:
+            layers: by place, as in `layers`.
+        """
         for place, layer in layers.items():
             self.model.set_submodule(place, self.wrap(layer))
 
@@ -57,7 +69,13 @@ class OpenModel:
 
 
 class Adapter(nn.Module):
-    """A layer of `tucker_ref` where a transformers or timm model calls its own attention."""
+    """A layer of `tucker_ref` where a transformers or timm model calls its own attention.
+
+    Args:
+        attention: the layer.
+        causal: the rule where the model gives no mask.
+        returns_weights: whether the model expects a pair, as transformers does; the weights are None then.
+    """
 
     def __init__(self, attention: nn.Module, causal: bool, returns_weights: bool):
         super().__init__()
@@ -66,9 +84,20 @@ class Adapter(nn.Module):
     def forward(
         self, hidden_states, attention_mask=None, *, attn_mask=None, position_ids=None, past_key_values=None, **_others
     ):
-        """attention_mask, timm's attn_mask: as SDPA takes it, boolean or added to the logits, the causal rule included.
+        """The layer on these hidden states.
 
-        None for that rule alone.
+        Args:
+            hidden_states: (b, n, d).
+            attention_mask: as SDPA takes it, boolean or added to the logits, the causal rule included; None for that rule alone.
+            attn_mask: timm's name for it.
+            position_ids: (n,), (1, n) or (b, n).
+            past_key_values: must be None.
+
+        Returns:
+            (b, n, d), in a pair with None where the model expects one.
+
+        Raises:
+            ValueError: if the model brings a cache of its own.
         """
         attention_mask = attn_mask if attention_mask is None else attention_mask
         if past_key_values is not None:
@@ -84,9 +113,13 @@ class Adapter(nn.Module):
 
 
 def open_model(name: str) -> OpenModel:
-    """A .safetensors file written here, a folder or hub name that transformers knows, or a timm name.
+    """A model by its file or name.
 
-    Raises ValueError if nothing is found there, or a kind of model or attention that is not known here.
+    Args:
+        name: a .safetensors file written here, a folder or hub name that transformers knows, or a timm name.
+
+    Raises:
+        ValueError: if nothing is found there, or a kind of model or attention that is not known here.
     """
     path = Path(name)
     if path.suffix == ".safetensors":
@@ -103,7 +136,11 @@ def open_model(name: str) -> OpenModel:
 def configured(name: str) -> tuple[str, int] | None:
     """Name and image size of what `open_model` would open, from its configuration alone, without a weight.
 
-    None where that takes opening it: files, timm's models, models of text, and what cannot be opened.
+    Args:
+        name: as there.
+
+    Returns:
+        None where that takes opening it: files, timm's models, models of text, and what cannot be opened.
     """
     if Path(name).suffix == ".safetensors":
         return None
@@ -120,7 +157,11 @@ def _known_as(name: str) -> str:
 
 
 def shape_of(layers: dict[str, nn.Module]) -> dict:
-    """What the layers have in common, for the record."""
+    """What the layers have in common, for the record.
+
+    Args:
+        layers: as in `OpenModel`, at least one.
+    """
     first = next(iter(layers.values()))
     head_dim = getattr(first, "head_dim", 0)
     keys = first.k_proj.out_features // head_dim if hasattr(first, "k_proj") else 0

@@ -15,14 +15,31 @@ EVERY = 10  # steps between two looks at the logits
 
 
 def logits_of(model: nn.Module, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """Per block and head the largest |logit| on these tokens, (h,) each.  tokens: (1, n)."""
+    """The largest |logit| of every head on some tokens.
+
+    Args:
+        model: a language model.
+        tokens: (1, n) integers.
+
+    Returns:
+        (h,) float32 per block.
+    """
     largest: list[torch.Tensor] = []
     watch(model, tokens, lambda q, k, v, z, scale: largest.append(largest_logits(q, k, scale)))
     return largest
 
 
 def clip_heads(model: nn.Module, tokens: torch.Tensor, limit: float) -> int:
-    """Bring every head of the model back to the limit on these tokens, (1, n).  Returns: how many heads were clipped."""
+    """Bring every head of a model back to the limit.
+
+    Args:
+        model: a language model.
+        tokens: (1, n) integers, those that the limit is checked on.
+        limit: as in `clip`.
+
+    Returns:
+        How many heads were clipped.
+    """
     return clip([block.attention for block in model.blocks], logits_of(model, tokens), limit)
 
 

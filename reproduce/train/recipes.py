@@ -18,11 +18,19 @@ INITS = ("orthonormal", "xavier", "std 0.02", "HOSVD of multi-head attention")
 class Recipe:
     """Changes to how a row is trained; the defaults change nothing.
 
-    init: of Tucker's cores and factors, one of INITS; latent_norm: RMSNorm on its latents; core_rate, factor_rate: learning
-    rates of its cores and its factors, over the rate of all else; attention_rate: of all parameters of any attention; retracted:
-    factors brought back to orthonormal columns after every step; carried: what that takes away goes into the cores, otherwise it is
-    dropped; product_decay: weight decay pulls the two attention tensors towards zero, not their cores and factors one by one;
-    warmup: how many times longer.
+    Args:
+        name: what tables and records call it.
+        init: of Tucker's cores and factors, one of INITS.
+        latent_norm: RMSNorm on its latents.
+        core_rate, factor_rate: learning rates of its cores and its factors, over the rate of all else.
+        attention_rate: that of all parameters of any attention.
+        retracted: factors brought back to orthonormal columns after every step.
+        carried: what that takes away goes into the cores, otherwise it is dropped.
+        product_decay: weight decay pulls the two attention tensors towards zero, not their cores and factors one by one.
+        warmup: how many times longer.
+
+    Raises:
+        ValueError: for another init, or an attention_rate beside what tells cores from factors.
     """
 
     name: str = "as it is"
@@ -51,13 +59,18 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:] if getattr(self, f.name) != f.default}
 
     def settings(self, settings: TrainConfig) -> TrainConfig:
+        """The settings with this recipe's warm-up."""
         return dataclasses.replace(settings, warmup_steps=self.warmup * settings.warmup_steps)
 
     @torch.no_grad()
     def prepare(self, model: nn.Module) -> None:
         """Give the model's Tucker Attentions this recipe's initial weights and norms, in place; what else they have they keep.
 
-        Raises ValueError for "HOSVD of multi-head attention" with latents, queries or keys that are normalised.
+        Args:
+            model: freshly initialised.
+
+        Raises:
+            ValueError: for "HOSVD of multi-head attention" with latents, queries or keys that are normalised.
         """
         gain = (2 * len(model.blocks)) ** -0.5
         for block in model.blocks:
@@ -87,7 +100,15 @@ class Recipe:
             block.attention = new
 
     def optimizer(self, model: nn.Module, settings: TrainConfig) -> torch.optim.AdamW | Together:
-        """AdamW or Muon as ever; or an AdamW that knows the attention from the rest, or cores from factors."""
+        """AdamW or Muon as ever; or an AdamW that knows the attention from the rest, or cores from factors.
+
+        Args:
+            model: whose parameters.
+            settings: how to train.
+
+        Raises:
+            ValueError: where the settings want Muon and the recipe an AdamW of its own.
+        """
         if settings.optimizer != "adamw" and (own := (self._apart() | {"attention_rate"}) & self.config().keys()):
             raise ValueError(f"recipe {self.name!r}: {', '.join(sorted(own))} go with AdamW, not with {settings.optimizer}")
         if self._apart():
@@ -98,7 +119,13 @@ class Recipe:
 
 
 def with_attention_apart(model: nn.Module, settings: TrainConfig, rate: float) -> torch.optim.AdamW:
-    """AdamW as ever, but for the learning rate of the attention's parameters, over that of all else."""
+    """AdamW as ever, but for the learning rate of the attention.
+
+    Args:
+        model: whose parameters; it has `blocks`.
+        settings: as `make_adamw` takes them.
+        rate: of the attention's parameters, over that of all else.
+    """
     attention = {id(p) for block in model.blocks for p in block.attention.parameters()}
     plain = make_adamw(model, settings)
     slower = [group | {"share": rate} for group in narrowed(plain, lambda p: id(p) in attention)]
@@ -108,7 +135,13 @@ def with_attention_apart(model: nn.Module, settings: TrainConfig, rate: float) -
 class TuckerAdamW(torch.optim.AdamW):
     """AdamW with groups of their own for the cores and the factors of Tucker Attentions, and what a recipe does after each step.
 
-    Raises ValueError where key and value share one factor: no recipe here is meant for it.
+    Args:
+        model: whose parameters.
+        settings: as `make_adamw` takes them.
+        recipe: what is done otherwise.
+
+    Raises:
+        ValueError: where key and value share one factor: no recipe here is meant for it.
     """
 
     def __init__(self, model: nn.Module, settings: TrainConfig, recipe: Recipe):
@@ -134,6 +167,7 @@ class TuckerAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure=None):
+        """A step of AdamW, then the recipe's decay and retraction."""
         loss = super().step(closure)
         for side in self.tensors:
             if self.product_decay:
@@ -145,7 +179,12 @@ class TuckerAdamW(torch.optim.AdamW):
 
 @torch.no_grad()
 def decay_products(tensors: list[TuckerWeights], share: float) -> None:
-    """One step of gradient descent on half the squared norm of each attention tensor, of size `share`, in cores and factors."""
+    """One step of gradient descent on half the squared norm of each attention tensor, taken by its core and factors.
+
+    Args:
+        tensors: of one shape, changed in place.
+        share: size of the step.
+    """
     cores, *factors = stacked(tensors)  # (l, r, s, t); (l, rows, rank) for each mode
     grams = [u.mT @ u for u in factors]  # (l, rank, rank)
     others = [  # the core with the other modes' Gram matrices applied, unfolded: (l, rank, the rest)
@@ -164,8 +203,10 @@ def decay_products(tensors: list[TuckerWeights], share: float) -> None:
 def retract(tensors: list[TuckerWeights], carried: bool) -> None:
     """U = Q R for every factor, with Q in its place: orthonormal columns again.
 
-    carried: R goes into the core, which leaves the attention tensor as it is. But Adam's steps lengthen the columns, so the core
-    then grows with every step. Dropping R, the usual retraction to the Stiefel manifold, has no such effect.
+    Args:
+        tensors: of one shape, changed in place.
+        carried: R goes into the core, which leaves the attention tensor as it is. But Adam's steps lengthen the columns, so the
+            core then grows with every step. Dropping R, the usual retraction to the Stiefel manifold, has no such effect.
     """
     cores, *factors = stacked(tensors)
     for n, u in enumerate(factors):
@@ -180,11 +221,27 @@ def retract(tensors: list[TuckerWeights], carried: bool) -> None:
 
 
 def stacked(tensors: list[TuckerWeights]) -> list[torch.Tensor]:
-    """The cores of all layers as one tensor (l, r, s, t), then the factors of each mode: one kernel in place of one per layer."""
+    """All layers at once: one kernel in place of one per layer.
+
+    Args:
+        tensors: of one shape.
+
+    Returns:
+        The cores (l, r, s, t), then the factors (l, rows, rank) of each mode.
+    """
     return [torch.stack(parts) for parts in zip(*((w.core, *w.factors) for w in tensors))]
 
 
 def times(cores: torch.Tensor, matrices: torch.Tensor, mode: int) -> torch.Tensor:
-    """The mode product of every layer's core with its own matrix.  cores: (l, r, s, t); matrices: (l, any, rank of the mode)."""
+    """The mode product of every layer's core with its own matrix.
+
+    Args:
+        cores: (l, r, s, t).
+        matrices: (l, any, rank of the mode).
+        mode: 0, 1 or 2.
+
+    Returns:
+        As `cores`, with `any` in place of the mode's rank.
+    """
     letters = "rst"
     return torch.einsum(f"l{letters},lz{letters[mode]}->l{letters.replace(letters[mode], 'z')}", cores, matrices)

@@ -17,7 +17,12 @@ SHARED = "the folders of --out, --records and the data must be the same for all 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what it is, where its checkpoint lies, and whether it is on record already."""
+    """One training run: what it is, where its checkpoint lies, and whether it is on record already.
+
+    Args:
+        experiment, method, config, seed, data: as in `Record`.
+        options: what the command line decides.
+    """
 
     experiment: str
     options: Options
@@ -28,20 +33,24 @@ class Run:
 
     @property
     def identity(self) -> str:
+        """The id of its record."""
         return run_id(self.experiment, self.options.preset, self.method, self.config, self.seed, self.data)
 
     @property
     def checkpoint(self) -> Path:
+        """Where its state is kept until it is on record."""
         return self.options.out / "checkpoints" / f"{self.experiment}-{self.identity}.pt"
 
     @property
     def title(self) -> str:
+        """What messages call it."""
         return f"{self.experiment} {self.method} seed {self.seed}"
 
     def is_done(self) -> bool:
         """Whether it is on record; says so, since the user may wonder why nothing happens.
 
-        Raises ValueError unless all workers know the same run of the same data.
+        Raises:
+            ValueError: unless all workers know the same run of the same data.
         """
         known = done(self.options.records, self.identity)
         self.options.workers.agree(
@@ -52,7 +61,12 @@ class Run:
         return known
 
     def finish(self, metrics: dict, seconds: float) -> None:
-        """Record the run; only then is its checkpoint dropped."""
+        """Record the run; only then is its checkpoint dropped.
+
+        Args:
+            metrics: all that it measured.
+            seconds: how long it took.
+        """
         record = new_record(
             self.experiment,
             self.options.preset,
@@ -69,14 +83,31 @@ class Run:
 
 
 def check_labels(kind: str, labels: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError for a label of --rows that is not among the known ones.  kind: what the labels are of, in a word."""
+    """Refuse unknown labels of --rows.
+
+    Args:
+        kind: what the labels are of, in a word.
+        labels: those that were given.
+        known: those that there are.
+
+    Raises:
+        ValueError: for a label that is not among the known ones.
+    """
     known = list(known)
     if unknown := set(labels) - set(known):
         raise ValueError(f"--rows: no {kind} is called {', '.join(sorted(unknown))}; there are: {'; '.join(known)}")
 
 
 def selected(rows: Iterable[Row], labels: tuple[str, ...]) -> list[Row]:
-    """The rows with these labels, all if none is given.  Raises ValueError for a label that no row has."""
+    """The rows with these labels.
+
+    Args:
+        rows: to choose from.
+        labels: all rows if there are none.
+
+    Raises:
+        ValueError: for a label that no row has.
+    """
     rows = list(rows)
     check_labels("row", labels, [row.label for row in rows])
     return [row for row in rows if not labels or row.label in labels]

@@ -8,22 +8,37 @@ OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon, with AdamW beside it"}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. batch_size is the global batch, in sequences or images; learning_rate is the peak.
+    """How to train.
 
-    optimizer: "adamw", or "muon" for the matrices of the blocks (see muon.py); qk_clip: what no head's largest logit may exceed,
-    None for no limit (see qk_clip.py).
+    Args:
+        steps: in all.
+        batch_size: of the global batch, in sequences or images.
+        learning_rate: the peak.
+        warmup_steps: of rising learning rate, before the peak.
+        final_share: of the peak learning rate, where the cosine ends.
+        weight_decay, beta1, beta2: of the optimiser.
+        gradient_clip: the largest norm of all gradients together.
+        precision: "float32", or "bfloat16" for autocast, with float32 weights and optimiser.
+        compiled: whether torch.compile is used.
+        log_every: steps between two entries of the curve.
+        checkpoint_every: steps between two checkpoints, a multiple of log_every.
+        optimizer: "adamw", or "muon" for the matrices of the blocks (muon.py).
+        qk_clip: what no head's largest logit may exceed (qk_clip.py), None for no limit.
+
+    Raises:
+        ValueError: for another optimizer or checkpoint_every.
     """
 
     steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int = 0
-    final_share: float = 0.1  # of the peak learning rate, where the cosine ends
+    final_share: float = 0.1
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     gradient_clip: float = 1.0
-    precision: str = "float32"  # or "bfloat16": autocast, with float32 weights and optimiser
+    precision: str = "float32"
     compiled: bool = False
     log_every: int = 10
     checkpoint_every: int = 50
@@ -45,7 +60,12 @@ class TrainConfig:
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Linear warm-up from zero, then a cosine from the peak down to final_share of it at the last step."""
+    """Linear warm-up from zero, then a cosine from the peak down to final_share of it at the last step.
+
+    Args:
+        step: from 0.
+        config: peak, warm-up and length.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)

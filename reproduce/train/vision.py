@@ -22,12 +22,26 @@ SHIFT = 4  # pixels
 
 
 def build_vit(shape: dict) -> ViT:
-    """Multi-head attention, freshly initialised.  shape: the arguments of ViT but `attention`."""
+    """A vision transformer with multi-head attention, freshly initialised.
+
+    Args:
+        shape: the arguments of ViT but `attention`.
+    """
     return ViT(**shape, attention=Row("MHA").build)
 
 
 def load_vit(path: Path) -> tuple[ViT, dict]:
-    """A model that `pretrained` kept, and its file's metadata.  Raises ValueError if the file holds something else."""
+    """A model that `pretrained` kept.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The model in evaluation mode, and its file's metadata.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
     metadata, tensors = read_model(path)
     if "vit" not in metadata:
         raise ValueError(f"{path} holds no vision transformer of this program")
@@ -37,7 +51,18 @@ def load_vit(path: Path) -> tuple[ViT, dict]:
 
 
 def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int = 0, augmented: bool = False) -> Callable:
-    """step -> random images and their labels, a function of seed and step alone; first_step: where this phase begins."""
+    """Random images for every step, a function of seed and step alone.
+
+    Args:
+        data: where they come from.
+        settings: how many a step takes.
+        seed: of the run.
+        first_step: where this phase begins.
+        augmented: whether they are `moved`.
+
+    Returns:
+        step -> (b, side, side, channels) uint8 and (b,) int64.
+    """
 
     def batch_at(step):
         rng = np.random.default_rng((seed, first_step + step))
@@ -51,7 +76,15 @@ def batches(data: ImageData, settings: TrainConfig, seed: int, first_step: int =
 
 
 def moved(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """images (b, side, side, channels), each moved by up to SHIFT pixels in both directions over black, half of them mirrored."""
+    """Each image moved by up to SHIFT pixels in both directions over black, half of them mirrored.
+
+    Args:
+        images: (b, side, side, channels).
+        rng: decides all of it.
+
+    Returns:
+        The same shape.
+    """
     side = images.shape[1]
     padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
     first = rng.integers(0, 2 * SHIFT + 1, size=(2, len(images), 1))
@@ -61,6 +94,8 @@ def moved(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def loss_on(data: ImageData) -> Callable:
+    """(model, images, labels) -> mean cross-entropy, as `train` takes it, of images with this data's pixel range."""
+
     def loss_of(model, images, labels):
         return F.cross_entropy(model(as_input(images, data.pixel_range)).float(), labels)
 
@@ -68,7 +103,16 @@ def loss_on(data: ImageData) -> Callable:
 
 
 def outcome(training: Callable[[], TrainResult], judge: Callable[[], dict], settings: TrainConfig) -> tuple[TrainResult, dict]:
-    """What a fine-tuning left behind, and the metrics of what came out: the judgement, or at which step it diverged."""
+    """What a fine-tuning left behind, and the metrics of what came out.
+
+    Args:
+        training: trains.
+        judge: measures what was trained.
+        settings: how many images it saw.
+
+    Returns:
+        The metrics are the judgement, or at which step it diverged.
+    """
     try:
         return training(), {**judge(), "images_seen": settings.steps * settings.batch_size}
     except Diverged as error:
@@ -77,12 +121,29 @@ def outcome(training: Callable[[], TrainResult], judge: Callable[[], dict], sett
 
 
 def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
-    """(b, side, side, channels) uint8 -> (b, channels, side, side) in [-1, 1]."""
+    """Images as a vision transformer takes them.
+
+    Args:
+        images: (b, side, side, channels) uint8.
+        pixel_range: the largest pixel value.
+
+    Returns:
+        (b, channels, side, side) in [-1, 1].
+    """
     return images.permute(0, 3, 1, 2).float() / pixel_range * 2 - 1
 
 
 def judged(model: nn.Module, data: ImageData, device: str) -> dict:
-    """The model's accuracy on the test images."""
+    """The model's accuracy on the test images.
+
+    Args:
+        model: it is left in evaluation mode.
+        data: whose test images.
+        device: where the model is.
+
+    Returns:
+        As `accuracy`.
+    """
     model.eval()
     pairs = (torch.from_numpy(data.x_test).split(500), torch.from_numpy(data.y_test).split(500))
     return accuracy(lambda images: model(as_input(images, data.pixel_range)), zip(*pairs), device)
@@ -92,9 +153,16 @@ def judged(model: nn.Module, data: ImageData, device: str) -> dict:
 def accuracy(
     logits_of: Callable[[torch.Tensor], torch.Tensor], batches: Iterable, device: str, workers: Workers = ALONE
 ) -> dict:
-    """Share of images whose class is the first guess (top1), or among the first five (top5), over all workers.
+    """Share of images whose class is the first guess, or among the first five, over all workers.
 
-    batches: images as logits_of takes them, and labels (b,); of several workers this one's.
+    Args:
+        logits_of: images -> logits (b, classes).
+        batches: images as logits_of takes them, and labels (b,); of several workers this one's.
+        device: where logits_of computes.
+        workers: those that share the images.
+
+    Returns:
+        `top1` and `top5`, from 0 to 1.
     """
     counts = torch.zeros(3, dtype=torch.float64, device=device)  # first guesses, first five, images
     for images, labels in batches:

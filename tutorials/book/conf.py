@@ -7,6 +7,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from tutorials.book.chapters import as_chapter
+
 MATHJAX = Path(importlib.util.find_spec("mathjax").submodule_search_locations[0])  # from the package django-static-mathjax
 
 project = "Tucker Attention, step by step"
@@ -62,5 +64,11 @@ def _paragraph_line(line: str) -> str:
     return field + re.sub(r"^(Returns|Raises|Same arguments)", r"\n\1", line)
 
 
+def show_chapter(app, name, source):
+    """What a page includes from the repository, with links that lead on from here."""
+    source[0] = as_chapter(source[0])
+
+
 def setup(app):
+    app.connect("source-read", show_chapter)
     app.connect("autodoc-process-docstring", as_restructured_text, priority=900)  # after napoleon

@@ -1,0 +1,277 @@
+"""What the paper claims about losses, accuracies, spectra and times, and what the records say."""
+
+import functools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..models.rows import TABLE3
+from ..store.records import Record
+from .judge import (
+    FAILED,
+    MARGIN,
+    REPRODUCED,
+    SEEDS,
+    UNRESOLVED,
+    UNTESTED,
+    Estimate,
+    at_their_best,
+    broken,
+    loss_difference,
+    metric_difference,
+    on_test_text,
+    together,
+)
+from .ledger import CLASSES, CLEAR_DECAY, FASTER, NO_RUN, POINT, TENTH, Claim, Finding, short
+from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, step_times
+
+# Losses.
+
+
+def judged_runs(records: list[Record], experiment: str) -> dict[str, tuple[list[Record], str]]:
+    """The runs that judge each row of a table, and in words which they are: those that read a test text, else none but what there is."""
+    fresh = of_one_budget(runs_of(records, experiment, "gpu-fresh"))
+    if any(on_test_text(r) for r in fresh):
+        best = at_their_best(fresh)
+        return {row: (own.runs, f"best of {own.settings} settings") for row, own in best.items()}
+    return {row: (runs, "") for row, runs in settled(records, experiment).items()}
+
+
+def _loss(experiment: str, base: str, allowed: Callable[[float], tuple[float, float]], tried: bool = False):
+    """Judge: a row's loss minus that of `base`, in nats.
+
+    allowed: loss of the base -> the least and the largest difference that the claim allows;
+    tried: on validation text and on as many seeds as there are, where the rule itself asks for more.
+    """
+
+    def judge(records: list[Record], row: str) -> Finding:
+        runs = judged_runs(records, experiment)
+        if row not in runs or base not in runs:
+            return NO_RUN
+        (own, settings), (other, _) = runs[row], runs[base]
+        if verdict := broken(own, other):
+            return f"{base if verdict == UNRESOLVED else row} diverged", verdict
+        share = own[0].attention_parameters / other[0].attention_parameters
+        with_share = f"with {share:.0%} of its parameters"
+        if (estimate := difference_of(own, other)) is None:
+            return f"one seed, {with_share}", UNRESOLVED
+        said = ", ".join(filter(None, (f"{_interval(estimate)} nats {with_share}", estimate.over, settings)))
+        level = statistics.mean((on_test_text(r) or {"loss": r.metrics["validation_loss"]})["loss"] for r in other)
+        return said, estimate.verdict(*allowed(level)) if tried or loss_difference(own, other) else UNRESOLVED
+
+    return judge
+
+
+def difference_of(own: list[Record], other: list[Record]) -> Estimate | None:
+    """From test text where there is enough; else from the seeds that there are, on the validation text that chose their rates."""
+    if estimate := loss_difference(own, other):
+        return estimate
+    estimate = None if broken(own, other) else metric_difference(own, other, "validation_loss", seeds=2)
+    return estimate and replace(estimate, over=f"{estimate.over}, validation text")
+
+
+def _interval(estimate: Estimate, factor: float = 1, digits: int = 3) -> str:
+    """ "+0.020 (-0.022 to +0.062)"."""
+    value, low, high = (f"{factor * x:+.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def _no_worse(level: float) -> tuple[float, float]:
+    return -math.inf, MARGIN
+
+
+def _one_to_three_per_cent(level: float) -> tuple[float, float]:
+    return 0.01 * level, 0.03 * level
+
+
+def _loss_claim(where: str, says: str, experiment: str, row: str, base: str, rule: str = "loss", **more) -> Claim:
+    allowed = _no_worse if rule == "loss" else _one_to_three_per_cent
+    return Claim(
+        where,
+        says,
+        rule,
+        _loss(experiment, base, allowed),
+        lambda records: [row],
+        f"rows of {BUDGETS[experiment].title}, beside {base}",
+        others=lambda records: [label for label in judged_runs(records, experiment) if label != base],
+        tried=_loss(experiment, base, allowed, tried=True),
+        **more,
+    )
+
+
+# Accuracies.
+
+
+def _vision_runs(records: list[Record]) -> dict[str, list[Record]]:
+    """Fine-tuned models by row and, where there are several, rate, on the images with the most classes."""
+    runs = [r for r in records if r.experiment == "figure3" and r.preset.startswith("gpu") and r.is_trained]
+    most = max((r.data["classes"] for r in runs), default=0)
+    runs = largest(alike([r for r in runs if r.data["classes"] == most]))
+    rates = {r.rate for r in runs}
+    return grouped(runs, lambda r: f"{r.method} at {r.rate:g}" if len(rates) > 1 else r.method)
+
+
+def _of_a_tenth(rival: str) -> Callable[[list[Record]], Sequence[str]]:
+    """Tucker rows with about a tenth of the rival's attention parameters."""
+
+    def rows(records: list[Record]) -> list[str]:
+        runs = _vision_runs(records)
+        size = next((group[0].attention_parameters for group in runs.values() if group[0].method == rival), math.inf)
+        shares = {
+            row: group[0].attention_parameters / size for row, group in runs.items() if group[0].method.startswith("Tucker")
+        }
+        return [row for row, share in shares.items() if TENTH[0] <= share <= TENTH[1]]
+
+    return rows
+
+
+def _accuracy(rival: str, metric: str, tried: bool = False) -> Callable[[list[Record], str], Finding]:
+    """Judge: a row's accuracy minus the rival's, at every rate of the rival.
+
+    tried: on images of however few classes.
+    """
+
+    def judge(records: list[Record], row: str) -> Finding:
+        runs, tries = _vision_runs(records), max(1, len(_of_a_tenth(rival)(records)))
+        found = [_accuracies(runs[row], other, metric, tries, tried) for other in runs.values() if other[0].method == rival]
+        return "; ".join(said for said, _ in found), together(verdict for _, verdict in found)
+
+    return judge
+
+
+def _accuracies(own: list[Record], other: list[Record], metric: str, tries: int, tried: bool) -> Finding:
+    if verdict := broken(own, other):
+        return f"{other[0].method if verdict == UNRESOLVED else own[0].method} diverged", verdict
+    share, classes = own[0].attention_parameters / other[0].attention_parameters, own[0].data["classes"]
+    top5, top1 = (metric_difference(own, other, name, tries) for name in ("top5", "top1"))
+    if top5 is None or top1 is None:
+        return f"fewer than {SEEDS} seeds", UNTESTED
+    judged = (top5 if metric == "top5" else top1).verdict(-POINT, math.inf)
+    said = f"top-5 {_interval(top5, 100, 1)}, top-1 {_interval(top1, 100, 1)} points with {share:.0%} of its parameters"
+    return f"{said}, {top5.over}, {classes} classes", judged if classes >= CLASSES or tried else UNRESOLVED
+
+
+def _accuracy_claim(rival: str) -> Claim:
+    return Claim(
+        "Fig. 3, ViT",
+        f"comparable accuracy with almost 10x fewer attention parameters than {rival}",
+        "accuracy",
+        _accuracy(rival, "top5"),
+        _of_a_tenth(rival),
+        f"top-1 of ten classes, beside {rival}",
+        every=False,
+        others=lambda records: [row for row, runs in _vision_runs(records).items() if runs[0].method != rival],
+        tried=_accuracy(rival, "top1", tried=True),
+    )
+
+
+# Spectra.
+
+
+def effective_rank(values: Sequence[float], power: int) -> float:
+    """exp of the entropy of singular values to a power, made to sum to one: 1 where they give the usual measure, 2 for their energy.
+
+    Args:
+        values: singular values, in any unit.
+        power: 1 or 2.
+    """
+    weights = [value**power for value in values]
+    shares = [weight / sum(weights) for weight in weights]
+    return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
+
+
+def _spectra(records: list[Record], tried: bool = False) -> dict[str, list[dict]]:
+    """Layers of trained models by row: those of Table 2's budget or, to try the rule, all of them."""
+    steps = BUDGETS["table2"].preset.train.steps
+    layers: dict[str, list[dict]] = {}
+    for r in records:
+        if r.experiment == "spectra" and r.is_trained and (tried or (r.preset, r.steps) == ("gpu", steps)):
+            layers.setdefault(r.method + (f" ({r.preset})" if tried else ""), []).extend(r.metrics["trained"])
+    return layers
+
+
+def _decay(records: list[Record], row: str, tried: bool = False) -> Finding:
+    """Judge: effective ranks of the head modes of both tensors over n_H, by both measures."""
+    ranks = head_ranks(records, row, tried)
+    if not ranks:
+        return NO_RUN
+    said, found = [], []
+    for side, shares in ranks.items():
+        said.append(f"{shares[0]:.0%} and {shares[1]:.0%} of n_H {'before' if side == 'pre' else 'after'} the softmax")
+        below = [share <= CLEAR_DECAY for share in shares]
+        found.append(REPRODUCED if all(below) else UNRESOLVED if any(below) else FAILED)
+    return f"{', '.join(said)} (by the values, by their squares)", together(found)
+
+
+def head_ranks(records: list[Record], row: str = "MHA", tried: bool = False) -> dict[str, list[float]]:
+    """Effective ranks of a row's head modes over n_H, means over layers and seeds.
+
+    Args:
+        records: all that there are.
+        row: which.
+        tried: of all trained models, whose rows are named with their preset; otherwise of those of Table 2's budget.
+
+    Returns:
+        By tensor, "pre" and "post", the share by singular values and that by their squares; empty without a model.
+    """
+    layers = _spectra(records, tried).get(row, [])
+    heads = {side: [layer[side]["head"] for layer in layers] for side in (layers[0] if layers else ())}
+    return {
+        side: [statistics.mean(effective_rank(h["values"], power) / h["size"] for h in found) for power in (1, 2)]
+        for side, found in heads.items()
+    }
+
+
+# Times.
+
+
+def _step_time(records: list[Record], row: str) -> Finding:
+    """Judge: a training step of the true 1B shape beside multi-head attention's and GQA-8's."""
+    times = step_times(records)
+    bases = [base for base in ("MHA", "GQA n_KV=8") if base in times and base != row]
+    if row not in times or not bases:
+        return NO_RUN
+    changes = {base: times[row] / times[base] - 1 for base in bases}
+    held = [FASTER[0] <= change <= FASTER[1] for change in changes.values()]
+    verdict = REPRODUCED if all(held) else UNRESOLVED if any(held) else FAILED
+    said = ", ".join(f"{100 * change:+.1f} % beside {base}" for base, change in changes.items())
+    return f"{short(row)} {said}, one GPU", verdict
+
+
+def _fastest(records: list[Record]) -> list[str]:
+    """Of Table 3's Tucker rows, the one with the shortest step."""
+    times = step_times(records)
+    return sorted((row for row in TUCKER3 if row in times), key=times.__getitem__)[:1]
+
+
+SMALLEST, TUCKER3 = "Tucker [32,64,64]", tuple(row.label for row in TABLE3 if row.mechanism == "Tucker")
+FINDINGS = (
+    _loss_claim("Abstract", "[32,64,64]: comparable to GQA, with a tenth of the parameters", "table3", SMALLEST, "GQA n_KV=8"),
+    _loss_claim("Abstract", "[32,64,64]: comparable to MLA, with a tenth", "table3", SMALLEST, "MLA separated d_c=128"),
+    _loss_claim(
+        "Abstract", "[32,64,64]: comparable to MLA with a shared latent, with a tenth", "table3", SMALLEST, "MLA shared d_c=128",
+        none_can="none: of these rows it has the highest loss on record",
+    ),
+    _loss_claim("Sec. 4.2, GPT-2", "[8,128,64]: competitive with MHA", "table2", "Tucker [8,128,64]", "MHA"),
+    _loss_claim(
+        "Sec. 4.2, GPT-2", "[8,128,64]: competitive with MLA", "table2", "Tucker [8,128,64]", "MLA shared d_c=128",
+        none_can="none: the rows that end far above MLA were run with one seed, which gives no interval",
+    ),
+    *(
+        _loss_claim("LLaMA text", f"{short(row)}: loss only 1-3 % above GQA-8's", "table3", row, "GQA n_KV=8", "1-3 %")
+        for row in TUCKER3
+    ),
+    Claim(
+        "LLaMA text", "training iteration time down by up to 20 %", "time", _step_time, _fastest,
+        "rows of Table 3, beside MHA and GQA n_KV=8",
+        others=lambda records: [row for row in step_times(records) if row != "MHA"],
+    ),
+    _accuracy_claim("GQA n_KV=6"),
+    _accuracy_claim("MLA shared d_c=128"),
+    Claim(
+        "Spectra figure", "singular values of all unfoldings of a trained GPT-2 decay clearly, head mode included", "decay",
+        _decay, lambda records: ["MHA"], "all trained layers on record", others=lambda records: list(_spectra(records, tried=True)),
+        tried=functools.partial(_decay, tried=True),
+    ),
+)  # fmt: skip

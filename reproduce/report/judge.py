@@ -1,0 +1,233 @@
+"""How a difference between two rows becomes a word, and a claim a verdict.
+
+A difference is an estimate with a 95 % interval. Between seeds it is Student's interval of the paired differences: two rows of one
+seed read the same text in the same order, so what a seed makes easy or hard for both falls out. With fewer than SEEDS seeds it
+is taken over the articles of the held-out text instead, which says nothing about other seeds: "these models". Its error comes from
+leaving out one article at a time, which needs no random numbers and takes articles as long as they are.
+
+A claim allows a range. Only an interval that lies within it reproduces the claim, and only one that lies outside refutes it.
+A wide interval does neither, so noise helps nobody.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import stdtrit
+
+from ..models.rows import Row
+from ..store.records import Record
+from .query import diverged, grouped
+
+CONFIDENCE = 0.95
+MARGIN = 0.01  # nats per token: what lies within it on both sides is level
+SEEDS = 5  # fewer give no interval between seeds
+ARTICLES = 20  # fewer give none over articles
+BELOW, ABOVE, LEVEL = "below", "above", "level"
+REPRODUCED, FAILED, UNRESOLVED, UNTESTED = "reproduced", "not reproduced", "not resolved", "not tested at this scale"
+VERDICTS = (REPRODUCED, FAILED, UNRESOLVED, UNTESTED)
+NORMS = ("qk_norm", "latent_norm")  # what keeps logits small is a setting of a row, as its rate is
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean difference and its interval.
+
+    Args:
+        value: the mean.
+        low, high: where the interval begins and ends.
+        over: what it is taken over, in words.
+    """
+
+    value: float
+    low: float
+    high: float
+    over: str
+
+    @property
+    def word(self) -> str:
+        """ "below" or "above" where zero is excluded, "level" within MARGIN, else "not resolved"."""
+        if self.low > 0 or self.high < 0:
+            return ABOVE if self.low > 0 else BELOW
+        return LEVEL if self.low >= -MARGIN and self.high <= MARGIN else UNRESOLVED
+
+    def verdict(self, low: float, high: float) -> str:
+        """Of a claim that allows differences from low to high."""
+        if low <= self.low and self.high <= high:
+            return REPRODUCED
+        return FAILED if self.high < low or self.low > high else UNRESOLVED
+
+
+def together(verdicts: Iterable[str], every: bool = True) -> str:
+    """The verdict of a claim about several rows.
+
+    Args:
+        verdicts: of each of them.
+        every: whether the claim speaks of all of them; otherwise one that holds is enough.
+
+    Returns:
+        What settles it, else what leaves it open.
+    """
+    found, order = set(verdicts), (FAILED, UNTESTED, UNRESOLVED, REPRODUCED)
+    if not every:
+        order = (REPRODUCED, UNRESOLVED, UNTESTED, FAILED)
+    return next((verdict for verdict in order if verdict in found), UNTESTED)
+
+
+# Intervals.
+
+
+def between_seeds(differences: Sequence[float], tries: int = 1, *, seeds: int = SEEDS) -> Estimate | None:
+    """Student's interval of the mean of paired differences.
+
+    Args:
+        differences: one per seed.
+        tries: of how many rows the best may count; each then gets a wider interval (Bonferroni).
+        seeds: how many there must be.
+
+    Returns:
+        None where there are fewer.
+    """
+    n = len(differences)
+    if n < seeds:
+        return None
+    return _interval(np.mean(differences), np.std(differences, ddof=1) / n**0.5, n, tries, f"{n} seeds")
+
+
+def over_articles(row: np.ndarray, base: np.ndarray, *, articles: int = ARTICLES) -> Estimate | None:
+    """The difference in nats per token on one text, with the chance of which articles the text holds.
+
+    Args:
+        row: (articles, 2), nats and tokens of each article.
+        base: the same of the row beside it.
+        articles: how many there must be.
+
+    Returns:
+        None where there are fewer.
+
+    Raises:
+        ValueError: if the two are not of the same articles.
+    """
+    if row.shape != base.shape or (row[:, 1] != base[:, 1]).any():
+        raise ValueError("losses per article are of different texts: they cannot be paired")
+    n = len(row)
+    if n < articles:
+        return None
+    nats, tokens = row[:, 0] - base[:, 0], row[:, 1]
+    without = (nats.sum() - nats) / (tokens.sum() - tokens)  # the difference, one article left out at a time
+    error = ((n - 1) / n * ((without - without.mean()) ** 2).sum()) ** 0.5
+    return _interval(nats.sum() / tokens.sum(), error, n, 1, f"{n} articles")
+
+
+def _interval(mean: float, error: float, n: int, tries: int, over: str) -> Estimate:
+    half = stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / tries) * error
+    return Estimate(float(mean), float(mean - half), float(mean + half), over)
+
+
+# Which runs are compared.
+
+
+@dataclass(frozen=True)
+class Best:
+    """A row at the best of its settings.
+
+    Args:
+        runs: of this setting, that judge.
+        settings: how many were tried.
+    """
+
+    runs: list[Record]
+    settings: int
+
+
+def at_their_best(runs: list[Record]) -> dict[str, Best]:
+    """Each row at the setting that the validation text prefers: its rate, its norms, what else was changed in its training.
+
+    Settings are compared on one seed, that of which most of them were run. It judges only where there was nothing to
+    choose, or fewer than SEEDS others are left.
+
+    Args:
+        runs: of one budget.
+    """
+    best = {}
+    for label, group in grouped(runs, _bare_label).items():
+        settings = list(grouped(group, lambda r: json.dumps(r.config, sort_keys=True)).values())
+        seeds = [r.seed for r in group]
+        chooses = max(sorted(set(seeds)), key=seeds.count)
+        chosen = min(settings, key=lambda own: _validation_loss(own, chooses))
+        others = [r for r in chosen if r.seed != chooses]
+        best[label] = Best(others if len(others) >= SEEDS and len(settings) > 1 else chosen, len(settings))
+    return best
+
+
+def _bare_label(record: Record) -> str:
+    """The row's name without its norms."""
+    row = {name: value for name, value in record.config["row"].items() if name not in NORMS}
+    return Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}).label
+
+
+def _validation_loss(setting: list[Record], seed: int) -> float:
+    """Infinite where it diverged or this seed was not run."""
+    return next((r.metrics.get("validation_loss", np.inf) for r in setting if r.seed == seed), np.inf)
+
+
+# What was found.
+
+
+def on_test_text(record: Record) -> dict | None:
+    """What it reached on the test text: the first that it names; others show how it transfers."""
+    return next(iter(record.metrics.get("test", {}).values()), None)
+
+
+def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
+    """By how many nats per token a row's test loss is above another row's: between seeds where there are enough, else over articles.
+
+    Args:
+        row: its runs.
+        base: the other's.
+
+    Returns:
+        None where no seed of both read a test text to its end, or too little was read.
+    """
+    pairs = [(a, b) for a, b in _pairs(row, base) if on_test_text(a) and on_test_text(b)]
+    if estimate := between_seeds([on_test_text(a)["loss"] - on_test_text(b)["loss"] for a, b in pairs]):
+        return estimate
+    if not pairs:
+        return None
+    means = [np.mean([np.array(on_test_text(r)["articles"], float) for r in side], axis=0) for side in zip(*pairs)]
+    estimate = over_articles(*means)
+    return estimate and replace(estimate, over=f"{estimate.over}, these models")
+
+
+def metric_difference(
+    row: list[Record], base: list[Record], metric: str, tries: int = 1, *, seeds: int = SEEDS
+) -> Estimate | None:
+    """By how much a row's metric is above another row's, between seeds.
+
+    Args:
+        row, base: as in `loss_difference`.
+        metric: which.
+        tries, seeds: as in `between_seeds`.
+    """
+    return between_seeds([a.metrics[metric] - b.metrics[metric] for a, b in _pairs(row, base)], tries, seeds=seeds)
+
+
+def _pairs(row: list[Record], base: list[Record]) -> list[tuple[Record, Record]]:
+    """Runs of both rows that read the same data in the same order; a run that diverged has no partner."""
+    others = {r.seed: r for r in base if r.diverged_at is None}
+    return [(r, others[r.seed]) for r in row if r.diverged_at is None and r.seed in others]
+
+
+def broken(row: list[Record], base: list[Record]) -> str | None:
+    """The verdict where runs diverged: a row whose run broke off has lost; beside a base that did there is nothing to be said.
+
+    Args:
+        row, base: as in `loss_difference`.
+
+    Returns:
+        None where none did.
+    """
+    if diverged(base):
+        return UNRESOLVED
+    return FAILED if diverged(row) else None

@@ -1,0 +1,95 @@
+"""What a claim of the paper is, and the rules that judge claims.
+
+Every rule is a function of the records and of one row. So the page of claims can say what a rule does to the row that a claim is
+about, and to every other row that is on record: a rule that nothing fails shows nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..store.records import Record
+from .judge import MARGIN, UNTESTED, together
+
+SIZE_TOLERANCE = 0.005
+CLASSES = 100  # of ten, five guesses by chance hold the right one every second time
+POINT = 0.01  # of accuracy
+TENTH = (0.08, 0.12)  # shares of parameters that are "almost 10x fewer"
+CLEAR_DECAY = 0.9  # effective head rank over n_H
+FASTER = (-0.25, -0.15)  # "up to 20 %"
+STATEMENTS, SIZES, FINDINGS, OURS = "exact statements", "sizes", "findings", "statements of ours"
+EXACT, MISSES = 1e-12, 1e-3  # relative errors in float64: of what is equal at most, of a control at least
+FLOAT32, BFLOAT16 = 1e-5, 2e-2  # of what is equal at most, in these
+Finding = tuple[str, str]  # what was measured, and the verdict
+NO_RUN: Finding = ("no run at a scale that could tell", UNTESTED)
+
+RULES = {
+    "exact": f"Outputs and gradients of both sides are compared in float64, and once more with one thing wrong, as controls. Reproduced "
+    f"where all differ by at most {EXACT:.0e} and every control by at least {MISSES:g}. Not reproduced where one differs by more, not "
+    f"resolved where a control does not miss. The flash kernel may differ by {FLOAT32:.0e} in float32 and {BFLOAT16:g} in bfloat16.",
+    "ranks": "Reproduced where no rank is above the theorem's, and layers with wide heads and latents have the theorem's.",
+    "growth": "Reproduced where parameters over r d + r1 r² differ by at most a factor of 3 between all layers on record.",
+    "size": f"Reproduced within {100 * SIZE_TOLERANCE:g} % of the paper's number: wide enough for a last digit that was cut or "
+    "rounded, narrow enough to see two digits exchanged.",
+    "formula": "Reproduced where the module and its cache hold exactly as many numbers as the formula says.",
+    "share": "Reproduced where the share of parameters rounds to the paper's number, or lies in its range.",
+    "loss": f"Reproduced where the whole interval of the difference is at most {MARGIN:g} nats, not reproduced where the whole "
+    "interval is above that, else not resolved.",
+    "1-3 %": "Reproduced where the whole interval is within 1 to 3 % of the other row's loss. A lower loss is better, but not what "
+    "the paper says.",
+    "accuracy": f"Top-5 accuracy on images of at least {CLASSES} classes. Reproduced where the whole interval is above minus one "
+    "point, not reproduced where it is below that, else not resolved. Every row with 8 to 12 % of the other's parameters is tried, and "
+    "the best counts; each interval is wider by so much that all hold together (Bonferroni). It must hold against every rate of the "
+    "other row.",
+    "decay": f"Effective head rank over n_H, by the entropy of the singular values and of their squares, mean over layers. Reproduced "
+    f"where both are at most {CLEAR_DECAY:g}, not reproduced where both are more, else not resolved: it depends on the measure. "
+    "Of the paper's figure we know these words, and no value.",
+    "time": "Reproduced where the fastest of the three rows saves 15 to 25 % of a training step. Which row the paper compares with is "
+    "not known to us: it must hold beside MHA and beside GQA-8, and fail beside both to be not reproduced.",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence or number of the paper, and how records judge it.
+
+    Args:
+        where: its place in the paper.
+        says: its value or sentence.
+        rule: a key of RULES.
+        judge: (records, row) -> what was measured of this row, and the verdict that the rule gives it.
+        rows: records -> the rows that the claim is about.
+        trial: what the rule is tried on beside the claim's own rows, in words; claims that share it are tried together.
+        kind: STATEMENTS, SIZES, FINDINGS or OURS.
+        every: whether it speaks of all of these rows; otherwise one that holds is enough.
+        others: records -> all rows that the rule can be tried on; by default those of the claim alone.
+        tried: as `judge`, where it needs more than is on record: the same rule on what there is.
+        none_can: why no row on record fails the rule.
+    """
+
+    where: str
+    says: str
+    rule: str
+    judge: Callable[[list[Record], str], Finding]
+    rows: Callable[[list[Record]], Sequence[str]]
+    trial: str
+    kind: str = FINDINGS
+    every: bool = True
+    others: Callable[[list[Record]], Sequence[str]] | None = None
+    tried: Callable[[list[Record], str], Finding] | None = None
+    none_can: str = "none"
+
+    def finding(self, records: list[Record]) -> Finding:
+        """What was measured of all its rows, and the verdict."""
+        found = {row: self.judge(records, row) for row in self.rows(records)}
+        said = [f"{short(row)} {measured}" if len(found) > 1 else measured for row, (measured, _) in found.items()]
+        return "; ".join(said) or NO_RUN[0], together((verdict for _, verdict in found.values()), self.every)
+
+    def on_every_row(self, records: list[Record]) -> dict[str, str]:
+        """What the rule says to every row that it can be tried on."""
+        judge = self.tried or self.judge
+        return {row: judge(records, row)[1] for row in (self.others or self.rows)(records)}
+
+
+def short(row: str) -> str:
+    """ "[8,64,64]" for "Tucker [8,64,64]"."""
+    return row.removeprefix("Tucker ")

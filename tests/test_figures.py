@@ -1,0 +1,219 @@
+"""Figures come from records and from nothing else, and can be read."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from helpers import a_record
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from scipy import stats
+
+from paper_figures import __main__ as figures_main
+from paper_figures import differences, labels, layers, sizes, speed, style
+from reproduce.report import judge
+from reproduce.report.query import runs_of, settled
+from reproduce.store import records
+from tucker_ref import entropy_rank
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = records.load(records.COMMITTED)
+PAGE = 800 / 96  # inches: what 800 pixels are on a screen
+SMALLEST = 8  # points
+
+
+def too_small(figure: Figure) -> list[str]:
+    """Texts that are below 8 points where the figure is shown on a page."""
+    scale = min(1, PAGE / figure.get_figwidth())
+    return [t.get_text() for t in figure.findobj(Text) if t.get_text().strip() and scale * t.get_fontsize() < SMALLEST]
+
+
+def draw(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["paper_figures", *map(str, arguments)])
+    return figures_main.main()
+
+
+@pytest.mark.no_cover  # of which Matplotlib would take half as long again
+def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
+    images, small, save = [], {}, Figure.savefig
+
+    def watched(figure, *args, **options):
+        small[figure.get_suptitle()] = too_small(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    for out in (tmp_path / "a", tmp_path / "b"):
+        assert draw(monkeypatch, "--out", out) == 0
+        images.append({p.name: p.read_bytes() for p in out.iterdir()})
+    assert images[0] == images[1]  # the same records give the same bytes
+    assert set(images[0]) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
+    assert all(len(content) > 10_000 for content in images[0].values())
+    assert len(small) == len(images[0]) and not any(small.values()), small
+
+
+def test_small_texts_are_found():
+    figure, ax = plt.subplots(figsize=(8, 3))
+    ax.set_title("large")
+    assert too_small(figure) == []
+    ax.text(0, 0, "small", fontsize=7.5)
+    assert too_small(figure) == ["small"]
+    figure.set_figwidth(12)  # shown on a page, all of it shrinks
+    assert "0.0" not in too_small(figure) and {"small"} <= set(too_small(figure))
+    ax.xaxis.label.set(text="wide", fontsize=9)
+    assert "wide" in too_small(figure)
+    plt.close(figure)
+
+
+def test_runs_that_barely_began_are_drawn_of_other_records_alone(tmp_path, monkeypatch):
+    committed = {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
+    assert not {name for name in committed if "smoke" in name} - {"compression_smoke.png", "decoding_smoke.png"}
+    for record in runs_of(COMMITTED, "table2", "smoke") + runs_of(COMMITTED, "spectra", "smoke"):
+        records.append(tmp_path / "records", record)
+    assert draw(monkeypatch, "--records", tmp_path / "records", "--out", tmp_path / "images") == 0
+    drawn = {p.name for p in (tmp_path / "images").iterdir()}
+    assert {"learning_curves_table2_smoke.png", "spectra_smoke.png"} <= drawn
+
+
+def test_a_run_that_diverged_hides_no_other(tmp_path, monkeypatch):
+    runs = runs_of(COMMITTED, "table2", "smoke")
+    left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
+    broken = dataclasses.replace(runs[0], metrics=left | {"diverged_at": 7})
+    for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
+        for record in found:
+            records.append(tmp_path / name, record)
+        assert draw(monkeypatch, "--records", tmp_path / name, "--out", tmp_path / name) == 0
+        assert (tmp_path / name / "learning_curves_table2_smoke.png").exists() == drawn
+
+
+def test_figures_of_other_records_leave_those_of_the_repository_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    records.append(Path("records"), next(r for r in COMMITTED if r.experiment == "decode"))
+    assert draw(monkeypatch, "--records", "records") == 0 and "figures are in out/figures" in capsys.readouterr().out
+    assert Path("out/figures/tucker_attention.png").exists()
+    assert draw(monkeypatch, "--records", "nowhere") == 1 and "nowhere holds no records" in capsys.readouterr().err
+
+
+def test_every_mechanism_has_one_colour_of_its_own():
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS) == 4
+    assert style.mechanism("MQA") == "GQA" and style.mechanism("Tucker [8,64,64]") == "Tucker"
+    styles = style.lines_of(["MHA", "GQA n_KV=4", "MQA", "Tucker [1,2,3]", "Tucker [1,2,2]"])
+    assert styles["GQA n_KV=4"]["color"] == styles["MQA"]["color"] != styles["MHA"]["color"]
+    assert len({(s["color"], s["linestyle"]) for s in styles.values()}) == 5
+
+
+def contrast(colour: str) -> float:
+    """To white, as the Web Content Accessibility Guidelines count it."""
+    channels = (int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+
+
+def test_coloured_words_can_be_read():
+    assert all(contrast(ink) > 4.5 for ink in style.INKS.values())
+    assert contrast(style.COLOURS["MLA"]) < 4.5  # control: its marks are too light for words
+
+
+def test_names_of_points_cover_nothing():
+    figure, ax = plt.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    points = [(0.5, 0.5, "first", "k"), (0.52, 0.51, "second", "k"), (0.99, 0.5, "third", "k"), (0.1, 0.5, "fourth", "k")]
+    ax.errorbar(0.13, 0.5, yerr=0.03)
+    bar = Bbox(ax.transData.transform([(0.13, 0.47), (0.13, 0.53)]))
+    labels.name_points(ax, points)
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert {text.get_text() for text in ax.texts} == {name for _, _, name, _ in points}
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(ax.bbox.contains(*box.max) and not bar.overlaps(box) for box in boxes)
+    beside = [labels.write(ax, point, labels.PLACES[0]) for point in points]
+    boxes = [text.get_window_extent() for text in beside]  # control: the first place for all
+    assert boxes[0].overlaps(boxes[1]) and not ax.bbox.contains(*boxes[2].max) and bar.overlaps(boxes[3])
+    plt.close(figure)
+
+
+def test_a_name_without_a_free_place_is_written_all_the_same():
+    figure, ax = plt.subplots(figsize=(0.3, 0.3))
+    labels.name_points(ax, [(0.5, 0.5, "longer than the axes are wide", "k")])
+    assert len(ax.texts) == 1
+    plt.close(figure)
+
+
+def overlaps(places, heights) -> bool:
+    low, high = (sorted((p + sign * h / 2, p) for p, h in zip(places, heights)) for sign in (-1, 1))
+    return any(a[0] > b[0] + 1e-9 for a, b in zip(high, low[1:]))
+
+
+def test_names_at_the_ends_of_lines_are_moved_apart_no_further_than_they_must():
+    places, heights = [0.5, 0.52, 0.1, 0.51, 0.99], [0.05, 0.05, 0.05, 0.1, 0.05]
+    moved = labels.moved_apart(places, heights)
+    assert np.argsort(moved).tolist() == np.argsort(places).tolist()
+    assert overlaps(places, heights) and not overlaps(moved, heights)
+    assert moved[2] == pytest.approx(0.1) and moved[4] == pytest.approx(0.99)  # these two were free
+    assert np.mean([moved[n] for n in (0, 1, 3)]) == pytest.approx(0.51, abs=0.01)
+
+
+def with_loss(seed: int, loss: float, **given) -> records.Record:
+    return a_record(seed=seed, metrics={"validation_loss": loss}, **given)
+
+
+def test_differences_are_paired_by_seed():
+    base = [with_loss(seed, loss) for seed, loss in enumerate((3.0, 3.5, 3.2))]
+    row = [with_loss(seed, loss) for seed, loss in ((2, 3.26), (0, 3.04), (1, 3.53), (7, 9.0))]  # nobody else has seed 7
+    ours, theirs = np.array([3.04, 3.53, 3.26]), np.array([3.0, 3.5, 3.2])
+    known = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    found = judge.metric_difference(row, base, "validation_loss", seeds=2)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), rel=1e-3) and found.over == "3 seeds"
+    assert found.value == pytest.approx((ours - theirs).mean())
+    apart = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
+    assert apart.low < 0 < found.low  # control: what the seeds share would hide the difference
+    assert judge.metric_difference(row, base, "validation_loss", seeds=4) is None
+    alone = differences.difference(row[1:2], base)
+    assert alone.low == alone.high == pytest.approx(0.04) and alone.over == "one seed"
+    assert differences.difference(row[-1:], base) is None
+
+
+def test_every_row_that_ended_stands_in_the_forest_plot():
+    sections = differences.sections_of(COMMITTED)
+    rows = {label for lines in sections.values() for label in lines}
+    every = settled(COMMITTED, "table2").keys() | settled(COMMITTED, "table3").keys()
+    assert rows >= every - {"MHA"} and "MHA" not in rows and len(rows) > len(every)  # and what was trained otherwise
+    assert all(list(lines.values()) == sorted(lines.values(), key=lambda e: e.value) for lines in sections.values())
+    assert differences.sections_of([r for r in COMMITTED if not r.method.startswith("MHA")]) == {}
+
+
+def test_of_a_row_s_changed_settings_the_lowest_is_drawn_where_it_helps():
+    rows = {label: group for label, group in settled(COMMITTED, "table2").items()}
+    tried = differences.changed(COMMITTED, rows["MHA"][0])
+    chosen = sizes.lower_than_as_they_are(rows, tried)
+    assert chosen.keys() == {"Tucker [8,128,128], factors at a quarter of the rate", "Tucker [12,256,256], normalised latents"}
+    assert {r.rate for r in chosen["Tucker [8,128,128], factors at a quarter of the rate"]} == {0.0048}  # 0.0024 ended higher
+    assert any("MHA" in method for method, _ in tried)  # control: what ended above the row as it is was tried too
+
+
+@pytest.mark.parametrize("label", ["GQA n_KV=2", "Tucker [8,64,64]"])
+def test_the_spectrum_at_the_start_is_that_of_the_run(label):
+    (record,) = [r for r in runs_of(COMMITTED, "spectra", "gpu") if r.method == label]
+    state = torch.get_rng_state()
+    start = layers.initial(record.config)
+    assert torch.equal(state, torch.get_rng_state())
+    for side, spectra in zip(("pre", "post"), start):
+        for (mode, measured), values in zip(record.metrics["initial"][0][side].items(), spectra):
+            ours = entropy_rank(torch.from_numpy(values))
+            assert ours == pytest.approx(measured["entropy_rank"], rel=0.01), mode
+            trained = record.metrics["trained"][0][side][mode]["entropy_rank"]
+            assert trained < 0.97 * ours, mode  # control: training moves each of them further than that
+
+
+def test_every_case_of_decoding_is_named_once():
+    rows = next(r for r in runs_of(COMMITTED, "speed", "gpu") if r.method == "decode").metrics["rows"]
+    named = [
+        f"{point[2].split(': ')[0]} {case}"
+        for point in speed.decode_points(rows)
+        for case in point[2].split(": ")[1].split(", ")
+    ]
+    cases = {(r["side"], r["context"], r["batch"]) for r in rows}
+    assert len(named) == len(set(named)) == len(cases) > len(speed.decode_points(rows))
