@@ -9,8 +9,7 @@ PyTorch calls this selective activation checkpointing: torch.compile knows it to
 "math", "reference" and "flex", is run again as well: right, but slower.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -37,7 +36,8 @@ def queries_made_again(attention: Callable[..., torch.Tensor], *latents, when: b
 
     Raises:
         RuntimeError: in the backward pass, if PyTorch may choose among other kernels by then, as outside a `with sdpa_kernel(...)`
-            that the forward pass was inside of.
+            that the forward pass was inside of; and, as PyTorch has it, in a second backward pass through a kernel of KEPT, whose results
+            are let go by the first.
     """
     if not (when and torch.is_grad_enabled()):
         return attention(*latents)
@@ -49,17 +49,24 @@ def _contexts():
     forward, again = create_selective_checkpoint_contexts(KEPT)
     if torch.compiler.is_compiling():  # the kernels are chosen for good
         return forward, again
-    return forward, _under_the_same_switches(again, _switches())
+    return forward, _UnderTheSameSwitches(again)
 
 
-@contextlib.contextmanager
-def _under_the_same_switches(again, switches: tuple[bool, ...]) -> Iterator[None]:
-    if _switches() != switches:
-        raise RuntimeError(
-            "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
-        )
-    with again:
-        yield
+class _UnderTheSameSwitches:
+    """A context that every backward pass enters; a generator would serve but one."""
+
+    def __init__(self, again):
+        self.again, self.switches = again, _switches()
+
+    def __enter__(self):
+        if _switches() != self.switches:
+            raise RuntimeError(
+                "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
+            )
+        return self.again.__enter__()
+
+    def __exit__(self, *error):
+        return self.again.__exit__(*error)
 
 
 def _switches() -> tuple[bool, ...]:
