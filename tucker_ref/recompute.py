@@ -36,8 +36,7 @@ def queries_made_again(attention: Callable[..., torch.Tensor], *latents, when: b
 
     Raises:
         RuntimeError: in the backward pass, if PyTorch may choose among other kernels by then, as outside a `with sdpa_kernel(...)`
-            that the forward pass was inside of; and, as PyTorch has it, in a second backward pass through a kernel of KEPT, whose results
-            are let go by the first.
+            that the forward pass was inside of; and in a second one, as after retain_graph=True: the first lets the kernel's results go.
     """
     if not (when and torch.is_grad_enabled()):
         return attention(*latents)
@@ -53,16 +52,21 @@ def _contexts():
 
 
 class _UnderTheSameSwitches:
-    """A context that every backward pass enters; a generator would serve but one."""
+    """The context of the one backward pass."""
 
     def __init__(self, again):
-        self.again, self.switches = again, _switches()
+        self.again, self.switches, self.is_used = again, _switches(), False
 
     def __enter__(self):
+        if self.is_used:
+            raise RuntimeError(
+                "recompute: one backward pass only, even with retain_graph=True; keep all with recompute = False"
+            )
         if _switches() != self.switches:
             raise RuntimeError(
                 "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
             )
+        self.is_used = True
         return self.again.__enter__()
 
     def __exit__(self, *error):
