@@ -104,7 +104,7 @@ def test_the_difference_over_articles_is_that_of_the_losses():
     row, base = some_articles(np.random.default_rng(0), true=0.03)
     found = over_articles(row, base)
     (a, tokens), (b, _) = row.sum(0), base.sum(0)
-    assert found.value == pytest.approx(a / tokens - b / tokens) and found.over == "105 articles"
+    assert found.value == pytest.approx(a / tokens - b / tokens) and found.over == "105 articles, these models"
     again = over_articles(row[::-1], base[::-1])
     assert (again.low, again.high) == pytest.approx((found.low, found.high), rel=1e-9)
 
@@ -164,6 +164,33 @@ def test_an_interval_over_articles_says_nothing_about_other_seeds():
     luck = rng.normal(0, 0.02, 1000)
     said = [over_articles(*some_articles(rng, true=seed, spread=0.02)).word for seed in luck]
     assert share([word in (BELOW, ABOVE) for word in said]) > 0.3
+
+
+def test_over_articles_no_claim_is_settled():
+    """Seeds spread by 0.03, a true gap of 0.03: by its interval one seed would often pass, or fail where it should pass."""
+    rng = np.random.default_rng(9)
+    found = [over_articles(*some_articles(rng, true=gap, spread=0.02)) for gap in rng.normal(0.03, 0.03, 500)]
+    assert {e.verdict(-np.inf, MARGIN) for e in found} == {UNRESOLVED}
+    assert share([judge.replace(e, of_seeds=True).verdict(-np.inf, MARGIN) == REPRODUCED for e in found]) > 0.1  # control
+    luck = [over_articles(*some_articles(rng, true=gap, spread=0.02)) for gap in rng.normal(0, 0.03, 500)]
+    assert {e.verdict(-np.inf, MARGIN) for e in luck} == {UNRESOLVED}
+
+
+def test_the_seed_that_chose_would_help_its_row():
+    """Of eight equal settings the luckiest is chosen: its luck counts if it judges too, and does not if five others do."""
+    rng = np.random.default_rng(10)
+
+    def below(chooser_judges):
+        said = []
+        for _ in range(4000):
+            row, base = rng.normal(0, 0.02, (2, 6))
+            row[0] = rng.normal(0, 0.02, 8).min()
+            judging = slice(0, 5) if chooser_judges else slice(1, 6)
+            said.append(between_seeds((row - base)[judging].tolist()).word == BELOW)
+        return share(said)
+
+    assert below(False) < 0.033
+    assert below(True) > 0.036  # control
 
 
 @pytest.mark.parametrize("true", [0.011, 0.03])
@@ -235,7 +262,7 @@ def test_with_fewer_seeds_the_articles_decide_and_it_is_said():
     row, base = some_articles(rng, true=0.05, spread=0.01)
     own, other = ([run(s, test=4.0, articles=a.tolist()) for s in range(4)] for a in (row, base))
     found = loss_difference(own, other)
-    assert found == judge.replace(over_articles(row, base), over="105 articles, these models") and found.word == ABOVE
+    assert found == over_articles(row, base) and found.word == ABOVE
     assert loss_difference(own[:1], other) == found  # one seed
     assert loss_difference(own[:1], other[1:]) is None  # no common seed
     few = [run(0, test=4.0, articles=row[:9].tolist())]
@@ -246,6 +273,19 @@ def test_seeds_of_one_row_are_averaged_before_articles_are_compared():
     twice = [run(s, test=4.0, articles=[[100.0 * (s + n), 50] for n in range(1, 31)]) for s in (0, 1)]
     base = [run(s, test=4.0, articles=[[100.0 * n, 50] for n in range(1, 31)]) for s in (0, 1)]
     assert loss_difference(twice, base).value == pytest.approx(1.0)  # 0 and 100 more nats for every 50 tokens
+
+
+@pytest.mark.parametrize("seeds", [2, 6])
+def test_losses_on_different_test_texts_are_not_paired(seeds):
+    row, base = ([run(s, test=4.0) for s in range(seeds)] for _ in range(2))
+    assert loss_difference(row, base).value == 0  # control
+    tests = row[1].metrics["test"]
+    row[1].metrics["test"] = {"a third": tests["its own"], **tests}
+    with pytest.raises(ValueError, match=r"different test texts: a third \(3,000 tokens\), its own .* cannot be paired"):
+        loss_difference(row, base)
+    row[1].metrics["test"] = {"its own": tests["its own"] | {"tokens": 2000}}
+    with pytest.raises(ValueError, match="cannot be paired"):
+        loss_difference(row, base)
 
 
 def test_without_a_test_text_there_is_no_difference_in_loss():
@@ -269,7 +309,12 @@ def test_a_row_is_judged_at_the_setting_that_validation_text_prefers():
     later = [run(s, 4.3, test=4.3, rate=2e-3) for s in range(1, 6)]
     best = at_their_best(sweep + later)["MHA"]
     assert best.runs == later and best.settings == 3  # 4.3 or the best test loss, 4.8 at 4e-3, change nothing
-    assert at_their_best(sweep + later[:4])["MHA"].runs == [sweep[1], *later[:4]]  # too few others
+    assert at_their_best(sweep + later[:4])["MHA"].runs == later[:4]  # five seeds of which one chose are too few
+    broken_off = [*sweep[:1], run(0, diverged_at=3, rate=2e-3)]
+    del broken_off[1].metrics["validation_loss"]
+    nowhere = run(0, float("inf"), diverged_at=3, rate=1e-3)
+    lost = at_their_best([broken_off[1], *later[:2], nowhere])["MHA"].runs
+    assert lost == [broken_off[1], *later[:2]]  # a run that diverged is not left out
     assert at_their_best(sweep)["MHA"].runs == [sweep[1]]
     assert at_their_best([sweep[1], *later])["MHA"].runs == [sweep[1], *later]  # nothing was chosen
 

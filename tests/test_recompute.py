@@ -116,6 +116,20 @@ def test_other_kernels_in_the_backward_pass_are_refused():
         layer(x).sum().backward()  # control: under the same switches it passes
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "math", "reference"])
+def test_a_second_backward_pass_is_refused_in_words(backend):
+    layer = layer_of()
+    x = torch.randn(1, 3, 24, dtype=torch.float64)
+    y = layer(x, backend=backend).sum()
+    y.backward(retain_graph=True)
+    y.backward()  # control: what keeps all can
+    layer.recompute = True
+    y = layer(x, backend=backend).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="one backward pass only, even with retain_graph=True"):
+        y.backward()
+
+
 def test_heads_of_one_token_lie_side_by_side():
     x = torch.randn(2, 4, 9, 16)
     laid = recompute.laid_by_token(x)

@@ -233,7 +233,8 @@ def test_the_library_imports_with_numpy_and_torch_alone():
 def test_the_tables_of_claims_have_a_line_for_each():
     drawn = claims.render(COMMITTED)
     tables = [
-        claims.table(COMMITTED, *kinds) for kinds in (("findings",), ("exact statements", "statements of ours"), ("sizes",))
+        claims.table(COMMITTED, *kinds)
+        for kinds in (("findings",), ("exact statements",), ("exact statements of ours",), ("sizes",))
     ]
     assert all(table in drawn for table in tables)
     assert sum(table.count("\n| ") for table in tables) == len(claims.verdicts(COMMITTED))

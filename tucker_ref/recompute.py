@@ -9,8 +9,7 @@ PyTorch calls this selective activation checkpointing: torch.compile knows it to
 "math", "reference" and "flex", is run again as well: right, but slower.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
@@ -37,7 +36,7 @@ def queries_made_again(attention: Callable[..., torch.Tensor], *latents, when: b
 
     Raises:
         RuntimeError: in the backward pass, if PyTorch may choose among other kernels by then, as outside a `with sdpa_kernel(...)`
-            that the forward pass was inside of.
+            that the forward pass was inside of; and in a second one, as after retain_graph=True: the first lets the kernel's results go.
     """
     if not (when and torch.is_grad_enabled()):
         return attention(*latents)
@@ -49,17 +48,29 @@ def _contexts():
     forward, again = create_selective_checkpoint_contexts(KEPT)
     if torch.compiler.is_compiling():  # the kernels are chosen for good
         return forward, again
-    return forward, _under_the_same_switches(again, _switches())
+    return forward, _UnderTheSameSwitches(again)
 
 
-@contextlib.contextmanager
-def _under_the_same_switches(again, switches: tuple[bool, ...]) -> Iterator[None]:
-    if _switches() != switches:
-        raise RuntimeError(
-            "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
-        )
-    with again:
-        yield
+class _UnderTheSameSwitches:
+    """The context of the one backward pass."""
+
+    def __init__(self, again):
+        self.again, self.switches, self.is_used = again, _switches(), False
+
+    def __enter__(self):
+        if self.is_used:
+            raise RuntimeError(
+                "recompute: one backward pass only, even with retain_graph=True; keep all with recompute = False"
+            )
+        if _switches() != self.switches:
+            raise RuntimeError(
+                "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
+            )
+        self.is_used = True
+        return self.again.__enter__()
+
+    def __exit__(self, *error):
+        return self.again.__exit__(*error)
 
 
 def _switches() -> tuple[bool, ...]:

@@ -52,7 +52,9 @@ def render(records: list[Record]) -> str:
         "## Findings",
         table(records, FINDINGS),
         "## Exact statements",
-        table(records, STATEMENTS, OURS),
+        table(records, STATEMENTS),
+        "## Exact statements of ours",
+        table(records, OURS),
         "## The rules",
         HOW,
         "\n".join(f"- **{name}**. {text}" for name, text in RULES.items()),
@@ -69,13 +71,13 @@ def render(records: list[Record]) -> str:
 HOW = (
     f"A difference in loss is an estimate with a {100 * CONFIDENCE:g} % interval. Two runs of one seed read the same text in the same "
     f"order, so they are paired. From {SEEDS} seeds on the interval is Student's, between seeds. With fewer it is taken over the articles "
-    "of the test text, and says *these models*: another seed may differ by more. It is then the error of leaving out one article at a "
-    "time, so it needs no random numbers.\n\n"
+    "of the test text, and says *these models*: another seed may differ by more. Such an interval may be shown, but every claim stays *not "
+    "resolved*. It is then the error of leaving out one article at a time, so it needs no random numbers.\n\n"
     f"*Below* and *above* mean that the interval excludes zero. *Level* means that it lies within {MARGIN:g} nats on both sides. "
     "Anything else is *not resolved*. Without any difference, *below* or *above* is said in about 5 % of trials; a test simulates it.\n\n"
     "A row is judged at the setting that the validation text prefers, and the page says of how many. The result is read from the test "
-    f"text, once. The seed that chose judges only where fewer than {SEEDS} others were run. A run that diverged counts against its row. "
-    "Validation losses that chose a rate never judge."
+    f"text, once. Where there was a choice, the seed that chose does not judge: {SEEDS} others are asked for. A run that diverged counts "
+    "against its row, however many seeds there are. Validation losses that chose a rate never judge."
 )
 
 
@@ -103,7 +105,7 @@ def counts(records: list[Record]) -> str:
         records: all that there are.
     """
     judged, rows = verdicts(records), []
-    for kind in (STATEMENTS, SIZES, FINDINGS):
+    for kind in (STATEMENTS, OURS, SIZES, FINDINGS):
         found = [verdict for claim, _, verdict in judged if claim.kind == kind]
         rows.append([kind, str(len(found)), *(str(found.count(verdict)) for verdict in VERDICTS)])
     return markdown(["claims", "how many", *VERDICTS], rows)

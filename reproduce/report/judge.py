@@ -2,8 +2,9 @@
 
 A difference is an estimate with a 95 % interval. Between seeds it is Student's interval of the paired differences: two rows of one
 seed read the same text in the same order, so what a seed makes easy or hard for both falls out. With fewer than SEEDS seeds it
-is taken over the articles of the held-out text instead, which says nothing about other seeds: "these models". Its error comes from
-leaving out one article at a time, which needs no random numbers and takes articles as long as they are.
+is taken over the articles of the held-out text instead, which says nothing about other seeds: "these models". It has a word, and
+leaves every claim open. Its error comes from leaving out one article at a time, which needs no random numbers and takes articles as
+long as they are.
 
 A claim allows a range. Only an interval that lies within it reproduces the claim, and only one that lies outside refutes it.
 A wide interval does neither, so noise helps nobody.
@@ -38,12 +39,14 @@ class Estimate:
         value: the mean.
         low, high: where the interval begins and ends.
         over: what it is taken over, in words.
+        of_seeds: whether other seeds would give about the same; else it is of these models alone, and judges no claim.
     """
 
     value: float
     low: float
     high: float
     over: str
+    of_seeds: bool = True
 
     @property
     def word(self) -> str:
@@ -54,6 +57,8 @@ class Estimate:
 
     def verdict(self, low: float, high: float) -> str:
         """Of a claim that allows differences from low to high."""
+        if not self.of_seeds:
+            return UNRESOLVED
         if low <= self.low and self.high <= high:
             return REPRODUCED
         return FAILED if self.high < low or self.low > high else UNRESOLVED
@@ -117,7 +122,7 @@ def over_articles(row: np.ndarray, base: np.ndarray, *, articles: int = ARTICLES
     nats, tokens = row[:, 0] - base[:, 0], row[:, 1]
     without = (nats.sum() - nats) / (tokens.sum() - tokens)  # the difference, one article left out at a time
     error = ((n - 1) / n * ((without - without.mean()) ** 2).sum()) ** 0.5
-    return _interval(nats.sum() / tokens.sum(), error, n, 1, f"{n} articles")
+    return replace(_interval(nats.sum() / tokens.sum(), error, n, 1, f"{n} articles, these models"), of_seeds=False)
 
 
 def _interval(mean: float, error: float, n: int, tries: int, over: str) -> Estimate:
@@ -144,8 +149,9 @@ class Best:
 def at_their_best(runs: list[Record]) -> dict[str, Best]:
     """Each row at the setting that the validation text prefers: its rate, its norms, what else was changed in its training.
 
-    Settings are compared on one seed, that of which most of them were run. It judges only where there was nothing to
-    choose, or fewer than SEEDS others are left.
+    Settings are compared on one seed, that of which most of them were run. Where there was something to choose it does not judge: the
+    luck that made its validation loss the lowest is in its test loss too. It is shown where no other seed was run, and counts where it
+    diverged.
 
     Args:
         runs: of one budget.
@@ -157,7 +163,8 @@ def at_their_best(runs: list[Record]) -> dict[str, Best]:
         chooses = max(sorted(set(seeds)), key=seeds.count)
         chosen = min(settings, key=lambda own: _validation_loss(own, chooses))
         others = [r for r in chosen if r.seed != chooses]
-        best[label] = Best(others if len(others) >= SEEDS and len(settings) > 1 else chosen, len(settings))
+        broken_off = [r for r in chosen if r.seed == chooses and r.diverged_at is not None]
+        best[label] = Best([*broken_off, *others] if others and len(settings) > 1 else chosen, len(settings))
     return best
 
 
@@ -180,6 +187,12 @@ def on_test_text(record: Record) -> dict | None:
     return next(iter(record.metrics.get("test", {}).values()), None)
 
 
+def _test_text(record: Record) -> tuple[str, int]:
+    """The name of its test text, and how many tokens it read of it."""
+    name, found = next(iter(record.metrics["test"].items()))
+    return name, found["tokens"]
+
+
 def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
     """By how many nats per token a row's test loss is above another row's: between seeds where there are enough, else over articles.
 
@@ -189,15 +202,20 @@ def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
 
     Returns:
         None where no seed of both read a test text to its end, or too little was read.
+
+    Raises:
+        ValueError: if they read different test texts.
     """
     pairs = [(a, b) for a, b in _pairs(row, base) if on_test_text(a) and on_test_text(b)]
+    if len(texts := {_test_text(r) for pair in pairs for r in pair}) > 1:
+        said = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in sorted(texts))
+        raise ValueError(f"losses are of different test texts: {said}; they cannot be paired")
     if estimate := between_seeds([on_test_text(a)["loss"] - on_test_text(b)["loss"] for a, b in pairs]):
         return estimate
     if not pairs:
         return None
     means = [np.mean([np.array(on_test_text(r)["articles"], float) for r in side], axis=0) for side in zip(*pairs)]
-    estimate = over_articles(*means)
-    return estimate and replace(estimate, over=f"{estimate.over}, these models")
+    return over_articles(*means)
 
 
 def metric_difference(

@@ -111,13 +111,14 @@ def runs_of(records: Iterable[Record], experiment: str, preset: str) -> list[Rec
     return [r for r in records if (r.experiment, r.preset) == (experiment, preset)]
 
 
-def alike(records: list[Record]) -> list[list[Record]]:
+def alike(records: list[Record], *, any_rate: bool = False) -> list[list[Record]]:
     """Training runs that may stand in one table: all is alike but rows, learning rates and seeds.
 
     A pretrained model, which has but a part of the settings, stands with whatever was made of it.
 
     Args:
         records: of one experiment.
+        any_rate: whether learning rates may differ even where all rows should share one, as in Figure 3.
 
     Returns:
         Groups, in the order of their first runs.
@@ -125,7 +126,7 @@ def alike(records: list[Record]) -> list[list[Record]]:
     groups: list[tuple[dict, list[int]]] = []
     pretrained = [not r.is_trained for r in records]
     for n in sorted(range(len(records)), key=pretrained.__getitem__):  # what is pretrained comes last
-        settings = _settings(records[n])
+        settings = _settings(records[n], any_rate)
         fitting = [
             places for known, places in groups if settings == known or pretrained[n] and settings.items() <= known.items()
         ]
@@ -137,10 +138,10 @@ def alike(records: list[Record]) -> list[list[Record]]:
     return [[records[n] for n in sorted(places)] for _, places in groups]
 
 
-def _settings(record: Record) -> dict:
+def _settings(record: Record, any_rate: bool) -> dict:
     """What defines a run, side by side, but for its row and, unless all rows share one as in Figure 3, its learning rate."""
     config = {name: value for name, value in record.config.items() if name not in ("row", "attention")}
-    own = () if "epochs" in config else ("learning_rate",)
+    own = ("learning_rate",) if any_rate or "epochs" not in config else ()
     train = {f"train.{name}": value for name, value in config.pop("train", {}).items() if name not in own}
     return {**config, **train, "data": data_key(record.data)}
 
@@ -426,19 +427,27 @@ def highest_rate(records: list[Record]) -> list[Record]:
     return sorted(runs, key=lambda r: (bool(recipe_of(r)), -r.metrics["validation_loss"]))
 
 
-def step_times(records: list[Record]) -> dict[str, float]:
-    """How long one training step of LLaMA3-1B's true shape takes, as `speed` measured it.
+def timed_steps(records: list[Record]) -> list[tuple[str, dict[str, float]]]:
+    """How long one training step of LLaMA3-1B's true shape takes, as `speed` measured it. Times of two records are never one list.
 
     Args:
         records: all that there are.
 
     Returns:
-        Milliseconds by row.
+        Of each record that timed some row, the device and milliseconds by row.
     """
-    return {
-        row["row"]: row["milliseconds"]
-        for r in runs_of(records, "speed", "gpu")
-        if r.method == "models"
-        for row in r.metrics["rows"]
-        if row["model"] == "LLaMA" and "milliseconds" in row
-    }
+    found = []
+    for r in runs_of(records, "speed", "gpu"):
+        rows = r.metrics["rows"] if r.method == "models" else ()
+        if times := {row["row"]: row["milliseconds"] for row in rows if row["model"] == "LLaMA" and "milliseconds" in row}:
+            found.append((r.device, times))
+    return found
+
+
+def step_times(records: list[Record]) -> dict[str, float]:
+    """Milliseconds of a step by row, of the record that timed most rows; of equal ones the last.
+
+    Args:
+        records: all that there are.
+    """
+    return max(reversed([times for _, times in timed_steps(records)]), key=len, default={})
