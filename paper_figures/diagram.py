@@ -71,11 +71,12 @@ def draw(path: Path) -> None:
     )  # fmt: skip
     ax.text(
         0.0, -0.25,
-        "Logits of head $h$:  $X\\,W_h\\,X^{\\top}$, scaled by $1/\\sqrt{d_H}$. A second tensor of the same form, with a core and factors "
+        "Logits of head $i$:  $X\\,W_i\\,X^{\\top}$, scaled by $1/\\sqrt{d_H}$. A second tensor of the same form, with a core and factors "
         "of its own, acts after\nthe softmax (head, output, value). Multi-head, grouped-query and latent attention are "
-        "special choices of core and factors.",
+        "special choices of core and factors.\n"
+        "In the code $n_H$ is h, and $r_1$, $r_2$, $r_3$ are r, s, t; after the softmax they are u, o, v.",
         va="top",
     )  # fmt: skip
-    ax.set(xlim=(-0.6, 13.9), ylim=(-1.0, 5.0), aspect="equal")
+    ax.set(xlim=(-0.6, 13.9), ylim=(-1.4, 5.0), aspect="equal")
     ax.axis("off")
     write(figure, path, bbox_inches="tight")

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 
-from reproduce.report.judge import MARGIN, Estimate, metric_difference
-from reproduce.report.query import BUDGETS, budget_of, diverged, grouped, losses_of, method_and_rate, runs_of, settled
+from reproduce.report.cells import paired_difference
+from reproduce.report.judge import MARGIN, Estimate
+from reproduce.report.query import BUDGETS, budget_of, diverged, grouped, method_and_rate, runs_of, settled
 from reproduce.report.words import tokens_of
 from reproduce.store.records import Record
 
@@ -46,18 +48,10 @@ def sections_of(records: list[Record]) -> dict[str, dict[str, Estimate]]:
             (f"{budget.title}, {reduced}: {tokens_of(base)}", rows),
             ("The same, trained otherwise (last: the rate)", others),
         ):
-            estimates = {label: e for label, group in groups.items() if (e := difference(group, base))}
+            estimates = {label: e for label, group in groups.items() if (e := paired_difference(group, base))}
             if estimates:
                 sections[what] = dict(sorted(estimates.items(), key=lambda item: item[1].value))
     return sections
-
-
-def difference(group: list[Record], base: list[Record]) -> Estimate | None:
-    """Validation losses of a group minus those of the base with the same seeds; None where no seed is shared."""
-    if several := metric_difference(group, base, "validation_loss", seeds=2):
-        return several
-    pairs = [losses_of([r])[0] - losses_of([b])[0] for r in group for b in base if r.seed == b.seed]
-    return Estimate(pairs[0], pairs[0], pairs[0], "one seed") if pairs else None
 
 
 def differences(sections: dict[str, dict[str, Estimate]], path: Path) -> None:
@@ -74,13 +68,14 @@ def differences(sections: dict[str, dict[str, Estimate]], path: Path) -> None:
         ax.axvline(0, color=COLOURS["MHA"], linewidth=0.8)
         for y, (label, e) in enumerate(lines.items()):
             draw_estimate(ax, y, label, e)
-        ax.set(xlim=(-REACH, REACH), ylim=(len(lines) - 0.4, -0.6), title=what)
+        ax.set(xlim=(-1.08 * REACH, 1.08 * REACH), ylim=(len(lines) - 0.4, -0.6), title=what)
         ax.set_yticks(range(len(lines)), lines, fontsize=SMALL)
         for tick, label in zip(ax.get_yticklabels(), lines):
             tick.set_color(INKS[mechanism(label)])
         ax.grid(axis="y", visible=False)
         ax.set_xticks([-0.1, -0.05, 0, 0.05, 0.1])
         ax.tick_params(axis="y", length=0, pad=7)
+        ax.tick_params(axis="x", labelbottom=True)
     axes[-1, 0].set_xlabel("validation loss minus that of MHA (nats per token)")
     every = [e for lines in sections.values() for e in lines.values() if e.low < e.high]
     below, above = sum(e.high < 0 for e in every), sum(e.low > 0 for e in every)
@@ -97,10 +92,11 @@ def draw_estimate(ax: Axes, y: float, label: str, e: Estimate) -> None:
     """A marker with its interval, as far as the panel reaches, and the numbers to the right of it."""
     kind, several = mechanism(label), e.low < e.high
     colour = COLOURS[kind]
-    ax.plot((max(e.low, -REACH), min(e.high, REACH)), (y, y), color=colour, linewidth=1.4)
+    if several:
+        ax.plot(np.clip((e.low, e.high), -REACH, REACH), (y, y), color=colour, linewidth=1.4)
     for out, edge, arrow in ((e.low < -REACH, -REACH, "<"), (e.high > REACH, REACH, ">")):
         if out:
-            ax.plot(edge, y, arrow, color=colour, markerfacecolor=colour if several else "white", markersize=5, clip_on=False)
+            ax.plot(edge, y, arrow, color=colour, markerfacecolor=colour if several else "white", markersize=5)
     if abs(e.value) <= REACH:
         ax.plot(e.value, y, MARKERS[kind], color=colour, markerfacecolor=colour if several else "white", markersize=5.5)
     words = f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}], {e.over}" if several else f"{e.value:+.3f}, {e.over}"

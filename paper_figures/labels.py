@@ -58,9 +58,11 @@ def possible_boxes(ax: Axes, point: Point) -> np.ndarray:
 
 
 def obstacles(ax: Axes, points: list[Point]) -> list[Bbox]:
-    """What no name may cover: markers, dotted lines, bars, and curves of a hundred points or more."""
+    """What no name may cover: markers, dots, dotted lines, bars, and curves of a hundred points or more."""
     corners = ax.transData.transform([point[:2] for point in points])
-    found = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in corners]
+    found = [Bbox.from_bounds(x - 7, y - 6, 14, 12) for x, y in corners]
+    dots = [ax.transData.transform(line.get_xydata()) for line in ax.lines if line.get_marker() == "."]
+    found += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for places in dots for x, y in places]
     found += [line.get_window_extent().padded(2) for line in ax.lines if line.get_linestyle() == ":"]
     curves = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xydata()) >= 100]
     found += [Bbox.from_bounds(x - 3, y - 3, 6, 6) for curve in curves for x, y in curve]

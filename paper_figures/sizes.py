@@ -86,21 +86,25 @@ def loss_against_size(records: list[Record], experiment: str, what: str, path: P
     edge = min(1.03 * (base or min(means.values())), max(means.values()))
     measure, name = {"parameters": (0, "attention parameters"), "cache": (1, "KV cache of one context")}[what]
     caption = (
-        f"{setting(experiment, example.config)}: {tokens_of([example])}. Markers: means over seeds; strokes: each seed; hollow: one "
+        f"{setting(experiment, example.config)}: {tokens_of([example])}. Markers: means over seeds; dots: each seed; hollow: one "
         f"seed. Dotted: {budget.base}."
     )
+    own = {label: megabytes(group[0])[measure] for label, group in groups.items()}
+    if (places := side_by_side(own)) != own:
+        caption += " Rows of one size are drawn side by side."
     if any(mean > edge for mean in means.values()):
         caption += " Arrows: above the panel."
     if len(groups) > len(rows):
         caption += f" Names of two lines: trained otherwise, the lowest of each row if below the row as it is; {len(tried)} settings tried."
-    figure, ax = panels(1, 1, 4.9)
-    places = side_by_side({label: megabytes(group[0])[measure] for label, group in groups.items()})
+    figure, ax = panels(1, 1, 5.8)
     points = [draw_losses(ax, places[label], label, losses_of(group), edge) for label, group in groups.items()]
     if base:
         ax.axhline(base, color=GREY, linewidth=1, linestyle=":", zorder=1)
     ax.set(xscale="log", xlabel=f"{name} in MB (BF16)", ylabel="validation loss (nats per token)")
     ax.margins(x=0.15, y=0.12)
     logarithmic(ax.xaxis)
+    if base:
+        share_axis(ax, own[budget.base], budget.base)
     handles = [Line2D([], [], color=COLOURS[k], marker=MARKERS[k], linestyle="", label=k) for k in COLOURS]
     ax.legend(handles=handles, loc="upper right", handlelength=1)
     title = f"{budget.title}: validation loss against {name.replace('KV', 'the')}"
@@ -108,6 +112,19 @@ def loss_against_size(records: list[Record], experiment: str, what: str, path: P
     figure.draw_without_rendering()
     name_points(ax, points)
     save(figure, path, title, caption)
+
+
+def share_axis(ax: Axes, whole: float, name: str) -> None:
+    """A second axis on top: per cent of the size of one row.
+
+    Args:
+        ax: whose logarithmic x-axis is in MB.
+        whole: MB of that row.
+        name: of that row.
+    """
+    top = ax.secondary_xaxis("top", functions=(lambda x: 100 * x / whole, lambda share: share * whole / 100))
+    top.set_xlabel(f"the same, % of {name}'s")
+    logarithmic(top.xaxis)
 
 
 def lower_than_as_they_are(
@@ -128,12 +145,11 @@ def lower_than_as_they_are(
 
 
 def draw_losses(ax: Axes, x: float, label: str, losses: list[float], edge: float) -> tuple[float, float, str, str]:
-    """A row's marker at the mean of its losses, each with a stroke, or at the edge; what `name_points` takes is returned."""
+    """A row's marker at the mean of its losses, each with a dot, or at the edge; what `name_points` takes is returned."""
     kind, mean = mechanism(label), statistics.mean(losses)
     colour, several, inside = COLOURS[kind], len(losses) > 1, mean <= edge
     if several and inside:
-        ax.vlines(x, min(losses), max(losses), color=colour, linewidth=1)
-        ax.plot([x] * len(losses), losses, "_", color=colour, markersize=7, markeredgewidth=1)
+        ax.plot([x] * len(losses), losses, ".", color=colour, markersize=5.5, markeredgewidth=0)
     ax.plot(x, min(mean, edge), MARKERS[kind], color=colour, markerfacecolor=colour if several else "white", markersize=6)
     return x, min(mean, edge), short(label) if inside else f"{short(label)}: {mean:.2f} ↑", INKS[kind]
 

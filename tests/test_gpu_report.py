@@ -142,6 +142,14 @@ def test_cures_stand_beside_the_runs_without_them():
     assert len(gpu.cures_table([cured, again])[0].body.splitlines()) == 4  # control: rates are not
 
 
+def test_a_row_is_set_beside_the_runs_of_its_own_seeds():
+    base = [a_record(seed=seed, metrics={"validation_loss": loss}) for seed, loss in enumerate((3.0, 3.5))]
+    row = [a_record(seed=seed, metrics={"validation_loss": loss}) for seed, loss in ((1, 3.54), (0, 3.02), (7, 9.0))]
+    assert cells.above_cell(row[:1], base) == "+0.040"  # control: beside the mean of the base it would be +0.290
+    assert cells.above_cell(row[:2], base).startswith("+0.030 [")
+    assert cells.above_cell(row[2:], base) == cells.above_cell(base, base) == ""
+
+
 def test_every_row_stands_at_the_best_of_its_settings_with_most_seeds():
     (best,) = gpu.best_table(COMMITTED)
     table = best.body
@@ -155,6 +163,10 @@ def test_every_row_stands_at_the_best_of_its_settings_with_most_seeds():
     lucky.config["train"]["learning_rate"], lucky.metrics["validation_loss"] = 0.7, 1.0
     again = row_of(gpu.best_table([*COMMITTED, lucky])[0].body, "Tucker [8,128,128]")
     assert (again[2], again[-1]) == ("0.0048", tried.replace("7 ", "8 "))  # one seed is no match for three
+    said, without = (gpu.best_table(found)[0].note for found in ([*COMMITTED, lucky], COMMITTED))
+    assert "Tucker [8,128,128] at 0.7 ended at 1.000" in said and "Tucker [8,128,128] at" not in without  # and is named
+    plain = [r for r in COMMITTED if r.experiment != "ablations"]
+    assert "left out" in without and "left out" not in gpu.best_table(plain)[0].note
     three = [dataclasses.replace(lucky, seed=seed) for seed in range(3)]
     assert row_of(gpu.best_table([*COMMITTED, *three])[0].body, "Tucker [8,128,128]")[2] == "0.7"  # control
     three = [dataclasses.replace(run, metrics={"diverged_at": 3, "attention_parameters": 1}) for run in three]

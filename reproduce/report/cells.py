@@ -1,9 +1,7 @@
 """Cells and sentences that several tables share."""
 
-import statistics
-
 from ..store.records import Record
-from .judge import metric_difference
+from .judge import Estimate, metric_difference
 from .query import diverged, largest_logit, losses_of
 from .words import divergence, mean_and_spread, signed
 
@@ -21,17 +19,33 @@ def loss_cell(group: list[Record]) -> str:
     return divergence(group) or mean_and_spread(losses_of(group), 3)
 
 
+def paired_difference(group: list[Record], base: list[Record]) -> Estimate | None:
+    """Validation losses of a group minus those of the base with the same seeds, in nats per token.
+
+    Args:
+        group, base: their runs.
+
+    Returns:
+        That of one pair is as wide as nothing; None where no seed is shared.
+    """
+    if several := metric_difference(group, base, "validation_loss", seeds=2):
+        return several
+    pairs = [losses_of([r])[0] - losses_of([b])[0] for r in group for b in base if r.seed == b.seed]
+    return Estimate(pairs[0], pairs[0], pairs[0], "one seed") if pairs else None
+
+
 def above_cell(group: list[Record], base: list[Record]) -> str:
     """How far a row ends above another, with the interval between seeds; without one where there is but one pair.
 
     Args:
         group, base: their runs.
+
+    Returns:
+        Empty where no seed is shared or a run diverged.
     """
-    if not base or group is base or diverged(group) or diverged(base):
+    if not base or group is base or diverged(group) or diverged(base) or not (gap := paired_difference(group, base)):
         return ""
-    if gap := metric_difference(group, base, "validation_loss", seeds=2):
-        return f"{signed(gap.value, 3)} [{signed(gap.low, 3)}, {signed(gap.high, 3)}]"
-    return signed(statistics.mean(losses_of(group)) - statistics.mean(losses_of(base)), 3)
+    return signed(gap.value, 3) + (f" [{signed(gap.low, 3)}, {signed(gap.high, 3)}]" if gap.low < gap.high else "")
 
 
 def logit_cell(runs: list[Record]) -> str:

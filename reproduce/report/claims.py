@@ -71,19 +71,23 @@ def render(records: list[Record]) -> str:
 HOW = (
     f"A difference in loss is an estimate with a {100 * CONFIDENCE:g} % interval. Two runs of one seed read the same text in the same "
     f"order, so they are paired. From {SEEDS} seeds on the interval is Student's, between seeds. With fewer it is taken over the articles "
-    "of the test text, and says *these models*: another seed may differ by more. Such an interval may be shown, but every claim stays *not "
-    "resolved*. It is then the error of leaving out one article at a time, so it needs no random numbers.\n\n"
+    "of the test text: its width is how much the difference changes when one article after another is left out. It then holds for the "
+    "models that were trained, and is marked *these models*: with another seed they may differ by more. Such an interval is shown, but "
+    "the claim stays *not resolved*.\n\n"
     f"*Below* and *above* mean that the interval excludes zero. *Level* means that it lies within {MARGIN:g} nats on both sides. "
-    "Anything else is *not resolved*. Without any difference, *below* or *above* is said in about 5 % of trials; a test simulates it.\n\n"
-    "A row is judged at the setting that the validation text prefers, and the page says of how many. The result is read from the test "
-    f"text, once. Where there was a choice, the seed that chose does not judge: {SEEDS} others are asked for. A run that diverged counts "
-    "against its row, however many seeds there are. Validation losses that chose a rate never judge."
+    "Anything else is *not resolved*. Of two rows that do not differ at all one is called *below* or *above* the other in about 5 % of "
+    "trials; a test simulates it.\n\n"
+    "A row is judged at the setting with the lowest validation loss, and the page says of how many settings. That choice is made on one "
+    f"seed, which then does not judge: {SEEDS} others are asked for. The result is read from the test text, once. A validation loss by "
+    "which a rate was chosen never judges. A run that diverged counts against its row, however many seeds there are."
 )
 
 
 TRIED = (
-    "A rule that no row can fail shows nothing. Where a rule asks for more than is on record, it is tried here on what there is: the "
-    "seeds that were run, and their validation loss. These are no verdicts."
+    "A rule that no row can fail shows nothing. So each rule is tried here on other rows too. Where a rule asks for more than is on "
+    "record, it is tried on what there is: the seeds that were run, and their validation loss. These are no verdicts.\n\n"
+    "*Tried on*: what the rule was given. *Would fail*, *leaves open*, *lets pass*: the rows or changes that it would call not reproduced, "
+    "not resolved, reproduced. A control is the same check with one thing wrong on purpose; *as it is* means nothing wrong."
 )
 
 

@@ -196,13 +196,17 @@ def best_table(records: list[Record]) -> list[Table]:
         cells += [loss_cell(group), above_cell(group, best[base]) if base in shown else "", logit_cell(group)]
         lines.append([*cells, f"{tried} ({sum(len(other) == seeds for other in settings[row])})"])
     title = (
-        f"**Every row with {seeds} seeds at the best of all settings that were tried at the budget of Table 2, REDUCED BUDGET: "
-        f"{tokens_of(plain)}.** Of a row's settings (rates and changes) those with {seeds} seeds are compared."
+        f"**Every row at the best of its settings (rates and changes) that were run with {seeds} seeds at the budget of Table 2, REDUCED "
+        f"BUDGET: {tokens_of(plain)}.**"
     )
+    lower = [
+        group for row in shown for group in settings[row] if not diverged(group) and mean_loss(group) < mean_loss(best[row])
+    ]
+    left_out = [f"{group[0].method} at {group[0].rate:g} ended at {loss_cell(group)}" for group in lower]
     note = (
         "The more settings there were the better the best one looks, so the last column counts them. They were chosen by the loss that "
         "is shown."
-    )
+    ) + (f" Lower, but left out for want of seeds: {'; '.join(left_out)}." if left_out else "")
     header = [
         "row", "attention", "trained", "rate", "validation loss", f"minus {base}'s", "largest logit",
         f"settings tried (with {seeds} seeds)",
