@@ -4,8 +4,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from reproduce.report.judge import MARGIN, Estimate, metric_difference
-from reproduce.report.query import BUDGETS, budget_of, diverged, grouped, losses_of, method_and_rate, runs_of, settled
+from reproduce.report.judge import MARGIN, Estimate, difference_at_hand
+from reproduce.report.query import BUDGETS, budget_of, diverged, grouped, method_and_rate, runs_of, settled
 from reproduce.report.words import tokens_of
 from reproduce.store.records import Record
 
@@ -46,18 +46,10 @@ def sections_of(records: list[Record]) -> dict[str, dict[str, Estimate]]:
             (f"{budget.title}, {reduced}: {tokens_of(base)}", rows),
             ("The same, trained otherwise (last: the rate)", others),
         ):
-            estimates = {label: e for label, group in groups.items() if (e := difference(group, base))}
+            estimates = {label: e for label, group in groups.items() if (e := difference_at_hand(group, base))}
             if estimates:
                 sections[what] = dict(sorted(estimates.items(), key=lambda item: item[1].value))
     return sections
-
-
-def difference(group: list[Record], base: list[Record]) -> Estimate | None:
-    """Validation losses of a group minus those of the base with the same seeds; None where no seed is shared."""
-    if several := metric_difference(group, base, "validation_loss", seeds=2):
-        return several
-    pairs = [losses_of([r])[0] - losses_of([b])[0] for r in group for b in base if r.seed == b.seed]
-    return Estimate(pairs[0], pairs[0], pairs[0], "one seed") if pairs else None
 
 
 def differences(sections: dict[str, dict[str, Estimate]], path: Path) -> None:

@@ -171,9 +171,9 @@ def test_differences_are_paired_by_seed():
     apart = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
     assert apart.low < 0 < found.low  # control: what the seeds share would hide the difference
     assert judge.metric_difference(row, base, "validation_loss", seeds=4) is None
-    alone = differences.difference(row[1:2], base)
+    alone = judge.difference_at_hand(row[1:2], base)
     assert alone.low == alone.high == pytest.approx(0.04) and alone.over == "one seed"
-    assert differences.difference(row[-1:], base) is None
+    assert judge.difference_at_hand(row[-1:], base) is None
 
 
 def test_every_row_that_ended_stands_in_the_forest_plot():

@@ -1,9 +1,7 @@
 """Cells and sentences that several tables share."""
 
-import statistics
-
 from ..store.records import Record
-from .judge import metric_difference
+from .judge import difference_at_hand
 from .query import diverged, largest_logit, losses_of
 from .words import divergence, mean_and_spread, signed
 
@@ -29,9 +27,10 @@ def above_cell(group: list[Record], base: list[Record]) -> str:
     """
     if not base or group is base or diverged(group) or diverged(base):
         return ""
-    if gap := metric_difference(group, base, "validation_loss", seeds=2):
-        return f"{signed(gap.value, 3)} [{signed(gap.low, 3)}, {signed(gap.high, 3)}]"
-    return signed(statistics.mean(losses_of(group)) - statistics.mean(losses_of(base)), 3)
+    if (gap := difference_at_hand(group, base)) is None:
+        return ""
+    interval = f" [{signed(gap.low, 3)}, {signed(gap.high, 3)}]" if gap.low < gap.high else ""
+    return signed(gap.value, 3) + interval
 
 
 def logit_cell(runs: list[Record]) -> str:

@@ -25,6 +25,7 @@ from .judge import (
 )
 from .ledger import CLASSES, CLEAR_DECAY, FASTER, NO_RUN, POINT, TENTH, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, step_times
+from .words import signed
 
 # Losses.
 
@@ -72,8 +73,8 @@ def difference_of(own: list[Record], other: list[Record]) -> Estimate | None:
 
 
 def _interval(estimate: Estimate, factor: float = 1, digits: int = 3) -> str:
-    """ "+0.020 (-0.022 to +0.062)"."""
-    value, low, high = (f"{factor * x:+.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    """ "+0.020 (−0.022 to +0.062)"."""
+    value, low, high = (signed(factor * x, digits) for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low} to {high})"
 
 
@@ -235,7 +236,7 @@ def _step_time(records: list[Record], row: str) -> Finding:
     changes = {base: times[row] / times[base] - 1 for base in bases}
     held = [FASTER[0] <= change <= FASTER[1] for change in changes.values()]
     verdict = REPRODUCED if all(held) else UNRESOLVED if any(held) else FAILED
-    said = ", ".join(f"{100 * change:+.1f} % beside {base}" for base, change in changes.items())
+    said = ", ".join(f"{signed(100 * change, 1)} % beside {base}" for base, change in changes.items())
     return f"{short(row)} {said}, one GPU", verdict
 
 

@@ -213,6 +213,21 @@ def metric_difference(
     return between_seeds([a.metrics[metric] - b.metrics[metric] for a, b in _pairs(row, base)], tries, seeds=seeds)
 
 
+def difference_at_hand(row: list[Record], base: list[Record]) -> Estimate | None:
+    """By how much a row's validation loss is above another row's, with the seeds that both have.
+
+    Args:
+        row, base: as in `loss_difference`.
+
+    Returns:
+        Of one seed without an interval: both its ends are the difference. None where no seed is shared.
+    """
+    if several := metric_difference(row, base, "validation_loss", seeds=2):
+        return several
+    alone = [a.metrics["validation_loss"] - b.metrics["validation_loss"] for a, b in _pairs(row, base)]
+    return Estimate(alone[0], alone[0], alone[0], "one seed") if alone else None
+
+
 def _pairs(row: list[Record], base: list[Record]) -> list[tuple[Record, Record]]:
     """Runs of both rows that read the same data in the same order; a run that diverged has no partner."""
     others = {r.seed: r for r in base if r.diverged_at is None}
