@@ -102,7 +102,7 @@ def name_ends(ax: Axes, ends: list[Point]) -> None:
     ax.figure.draw_without_rendering()  # settles how high the axes are
     places = ax.transAxes.inverted().transform(ax.transData.transform([end[:2] for end in ends]))[:, 1]
     line = 1.25 * SMALL * ax.figure.dpi / 72 / ax.bbox.height  # of text, as a share of the height
-    heights = [line * (1 + name.count("\n")) for _, _, name, _ in ends]
+    heights = [line * (1 + name.count("\n") * 1.35) for _, _, name, _ in ends]  # with air around a name of several lines
     for (x, y, name, colour), place in zip(ends, moved_apart(places, heights)):
         lead = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=2, relpos=(0, 0.5))
         look = dict(textcoords="axes fraction", va="center", fontsize=SMALL, color=colour, arrowprops=lead)

@@ -11,7 +11,7 @@ from reproduce.report.query import full_budget_runs, grouped, losses_of, slowed_
 from reproduce.report.words import seeds_in_words, tokens_of
 from reproduce.store.records import Record
 
-from .style import COLOURS, GREY, INKS, MARKERS, SMALL, mechanism, panels, save
+from .style import COLOURS, GREY, INKS, MARKERS, SMALL, describe, mechanism, panels, save
 
 SLOWED = "and factors (Tucker) or attention (others) at ¼ of the rate"
 BARE = dict(facecolor="white", edgecolor="none", pad=0.6)  # behind a number, over grid and lines
@@ -65,12 +65,6 @@ def learning_rates(ways: dict[str, list[Record]], highest: float, path: Path) ->
     for ax, label in zip(axes.flat, labels):
         for way, dashes in zip(settings, DASHES):
             draw_line(ax, {rate: losses_of(way[label, rate]) for rate in rates if (label, rate) in way}, label, dashes, several)
-        lowest = min(
-            ((statistics.mean(losses_of(g)), rate) for w in settings for (name, rate), g in w.items() if name == label)
-        )
-        ax.annotate(
-            f"{lowest[0]:.3f}", lowest[::-1], (0, -14), textcoords="offset points", ha="center", fontsize=SMALL, bbox=BARE
-        )
         if of_mha:
             ax.axhline(min(of_mha), color=GREY, linestyle=":", linewidth=1, zorder=1)
         ax.set(xscale="log", ylim=((1 - (highest - 1) / 6) * best, highest * best))
@@ -87,12 +81,37 @@ def learning_rates(ways: dict[str, list[Record]], highest: float, path: Path) ->
         ax.axis("off")
     left = f" Lines that leave a panel end higher, up to {worst:.1f}." if worst > highest * best else ""
     dots = " Dots: each seed; hollow: one." if several else ""
-    save(
-        figure, path,
-        f"GPT-2, {tokens_of(records)}: validation loss against the peak learning rate",
+    title = f"GPT-2, {tokens_of(records)}: validation loss against the peak learning rate"
+    caption = (
         f"The paper's shape, REDUCED BUDGET, {seeds_in_words(records)}. A number at each row's lowest. A row without "
-        f"a point at a rate was not tried there.{left}{dots}",
-    )  # fmt: skip
+        f"a point at a rate was not tried there.{left}{dots}"
+    )
+    describe(figure, title, caption)
+    figure.draw_without_rendering()
+    for ax, label in zip(axes.flat, labels):
+        points = [(rate, losses_of(group)) for way in settings for (name, rate), group in way.items() if name == label]
+        write_lowest(ax, *min(points, key=lambda point: statistics.mean(point[1])), min(of_mha, default=None))
+    save(figure, path, title, caption)
+
+
+def write_lowest(ax: Axes, rate: float, losses: list[float], dotted: float | None) -> None:
+    """The mean below a point and its seeds, and not on the dotted line.
+
+    Args:
+        ax: as it will stay: the layout of its figure is settled.
+        rate, losses: the point's, one of each seed.
+        dotted: loss at which the line runs, None if there is none.
+    """
+    mean = statistics.mean(losses)
+    height = {
+        loss: ax.transData.transform((rate, loss))[1] * 72 / ax.figure.dpi for loss in (mean, min(losses), dotted or mean)
+    }
+    down = 14 + height[mean] - height[min(losses)]  # in points, to the foot of the digits
+    line = height[mean] - height[dotted or mean]
+    if down - 10 < line < down + 1:
+        down = line + 10
+    look = dict(textcoords="offset points", ha="center", fontsize=SMALL, bbox=BARE)
+    ax.annotate(f"{mean:.3f}", (rate, mean), (0, -down), **look)
 
 
 def draw_line(ax: Axes, losses: dict[float, list[float]], label: str, dashes: str, several: bool) -> None:

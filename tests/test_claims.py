@@ -136,7 +136,7 @@ def test_validation_losses_that_chose_the_rates_never_judge():
         said, its = the_claim("competitive with MHA").finding(found)
         assert (
             its == UNRESOLVED
-            and said == f"-0.100 (-0.100 to -0.100) nats with 100% of its parameters, {n} seeds, validation text"
+            and said == f"−0.100 (−0.100 to −0.100) nats with 100% of its parameters, {n} seeds, validation text"
         )
         assert the_claim("competitive with MHA").on_every_row(found) == {
             "Tucker [8,128,64]": REPRODUCED

@@ -329,6 +329,13 @@ def test_speed_is_that_of_one_gpu():
     assert query.speeds_on_one_card([run, many]) != query.speeds_on_one_card([run])
 
 
+def test_a_difference_is_that_of_runs_with_one_seed():
+    base = [a_record(seed=seed, metrics={"validation_loss": loss}) for seed, loss in ((0, 3.0), (1, 3.5))]
+    row = [a_record(seed=seed, metrics={"validation_loss": 3.04}) for seed in (0, 7)]
+    assert cells.above_cell(row, base) == cells.above_cell(row[:1], base) == "+0.040"
+    assert cells.above_cell(row[1:], base) == ""  # control: no run of the other has this seed
+
+
 def test_a_row_of_which_a_run_broke_off_has_no_mean():
     whole = query.settled(COMMITTED, "table2")["Tucker [8,64,64]"][0]
     left = {name: whole.metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}

@@ -700,7 +700,10 @@ def test_the_pages_of_results_are_chapters_with_links_of_the_book(tests):
         ("#here", "#here"),
     ):
         assert led_from_here(link, ROOT / "docs" / "training.md") == led
-    assert as_chapter("# Notation\n") == "# Notation\n"  # control: a page of its own
+    own = "[a](%sRESULTS.md#table-2-gpt-2) [b](notation.md) row[0](x)"
+    for folder, out, led in ((FOLDER, "../", ""), (FOLDER / "solutions", "../../", "../")):  # pages of their own, and notebooks
+        assert as_chapter(own % out, folder / "index.md") == f"[a]({led}results.md#table-2-gpt-2) [b](notation.md) row[0](x)"
+    assert as_chapter("# Notation\n") == "# Notation\n"  # control: no link
 
 
 def test_the_check_of_the_book_finds_what_is_wrong(tmp_path):

@@ -84,8 +84,8 @@ def _rates_tried(budget: Budget, runs: list[Record]) -> str:
             tried.setdefault(r.method, set()).add(r.rate)
     order = [row.label for row in budget.rows if row.label in tried]
     by_count = grouped(order, lambda row: len(tried[row]))
-    said = [f"{'one' if count == 1 else count}: {'; '.join(rows)}" for count, rows in sorted(by_count.items())]
-    return f"How many rates a row had here is unequal. {'. '.join(part[0].upper() + part[1:] for part in said)}."
+    said = [f"{count} rate{'s' * (count > 1)}: {'; '.join(rows)}" for count, rows in sorted(by_count.items())]
+    return f"How many rates a row had here is unequal. {'. '.join(said)}."
 
 
 def _others_table(budget: Budget, others: list[Record]) -> Table:
@@ -95,7 +95,8 @@ def _others_table(budget: Budget, others: list[Record]) -> Table:
     for (label, rate, warmup, (*_, steps)), group in settings.items():
         name = group[0].data["name"]
         rows.append([label, f"{rate:g}", f"{warmup}", f"{steps:,}", name, loss_cell(group), logit_cell(group)])
-    title = f"**{budget.title}, at other settings.** Runs on another text or over other steps are not to be set beside the table above."
+    itself = budget.title.partition(",")[0]
+    title = f"**{budget.title}, at other settings.** Runs on another text or over other steps are not to be set beside {itself} itself."
     body = markdown(["row", "rate", "warm-up", "steps", "text", "validation loss", "largest logit"], rows)
     return Table(f"{name_of(budget)}, other settings", title, body, others)
 

@@ -25,6 +25,7 @@ from .judge import (
 )
 from .ledger import CLASSES, CLEAR_DECAY, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, timed_steps
+from .words import signed
 
 # Losses.
 
@@ -74,8 +75,8 @@ def difference_of(own: list[Record], other: list[Record]) -> Estimate | None:
 
 
 def _interval(estimate: Estimate, factor: float = 1, digits: int = 3) -> str:
-    """ "+0.020 (-0.022 to +0.062)"."""
-    value, low, high = (f"{factor * x:+.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    """ "+0.020 (−0.022 to +0.062)"."""
+    value, low, high = (signed(factor * x, digits) for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low} to {high})"
 
 
@@ -251,7 +252,7 @@ def _step_time(records: list[Record], row: str) -> Finding:
         changes = {base: times[row] / times[base] - 1 for base in TIMED_BESIDE if {row, base} <= times.keys() and base != row}
         verdicts |= {Estimate(x, x - TIMING, x + TIMING, device).verdict(*FASTER) for x in changes.values()}
         if changes:
-            said.append(", ".join(f"{100 * x:+.1f} % beside {base}" for base, x in changes.items()) + f", one {device}")
+            said.append(", ".join(f"{signed(100 * x, 1)} % beside {base}" for base, x in changes.items()) + f", one {device}")
     if not said:
         return NO_RUN
     return "; ".join(said), verdicts.pop() if len(verdicts) == 1 else UNRESOLVED

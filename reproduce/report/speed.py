@@ -76,7 +76,7 @@ def targets_table(records: list[Record], sections: Sections) -> Table | None:
     ]
     met = sum(said == "met" for *_, said in judged)
     reasons = dict.fromkeys(reason for *_, said in judged if (reason := said.partition(": ")[2]))
-    why = "\n".join(f"- {'. '.join(reason.split('; '))}." for reason in reasons)
+    why = "\n".join(f"- {reason}." for reason in reasons)
     note = f"{met} of {len(judged)} are met." + (f" What the missed ones hang on, as profiling showed:\n\n{why}" if why else "")
     return Table(
         "Speed, targets", f"**Targets.** {HOW_SET}", markdown(["target", "measured", "bound", "verdict"], rows), records, note

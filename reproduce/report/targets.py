@@ -104,7 +104,7 @@ def _decode(side: str, context: int, batch: int, microseconds: float, share: flo
     ]
     if share is not None:
         few = (
-            "67 MB are read in 16 us at the copy's rate; starting two kernels and joining the parts costs as much as is missing"
+            "67 MB are read in 16 µs at the copy's rate. Starting two kernels and joining the parts costs as much as is missing"
         )
         targets.append(
             Target(f"{case}: share of the copy's bandwidth", share, lambda s: best(s, "share_of_copy"), least=True, reason=few)
@@ -114,7 +114,7 @@ def _decode(side: str, context: int, batch: int, microseconds: float, share: flo
 
 WIDE = (
     "cuDNN needs 1.4 times as long for one key and value of width 128 as for heads of width 64, since every pair of tokens costs "
-    "twice the operations; the smaller projections pay for most of it"
+    "twice the operations. The smaller projections pay for most of it"
 )
 TARGETS = (
     Target(
@@ -132,8 +132,8 @@ TARGETS = (
             layer(s, "LLaMA", "Tucker [32,128,128]", "milliseconds", True),
             layer(s, "LLaMA", "Tucker [32,128,128]", "milliseconds", False),
         ),
-        reason="mixing a core as wide as the key on chip makes 10 matrix products of the 7 that cuDNN makes from ready queries; "
-        "a Triton program that holds dK, dV and the mixed queries at once runs at 300 TFLOP/s where cuDNN reaches 450",
+        reason="Mixing a core as wide as the key on chip makes 10 matrix products of the 7 that cuDNN makes from ready queries. "
+        "A Triton program that holds dK, dV and the mixed queries at once runs at 300 TFLOP/s where cuDNN reaches 450",
     ),
     _against_mha("GPT-2", "Tucker [8,64,64]", 0.75),
     _against_mha("GPT-2", "Tucker [8,128,128]", 1.0, WIDE),

@@ -34,7 +34,8 @@ def difference(ours: float, paper: float) -> str:
     Args:
         ours, paper: of one unit; paper is not 0.
     """
-    return f"{100 * (ours / paper - 1):+.1f} %"
+    per_cent = round(100 * (ours / paper - 1), 1) + 0.0  # no minus before a zero
+    return f"{signed(per_cent, 1)} %"
 
 
 def divergence(group: list[Record]) -> str:
@@ -72,7 +73,7 @@ def tokens_of(runs: list[Record]) -> str:
 
 
 def passes_over(runs: list[Record]) -> float:
-    """How many tokens were drawn for each token of the text."""
+    """How many tokens were drawn for each token of the text; windows are drawn at random, so that some are never read."""
     return max((r.metrics.get("tokens_seen", 0) / r.data["train_tokens"] for r in runs), default=0)
 
 

@@ -66,7 +66,7 @@ def _paragraph_line(line: str) -> str:
 
 def show_chapter(app, name, source):
     """What a page includes from the repository, with links that lead on from here."""
-    source[0] = as_chapter(source[0])
+    source[0] = as_chapter(source[0], Path(app.env.doc2path(name)))
 
 
 def setup(app):
