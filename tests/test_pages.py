@@ -212,11 +212,10 @@ def with_metrics(change) -> list[records.Record]:
 
 def as_printed(r):
     for row in r.metrics["rows"] if (r.experiment, r.preset) in (("table2", "sizes"), ("table3", "sizes")) else ():
-        row["paper"] = {
-            "attention_mb": query.attention_mb(row, r.config),
-            "cache_mb": query.cache_mb(row, r.config) if r.experiment == "table2" else 1,
-            "size": row["parameters"] * 16 / 1e6,
-        }
+        if r.experiment == "table2":
+            row["paper"] = {"attention_mb": query.attention_mb(row, r.config), "cache_mb": query.cache_mb(row, r.config)}
+        else:
+            row["paper"] = {"size": row["parameters"] * 16 / 1e6}
 
 
 def blind(r):
