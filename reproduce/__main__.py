@@ -48,7 +48,15 @@ EXPERIMENTS = {
     "decode": decode,
     "speed": speed,
 }
-TRUST = ("survival", "hostile", "coverage", "mutation", "fuzz", "versions")  # they test the code; no wheel holds them
+TRUST = (
+    "survival",
+    "hostile",
+    "coverage",
+    "mutation",
+    "fuzz",
+    "versions",
+    "opening",
+)  # they test the code; no wheel holds them
 IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train

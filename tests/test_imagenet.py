@@ -188,7 +188,7 @@ def test_model_and_photographs_are_opened_once_and_what_is_on_record_opens_no_mo
     calls = []
     for name in ("open_model", "load_photographs"):
         real = getattr(figure3_paper, name)
-        monkeypatch.setattr(figure3_paper, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
+        monkeypatch.setattr(figure3_paper, name, lambda *a, name=name, real=real, **k: calls.append(name) or real(*a, **k))
     options = Options("paper", tmp_path / "out", tmp_path / "records", images=str(folder), steps=2)
     options = dataclasses.replace(options, seeds=(0, 1), rows=("MHA", "GQA n_KV=2"))
     figure3.run(options)
@@ -213,7 +213,10 @@ def test_a_configuration_says_what_the_opened_model_does(tiny, tmp_path):
     opened.save(tmp_path / "saved.safetensors")
     assert configured(str(tmp_path / "saved.safetensors")) is None and configured(str(tmp_path / "missing")) is None
     subject = figure3_paper.Subject(str(tmp_path / "saved.safetensors"), lambda side: side)
-    assert subject.config == {"model": "vit", "image_size": 16} and subject.photographs == 16
+    weights = open_model(str(tmp_path / "saved.safetensors")).weights
+    assert subject.config == {"model": "vit", "image_size": 16, "weights": weights} and subject.photographs == 16
+    trusted = figure3_paper.Subject(tiny.models[0].name, lambda side: side, trust_layers=True)
+    assert trusted.config == {"model": "vit", "image_size": 16, "weights": opened.weights, "layers": "trusted, not compared"}
 
 
 def test_a_named_checkpoint_takes_the_place_of_the_preset_s(tiny, monkeypatch, tmp_path):

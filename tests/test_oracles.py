@@ -82,14 +82,14 @@ def test_frequencies_are_those_of_transformers(rope):
     assert not torch.allclose(Rotary.heads(64, base=20000.0).frequencies, theirs, rtol=1e-2)  # control
 
 
-def deepseek(interleave: bool):
+def deepseek(interleave: bool, q_lora_rank: int | None = 24):
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
     config = transformers.DeepseekV3Config(
         hidden_size=D,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
-        q_lora_rank=24,
+        q_lora_rank=q_lora_rank,
         kv_lora_rank=16,
         qk_nope_head_dim=10,
         qk_rope_head_dim=6,
@@ -117,6 +117,21 @@ def test_deepseek_v3_attention(interleave, absorb):
         norm.weight = getattr(oracle, name).weight
         setattr(oracle, name, norm)  # torch's own, in float64
     check(layer, oracle(x, **arguments)[0], x, causal=True)
+
+
+def test_deepseek_attention_whose_queries_have_no_latent():
+    """q_lora_rank null (V2-Lite): the token itself is the query latent, not normalised."""
+    oracle, rotary = deepseek(interleave=True, q_lora_rank=None), Rotary.heads(6, pairing="interleaved")
+    options = dict(head_dim=10, v_head_dim=12, rope_dim=6, latent_norm=True, rotary=rotary)
+    layer = MultiHeadLatentAttention(D, HEADS, D, 16, **options).double()
+    layer.q_a_layernorm = nn.Identity()
+    state = oracle.state_dict()
+    layer.load_state_dict(state | {"q_b_proj.weight": state.pop("q_proj.weight"), "q_a_proj.weight": torch.eye(D)})
+    norm = nn.RMSNorm(16, eps=oracle.kv_a_layernorm.variance_epsilon)
+    norm.weight = oracle.kv_a_layernorm.weight
+    oracle.kv_a_layernorm = norm  # torch's own, in float64
+    x = tokens(2, N, D)
+    check(layer, oracle(x, position_embeddings=cosines_and_sines(rotary), attention_mask=causal_mask())[0], x, causal=True)
 
 
 def qwen3(n_kv_heads):

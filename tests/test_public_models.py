@@ -14,12 +14,11 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from reproduce.experiments import compress, spectra
+from reproduce.models.public.opened import NEXT
 from reproduce.store import records
-from reproduce.train import public_models
 from reproduce.train.options import Options
-from reproduce.train.public_models import Adapter, open_model
-from tucker_ref import MultiHeadAttention, TuckerAttention
-from tucker_ref import compress as reduce
+from reproduce.train.public_models import open_model
+from tucker_ref import TuckerAttention
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
 
@@ -282,8 +281,12 @@ def test_own_models_are_compressed_by_default_rows(tmp_path, text):
         (lambda folder: None, "no such file or folder"),
         (lambda folder: folder.mkdir(), "cannot be opened"),
         (
-            lambda folder: transformers.BertConfig().save_pretrained(folder),
-            "its model type is bert; known here are gpt2, llama",
+            lambda folder: transformers.T5Config().save_pretrained(folder),
+            r"its model type is t5 \(it adds something to its logits .*; known here are gpt2, llama",
+        ),
+        (
+            lambda folder: transformers.CTRLConfig().save_pretrained(folder),
+            "its model type is ctrl; known here are gpt2, llama",
         ),
         (lambda folder: transformers.GPT2Config(n_embd=48, n_head=6, n_layer=1).save_pretrained(folder), "cannot be opened"),
     ],
@@ -316,26 +319,13 @@ def test_pickled_code_is_never_run(checkpoints, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_mask_that_is_added_to_logits_is_read_as_one_that_hides():
-    torch.manual_seed(0)
-    adapter = Adapter(MultiHeadAttention(24, 4), causal=True, returns_weights=False)
-    x, hides = torch.randn(2, 5, 24), torch.ones(5, 5, dtype=torch.bool).tril(-1).T
-    added = torch.zeros(5, 5).masked_fill(hides, torch.finfo(torch.float32).min)
-    torch.testing.assert_close(adapter(x, added), adapter(x))
-    assert relative_error(adapter(x, torch.zeros(5, 5)), adapter(x)) > 1e-2  # control: nothing hidden
-
-
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="--model gpt2: public models need transformers: pip install 'tucker-ref.public.'"):
         open_model("gpt2")
-
-
-def test_weights_that_no_attention_here_has_are_named():
-    state = MultiHeadAttention(24, 4).state_dict()
-    assert public_models._multi_head(state, 6, 1.0, None).d_model == 24  # control
-    with pytest.raises(ValueError, match="its attention holds q_norm.weight, which is not known here"):
-        public_models._multi_head(state | {"q_norm.weight": torch.ones(6)}, 6, 1.0, None)
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(__version__="4.57.1"))
+    with pytest.raises(ValueError, match="--model gpt2: transformers 4.57.1 is too old; 5 or newer is needed"):
+        open_model("gpt2")
 
 
 def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):
@@ -344,7 +334,7 @@ def test_changing_rotary_embeddings_are_refused(tmp_path, tokenizer):
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    with pytest.raises(ValueError, match="of type dynamic; known are default, linear and llama3"):
+    with pytest.raises(ValueError, match="of type dynamic; known are default, linear, llama3, yarn and longrope"):
         open_model(str(tmp_path / "m"))
 
 
@@ -356,7 +346,7 @@ def test_a_cache_of_transformers_is_refused_with_advice(checkpoints):
 
 
 def test_text_is_read_until_there_is_enough(tokenizer, text, monkeypatch, tmp_path):
-    opened = SimpleNamespace(tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024)
+    opened = SimpleNamespace(tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024, predicts=NEXT, vocabulary=300)
     options = Options("smoke", tmp_path, tmp_path, text=str(text))
     every = compress.text_samples(opened, options)
     assert sum(map(len, every.calibration)) == compress.BATCHES * compress.WINDOWS  # as many windows as asked for
@@ -390,27 +380,3 @@ def test_a_damaged_file_is_named(checkpoints, text, tmp_path):
 def safe_open_written(folder, content):
     (folder / "whole.safetensors").write_bytes(content)
     return safe_open(folder / "whole.safetensors", "pt")
-
-
-@pytest.mark.parametrize("qkv_bias", [True, False])
-@torch.no_grad()
-def test_timm(monkeypatch, tmp_path, qkv_bias):
-    timm = pytest.importorskip("timm", reason="timm is not installed; it needs torchvision", exc_type=ImportError)
-    create = timm.create_model
-    torch.manual_seed(0)
-    small = dict(img_size=16, patch_size=4, embed_dim=48, num_heads=6, depth=2, qkv_bias=qkv_bias, num_classes=10)
-    source = create("vit_tiny_patch16_224", **small).eval()
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, pretrained=False, **_: source if pretrained else create(name, **small).eval()
-    )
-    opened, x = open_model("vit_tiny_patch16_224"), inputs_for("vit")
-    expected = source(x).clone()
-    opened.put(opened.layers)
-    assert relative_error(opened.model(x), expected) < 1e-5
-    assert relative_error(opened.logits(opened.model, x), expected) < 1e-5  # its images lie in [-1, 1]
-    smaller = {place: reduce(layer, (4, 24, 16)) for place, layer in opened.layers.items()}
-    opened.put(smaller)
-    opened.save(tmp_path / "small.safetensors")
-    again = open_model(str(tmp_path / "small.safetensors"))
-    assert [layer.ranks for layer in again.layers.values()] == [(4, 24, 16)] * 2
-    assert torch.equal(again.model(x), opened.model(x)) and relative_error(again.model(x), expected) > 1e-4

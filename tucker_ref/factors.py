@@ -157,7 +157,9 @@ def _of_latent(layer: MultiHeadLatentAttention) -> LayerFactors:
 def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Copies of the layer's RMSNorms for query, key and value latent; the rotary key stays as it is."""
 
-    def copied(original) -> LatentNorm:
+    def copied(original) -> nn.Module:
+        if isinstance(original, nn.Identity):  # queries that read the token itself have no latent to normalise
+            return original
         norm = LatentNorm(len(original.weight), eps=original.eps)
         norm.weight = nn.Parameter(original.weight.detach().clone())
         return norm

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import re
 import sysconfig
 import zipfile
 import zlib
@@ -111,7 +112,8 @@ def load_text(
 def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:
     """The name of a text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
 
-    Fewer than ten documents are cut at line ends into twenty or more stretches of at most 64 KiB, so that some can be held out.
+    Fewer than ten documents are cut at line ends, or else between words, into twenty or more stretches of at most 64 KiB, so
+    that some can be held out.
 
     Args:
         path: as in `load_text`.
@@ -152,14 +154,21 @@ def _read(path: Path) -> str:
 
 
 def _stretches(text: str, size: int) -> list[str]:
-    lines, stretches, length = [], [], 0
-    for line in text.splitlines(keepends=True):
-        lines.append(line)
-        length += len(line)
+    """Cut at line ends; where lines are too long for that, between words."""
+    lines, words = (_gathered(pieces, size) for pieces in (text.splitlines(keepends=True), re.findall(r"\s*\S+\s*", text)))
+    return words if len(lines) < VALIDATION_SHARE <= len(words) else lines
+
+
+def _gathered(pieces: list[str], size: int) -> list[str]:
+    """Pieces together until they are `size` characters."""
+    gathered, stretches, length = [], [], 0
+    for piece in pieces:
+        gathered.append(piece)
+        length += len(piece)
         if length >= size:
-            stretches.append("".join(lines))
-            lines, length = [], 0
-    return stretches + ["".join(lines)] if lines else stretches
+            stretches.append("".join(gathered))
+            gathered, length = [], 0
+    return stretches + ["".join(gathered)] if gathered else stretches
 
 
 def sha256_of(documents: list[str]) -> str:

@@ -20,19 +20,24 @@ from tucker_ref import gqa_cost, relative_errors, second_moment
 
 from ..data.images import load_images
 from ..data.text import VALIDATION_SHARE, read_documents
+from ..models.public.inputs import surrounding, whole
+from ..models.public.opened import CLASS, MASKED, NEXT, OpenModel
 from ..models.rows import Row
 from ..models.sizes import count_cached, count_parameters
 from ..store.records import append, new_record
 from ..train.language import model_of
 from ..train.options import Options
-from ..train.public_models import OpenModel, open_model
+from ..train.public_models import images_for, open_model
 from ..train.runs import selected
-from ..train.vision import as_input
 
 TAKES = ("device", "rows", "text", "images", "model", "compression")
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
 WINDOWS, WINDOW = 8, 128  # a batch of text: windows, and tokens in each
 IMAGES = 32  # a batch of images
+MASKS = ("[MASK]", "<mask>")  # BERT's, RoBERTa's
+HIDDEN_SHARE = 7  # every seventh token is hidden from a model that was trained to guess such tokens
+NOT_ASKED = -100  # a target that is none
+SCORES = ("loss", "top1", "agreement", "similarity")
 
 
 def run(options: Options) -> None:
@@ -56,7 +61,7 @@ def run(options: Options) -> None:
             raise ValueError(f"--save {options.save}: its name must end in .safetensors")
         options.save.parent.mkdir(parents=True, exist_ok=True)
     for name in [options.model] if options.model else own_models(options):
-        compress_model(open_model(name), options)
+        compress_model(open_model(name, trust_layers=options.trust_layers), options)
 
 
 def own_models(options: Options) -> list[str]:
@@ -88,8 +93,10 @@ class Samples:
         sha256: of its content.
         calibration: token ids (windows, tokens), or images (images, channels, height, width), per batch.
         test: the same, of inputs that the calibration does not hold.
-        targets: what each test batch should predict: token ids of the same shape, or one class per image.
+        targets: what each test batch should predict: token ids of the same shape, or one class per image; none for a model that
+            predicts nothing.
         unit: what is counted, "tokens" or "images".
+        begins_with: the special tokens before every window.
     """
 
     name: str
@@ -98,6 +105,7 @@ class Samples:
     test: list[torch.Tensor]
     targets: list[torch.Tensor]
     unit: str
+    begins_with: tuple[str, ...] = ()
 
     def describe(self) -> dict:
         """What a record says of the data."""
@@ -105,7 +113,15 @@ class Samples:
             sum(batch.numel() if self.unit == "tokens" else len(batch) for batch in part)
             for part in (self.calibration, self.test)
         ]
-        return {"name": self.name, "sha256": self.sha256, "unit": self.unit, "calibration": count[0], "test": count[1]}
+        begins = {"begins_with": list(self.begins_with)} if self.begins_with else {}
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "unit": self.unit,
+            "calibration": count[0],
+            "test": count[1],
+            **begins,
+        }
 
 
 def compress_model(opened: OpenModel, options: Options) -> None:
@@ -118,10 +134,11 @@ def compress_model(opened: OpenModel, options: Options) -> None:
     Raises:
         ValueError: if text is given to a model of images or the other way round, or for a label that no row has.
     """
-    takes, other = ("text", "images") if opened.tokenizer else ("images", "text")
+    takes, other = ("text", "images") if opened.takes_text else ("images", "text")
     if options.model and getattr(options, other):  # of several models, ours, each takes what it can use
         raise ValueError(f"--{other}: {opened.name} takes {takes}, not {other}")
-    data = text_samples(opened, options) if opened.tokenizer else image_samples(opened, options)
+    opened.check_trilinear()
+    data = text_samples(opened, options) if opened.takes_text else image_samples(opened, options)
     opened.model.to(options.device)
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
     known, seen = (moments(opened, layers, batches) for batches in (data.calibration, data.test))
@@ -148,6 +165,7 @@ def compress_model(opened: OpenModel, options: Options) -> None:
             "attention_parameters": count_parameters(converted.values()),
             "cache_per_token": count_cached([next(iter(converted.values()))]),
             "ways": ways,
+            **opened.measured(),
             "before": {"attention_parameters": count_parameters(layers.values()), **score(before, data)},
         }
         append(
@@ -172,60 +190,90 @@ def default_rows(shape: dict) -> list[Row]:
     Raises:
         ValueError: for a layer that is neither multi-head nor grouped-query attention.
     """
-    h, d, g = shape["n_heads"], shape["d_model"], shape["n_kv_heads"]
+    h, d, g, width = shape["n_heads"], shape["d_model"], shape["n_kv_heads"], shape["head_dim"]
     if g == 0:
         raise ValueError("only multi-head and grouped-query layers have rows by default; give --ranks for this model")
-    t = g * shape["head_dim"]  # width of all keys
+    t = g * width  # width of all keys
 
     def even(width: float) -> int:
         return max(2, 2 * int(width / 2))
 
     rows = [
-        Row("Tucker", ranks=(heads, even(d / share), even(t / share)))
+        Row("Tucker", ranks=(heads, min(even(d / share), h * width, heads * even(t / share)), even(t / share)))
         for heads, share in ((h, 4), (max(1, 2 * h // 3), 6), (max(1, 2 * h // 3), 8), (max(1, 2 * h // 3), 12))
     ]
     if not shape["bias"]:  # MLA has none
         rows += [Row("MLA", latent=even(t / share), shared_kv=shared) for shared in (False, True) for share in (2, 4, 6)]
     divisors = [n for n in range(g // 2, 0, -1) if g % n == 0]
     rows += [Row("GQA", n_kv_heads=n) for n in divisors[:3]]
-    own = gqa_cost(d, h, g, shape["head_dim"]).parameters
-    return [row for row in rows if row.cost(d, h).parameters < own]
+    own = gqa_cost(d, h, g, width).parameters
+    return [row for row in rows if row.cost(d, h, width).parameters < own]
 
 
 def text_samples(opened: OpenModel, options: Options) -> Samples:
     """Windows of text, some documents to calibrate and the held-out ones to test, in the model's own tokens.
+
+    Each begins, and ends, with the special tokens that the model was trained to see there.
 
     Args:
         opened: whose tokenizer and context count.
         options: `text` and `validation` name files in place of the built-in text.
 
     Raises:
-        ValueError: if there is not one window of either.
+        ValueError: if there is not one window of either, or no tokenizer.
     """
+    if opened.tokenizer is None:
+        raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")
     name, documents = read_documents(options.text)
-    tokenizer, digest = Tokenizer.from_str(opened.tokenizer), hashlib.sha256()
-    window = min(WINDOW, opened.context)
-    needed = BATCHES * WINDOWS * (window + 1)
+    tokenizer, digest = whole(opened.tokenizer), hashlib.sha256()
+    first, last = surrounding(tokenizer)
+    last = [] if opened.predicts == NEXT else last  # a window of text that goes on does not end
+    ahead = int(opened.predicts == NEXT)  # one token behind each window, which the last one in it should predict
+    stretch = min(WINDOW, opened.context) + ahead - len(first) - len(last)  # tokens of the text in a window
+    needed = BATCHES * WINDOWS * stretch
 
-    def windows(chosen: list[str]) -> torch.Tensor:
+    def windows(chosen: list[str], source: str) -> torch.Tensor:
         tokens: list[int] = []
         for document in chosen:
             if len(tokens) >= needed:
                 break
             digest.update(document.encode() + b"\0")
             tokens += tokenizer.encode(document, add_special_tokens=False).ids
-        usable = min(needed, len(tokens) // (window + 1) * (window + 1))
+        usable = min(needed, len(tokens) // stretch * stretch)
         if usable == 0:
-            raise ValueError(f"{name} holds fewer than one window of {window + 1} tokens")
-        return torch.from_numpy(np.array(tokens[:usable]).reshape(-1, window + 1))
+            raise ValueError(f"{source} holds fewer than one window of {stretch} tokens")
+        if max(tokens) >= opened.vocabulary:
+            raise ValueError(
+                f"{opened.name}: its tokenizer makes token {max(tokens)}, beyond the {opened.vocabulary} of its embedding"
+            )
+        rows = np.array(tokens[:usable]).reshape(-1, stretch)
+        ends = [np.tile(special, (len(rows), 1)).astype(rows.dtype) for special in (first, last)]
+        return torch.from_numpy(np.concatenate([ends[0], rows, ends[1]], axis=1))
 
-    held_out = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
-    calibration = windows([d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1])
+    calibration = windows([d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1], name)
     if options.validation is not None:
-        held_out = read_documents(options.validation, "--validation")[1]
-    test = windows(held_out)
-    inputs, targets = (part.split(WINDOWS) for part in (test[:, :-1], test[:, 1:]))
-    return Samples(name, digest.hexdigest(), list(calibration[:, :-1].split(WINDOWS)), list(inputs), list(targets), "tokens")
+        source, held_out = read_documents(options.validation, "--validation")
+    else:
+        source, held_out = f"the held-out part of {name}", documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
+    inputs, targets = questions(opened, tokenizer, windows(held_out, source))
+    calibration = calibration[:, : calibration.shape[1] - ahead]
+    begins = tuple(map(tokenizer.id_to_token, first))
+    return Samples(name, digest.hexdigest(), list(calibration.split(WINDOWS)), inputs, targets, "tokens", begins)
+
+
+def questions(opened: OpenModel, tokenizer: Tokenizer, test: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Inputs and what the model should say of them, batch by batch: the next token, or every token that was hidden from it.
+
+    test: (windows, tokens). Without anything to say there are no targets.
+    """
+    if opened.predicts == NEXT:
+        inputs, targets = test[:, :-1], test[:, 1:]
+    elif opened.predicts == MASKED and (mask := next(filter(None, map(tokenizer.token_to_id, MASKS)), None)):
+        hidden = torch.arange(test.shape[1]) % HIDDEN_SHARE == HIDDEN_SHARE - 1
+        inputs, targets = test.masked_fill(hidden, mask), test.masked_fill(~hidden, NOT_ASKED)
+    else:
+        return list(test.split(WINDOWS)), []
+    return list(inputs.split(WINDOWS)), list(targets.split(WINDOWS))
 
 
 def image_samples(opened: OpenModel, options: Options) -> Samples:
@@ -236,14 +284,12 @@ def image_samples(opened: OpenModel, options: Options) -> Samples:
         options: `images` names a file in place of the built-in digits.
     """
     data = load_images(options.images)
-    first = next(p for p in opened.model.parameters() if p.ndim == 4)  # the patch embedding, (d, channels, side, side)
 
     def batches(x: np.ndarray) -> list[torch.Tensor]:
-        images = as_input(torch.from_numpy(x[: BATCHES * IMAGES]), data.pixel_range)
-        images = F.interpolate(images, (opened.image_size, opened.image_size), mode="bilinear", align_corners=False)
-        return list(images.expand(-1, first.shape[1], -1, -1).split(IMAGES))
+        images = torch.from_numpy(x[: BATCHES * IMAGES])
+        return list(images_for(opened, images, data.pixel_range).split(IMAGES))
 
-    targets = torch.from_numpy(data.y_test[: BATCHES * IMAGES]).split(IMAGES)
+    targets = torch.from_numpy(data.y_test[: BATCHES * IMAGES]).split(IMAGES) if opened.predicts == CLASS else []
     return Samples(data.name, data.sha256, batches(data.x_train), batches(data.x_test), list(targets), "images")
 
 
@@ -291,15 +337,15 @@ def mean_errors(layers: dict, converted: dict, moment_of: dict) -> list[float]:
 
 @torch.no_grad()
 def predictions(opened: OpenModel, data: Samples) -> torch.Tensor:
-    """Log-probabilities on the test inputs.
+    """Log-probabilities on the test inputs; features where the model predicts nothing.
 
     Returns:
-        (inputs, classes), on the CPU in float32; every token of a text is an input.
+        (inputs, classes) or (inputs, d), on the CPU in float32; every token of a text is an input.
     """
     device = next(opened.model.parameters()).device
-    return torch.cat(
-        [opened.logits(opened.model, x.to(device)).flatten(0, -2).float().log_softmax(-1).cpu() for x in data.test]
-    )
+    outputs = (opened.logits(opened.model, x.to(device)) for x in data.test)
+    flat = [output.reshape(-1, output.shape[-1]).float() for output in outputs]
+    return torch.cat([x.log_softmax(-1).cpu() if data.targets else x.cpu() for x in flat])
 
 
 def score(predicted: torch.Tensor, data: Samples) -> dict:
@@ -310,16 +356,19 @@ def score(predicted: torch.Tensor, data: Samples) -> dict:
         data: whose targets count.
 
     Returns:
-        `loss` in nats per token for text, `top1` as a share for images; nothing where the model has other classes than the data.
+        `loss` in nats per token that was asked for, `top1` as a share for images; nothing where the model has other classes than
+        the data, or predicts nothing.
     """
+    if not data.targets:
+        return {}
     targets = torch.cat([t.flatten() for t in data.targets])
     if data.unit == "tokens":
-        return {"loss": F.nll_loss(predicted, targets).item()}
+        return {"loss": F.nll_loss(predicted, targets, ignore_index=NOT_ASKED).item()}
     return {"top1": (predicted.argmax(1) == targets).float().mean().item()} if predicted.shape[1] == targets.max() + 1 else {}
 
 
 def quality(opened: OpenModel, data: Samples, before: torch.Tensor) -> dict:
-    """Score after the conversion, and how often the likeliest class is still the one from before.
+    """Score after the conversion, and how often the likeliest class is still the one from before; of features their cosine with it.
 
     Args:
         opened: the converted model.
@@ -327,14 +376,16 @@ def quality(opened: OpenModel, data: Samples, before: torch.Tensor) -> dict:
         before: `predictions` of the model as it was.
 
     Returns:
-        `agreement` as a share, and what `score` gives.
+        `agreement` as a share, and what `score` gives; of features `similarity`.
     """
     predicted = predictions(opened, data)
+    if not data.targets:
+        return {"similarity": F.cosine_similarity(predicted, before).mean().item()}
     return {"agreement": (predicted.argmax(1) == before.argmax(1)).float().mean().item(), **score(predicted, data)}
 
 
 def in_words(measured: dict) -> str:
     """One way of conversion on one line, for the terminal."""
     (w, w_post), (x, x_post) = measured["weights"], measured["inputs"]
-    quality = ", ".join(f"{name} {measured[name]:.3f}" for name in ("loss", "top1", "agreement") if name in measured)
+    quality = ", ".join(f"{name} {measured[name]:.3f}" for name in SCORES if name in measured)
     return f"W {w:.3f}, W~ {w_post:.3f}, logits {x:.3f}, outputs {x_post:.3f}, {quality}"

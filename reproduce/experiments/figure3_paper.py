@@ -17,13 +17,16 @@ from torch import nn
 from tucker_ref import MultiHeadAttention
 
 from ..data.imagenet import CLASSES, TRAIN_IMAGES, Photographs, held_out_batches, load_photographs, training_batches
+from ..models.public.agreement import TRUSTED
+from ..models.public.checkpoint import identity
+from ..models.public.opened import OpenModel
 from ..models.rows import Row
 from ..models.sizes import count_parameters
 from ..models.vit import ViT
 from ..train.dry_run import Plan
 from ..train.loop import train
 from ..train.options import Options
-from ..train.public_models import OpenModel, configured, open_model
+from ..train.public_models import configured, open_model
 from ..train.runs import Run, override, selected
 from ..train.settings import TrainConfig
 from ..train.vision import accuracy, as_input, outcome
@@ -151,7 +154,7 @@ def run(options: Options) -> list[Plan]:
         return [plan_of(pretrained, rows, options) for pretrained, rows in chosen]
     photographs_of = functools.cache(lambda side: load_photographs(options.images, options.out / "cache", side))
     for pretrained, rows in chosen:
-        subject = Subject(pretrained.name, photographs_of)
+        subject = Subject(pretrained.name, photographs_of, options.trust_layers)
         for seed in options.seeds or PRESET.seeds:
             for row in rows:
                 fine_tune(subject, row, seed, options)
@@ -171,11 +174,12 @@ class Subject:
 
     model: str
     photographs_of: Callable[[int], Photographs]
+    trust_layers: bool = False
 
     @functools.cached_property
     def opened(self) -> OpenModel:
         """The model with its weights."""
-        return open_model(self.model)
+        return open_model(self.model, trust_layers=self.trust_layers, head=False)
 
     @functools.cached_property
     def config(self) -> dict:
@@ -184,10 +188,13 @@ class Subject:
         Raises:
             ValueError: for a model of text.
         """
-        name, side = configured(self.model) or (self.opened.name, self.opened.image_size)
+        known = configured(self.model)
+        name, side = known or (self.opened.name, self.opened.image_size)
         if side is None:
             raise ValueError(f"--model {self.model} takes no images")
-        return {"model": name.split("/")[-1], "image_size": side}
+        weights = identity(self.model) if known else self.opened.weights
+        trusted = TRUSTED if self.trust_layers else {}
+        return {"model": name.split("/")[-1], "image_size": side, "weights": weights, **trusted}
 
     @property
     def photographs(self) -> Photographs:

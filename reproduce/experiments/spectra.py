@@ -41,8 +41,9 @@ def run(options: Options) -> None:
     if options.model:
         if unused := [name for name in ("rows", "seeds") if getattr(options, name)]:
             raise ValueError(f"--{unused[0]} chooses among models of table2: it does not go with --model")
-        opened, started = open_model(options.model), time.perf_counter()
-        metrics = {"trained": of_layers(opened.layers.values(), options.device)}
+        opened, started = open_model(options.model, trust_layers=options.trust_layers), time.perf_counter()
+        opened.check_trilinear()
+        metrics = {"trained": of_layers(opened.layers.values(), options.device), **opened.measured()}
         seconds = time.perf_counter() - started
         record = new_record(
             "spectra", "models", opened.name, opened.config(), metrics, device=options.device, wall_seconds=seconds

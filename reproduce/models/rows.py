@@ -123,19 +123,20 @@ class Row:
             return compress(layer, self.ranks, self.post_ranks or None, shared_kv=self.shared_kv, moment=moment)
         return copy.deepcopy(layer)
 
-    def cost(self, d_model: int, n_heads: int) -> Cost:
+    def cost(self, d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:
         """Its costs by Table 1's formulas, without the gains of norms; `count_parameters` of the built layer has them.
 
         Args:
             d_model: d.
             n_heads: n_H.
+            head_dim: d_H, by default d / n_H.
         """
         if self.mechanism == "MHA":
-            return mha_cost(d_model, n_heads)
+            return mha_cost(d_model, n_heads, head_dim)
         if self.mechanism == "GQA":
-            return gqa_cost(d_model, n_heads, self.n_kv_heads)
+            return gqa_cost(d_model, n_heads, self.n_kv_heads, head_dim)
         if self.mechanism == "MLA":
-            return mla_cost(d_model, n_heads, self.latent, self.latent, shared_kv=self.shared_kv)
+            return mla_cost(d_model, n_heads, self.latent, self.latent, head_dim, shared_kv=self.shared_kv)
         return tucker_cost(d_model, n_heads, self.ranks, self.post_ranks or None, shared_kv=self.shared_kv)
 
     def narrowed(self, factor: int) -> "Row":

@@ -6,7 +6,7 @@ from ..store.records import Record
 from .markdown import Table, markdown
 from .query import by_model
 
-SCORES = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess"}
+SCORES = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess", "similarity": "cosine with before"}
 
 
 def compress_runs(records: list[Record]) -> list[Table]:
@@ -18,6 +18,8 @@ def compress_table(records: list[Record]) -> Table:
     """Sizes and errors of each row of one model, truncated for the weights alone and knowing the inputs."""
     c, data, before = records[0].config, records[0].data, records[0].metrics["before"]
     score = next((name for name in ("loss", "top1") if name in before), "agreement")
+    if "similarity" in records[0].metrics["ways"]["plain"]:
+        score = "similarity"
     scale = "" if records[0].preset == "models" else ", REDUCED SCALE"
     title = (
         f"**{c['model']}{scale}: trained layers compressed, not trained further.** Width {c['d_model']}, {c['n_heads']} heads, "

@@ -184,7 +184,9 @@ def by_device(records: list[Record]) -> list[list[Record]]:
 
 def by_model(records: list[Record]) -> list[list[Record]]:
     """Records of one model on one set of samples together."""
-    return list(grouped(records, lambda r: (r.config["model"], r.config.get("run"), r.data["sha256"])).values())
+    return list(
+        grouped(records, lambda r: (r.config["model"], r.config.get("run", r.config.get("weights")), r.data["sha256"])).values()
+    )
 
 
 def budget_of(record: Record) -> tuple:

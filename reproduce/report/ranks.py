@@ -31,7 +31,7 @@ def spectra_runs(records: list[Record]) -> list[Table]:
 
 def _cell(record: Record, side: str, mode: str) -> str:
     """The mean after training, before it, and how many singular values there are."""
-    states = record.metrics
+    states = {state: record.metrics[state] for state in ("trained", "initial") if state in record.metrics}
     means = {state: statistics.mean(x[side][mode]["entropy_rank"] for x in layers) for state, layers in states.items()}
     before = f" ({means['initial']:.1f})" if "initial" in means else ""
     return f"{means['trained']:.1f}{before} of {states['trained'][0][side][mode]['size']}"

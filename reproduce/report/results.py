@@ -12,6 +12,7 @@ from .exactness import exactness_cells
 from .gpu import ablation_table, best_table, cures_table, fresh_table, sweep_table
 from .language import ablation_runs, loss_tables
 from .markdown import Table
+from .opening import opening_table
 from .query import alike, by_command, by_device, complete, grouped
 from .ranks import spectra_runs
 from .sizes import table1_sizes, table2_sizes, table3_sizes
@@ -41,6 +42,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": each(partial(loss_tables, "table3"))}),
     "compress": ("Compressed without training", {"runs": compress_runs}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
+    "opening": ("Architectures that open", {"tests": opening_table}),
     "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs)}),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),

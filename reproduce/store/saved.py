@@ -10,9 +10,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
 
-from tucker_ref import Rotary, TuckerAttention
+from tucker_ref import LatentNorm, Rotary, TuckerAttention
+from tucker_ref.norms import QKNorm
 
 from .files import write_atomically
+
+NORMS = ("query_norm", "key_norm", "value_norm", "q_norm", "k_norm")  # of a Tucker layer
 
 
 def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
@@ -149,13 +152,27 @@ def describe(layer: TuckerAttention) -> dict:
         "latent_norm": layer.latent_norm,
         "qk_norm": layer.qk_norm,
         "rotary": rotary and {"frequencies": rotary.frequencies.tolist(), "pairing": rotary.pairing, "blocks": rotary.blocks},
+        "norms": {name: describe_norm(norm) for name in NORMS if not isinstance(norm := getattr(layer, name), nn.Identity)},
     }
+
+
+def describe_norm(norm: nn.Module) -> dict:
+    """The arguments that build a norm of this kind."""
+    if isinstance(norm, QKNorm):
+        return {"width": norm.width, "heads": norm.heads, "blocks": norm.blocks, "count": norm.count, "eps": norm.eps}
+    return {"width": norm.normalised, "eps": norm.eps}
 
 
 def layer_of(description: dict) -> TuckerAttention:
     """A fresh layer of the shape that `describe` tells."""
-    rotary = description["rotary"]
-    return TuckerAttention(**{**description, "rotary": rotary and Rotary(**rotary)})
+    shape = {name: value for name, value in description.items() if name != "norms"}
+    rotary = shape["rotary"]
+    layer = TuckerAttention(**{**shape, "rotary": rotary and Rotary(**rotary)})
+    if "norms" in description:  # which older files do not have: theirs are as the layer makes them
+        for name in NORMS:
+            norm = description["norms"].get(name)
+            setattr(layer, name, nn.Identity() if norm is None else (QKNorm if "heads" in norm else LatentNorm)(**norm))
+    return layer
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -148,13 +148,23 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Whose attention to look at."""
     parser.add_argument(
         "--model",
-        help=".safetensors from out/models, or a GPT-2, Llama-style or ViT checkpoint by folder or hub name (timm's too)",
+        help=".safetensors from out/models, or a public checkpoint by folder or hub name (docs/compression.md lists them; timm's too)",
+    )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-layers",
+        action="store_true",
+        help="open a public model without comparing it with itself, its own attention as layers of tucker_ref (records say so)",
     )
 
 
 def add_pretrained(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint to start from."""
     parser.add_argument("--model", help="in the preset paper: a checkpoint of timm's, by name (default: those of the paper)")
+    add_trust(parser)
 
 
 def add_compression(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ class Options:
         text, validation, bpe, images: paths in place of the built-in data.
         test: texts for finished models alone.
         model: whose attention to look at.
+        trust_layers: without comparing it with the original first.
         ranks: to compress it to, (head, query, key) each.
         save: where the compressed model goes.
         workers: those that train together, this one among them.
@@ -50,6 +51,7 @@ class Options:
     bpe: str | None = None
     images: str | None = None
     model: str | None = None
+    trust_layers: bool = False
     ranks: tuple[tuple[int, int, int], ...] = ()
     save: Path | None = None
     workers: Workers = ALONE

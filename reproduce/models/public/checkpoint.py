@@ -1,0 +1,150 @@
+"""A folder or hub name that transformers knows: its configuration, its weights, and who it is. No code of a checkpoint is ever run.
+
+What a checkpoint lacks is an error that names it, where transformers would put random numbers.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .family import Family
+
+NO_CODE = dict(trust_remote_code=False)  # said at each call: left out, transformers asks on stdin
+EVERYWHERE = r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$"  # buffers of older versions
+PREFIXES = {
+    "module.": "saved from DistributedDataParallel",
+    "_orig_mod.": "saved from a compiled model",
+    "model.": "saved from inside another module",
+}
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SHOWN = 4  # names in a message
+OLDEST = 5  # the major version that reads weights as this file relies on
+
+
+def library(name):
+    """transformers.  Raises ValueError where it is not installed, or older than what was looked at: it may unpickle weights."""
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError(f"--model {name}: public models need transformers: pip install 'tucker-ref[public]'") from None
+    if int(transformers.__version__.split(".")[0]) < OLDEST:
+        raise ValueError(f"--model {name}: transformers {transformers.__version__} is too old; {OLDEST} or newer is needed")
+    return transformers
+
+
+def config_of(name: str):
+    """The configuration, of transformers."""
+    return library(name).AutoConfig.from_pretrained(name, **NO_CODE)
+
+
+def class_of(family: Family, named: str):
+    """The class of transformers that opens a model of this architecture, or of a class that was opened before."""
+    transformers = library(named)
+    named = family.without_head.get(named, named)
+    known = named in family.other_heads or named in family.without_head.values()
+    return getattr(transformers, named if known else family.head)
+
+
+def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
+    """The model in single precision, with the weights of its files and no others.
+
+    head: False for a classifier that will be replaced, and may be missing.
+    Raises ValueError naming what is missing, what is there beside it, or what has another shape.
+    """
+    check_indices(name)
+    architecture = (config.architectures or [""])[0]
+    of = class_of(family, architecture)
+    if not head:
+        config.num_labels = 0  # transformers then makes no classifier
+    options = dict(weights_only=True, attn_implementation="sdpa", dtype=torch.float32, ignore_mismatched_sizes=True)
+    options |= NO_CODE | {"config": config} if of.__name__ == family.head else family.bare
+    model, found = of.from_pretrained(name, output_loading_info=True, **options)
+    unused = "|".join((EVERYWHERE, family.unused, *(["classifier\\."] if not head else [])))
+    unexpected = [name for name in found["unexpected_keys"] if not re.match(unused, name)]
+    check_weights(found["missing_keys"], unexpected, found["mismatched_keys"], architecture)
+    if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise ValueError(f"NaN or infinity is in {_named(spoiled)}")
+    return model.eval()
+
+
+def check_weights(missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple] = (), saved: str = "") -> None:
+    """Raise ValueError, naming them, where weights are missing, have another shape or belong to nothing here.
+
+    saved: the architecture that config.json names.
+    """
+    missing, unexpected, mismatched = sorted(missing), sorted(unexpected), sorted(mismatched)
+    if mismatched:
+        name, theirs, ours = mismatched[0]
+        raise ValueError(f"{name} has shape {tuple(theirs)} in its file and {tuple(ours)} by its config.json")
+    if not (missing or unexpected):
+        return
+    headless = f" (it is a {saved}, which has no head)" if saved.endswith("Model") else ""
+    said = [f"lacks the weights {_named(missing)}{headless}"] if missing else []
+    said += [f"holds {_named(unexpected)}, which belong to nothing in this model"] if unexpected else []
+    same = (p for p in PREFIXES if unexpected and all(n.startswith(p) and n.removeprefix(p) in missing for n in unexpected))
+    prefix = next(same, None)
+    remedy = (
+        f"; every name begins with {prefix!r} ({PREFIXES[prefix]}): take it off with "
+        f"{{name.removeprefix({prefix!r}): w for name, w in weights.items()}} and save them again"
+        if prefix
+        else ""
+    )
+    raise ValueError(f"it {' and '.join(said)}{remedy}")
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def beside(name: str, file: str) -> Path | None:
+    """A file of this folder, or of this name on the hub; None where there is none."""
+    if os.path.isdir(name):
+        return Path(name, file) if Path(name, file).is_file() else None
+    found = library(name).utils.cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def check_indices(name: str) -> None:
+    """Raise ValueError where an index names weights outside its folder, or the folder holds changes to another model."""
+    for index in INDICES:
+        if path := beside(name, index):
+            for file in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
+                if Path(file).name != file or file in ("", ".."):
+                    raise ValueError(f"{index} names {file}, which is outside its folder")
+    if beside(name, "adapter_config.json"):
+        raise ValueError(
+            "it holds an adapter (adapter_config.json), changes to another model; merge them and save the whole model"
+        )
+
+
+def identity(name: str) -> str:
+    """What tells one model from another of the same name, 16 hex digits: a hash of its weights' files and config.json.
+
+    name: a file of weights, a folder of them, or a name on the hub, whose commit says as much.
+    """
+    path = Path(name)
+    if not path.exists():
+        return beside(name, "config.json").parent.name[:16]  # in the cache, snapshots/COMMIT/config.json
+    files = [path]
+    if path.is_dir():
+        files = [*sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin")), path / "config.json"]
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def identity_of(model: nn.Module) -> str:
+    """The same of a model that came without files."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
