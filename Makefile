@@ -14,7 +14,7 @@ help:
 	@echo "make book        build the tutorials and the API as web pages: out/book/index.html"
 	@echo "make figures     redraw paper_figures/images from the committed records"
 	@echo "make lint        check style, types and who imports whom"
-	@echo "make mutation    put faults into the library one by one: do the tests notice? (an hour or two)"
+	@echo "make mutation    put faults into the code one by one: do the tests notice? (an hour or two)"
 	@echo "make fuzz        try the contract of every public function on hundreds of random inputs (minutes)"
 	@echo "make versions    build the wheel and test it in empty environments: oldest and newest Python, torch and NumPy (minutes, gigabytes)"
 	@echo "make clean       remove .venv and out/"

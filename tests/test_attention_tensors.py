@@ -78,8 +78,9 @@ def test_attention_is_not_causal_unless_told_so():
     x = np.random.default_rng(1).standard_normal((5, 12))
     w_q, w_k, w_v, w_o = random_head_weights(12, 3, 4)
     tensors = pre_softmax_tensor(w_q, w_k), post_softmax_tensor(w_v, w_o)
-    assert np.array_equal(tensor_attention(x, *tensors, 0.5), tensor_attention(x, *tensors, 0.5, False))
-    assert np.array_equal(multi_head_attention(x, w_q, w_k, w_v, w_o), multi_head_attention(x, w_q, w_k, w_v, w_o, False))
+    for attention, given in ((tensor_attention, (*tensors, 0.5)), (multi_head_attention, (w_q, w_k, w_v, w_o))):
+        assert np.array_equal(attention(x, *given), attention(x, *given, False))
+        assert relative_error(attention(x, *given), attention(x, *given, True)) > DIFFERENT  # control: it is heard
 
 
 @pytest.mark.parametrize("wrong", range(4))

@@ -365,11 +365,13 @@ def test_a_layer_may_name_its_arguments_otherwise():
         def forward(self, hidden_states, attention_mask=None, **options):
             return super().forward(hidden_states, mask=attention_mask, **options)
 
-    layer, x = Renamed(24, 6, (4, 9, 8)), torch.randn(2, 5, 24)
-    mask, cache = torch.ones(5, 5, dtype=torch.bool).tril(), layer.new_cache(2, 5)
-    expected = TuckerAttention.forward(layer, x)
-    for y in (layer(x, mask), layer(hidden_states=x), layer(x, cache=cache)):
-        torch.testing.assert_close(y, expected)
+    layer, x = with_large_weights(Renamed(24, 6, (4, 9, 8))), tokens(2, 5, 24)
+    mask, cache = torch.arange(5) != 1, layer.new_cache(2, 5)
+    expected, hidden = TuckerAttention.forward(layer, x), TuckerAttention.forward(layer, x, mask=mask)
+    for y, wanted in ((layer(x, mask), hidden), (layer(hidden_states=x), expected), (layer(x, cache=cache), expected)):
+        assert relative_error(y, wanted) < EXACT
+    assert cache.length == 5
+    assert relative_error(hidden, expected) > DIFFERENT  # control: the mask counts
 
 
 def test_quantised_weights_and_adapters_do_not_decide_what_a_layer_takes():

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import EXACT, relative_error, tokens, with_large_weights
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 
 from tucker_ref import (
     GroupedQueryAttention,
@@ -203,14 +203,25 @@ EMPTY = table(
 @pytest.mark.parametrize("causal", (False, True))
 @pytest.mark.parametrize("size", EMPTY)
 def test_nothing_in_gives_nothing_out(name, backend, causal, size):
-    if backend in ("triton", "efficient") and 0 not in size:
-        pytest.skip("not empty")
     layer, x = layer_of(name).float(), torch.zeros(*size, 24, requires_grad=True)
     y = layer(x, backend=backend, causal=causal)
     assert y.shape == x.shape
     if backend in ("reference", "sdpa", "math"):
         y.sum().backward()
-        assert x.grad.shape == x.shape and all(not p.grad.isnan().any() for p in layer.parameters() if p.grad is not None)
+        assert x.grad.shape == x.shape
+        assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())  # a sum over nothing; NaN would be any
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("backend", ("reference", "sdpa", "math", "flex"))
+@torch.no_grad()
+def test_no_token_leaves_a_cache_as_it_was(name, backend):
+    layer, expected = layer_of(name), layer_of(name)(X)
+    cache = layer.new_cache(2, 5)
+    pieces = [layer(part, cache=cache, backend=backend) for part in X.split([3, 0, 2], dim=1)]
+    assert [piece.shape[1] for piece in pieces] == [3, 0, 2] and cache.length == 5
+    assert relative_error(torch.cat(pieces, dim=1), expected) < EXACT
+    assert relative_error(layer(X[:, 3:]), expected[:, 3:]) > DIFFERENT  # control: what was cached matters
 
 
 @EVERY_LAYER
@@ -268,8 +279,7 @@ def test_a_query_that_may_look_nowhere_gets_zeros(name, causal, mask, backend):
     assert hidden.any() and torch.allclose(y[hidden], nothing[0, 0].expand_as(y[hidden]), rtol=0, atol=1e-12)
 
 
-@EVERY_LAYER
-@pytest.mark.parametrize(
+POSITIONS = pytest.mark.parametrize(
     "positions",
     table(
         ("positions: negative", torch.arange(5) - 1000),
@@ -278,9 +288,24 @@ def test_a_query_that_may_look_nowhere_gets_zeros(name, causal, mask, backend):
         ("positions: above a billion", torch.arange(5) + 2**30),
     ),
 )
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().rotary is not None])
+@POSITIONS
 def test_only_differences_of_positions_count(name, positions):
     layer, largest = layer_of(name), positions.long().abs().max().item()
-    assert relative_error(layer(X, positions=positions), layer(X)) < 64 * largest * 2**-53  # what angles in float64 resolve
+    expected = layer(X)
+    assert relative_error(layer(X, positions=positions), expected) < 64 * largest * 2**-53  # what angles in float64 resolve
+    apart = positions + torch.arange(5).to(positions)
+    assert relative_error(layer(X, positions=apart), expected) > DIFFERENT  # control: twice as far from each other
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().rotary is None])
+@POSITIONS
+def test_without_a_rotary_embedding_positions_change_nothing(name, positions):
+    layer = layer_of(name)
+    assert torch.equal(layer(X, positions=positions.flip(0)), layer(X))
+    assert relative_error(layer(X.flip(1)).flip(1), layer(X)) > DIFFERENT  # control: order does, for later tokens are hidden
 
 
 SIZES = ((0, "0"), (-1, "-1"), (True, "True"), (2.0, "2.0"), ("2", "'2'"), (NAN, "nan"))

@@ -1,5 +1,6 @@
 """Mutation, fuzzing and versions: what is counted, what is listed as equivalent, and what the committed records say."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -8,20 +9,37 @@ from pathlib import Path
 
 import pytest
 
+from reproduce.report import checks
 from reproduce.store import records
 from reproduce.train.options import Options
 from reproduce.trust import fuzz, mutation, versions
 
 CHANGED = {"m1": "cache.f: a + b -> a - b", "m2": "cache.f: a -> b", "m3": "cache.f: a -> b"}
+OUTCOMES = dict(m0="killed", m1="survived", m2="survived", m3="untested", m4="mypy", m5="timeout", m6="mypy")
 
 
 def test_mutants_are_counted_by_their_ends():
-    outcomes = dict(m0="killed", m1="survived", m2="survived", m3="untested", m4="mypy", m5="timeout")
-    metrics = mutation.count(outcomes, CHANGED, {"cache.f: a -> b": "b is a"})
-    assert [metrics[n] for n in ("mutants", "killed", "mypy", "timeouts", "equivalent", "survived")] == [6, 1, 1, 1, 2, 1]
+    metrics = mutation.count(OUTCOMES, {}, CHANGED, {"cache.f: a -> b": "b is a"})
+    assert [metrics[n] for n in ("mutants", "killed", "mypy", "timeouts", "equivalent", "survived")] == [7, 1, 2, 1, 2, 1]
     assert metrics["survivors"] == ["cache.f: a + b -> a - b"] and metrics["equivalents"] == {"cache.f: a -> b": "b is a"}
-    assert mutation.killed_share(metrics) == 0.75
-    assert mutation.killed_share(mutation.count(outcomes, CHANGED, {})) == 0.5  # control: nothing is equivalent unless listed
+    assert mutation.count(OUTCOMES, {}, CHANGED, {})["survived"] == 3  # control: nothing is equivalent unless listed
+
+
+def test_what_types_reject_and_what_tests_notice_are_told_apart():
+    said = CHANGED | {"m4": "cache.f: b -> None"}
+    metrics = mutation.count(OUTCOMES, {"m4": "survived", "m6": "killed"}, said, {})
+    assert metrics["lot"] == {"seed": 0, "drawn": 2, "noticed": 1, "unnoticed": ["cache.f: b -> None"]}
+    assert metrics["survived"] == 3  # types did notice
+    assert "Tests met 5: 1 killed" in mutation.summary(metrics)
+    assert "Types alone rejected 2; of 2 of these, drawn by lot, tests noticed 1" in mutation.summary(metrics)
+
+
+def test_one_in_ten_of_what_types_reject_is_drawn_by_lot():
+    outcomes = {f"m{n}": "mypy" for n in range(41)} | {f"k{n}": "killed" for n in range(50)}
+    drawn = mutation.lot(outcomes)
+    assert len(set(drawn)) == 5 and set(drawn) <= {name for name in outcomes if name[0] == "m"}
+    assert mutation.lot(dict(reversed(outcomes.items()))) == drawn != sorted(drawn)[:5]
+    assert len(mutation.lot({"m": "mypy"})) == 1 and mutation.lot({"m": "killed"}) == []
 
 
 def test_every_equivalent_mutant_has_a_reason_and_is_listed_once():
@@ -32,24 +50,93 @@ def test_every_equivalent_mutant_has_a_reason_and_is_listed_once():
     assert all(entry["reason"] and mutant.startswith(modules) for entry in entries for mutant in entry["mutants"])
 
 
-def test_a_module_gets_a_fresh_copy_with_its_own_tests(tmp_path):
-    (tmp_path / "gqa").mkdir()
-    (tmp_path / "gqa" / "old").touch()
-    folder = mutation.prepare(tmp_path / "gqa", "gqa")
+def test_modules_get_a_fresh_copy_with_their_own_tests(tmp_path):
+    modules = ("gqa", "compression/spectra", "reproduce/train/muon")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "old").touch()
+    folder = mutation.prepare(tmp_path / "copy", modules)
     settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
-    assert settings["only_mutate"] == ["tucker_ref/gqa.py"] and not (folder / "old").exists()
-    assert all((folder / name.split("::")[0]).exists() for name in settings["pytest_add_cli_args_test_selection"])
-    folder = mutation.prepare(tmp_path / "compression/spectra", "compression/spectra")
-    settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
-    assert settings["only_mutate"] == ["tucker_ref/compression/spectra.py"] and (folder / settings["only_mutate"][0]).exists()
+    assert settings["only_mutate"] == ["tucker_ref/gqa.py", "tucker_ref/compression/spectra.py", "reproduce/train/muon.py"]
+    assert not (folder / "old").exists() and all((folder / path).exists() for path in settings["only_mutate"])
+    selected = settings["pytest_add_cli_args_test_selection"]
+    assert all((folder / name.split("::")[0]).exists() for name in selected) and len(selected) == len(set(selected))
+    belonging = json.loads((folder / "tests_of.json").read_text())
+    assert belonging["reproduce.train.muon"] == ["tests/test_muon.py"] and set(belonging["tucker_ref.gqa"]) < set(selected)
+    assert "mypy" in settings["type_check_command"]
+    mutation.configure(folder, modules, types=False)
+    assert tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]["type_check_command"] == []
 
 
 @pytest.mark.parametrize("module", mutation.TESTS)
 def test_the_tests_of_a_module_exist(module):
-    assert (mutation.ROOT / "tucker_ref" / f"{module}.py").exists()
+    assert (mutation.ROOT / mutation.path_of(module)).exists()
     for name in mutation.TESTS[module]:
         file, _, function = name.partition("::")
         assert f"def {function}" in (mutation.ROOT / "tests" / file).read_text()
+
+
+def decorated(source):
+    """The functions that mutmut would leave out."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return [
+        f.name for f in functions if [ast.unparse(d) for d in f.decorator_list] not in ([], ["staticmethod"], ["classmethod"])
+    ]
+
+
+def test_no_function_is_left_out_for_its_decorators():
+    sources = [(mutation.ROOT / mutation.path_of(module)).read_text() for module in mutation.TESTS]
+    assert not any(decorated(mutation.undecorated(source)) for source in sources)
+    assert "forward" in [name for source in sources for name in decorated(source)]  # control
+
+
+DECORATED = """
+import functools
+
+def twice(function):
+    @functools.wraps(function)
+    def called(*arguments):
+        return 2 * function(*arguments)
+    return called
+
+class A:
+    @property
+    def one(self):
+        return 1
+
+    @twice
+    @functools.cache
+    def times(
+        self, n,
+    ):
+        return self.one * n
+
+    @classmethod
+    def made(cls):
+        return cls()
+
+    @twice
+    def two(self):
+        return 1
+"""
+
+
+def test_a_function_whose_decorators_are_applied_below_it_does_the_same():
+    plain, before, after = mutation.undecorated(DECORATED), {}, {}
+    exec(DECORATED, before)
+    exec(plain, after)
+    for module in (before, after):
+        assert module["A"].made().one == 1 and module["A"]().times(3) == 6 and module["A"]().two() == 2
+        assert isinstance(module["A"].one, property) and module["A"]().times.__wrapped__.cache_info is not None
+        module["twice"] = lambda function: lambda *arguments: 3 * function(*arguments)
+    assert (before["A"]().two(), after["A"]().two()) == (2, 3)  # a decorator of ours can be mutated after the import
+    assert "times = twice(functools.cache(times__plain))" in plain and "    @classmethod\n    def made(cls)" in plain
+
+
+def test_every_committed_record_of_mutation_is_of_a_module_that_exists():
+    """A stale one is no error: the page says which they are."""
+    committed = records.load(records.COMMITTED, "mutation")
+    assert {record.method for record in committed} <= set(mutation.TESTS)
+    print("stale:", ", ".join(checks.stale(committed)))
 
 
 def test_unknown_modules_are_named(tmp_path):
@@ -61,27 +148,131 @@ def finished(returncode: int = 0, stdout: str = "") -> subprocess.CompletedProce
     return subprocess.CompletedProcess([], returncode, stdout, "")
 
 
-def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys):
-    """mutmut itself takes minutes: here it leaves three mutants, of which one lives."""
+@pytest.mark.parametrize(
+    "modules, rejected", ((("cache",), 1), (tuple(mutation.TESTS)[: mutation.TOGETHER + 1], 1), (("mha",), 0))
+)
+def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, modules, rejected):
+    """mutmut itself takes minutes: here it leaves three mutants of a module, of which one lives; types may reject another."""
+    runs = []
 
     def mutmut(folder, *arguments):
         if "-c" in arguments:
             diff = "--- a\n+++ b\n-    end = start + n\n+    end = start - n\n"
             return json.dumps({name: diff for name in arguments[2:]})
-        meta = folder / "mutants" / "tucker_ref" / "cache.py.meta"
-        meta.parent.mkdir(parents=True)
-        codes = {f"tucker_ref.cache.xǁCacheǁappend__mutmut_{n}": code for n, code in enumerate((1, 37, 0))}
-        meta.write_text(json.dumps({"exit_code_by_key": codes}))
+        settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
+        drawn = arguments[5:]
+        runs.append((bool(settings["type_check_command"]), len(drawn)))
+        for path in settings["only_mutate"]:
+            meta = folder / "mutants" / f"{path}.meta"
+            meta.parent.mkdir(parents=True, exist_ok=True)
+            name = path.removesuffix(".py").replace("/", ".")
+            codes = {f"{name}.xǁCacheǁappend__plain__mutmut_{n}": code for n, code in enumerate((1, 37 if rejected else 1, 0))}
+            meta.write_text(json.dumps({"exit_code_by_key": codes | dict.fromkeys(set(drawn) & codes.keys(), 1)}))
         return ""
 
     monkeypatch.setattr(mutation, "python", mutmut)
-    options = Options("smoke", tmp_path, tmp_path / "records", rows=("cache",))
+    monkeypatch.setenv("GIT_COMMIT", "0" * 40)
+    options = Options("smoke", tmp_path, tmp_path / "records", rows=modules)
     for _ in range(2):  # a second run replaces the first
         mutation.run(options)
-    (record,) = records.load(options.records)
-    assert record.metrics["survivors"] == ["cache.Cache.append: end = start + n -> end = start - n"]
-    assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 1, 1, 1]
-    assert "survived: cache.Cache.append" in capsys.readouterr().out
+    found = records.load(options.records)
+    assert [record.method for record in found] == list(modules) and not checks.stale(found)
+    for record in found:
+        module = record.method.replace("/", ".")
+        assert record.metrics["survivors"] == [f"{module}.Cache.append: end = start + n -> end = start - n"]
+        assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 2 - rejected, rejected, 1]
+        assert record.metrics["lot"] == {"seed": 0, "drawn": rejected, "noticed": rejected, "unnoticed": []}
+    assert f"survived: {found[0].method}.Cache.append" in capsys.readouterr().out
+    one_batch = [(True, 0), (False, min(len(modules), mutation.TOGETHER))]  # types and tests, then tests on the lot
+    assert runs[: 1 + rejected] == one_batch[: 1 + rejected]
+    assert len(runs) == 2 * -(-len(modules) // mutation.TOGETHER) * (1 + rejected)
+
+
+TOY = {
+    "tucker_ref/toy.py": "def larger(a, b):\n    return a if a > b else b\n",
+    "tests/test_toy.py": """
+from tucker_ref.toy import larger
+
+
+def test_larger():
+    assert larger(1, 2) == 2 and larger(2, 1) == 2
+
+
+def test_other():
+    assert larger(0, 0) == 0
+""",
+    "tests_of.json": '{"tucker_ref.toy": ["tests/test_toy.py::test_larger"]}',
+    "pyproject.toml": """
+[tool.mutmut]
+source_paths = ["tucker_ref"]
+pytest_add_cli_args_test_selection = ["tests"]
+process_isolation = "forkserver"
+[tool.pytest.ini_options]
+addopts = "-p no:cacheprovider"
+""",
+}
+
+
+@pytest.fixture
+def toy(tmp_path):
+    for name, text in TOY.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_mutants_are_killed_by_tests_that_were_collected_once(toy):
+    """The tool itself, on one function: `a > b` -> `a >= b` changes nothing, every other mutant does."""
+    said = mutation.python(toy, "-P", str(mutation.COLLECTED_ONCE), "run", "--max-children", "1")
+    codes = json.loads((toy / "mutants/tucker_ref/toy.py.meta").read_text())["exit_code_by_key"]
+    texts = mutation.changes(toy, list(codes))
+    alive = [texts[name].partition(": ")[2] for name, code in codes.items() if code != 1]
+    assert alive == ["return a if a > b else b -> return a if a >= b else b"] and len(codes) > 2, said
+
+
+LARGER = """
+def test_larger():
+    assert True
+
+
+def test_larger_fails():
+    assert False
+
+
+def test_other():
+    assert False
+"""
+
+
+def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
+    from mutmut import configuration
+    from mutmut.state import state
+
+    from reproduce.trust.collected_once import CollectedOnce
+
+    (toy / "mutants" / "tests").mkdir(parents=True)
+    (toy / "mutants" / "tests" / "test_in_here.py").write_text(LARGER)
+    (toy / "tests_of.json").write_text('{"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}')
+    passes, fails, other = (f"tests/test_in_here.py::test_{name}" for name in ("larger", "larger_fails", "other"))
+    mutant = "tucker_ref.toy.x_larger__mutmut_1"
+    monkeypatch.chdir(toy)
+    monkeypatch.setattr(state(), "duration_by_test", {passes: 0.1})
+    configuration.reset_config()
+    runner = CollectedOnce()
+    try:
+        runner.warm_up()
+        assert runner.run_tests(mutant_name=None, tests=[fails]) == 0  # not run: it has passed when it was timed
+        assert runner.run_tests(mutant_name=mutant, tests=[other]) == 33  # none that belongs
+        assert runner.run_tests(mutant_name=mutant, tests=[passes, other]) == 0
+        assert runner.run_tests(mutant_name=mutant, tests=[passes, fails]) == 1  # control
+        assert runner.run_forced_fail() == 1
+        runner.session.config._ensure_unconfigure()
+        state().duration_by_test[fails] = 0.2
+        with pytest.raises(RuntimeError, match="fail in a fork"):
+            runner.warm_up()
+    finally:
+        runner.session.config._ensure_unconfigure()
+        configuration.reset_config()
 
 
 def test_a_tool_that_fails_is_reported(tmp_path):

@@ -158,6 +158,9 @@ def test_a_recipe_leaves_other_mechanisms_alone():
     for recipe in ablations.RECIPES:
         plain, prepared = model_of(TABLE2[0]), model_of(TABLE2[0], recipe)
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), prepared.parameters()))
+    for recipe in (r for r in ablations.RECIPES if r.init != PLAIN.init):  # control: Tucker's own start otherwise
+        own = zip(model_of().parameters(), model_of(recipe=recipe).parameters())
+        assert not all(torch.equal(a, b) for a, b in own)
 
 
 @pytest.mark.parametrize("recipe", [r for r in ablations.RECIPES if not r.warmup > 1], ids=lambda r: r.name)

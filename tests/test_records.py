@@ -10,7 +10,7 @@ from helpers import a_record
 
 from reproduce.__main__ import EXPERIMENTS
 from reproduce.store import records
-from reproduce.store.files import write_atomically
+from reproduce.store.files import code_hash, write_atomically
 
 
 def record(method="MHA", seed=0, **metrics):
@@ -203,3 +203,18 @@ def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypa
     monkeypatch.setattr(records.Path, "read_text", no_file)
     assert records.git_commit() == "unknown"
     assert " threads on " in records.device_in_words("cpu")
+
+
+def test_the_hash_of_code_does_not_hang_on_what_is_said_about_it(tmp_path):
+    code = (
+        '''"""A module."""\n\n\ndef f(x):\n    """Doubles.\n\n    And more.\n    """\n    # why\n    return 2 * x  # (n,)\n'''
+    )
+
+    def hashed(source):
+        (tmp_path / "module.py").write_text(source, encoding="utf-8")
+        return code_hash(tmp_path / "module.py")
+
+    same = (code.replace("Doubles", "Twice x"), code.replace("    # why\n", ""), code.replace("A module", "Ein Modul, größer"))
+    other = (code.replace("2 * x", "3 * x"), code.replace("f(x)", "f(x=1)"), code + "y = 1\n")
+    assert {hashed(source) for source in same} == {hashed(code)} and len(hashed(code)) == 16
+    assert all(hashed(source) != hashed(code) for source in other)  # control

@@ -13,6 +13,7 @@ from helpers import a_record, nudged
 from reproduce.report import checks, claims, compression, language, query, results, words
 from reproduce.report.judge import FAILED, UNTESTED, VERDICTS
 from reproduce.store import records
+from reproduce.store.files import code_hash
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = records.load(records.COMMITTED)
@@ -239,7 +240,7 @@ def test_the_tables_of_claims_have_a_line_for_each():
 
 
 CHECKS = {
-    "mutation": dict(mutants=50, killed=40, mypy=3, timeouts=1, equivalent=5, survived=1),
+    "mutation": dict(mutants=50, mypy=3, timeouts=1, equivalent=5, survived=1, lot=dict(drawn=2, noticed=1), source="0"),
     "fuzz": dict(inputs=1000, tried={"a": 600, "b": 400}, public_names={"x": 2}, failed=[]),
     "hostile": dict(kinds={"shape": 30, "mask": 12}, skipped=0),
     "survival": {"training": dict(kills=4, ends=2, files=9), "recording": dict(kills=3, ends=1, files=5)},
@@ -249,7 +250,10 @@ CHECKS = {
     },
     "versions": dict(passed=60, failed=0, skipped=2, library="wheel"),
 }
-CHECK_RECORDS = [records.new_record(name, "tests", f"method of {name}", {}, metrics) for name, metrics in CHECKS.items()]
+METHODS = {"mutation": "gqa"}  # a module
+CHECK_RECORDS = [
+    records.new_record(name, "tests", METHODS.get(name, f"method of {name}"), {}, metrics) for name, metrics in CHECKS.items()
+]
 
 
 def test_every_check_on_record_has_one_line():
@@ -258,7 +262,8 @@ def test_every_check_on_record_has_one_line():
     for line, expected in zip(
         lines[2:],
         (
-            "50 mutants of 1 modules | 97.8% of those that change anything noticed",
+            "50 mutants of 1 modules | tests met 47 and noticed 41; 5 change nothing, 1 survive; types alone rejected 3; "
+            "of 2 of these, drawn by lot, tests noticed 1; stale records: 1, modules without one: ",
             "1,000 random inputs for 2 contracts of 1 public names | 0 contracts broken",
             "42 inputs of 2 kinds, most often shape (30), mask (12) |",
             "7 times kill -9: 4 while training, 3 while recording | none of 14 files",
@@ -277,6 +282,22 @@ def test_a_changed_record_changes_its_check():
     changed = [dataclasses.replace(record, metrics=nudged(record.metrics)) for record in CHECK_RECORDS]
     before, after = (checks.render(r).splitlines()[2:] for r in (CHECK_RECORDS, changed))
     assert len(before) == len(after) and all(a != b for a, b in zip(before, after))
+
+
+def test_mutation_says_what_is_stale_and_what_was_never_tried():
+    (record,) = (r for r in CHECK_RECORDS if r.experiment == "mutation")
+    row = "| gqa | 50 | 47 | 41 | 5 | 1 | 3 | 2 | 1 |"
+    assert checks.stale([record]) == ["gqa"] and f"{row} stale |" in re.sub(" +", " ", checks.mutants_table([record]))
+    now = dataclasses.replace(record, metrics=record.metrics | {"source": code_hash(checks.module_path("gqa"))})
+    assert checks.stale([now]) == [] and f"{row} of this code |" in re.sub(" +", " ", checks.mutants_table([now]))
+    assert checks.stale([dataclasses.replace(now, method="no_such_module")]) == ["no_such_module"]
+    before = dataclasses.replace(now, metrics={name: n for name, n in now.metrics.items() if name not in ("source", "lot")})
+    assert checks.stale([before]) == ["gqa"] and "of 0 of these" in checks.mutants([before])[1]
+    left = checks.untried([now])
+    assert "gqa" not in left and {"attend", "kernels/decode"} <= set(left) and "__init__" not in left
+    assert all(re.search(rf"\| {name} +\|.*\| +none \|", checks.mutants_table([now])) for name in left)
+    assert checks.untried([dataclasses.replace(now, method=name) for name in ["gqa", *left]]) == []
+    assert checks.mutants_table([]) == ""
 
 
 def test_a_check_that_lacks_a_number_is_named():

@@ -188,11 +188,12 @@ def test_frequencies_follow_the_device(monkeypatch):
 
 def test_frequencies_come_back_from_the_meta_device():
     """A layer that was moved there and given memory again has no values but these."""
-    layer = MultiHeadAttention(24, 3, rotary=Rotary.heads(8))
-    emptied = MultiHeadAttention(24, 3, rotary=Rotary.heads(8)).to("meta").to_empty(device="cpu")
+    layer, x = with_large_weights(MultiHeadAttention(24, 3, rotary=Rotary.heads(8))), tokens(2, 5, 24)
+    emptied = MultiHeadAttention(24, 3, rotary=Rotary.heads(8)).double().to("meta").to_empty(device="cpu")
     emptied.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 5, 24)
-    torch.testing.assert_close(emptied(x), layer(x))
+    assert relative_error(emptied(x), layer(x)) < EXACT
+    emptied.rotary.frequencies.zero_()
+    assert relative_error(emptied(x), layer(x)) > DIFFERENT  # control
 
 
 def test_frequencies_are_constants_of_their_own():

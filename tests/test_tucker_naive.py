@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tucker_ref import Rotary, TuckerAttention
 from tucker_ref.tucker_naive import tucker_attention
@@ -87,6 +88,22 @@ def test_the_backends_agree_with_the_six_lines():
     layer, x = layer_of("unequal ranks", "latent"), tokens(2, 7, 21)
     for backend in ("reference", "sdpa", "math"):
         assert relative_error(layer(x, backend=backend), naive(layer, x)) < EXACT
+
+
+def test_what_the_six_lines_make_is_where_the_tokens_are():
+    """Fake tensors know their device, and refuse to meet one of another."""
+    turned_on = []
+
+    def rotary(latent, positions):
+        turned_on.append(positions.device.type)
+        return latent
+
+    with FakeTensorMode():
+        x, u1, u2, core = (torch.empty(size, device="meta") for size in ((2, 5, 8), (3, 2), (8, 4), (2, 4, 4)))
+        tensor = (core, u1, u2, u2)
+        assert tucker_attention(x, tensor, tensor, 0.5, rotary=rotary).device.type == "meta" and set(turned_on) == {"meta"}
+        with pytest.raises(RuntimeError, match="same device"):  # control
+            tucker_attention(x, tensor, tensor, 0.5, mask=torch.ones(5, 5, dtype=torch.bool))
 
 
 def faults(layer, x, options) -> dict:

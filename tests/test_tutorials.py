@@ -9,6 +9,7 @@ import copy
 import importlib
 import json
 import re
+import statistics
 import subprocess
 import sys
 from itertools import takewhile
@@ -20,7 +21,7 @@ import torch
 
 import tucker_ref
 from reproduce.report.pages import BESIDE
-from tutorials import pictures
+from tutorials import compare, pictures
 from tutorials.book.chapters import CHAPTERS, as_chapter, led_from_here
 from tutorials.book.check import faults as faults_of_book
 
@@ -33,6 +34,12 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sor
 MAX_CELLS = 25  # before the exercises, so that a notebook is one sitting
 MAX_LINES = 15  # of a code cell, so that it fits on a slide
 EXERCISES = range(3, 6)
+# One idea a cell: these lessons keep the limits below instead of the three above, and have their exercises inside.
+LESSONS_AT_PACE = ("00", "01", "02", "03", "04")
+MEDIAN_LINES, MOST_LINES, WIDEST = 6, 12, 100  # of code cells: lines that are not empty, and columns
+MOST_WORDS, MOST_FOLDED = 900, 300  # of prose that is seen, and of what folds away; a formula is a word
+FORBIDDEN = {"reproduce", "matplotlib", "inspect"}  # what these lessons import from nowhere: each step is to be seen
+ASKED = {"Predict", "Interpret", "Prove"}  # in each of them, beside what the reader is to build
 VOICES = ("The paper, second-hand.", "We differ here", "Beyond the paper.")  # index.md says what each of them is
 MARK = "nbval-check-output"  # nbval compares the output of cells with this tag, and of no others
 THEOREMS = {  # paper's label: the notebook that asserts it
@@ -79,6 +86,11 @@ def is_exercise_heading(cell: dict) -> bool:
     return cell["cell_type"] == "markdown" and source(cell).startswith("## Exercises")
 
 
+def is_exercise(cell: dict) -> bool:
+    """Whether this is one of the exercises inside a lesson."""
+    return cell["cell_type"] == "markdown" and source(cell).startswith("### Exercise")
+
+
 def parse(cell: dict) -> ast.Module:
     return ast.parse(re.sub(r"^%.*$", "", source(cell), flags=re.MULTILINE))  # without IPython's magic lines
 
@@ -104,6 +116,8 @@ def faults_of_form(notebook: dict, name: str) -> list[str]:
     ]
     if not last.startswith("**Where to go next"):
         found.append("the last cell must say where to go next")
+    if name[:2] in LESSONS_AT_PACE:
+        return found + faults_of_exercises(notebook, name)
     lesson = list(takewhile(lambda cell: not is_exercise_heading(cell), cells))
     if len(lesson) > MAX_CELLS:
         found.append(f"{len(lesson)} cells before the exercises, more than {MAX_CELLS}")
@@ -117,13 +131,173 @@ def faults_of_form(notebook: dict, name: str) -> list[str]:
     return found
 
 
+def faults_of_exercises(notebook: dict, name: str) -> list[str]:
+    """Numbered from 1, of all kinds, spread over the lesson, and each with its check, or to be proved on paper."""
+    cells = notebook["cells"]
+    places = [n for n, cell in enumerate(cells) if is_exercise(cell)]
+    titles = [re.match(r"### Exercise (\d+) · (\w+)\n", source(cells[n])) for n in places]
+    if not all(titles) or [int(title[1]) for title in titles] != list(range(1, len(titles) + 1)):
+        return ["exercises are titled '### Exercise 1 · Predict', and numbered in order"]
+    kinds = [title[2] for title in titles]
+    found = [f"no exercise of the kind {kind}" for kind in sorted(ASKED - set(kinds))]
+    found += [f"a kind that readers do not know: {kind}" for kind in sorted(set(kinds) - ASKED - {"Build"})]
+    for n, kind in zip(places, kinds):
+        if kind != "Prove" and f"e{name[:2]}.check_" not in source(cells[n + 1]):
+            found.append(f"no check below {source(cells[n])[:24]!r}")
+    checks = [n for n, cell in enumerate(cells) if f"e{name[:2]}.check_" in source(cell)]
+    if len(checks) != len(kinds) - kinds.count("Prove"):
+        found.append("a check without an exercise")
+    lesson = [n for n, cell in enumerate(cells) if cell["cell_type"] == "code" and n not in checks]
+    if not places or places[0] > len(cells) / 2 or places[-1] > lesson[-1]:
+        found.append("exercises stand inside the lesson")
+    return found
+
+
+def faults_of_pace(notebook: dict) -> list[str]:
+    """Whether a lesson asks, shows and answers, one idea a cell: see the limits at the top of this file."""
+    code, cells = code_cells(notebook), notebook["cells"]
+    texts = [cell for cell in cells if cell["cell_type"] == "markdown"]
+    lengths = [len([line for line in source(cell).splitlines() if line.strip()]) for cell in code]
+    found = []
+    if statistics.median(lengths) > MEDIAN_LINES or max(lengths) > MOST_LINES:
+        found.append(f"code cells of {statistics.median(lengths)} lines in the middle, {max(lengths)} at most")
+    found += [f"a line of {len(line)}" for cell in code for line in source(cell).splitlines() if len(line) > WIDEST]
+    folded = " ".join(re.findall(r"<details>.*?</details>", prose(notebook), re.DOTALL))
+    seen = re.sub(r"<details>.*?</details>", "", prose(notebook), flags=re.DOTALL)
+    if words(seen) > MOST_WORDS or words(folded) > MOST_FOLDED:
+        found.append(f"{words(seen)} words, and {words(folded)} folded away")
+    if len(texts) <= len(code):
+        found.append(f"{len(texts)} text cells for {len(code)} of code")
+    for cell in code:
+        imported = {name.split(".")[0] for name in modules_imported(cell)}
+        if imported & FORBIDDEN or "with_large_weights" in source(cell):
+            found.append(f"imports what is out of sight: {source(cell)[:40]!r}")
+        if not cell["outputs"]:
+            found.append(f"shows nothing: {source(cell)[:40]!r}")
+        steps = re.sub(r"^(from|import) .*$", "", source(cell), flags=re.MULTILINE)
+        if re.search(r"\bcontrols?\b", steps, re.IGNORECASE) and "control" not in shown(cell):
+            found.append(f"a control that does not print its error: {source(cell)[:40]!r}")
+    if "**The question.**" not in source(cells[0]) or "image/" not in str(cells[1].get("outputs")):
+        found.append("a lesson begins with a question and a picture")
+    answer = source(cells[-2]).removeprefix("## The answer\n\n")
+    if answer == source(cells[-2]) or len(re.findall(r"[.!?](?=\s|$)", answer)) != 1:
+        found.append("a lesson ends with the answer, in a sentence")
+    return found
+
+
+def words(text: str) -> int:
+    """Whatever has a letter or a digit in it; a formula is one word, and the address of a link none."""
+    text = re.sub(r"\$\$.*?\$\$|\$[^$]*\$", "formula", re.sub(r"\]\([^)]*\)", "]", text), flags=re.DOTALL)
+    return sum(bool(re.search(r"\w", token)) for token in re.sub(r"<[^>]*>", " ", text).split())
+
+
+def modules_imported(cell: dict) -> list[str]:
+    nodes = list(ast.walk(parse(cell)))
+    return [node.module for node in nodes if isinstance(node, ast.ImportFrom)] + [
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    ]
+
+
+def shown(cell: dict) -> str:
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_tutorial_has_the_agreed_form(name):
     assert faults_of_form(NOTEBOOKS[name], name) == []
 
 
+@pytest.mark.parametrize("number", LESSONS_AT_PACE)
+def test_a_lesson_has_one_idea_a_cell(number):
+    (name,) = (name for name in NOTEBOOKS if name.startswith(number))
+    assert faults_of_pace(NOTEBOOKS[name]) == []
+    asked = sum(map(is_exercise, NOTEBOOKS[name]["cells"]))
+    answered = re.findall(r"^## (\d+) ", prose(SOLUTIONS[name]), re.MULTILINE)
+    assert answered == [str(n + 1) for n in range(asked)]  # what is to be proved has its solution too
+
+
+def made_up_lesson() -> dict:
+    """The shortest lesson without a fault."""
+
+    def text(words):
+        return {"cell_type": "markdown", "source": words}
+
+    def code(lines, *said, **data):
+        outputs = [{"output_type": "stream", "text": line} for line in said]
+        return {
+            "cell_type": "code",
+            "source": lines,
+            "outputs": outputs + [{"output_type": "display_data", "data": data}] * bool(data),
+        }
+
+    first = "# 00 · T\n\n**The question.** Why?\n\n**You will be able to** see\n\n**Read first** nothing\n\n**Time** a minute"
+    cells = [text(first), code("pictures.draw()", **{"image/png": ""})]
+    for number, kind in enumerate(("Predict", "Interpret", "Prove"), start=1):
+        cells += [text(f"### Exercise {number} · {kind}\n\nWhat?")]
+        cells += [code("e00.check_it(...)", "not attempted yet")] if kind != "Prove" else []
+    cells += [code("control('half', a / 2, a)", "control, half: off by 50%")]
+    return {"cells": [*cells, text("## The answer\n\nSo."), text("**Where to go next** on")]}
+
+
+def test_controls_of_the_pace():
+    lesson = made_up_lesson()
+    assert faults_of_pace(lesson) == faults_of_form(lesson, "00") == []
+    last = len(lesson["cells"]) - 3
+    wide, many = "x = 1  " + "#" * WIDEST, "\n".join(["x = 1"] * (MOST_LINES + 1))
+    for number, fields, told in (
+        (last, {"source": wide}, "a line of"),
+        (last, {"source": many}, "13 at most"),
+        (last, {"outputs": []}, "shows nothing"),
+        (last, {"outputs": [{"output_type": "stream", "text": "fine"}]}, "does not print its error"),
+        (last, {"source": "from reproduce.models import rows"}, "out of sight"),
+        (last, {"source": "layer = with_large_weights(layer)"}, "out of sight"),
+        (last, {"source": "import matplotlib.pyplot as plt"}, "out of sight"),
+        (-1, {"source": "word " * (MOST_WORDS + 1)}, "folded away"),
+        (-1, {"source": "<details>" + "word " * (MOST_FOLDED + 1) + "</details>"}, "folded away"),
+        (0, {"source": "# 00 · T"}, "begins with a question"),
+        (1, {"outputs": [{"output_type": "stream", "text": "x"}]}, "begins with a question"),
+        (-2, {"source": "So."}, "ends with the answer"),
+        (-2, {"source": "## The answer\n\nSo. And so."}, "ends with the answer"),
+        (-2, lesson["cells"][last], "text cells for"),
+    ):
+        found = faults_of_pace(changed(lesson, number, **fields))
+        assert any(told in fault for fault in found), (told, found)
+    slow = copy.deepcopy(lesson)
+    for cell in code_cells(slow):
+        cell["source"] += "\nx = 1" * MEDIAN_LINES
+    assert "in the middle" in faults_of_pace(slow)[0]
+    for number, fields, told in (
+        (2, {"source": "### Exercise 2 · Predict\n\nWhat?"}, "numbered in order"),
+        (2, {"source": "### Exercise 1 · Build\n\nWhat?"}, "of the kind Predict"),
+        (2, {"source": "### Exercise 1 · Guess\n\nWhat?"}, "do not know: Guess"),
+        (3, {"source": "pass"}, "no check below"),
+        (last, {"source": "e00.check_it(...)"}, "a check without an exercise"),
+    ):
+        found = faults_of_exercises(changed(lesson, number, **fields), "00")
+        assert any(told in fault for fault in found), (told, found)
+    late = copy.deepcopy(lesson)
+    late["cells"][-2:-2] = [late["cells"].pop(n) for n in (2, 2, 2, 2, 2)]
+    assert faults_of_exercises(late, "00") == ["exercises stand inside the lesson"]
+
+
+def test_comparisons_of_the_lessons_print_what_they_find(capsys):
+    right = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    compare.agree("twice", right * 2 / 2, right)
+    compare.control("half", right / 2, right)
+    assert capsys.readouterr().out == "twice: equal to 12 digits\ncontrol, half: off by 50%\n"
+    with pytest.raises(AssertionError, match="nearly: off by 1.0e-10"):
+        compare.agree("nearly", right * (1 + 1e-10), right)
+    with pytest.raises(AssertionError, match="none: off by 0.0e.00 only"):
+        compare.control("none", right, right)
+    with pytest.raises(AssertionError, match="shapes"):
+        compare.agree("one", right[:1], right)
+    for broken in (right * torch.nan, right * torch.inf):
+        with pytest.raises(AssertionError):
+            compare.agree("no number", broken, right)
+
+
 def test_controls_of_the_form():
-    name, notebook = next(iter(NOTEBOOKS.items()))
+    name, notebook = next((name, one) for name, one in NOTEBOOKS.items() if name[:2] not in LESSONS_AT_PACE)
     longer = copy.deepcopy(notebook)
     longer["cells"][1:1] = [notebook["cells"][1]] * MAX_CELLS
     start = next(n for n, cell in enumerate(notebook["cells"]) if is_exercise_heading(cell))
@@ -225,13 +399,14 @@ def test_nbval_fails_on_a_broken_identity_and_on_a_changed_output(tmp_path):
     first = next(n for n, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "code")
     notebook["cells"].insert(first, notebook["cells"][first] | {"id": "fault", "source": fault, "outputs": []})
     lesson = takewhile(lambda cell: not is_exercise_heading(cell), notebook["cells"])
-    cells = [cell for cell in lesson if cell["cell_type"] == "code" and "display_data" not in str(cell["outputs"])]
-    cells[-1]["outputs"][0]["text"] = "another output"
+    cells = [cell for cell in lesson if cell["cell_type"] == "code" and ".check_" not in source(cell)]
+    altered = [cell for cell in cells if MARK in cell["metadata"].get("tags", [])][-1]
+    altered["outputs"][0]["text"] = "another output"
     (tmp_path / "broken.ipynb").write_text(json.dumps(notebook | {"cells": cells}))
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-rfp", str(tmp_path / "broken.ipynb")]
     report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     failed = {source(cells[int(number)]) for number in re.findall(r"^FAILED .*::Cell (\d+)", report, re.MULTILINE)}
-    assert any("post_softmax_tensor(w_v, w_o)" in lines for lines in failed) and source(cells[-1]) in failed
+    assert any("post_softmax_tensor(w_v, w_o)" in lines for lines in failed) and source(altered) in failed
     assert "PASSED" in report and len(failed) < len(cells) - 2
 
 
@@ -290,7 +465,7 @@ def asserted_labels(notebook: dict) -> set[tuple[str, object]]:
         elif named:
             called = {node.func for node in ast.walk(parse(cell)) if isinstance(node, ast.Call)}
             called = {getattr(function, "attr", getattr(function, "id", "")) for function in called}
-            asserted |= bool(called & set(bound)) or any(name.startswith("assert_") for name in called)
+            asserted |= bool(called & {*bound, "agree"}) or any(name.startswith("assert_") for name in called)
             asserted |= any(isinstance(node, ast.Assert) for node in ast.walk(parse(cell)))
             control |= bool(re.search(r"\bcontrols?\b", source(cell), re.IGNORECASE))
     return found
@@ -405,7 +580,7 @@ def test_a_picture_that_cannot_be_read_is_refused():
 
 def test_every_picture_is_drawn_in_a_lesson_and_checked():
     drawn = re.findall(r"pictures\.(\w+)\(", "\n".join(source(cell) for one in NOTEBOOKS.values() for cell in code_cells(one)))
-    functions = set(defined_in(pictures)) - {"panels", "legible"}
+    functions = {name for name in defined_in(pictures) if not name.startswith("_")} - {"panels", "legible"}
     assert set(drawn) == functions
     text = (FOLDER / "pictures.py").read_text()
     assert text.count("return legible(figure)") == len(functions)

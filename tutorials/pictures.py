@@ -1,19 +1,24 @@
-"""The larger pictures of the lessons, one call each: what they show is computed in the lesson, how it is drawn stands here."""
+"""The pictures of the lessons, one call each: what they show is computed in the lesson, how it is drawn stands here."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.text import Text
 
 from paper_figures import style
+from paper_figures.diagram import box
 
 DPI = 150
 SMALLEST = 8  # points
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], **options):
-    """plt.subplots at the resolution of all these pictures."""
-    return plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **options)
+def panels(rows: int, columns: int, size: tuple[float, float], grid: bool = True, **options):
+    """plt.subplots at the resolution of all these pictures; images want no grid."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=DPI, layout="constrained", **options)
+    for ax in [] if grid else np.ravel(axes):
+        ax.grid(False)
+    return figure, axes
 
 
 def legible(figure: Figure) -> Figure:
@@ -24,10 +29,20 @@ def legible(figure: Figure) -> Figure:
     return figure
 
 
+def photographs(versions: dict[str, np.ndarray]) -> Figure:
+    """00: versions of one photograph side by side, (row, column, colour) or (row, column), each under its name."""
+    figure, axes = panels(1, len(versions), (3.2 * len(versions), 2.7), grid=False)
+    for ax, (name, version) in zip(axes, versions.items()):
+        ax.imshow(version.clip(0, 1), cmap="gray", aspect="auto", interpolation="nearest")
+        ax.set_title(name, fontsize=10)
+        ax.set(xticks=[], yticks=[], xlabel="column", ylabel="row" if ax is axes[0] else "")
+    return legible(figure)
+
+
 def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
     """00: a photograph (rows, columns, 3) and its three unfoldings; of the third, the columns of one row of the picture."""
     rows, columns, _ = picture.shape
-    figure, axes = panels(1, 4, (11, 2.6), width_ratios=[1.3, 2, 1.7, 2])
+    figure, axes = panels(1, 4, (11, 2.6), grid=False, width_ratios=[1.3, 2, 1.7, 2])
     axes[0].imshow(picture, interpolation="nearest")
     axes[0].set(title=f"Tensor {picture.shape}", xlabel="column", ylabel="row")
     middle = slice(rows // 2 * columns, (rows // 2 + 1) * columns)  # one row of the picture, all its columns
@@ -41,9 +56,112 @@ def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
     return legible(figure)
 
 
+def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "second", "third"), tensor: str = "T") -> Figure:
+    """00, 01, 05: a tensor, and the core and three factors that stand for it; lengths are square roots of the sizes.
+
+    names: of the three modes.  tensor: its letter.
+    """
+    figure, ax = panels(1, 1, (9, 3.4))
+    (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / 1.4, np.sqrt(ranks) / 1.4
+    dense, core, factor = "#777777", style.COLOURS["Tucker"], "#005c44"
+    label = dict(ha="center", va="center")
+
+    box(ax, 0, -height / 2, width, height, depth, dense)
+    ax.text(width / 2, 0, f"${tensor}$", color="white", fontsize=13, **label)
+    ax.text(-0.1, 0, f"{names[1]}: {shape[1]}", rotation=90, ha="right", va="center")
+    ax.text(width / 2, -height / 2 - 0.1, f"{names[2]}: {shape[2]}", ha="center", va="top")
+    ax.text(width + 0.3 * depth + 0.1, -height / 2 + 0.05 * depth, f"{names[0]}: {shape[0]}", ha="left", va="center")
+
+    x = width + 0.55 * depth + 1.9
+    ax.text(x - 0.6, 0, "=", fontsize=22, **label)
+    ax.add_patch(Rectangle((x, -height / 2), r_height, height, facecolor=factor))
+    ax.text(x + r_height / 2, 0, "$U_2$", color="white", **label)
+    ax.text(x + r_height / 2, -height / 2 - 0.1, f"{shape[1]} × {ranks[1]}", ha="center", va="top")
+
+    x += r_height + 0.5
+    box(ax, x, -r_height / 2, r_width, r_height, r_depth, core)
+    ax.text(x + r_width / 2, 0, "$C$", color="white", fontsize=13, **label)
+    ax.text(x + r_width / 2, -r_height / 2 - 0.1, f"core\n{ranks[0]} × {ranks[1]} × {ranks[2]}", ha="center", va="top")
+    x_1, y_1 = x + 0.55 * r_depth, r_height / 2 + 0.45 * r_depth + 0.25  # U_1 lies behind the core, along the first mode
+    lean = np.array([0.55, 0.45]) * depth
+    corners = [(x_1, y_1), (x_1 + r_depth, y_1), (x_1 + r_depth + lean[0], y_1 + lean[1]), (x_1 + lean[0], y_1 + lean[1])]
+    ax.add_patch(Polygon(corners, facecolor=factor))
+    ax.text(x_1 + (r_depth + lean[0]) / 2, y_1 + lean[1] / 2, "$U_1$", color="white", **label)
+    ax.text(x_1 + r_depth + lean[0] + 0.15, y_1 + lean[1] / 2, f"{shape[0]} × {ranks[0]}", ha="left", va="center")
+
+    x += r_width + 0.55 * r_depth + 0.6
+    ax.add_patch(Rectangle((x, -r_width / 2), width, r_width, facecolor=factor))
+    ax.text(x + width / 2, 0, "$U_3^\\top$", color="white", **label)
+    ax.text(x + width / 2, -r_width / 2 - 0.1, f"{ranks[2]} × {shape[2]}", ha="center", va="top")
+    top = max(height / 2 + 0.45 * depth, y_1 + lean[1])
+    ax.set(xlim=(-0.7, x + width + 0.6), ylim=(-height / 2 - 0.8, top + 0.1), aspect="equal")
+    ax.axis("off")
+    return legible(figure)
+
+
+def falling(spectra: dict[str, list[np.ndarray]], modes: tuple[str, str, str]) -> Figure:
+    """00, 03, 04: singular values of the three unfoldings, a curve for each tensor; where one ends, its rank ends."""
+    figure, axes = panels(1, 3, (10, 2.9), sharey=True)
+    lines = dict(style.lines_of(list(spectra))) if "MHA" in spectra else {}
+    for name, values in spectra.items():
+        look = lines.get(name, {"color": style.COLOURS["Tucker"], "linestyle": ":" if name == "shuffled" else "-"})
+        for ax, sigma in zip(axes, values):
+            sigma = sigma[sigma > 1e-10 * sigma[0]]
+            ax.plot(range(1, len(sigma) + 1), sigma / sigma[0], marker=".", label=name, **look)
+    for number, (ax, mode) in enumerate(zip(axes, modes), start=1):
+        ax.set(title=f"Mode {number}: {mode}", xlabel="number of the singular value", ylim=0)
+    axes[0].set_ylabel("relative to the largest")
+    axes[0].legend()
+    return legible(figure)
+
+
+def who_looks_where(word: str, heads: dict[str, list[tuple[int, int]]]) -> Figure:
+    """01: for each head a line from every letter of the word, above, to the letters that it looks at, below.
+
+    heads: pairs (query, source) by the head's name.
+    """
+    figure, axes = panels(1, len(heads), (3.6 * len(heads), 2.3))
+    for ax, (name, pairs) in zip(axes, heads.items()):
+        for query, source in pairs:
+            ax.plot([query, source], [0.92, 0.08], color=style.COLOURS["GQA"], linewidth=1, alpha=0.7)
+        for place, letter in enumerate(word):
+            ax.text(place, 1.0, letter, ha="center", va="bottom", fontsize=12)
+            ax.text(place, 0.0, letter, ha="center", va="top", fontsize=12)
+        ax.set(title=name, xlim=(-0.7, len(word) - 0.3), ylim=(-0.25, 1.25))
+        ax.axis("off")
+    return legible(figure)
+
+
+def tucker_of_heads(
+    core: np.ndarray, factors: list[np.ndarray], heads: list[str], features: list[str], latents: list[str]
+) -> Figure:
+    """01: core (r, s, t) and factors (h, r), (d, s), (d, t) of heads whose features have names.
+
+    latents: names of the query latents; the first t of them are the key latents' as well.
+    """
+    patterns = len(core)
+    figure, axes = panels(1, 3 + patterns, (11, 4.2), grid=False, width_ratios=[1.0, 1.5, 1.5, *[1.7] * patterns])
+    titles = ["$U_1$: heads", "$U_2$: queries", "$U_3$: keys", *(f"$C$, pattern {n}" for n in range(patterns))]
+    rows, columns = [heads, features, features], ["pattern", "query latent", "key latent"]
+    for ax, table, title in zip(axes, [*factors, *core], titles):
+        ax.imshow(table, cmap="Greens", vmin=0, vmax=1.2)
+        for (i, j), value in np.ndenumerate(table):
+            if value:
+                ax.text(j, i, f"{value:g}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black")
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks(range(table.shape[1]), range(patterns) if ax is axes[0] else latents[: table.shape[1]])
+    for ax, names, column in zip(axes, rows, columns):
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_xlabel(column)
+    for ax in axes[3:]:
+        ax.set(xlabel="key latent", ylabel="query latent" if ax is axes[3] else "")
+        ax.set_yticks(range(len(latents)), latents)
+    return legible(figure)
+
+
 def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], letters: str, word: str) -> Figure:
     """01: tables (h, d, d) above, and the attention (h, n, m) that each makes below."""
-    figure, axes = panels(2, len(names), (10, 6.8))
+    figure, axes = panels(2, len(names), (10, 6.8), grid=False)
     features, edge = [*letters, *map(str, range(len(word)))], len(letters) - 0.5
     for head, (name, (above, below)) in enumerate(zip(names, axes.T)):
         above.imshow(tables[head], cmap="Blues")
@@ -56,6 +174,190 @@ def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], l
         below.set(title="Attention it makes", xlabel="source token m", ylabel="query token n")
         below.set_xticks(range(len(word)), word)
         below.set_yticks(range(len(word)), word)
+    return legible(figure)
+
+
+def _flow(ax, boxes: dict[str, tuple], arrows: list[tuple[str, str]], highlighted: set[str], colour: str) -> None:
+    """Boxes with words in them, (x, y, words) by name, and arrows between them; some are highlighted in the colour."""
+    for name, (x, y, words) in boxes.items():
+        face = colour if name in highlighted else "#eeeeee"
+        patch = dict(boxstyle="round,pad=0.45", facecolor=face, edgecolor="#888888")
+        ax.text(x, y, words, ha="center", va="center", fontsize=9, bbox=patch)
+    for start, end in arrows:
+        (x_0, y_0, _), (x_1, y_1, _) = boxes[start], boxes[end]
+        between = dict(arrowstyle="->", color="#555555", shrinkA=24, shrinkB=27)
+        ax.annotate("", (x_1, y_1), (x_0, y_0), arrowprops=between, zorder=0)
+    ax.axis("off")
+
+
+def dataflow_of_mha(d: int, heads: int, k: int) -> Figure:
+    """02: the layer: tokens, four matrices, and the softmax between them; coloured what the two tensors hold."""
+    figure, ax = panels(1, 1, (10, 3.2))
+    boxes = {
+        "x": (0, 1, f"tokens\n{d} numbers each"),
+        "q": (2.3, 2, "queries\n$X W^Q$"),
+        "k": (2.3, 1, "keys\n$X W^K$"),
+        "v": (2.3, 0, "values\n$X W^V$"),
+        "a": (4.6, 1.5, f"softmax\n{heads} heads, width {k}"),
+        "z": (6.9, 1, "mixed\nvalues"),
+        "y": (9.2, 1, "outputs\ntimes $W^O$"),
+    }
+    arrows = [("x", "q"), ("x", "k"), ("x", "v"), ("q", "a"), ("k", "a"), ("a", "z"), ("v", "z"), ("z", "y")]
+    _flow(ax, boxes, arrows, {"q", "k"}, "#cfe3f2")
+    _flow(ax, {name: boxes[name] for name in ("v", "y")}, [], {"v", "y"}, "#f6e3bd")
+    ax.text(3.45, 2.45, "first tensor: before the softmax", color=style.COLOURS["GQA"], ha="center", va="bottom")
+    ax.text(5.75, -0.45, "second tensor: after it", color="#9a6a00", ha="center", va="top")
+    ax.set(xlim=(-0.9, 10), ylim=(-0.8, 2.8))
+    return legible(figure)
+
+
+def effective_sources(widths: list[int], shared: dict[str, list[float]], sources: int) -> Figure:
+    """02: how many sources share the attention at each head width, a curve for each scale."""
+    figure, ax = panels(1, 1, (6, 2.8))
+    for (name, values), line in zip(shared.items(), ("-", ":")):
+        ax.semilogx(widths, values, line, base=2, color=style.COLOURS["MHA"], label=name)
+    ax.set(
+        title=f"How many of {sources} sources share the attention", xlabel="head width $d_H$", ylabel="$e^{entropy}$", ylim=0
+    )
+    ax.set_xticks(widths, [str(width) for width in widths])
+    ax.minorticks_off()
+    ax.legend()
+    return legible(figure)
+
+
+def masks(tables: dict[str, np.ndarray]) -> Figure:
+    """02: which source (column) each query (row) may look at: dark is allowed."""
+    figure, axes = panels(1, len(tables), (8.5, 2.8), grid=False)
+    for ax, (name, table) in zip(axes, tables.items()):
+        ax.imshow(table, cmap="Greys", vmin=0, vmax=1.3)
+        ax.set(title=name, xlabel="source m", ylabel="query n", xticks=range(table.shape[1]), yticks=range(len(table)))
+    return legible(figure)
+
+
+def routing(core: np.ndarray, width: int) -> Figure:
+    """02, 03, 05: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
+    heads = len(core)
+    figure, axes = panels(1, heads, (1.7 * heads if heads > 3 else 7.5, 2.7), grid=False, sharey=True)
+    for head, (ax, table) in enumerate(zip(axes, core)):
+        ax.imshow(table, cmap="Greys", vmin=0, vmax=1)
+        ax.set(title=f"Head {head}", xlabel="key channel")
+        ax.set_xticks(range(0, table.shape[1] + 1, width))
+        ax.set_yticks(range(0, table.shape[0] + 1, width))
+        for line in range(width, table.shape[0], width):
+            ax.axhline(line - 0.5, color="#bbbbbb", linewidth=0.6)
+        for line in range(width, table.shape[1], width):
+            ax.axvline(line - 0.5, color="#bbbbbb", linewidth=0.6)
+    axes[0].set_ylabel("query channel")
+    return legible(figure)
+
+
+def kv_cache(heads: int, kinds: dict[str, int], tokens: str = "the cat sat on") -> Figure:
+    """02, 03: what the cache holds when the next token is written: a key and a value for each token and key/value head.
+
+    kinds: key/value heads by the name of the mechanism.  tokens: those written so far.
+    """
+    words = tokens.split()
+    figure, axes = panels(1, len(kinds), (5.2 if len(kinds) == 1 else 3.6 * len(kinds), 3.6), squeeze=False)
+    for ax, (name, groups) in zip(axes[0], kinds.items()):
+        colour = style.COLOURS[style.mechanism(name)]
+        for n in range(len(words)):
+            ax.text(n + 0.5, heads + 0.25, words[n], ha="center", va="bottom")
+            for group in range(groups):
+                for half, letter in ((0.0, "k"), (0.5, "v")):
+                    place = (n + half + 0.03, heads - 1 - group + 0.08)
+                    ax.add_patch(Rectangle(place, 0.44, 0.84, facecolor=colour, alpha=0.8 if letter == "k" else 0.45))
+                    ax.text(place[0] + 0.22, place[1] + 0.42, f"${letter}_{group}$", ha="center", va="center", color="white")
+        ax.text(len(words) + 0.75, heads + 0.25, "new", ha="center", va="bottom", fontweight="bold")
+        for head in range(heads):
+            y = heads - 1 - head + 0.5
+            ax.text(
+                len(words) + 0.75, y, f"$q_{head}$", ha="center", va="center", bbox=dict(boxstyle="round", facecolor="#eeeeee")
+            )
+            group = head * groups // heads
+            ax.annotate(
+                "",
+                (len(words) + 0.05, heads - group - 0.5),
+                (len(words) + 0.5, y),
+                arrowprops=dict(arrowstyle="->", color="#555555"),
+            )
+        ax.set(title=f"{name}: {2 * groups} vectors a token", xlim=(-0.1, len(words) + 1.2), ylim=(-0.1, heads + 0.9))
+        ax.axis("off")
+    return legible(figure)
+
+
+def where_arithmetic_goes(tokens: np.ndarray, parts: dict[str, np.ndarray], meet: int) -> Figure:
+    """02: operations of a layer by the number of tokens, a curve for each part; a grey line where two of them meet."""
+    figure, ax = panels(1, 1, (6.4, 3))
+    for (name, values), line in zip(parts.items(), ("--", ":", "-")):
+        ax.loglog(tokens, values, line, base=2, color=style.COLOURS["MHA"], label=name)
+    ax.axvline(meet, color="#bbbbbb", linewidth=1)
+    ax.set(title="One layer of GPT-2's shape: where the arithmetic goes", xlabel="tokens N", ylabel="operations")
+    ax.set_xticks(tokens, [f"{int(n):,}" for n in tokens])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.minorticks_off()
+    ax.legend()
+    return legible(figure)
+
+
+def shares(heads: list[int], parts: dict[str, list[float]]) -> Figure:
+    """03: cache and parameters as shares of multi-head attention's, by the number of key/value heads."""
+    figure, ax = panels(1, 1, (6.4, 2.9))
+    for (name, values), line in zip(parts.items(), ("-", ":")):
+        ax.plot(heads, values, line, marker="o", color=style.COLOURS["GQA"], label=name)
+    ax.set(title="GQA at GPT-2's shape", xlabel="key/value heads", ylabel="share of MHA's", ylim=(0, 1.05), xticks=heads)
+    ax.legend()
+    return legible(figure)
+
+
+def dataflow_of_mla(d: int, heads: int, k: int, q_rank: int, kv_rank: int, absorbed: bool = False) -> Figure:
+    """04: multi-head latent attention, as written or absorbed; coloured is what the cache keeps, each box with its width."""
+    figure, ax = panels(1, 1, (10, 3.4))
+    boxes = {
+        "x": (0, 1, f"token $x$\n{d}"),
+        "lq": (2.1, 2, f"query latent\n{q_rank}"),
+        "l": (2.1, 0.5, f"latent $c$: cached\n{kv_rank}"),
+        "q": (4.6, 2, f"{heads} queries\nof {kv_rank if absorbed else k}"),
+        "a": (6.9, 1.25, "softmax"),
+        "z": (8.4, 0.5, f"{heads} mixtures\nof {kv_rank if absorbed else k}"),
+        "y": (10.2, 0.5, f"output\n{d}"),
+    }
+    arrows = [("x", "lq"), ("x", "l"), ("lq", "q"), ("q", "a"), ("a", "z"), ("z", "y")]
+    if absorbed:
+        arrows += [("l", "a"), ("l", "z")]
+        labels = {(1.0, 1.75): "$W^{DQ}$", (1.0, 0.45): "$W^{DKV}$", (3.4, 2.22): "$W^{UQ} W^{UK\\top}$"}
+        labels[(9.35, 0.75)] = "$W^{UV}W^O$"
+    else:
+        boxes |= {"k": (4.6, 1, f"{heads} keys\nof {k}"), "v": (4.6, 0, f"{heads} values\nof {k}")}
+        arrows += [("l", "k"), ("l", "v"), ("k", "a"), ("v", "z")]
+        labels = {(1.0, 1.75): "$W^{DQ}$", (1.0, 0.45): "$W^{DKV}$", (3.4, 2.22): "$W^{UQ}$"}
+        labels |= {(3.55, 1.0): "$W^{UK}$", (3.55, 0.0): "$W^{UV}$", (9.35, 0.75): "$W^O$"}
+    _flow(ax, boxes, arrows, {"l"}, style.COLOURS["MLA"])
+    for (x, y), words in labels.items():
+        ax.text(x, y, words, ha="center", va="center", fontsize=10)
+    ax.set(xlim=(-0.6, 10.8), ylim=(-0.4, 2.5), title="Absorbed: no key, no value" if absorbed else "As written")
+    return legible(figure)
+
+
+def one_more_token(cached: np.ndarray, counts: dict[str, np.ndarray]) -> Figure:
+    """04: multiply-adds of one layer for one more token, by the number of tokens in the cache."""
+    figure, ax = panels(1, 1, (6.4, 3))
+    for (name, values), line in zip(counts.items(), ("-", "--", ":")):
+        ax.loglog(cached, values, line, base=2, color=style.COLOURS["MLA"], label=name)
+    ax.set(title="One more token: multiply-adds of one layer", xlabel="tokens in the cache", ylabel="multiply-adds")
+    ax.set_xticks(cached, [f"{int(n):,}" for n in cached])
+    ax.minorticks_off()
+    ax.legend()
+    return legible(figure)
+
+
+def sizes(series: dict[str, list[tuple[int, int]]]) -> Figure:
+    """04: (parameters, cached numbers a token) of layers, one line a series; down and left is good."""
+    figure, ax = panels(1, 1, (6.6, 3.4))
+    for (name, points), look in zip(series.items(), style.lines_of(list(series)).values()):
+        marker = style.MARKERS[style.mechanism(name)]
+        ax.plot([p / 1e6 for p, _ in points], [c for _, c in points], label=name, marker=marker, **look)
+    ax.set(title="One layer of GPT-2's shape", xlabel="parameters, millions", ylabel="cached numbers a token", ylim=0)
+    ax.legend()
     return legible(figure)
 
 

@@ -1,9 +1,16 @@
 """Checks on the code itself: a line for each of them that is on record, and the versions on which the tests ran."""
 
+from pathlib import Path
+
+import tucker_ref
+
+from ..store.files import code_hash
 from ..store.records import Record
 from .markdown import markdown
 from .query import complete, grouped
 
+LIBRARY = Path(tucker_ref.__file__).parent
+ROOT = Path(__file__).parents[2]
 COMPLAINT = "{}: a record lacks what the table of checks shows"
 
 
@@ -51,18 +58,85 @@ def versions_table(records: list[Record]) -> str:
 
 
 def mutants(records: list[Record]) -> tuple[str, str]:
-    """Of `mutation`: how many faults there were, and who noticed them."""
-    total = {
-        name: sum(r.metrics[name] for r in records)
-        for name in ("mutants", "killed", "mypy", "timeouts", "equivalent", "survived")
-    }
-    different = total["mutants"] - total["equivalent"]
-    return (
-        f"{total['mutants']:,} mutants of {len(records)} modules",
-        f"{1 - total['survived'] / different:.1%} of those that change anything noticed: {total['killed']:,} by tests, "
-        f"{total['mypy']:,} by mypy, {total['timeouts']:,} by the clock; {total['equivalent']:,} change nothing, "
-        f"{total['survived']:,} survive",
+    """Of `mutation`: how many faults tests met and noticed, how many types alone rejected, and how many records are stale."""
+    total = [sum(counts) for counts in zip(*map(counts_of, records))]
+    every, met, noticed, same, survived, rejected, drawn, noticed_of_these = total
+    outcome = (
+        f"tests met {met:,} and noticed {noticed:,}; {same:,} change nothing, {survived:,} survive; types alone rejected {rejected:,}; "
+        f"of {drawn:,} of these, drawn by lot, tests noticed {noticed_of_these:,}; "
+        f"stale records: {len(stale(records))}, modules without one: {len(untried(records))}"
     )
+    return f"{every:,} mutants of {len(records)} modules", outcome
+
+
+def mutants_table(records: list[Record]) -> str:
+    """Mutants of every module, those without a record last; empty where none is on record.
+
+    Args:
+        records: all that there are.
+    """
+    own = of_each(records).get("mutation", [])
+    with complete(COMPLAINT.format("mutation")):
+        old = stale(own)
+        rows = [
+            [r.method, *(f"{count:,}" for count in counts_of(r)), "stale" if r.method in old else "of this code"]
+            for r in sorted(own, key=lambda r: r.method)
+        ]
+    header = [
+        "module",
+        "mutants",
+        "tests met",
+        "noticed",
+        "change nothing",
+        "survive",
+        "types alone",
+        "of a lot",
+        "noticed",
+        "record",
+    ]
+    return markdown(header, rows + [[name, *[""] * 8, "none"] for name in untried(own)]) if rows else ""
+
+
+def counts_of(record: Record) -> tuple[int, ...]:
+    """Of one module: all mutants, those that tests met, noticed, that change nothing, that survive, and that types alone rejected.
+
+    Then how many of the last were drawn by lot, and how many of these tests noticed: none in records from before there was a lot.
+    """
+    m = record.metrics
+    met, lot = m["mutants"] - m["mypy"], m.get("lot", {"drawn": 0, "noticed": 0})
+    noticed = met - m["equivalent"] - m["survived"]
+    return m["mutants"], met, noticed, m["equivalent"], m["survived"], m["mypy"], lot["drawn"], lot["noticed"]
+
+
+def module_path(name: str) -> Path:
+    """Where the module of a record of `mutation` is.
+
+    Args:
+        name: from `tucker_ref`, as "compression/ranks", or from the root, as "reproduce/train/muon".
+    """
+    return (ROOT if name.startswith("reproduce/") else LIBRARY) / f"{name}.py"
+
+
+def stale(records: list[Record]) -> list[str]:
+    """Modules whose code is not what it was when they were mutated.
+
+    Args:
+        records: of `mutation`; those from before the code's hash was kept count as stale.
+    """
+
+    def changed(record: Record) -> bool:
+        path = module_path(record.method)
+        return not path.exists() or record.metrics.get("source") != code_hash(path)
+
+    return sorted(record.method for record in records if changed(record))
+
+
+def untried(records: list[Record]) -> list[str]:
+    """Modules of the library that no record of `mutation` names; a package's own file only collects names."""
+    modules = {
+        path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.py") if path.stem != "__init__"
+    }
+    return sorted(modules - {r.method for r in records})
 
 
 def random_inputs(records: list[Record]) -> tuple[str, str]:
@@ -117,7 +191,7 @@ def versions(records: list[Record]) -> tuple[str, str]:
 
 
 CHECKS = {
-    "mutation": ("small faults put into `tucker_ref`", mutants),
+    "mutation": ("small faults put into the code", mutants),
     "fuzz": ("random inputs", random_inputs),
     "hostile": ("hostile inputs", hostile_inputs),
     "survival": ("killed at random moments", kills),

@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "commands": commands.render,
     "on record": commands.on_record,
     "checks": checks.render,
+    "mutants": checks.mutants_table,
     "versions": checks.versions_table,
     "provenance": lambda records: provenance.render(all_tables(records), checks.on_record(records)),
     "results": results.render,

@@ -1,22 +1,31 @@
-"""Mutation testing: small faults are put into the library, one at a time, by mutmut; tests, or mypy, must notice each of them.
+"""Mutation testing: small faults are put into the code, one at a time, by mutmut; tests, or mypy, must notice each of them.
 
-Module by module, with the tests that belong to it; `[tool.mutmut]` in pyproject.toml holds what all modules share. A mutant that
-survives counts against us unless equivalent_mutants.toml lists it with the reason why it changes nothing that a caller could see.
-The GPU kernels in `tucker_ref/kernels` are left out: a test takes seconds there in Triton's interpreter.
+Two counts are kept apart. What mypy rejects is never met by a test, but for a part drawn by lot; all others are met by the tests that
+belong to the module. `[tool.mutmut]` in pyproject.toml holds what all modules share. A mutant that survives counts against us unless
+equivalent_mutants.toml lists it with the reason why it changes nothing that a caller could see. The GPU kernels in `tucker_ref/kernels`
+are left out: a test takes seconds there in Triton's interpreter.
+
+mutmut leaves decorated functions out, so each is tried as a plain function whose decorators are applied below it.
 """
 
+import ast
+import builtins
 import json
+import math
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..store.files import code_hash
 from ..store.records import append, new_record
 from ..train.options import Options
 from ..train.runs import check_labels
@@ -24,6 +33,11 @@ from ..train.runs import check_labels
 TAKES = ("rows",)
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
+COLLECTED_ONCE = Path(__file__).parent / "collected_once.py"  # mutmut itself, with quicker tests
+TOGETHER = 6  # modules that are tried at once: what they share is prepared once
+LOT = 0.1  # of the mutants that only types reject
+SEED = 0  # of the lot
+PLAIN = "__plain"  # ends the name of a function without its decorators
 NUMPY = "test_hostile.py::test_tensors_and_sizes_that_mean_nothing_are_refused"
 BUILT = "test_hostile.py::test_a_layer_that_cannot_be_is_not_built"
 SHRUNK = "test_hostile.py::test_what_cannot_be_compressed_is_said"
@@ -79,7 +93,7 @@ TESTS = {
     "mha": (*LAYERS, "test_qk_norm.py"),
     "mla": (*LAYERS, "test_rotary.py"),
     "tucker_naive": ("test_tucker_naive.py",),
-    "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py"),
+    "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py"),
     "tucker_weights": (*LAYERS, "test_special_cases.py"),
     "norms": (*LAYERS, "test_qk_norm.py"),
     "initialisation": (*LAYERS, "test_qk_norm.py"),
@@ -87,6 +101,7 @@ TESTS = {
     "cached_attention": ("test_cache.py", "test_rotary.py", *CALLED),
     "attend": ("test_attend.py", *ATTENDED),
     "backends": ("test_attend.py", *ATTENDED),
+    "recompute": ("test_recompute.py",),
     "factors": ("test_factors.py", *CONVERTED, "test_compress.py", "test_convert.py", SHRUNK, SPOILED),
     "special_cases": (*CONVERTED, "test_convert.py", SHRUNK),
     **{f"compression/{module}": (*COMPRESSED, SHRUNK, SPOILED) for module in ("rope_classes", "factored_tensor", "truncation")},
@@ -96,52 +111,162 @@ TESTS = {
     "compression/compress": (*COMPRESSED, SHRUNK),
     "compression/convert": ("test_convert.py",
                             "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost", SHRUNK),
+    "reproduce/train/muon": ("test_muon.py",),
+    "reproduce/train/qk_clip": ("test_qk_clip.py",),
 }  # fmt: skip
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 24: "timeout", -24: "timeout", 37: "mypy"}
 
 
 def run(options: Options) -> None:
-    """One record per module.  Raises ValueError for a module that is not listed above, or if mutmut fails."""
+    """One record per module.
+
+    Args:
+        options: `rows` are modules, all of TESTS if empty; `out` holds the copies that are mutated.
+
+    Raises:
+        ValueError: for a module that is not in TESTS, or if mutmut fails.
+    """
     modules = options.rows or tuple(TESTS)
     check_labels("module", modules, TESTS)
     known = equivalent()
-    for module in tqdm(modules, "mutation"):
-        started = time.perf_counter()
-        folder = prepare(options.out / "mutation" / module, module)
-        outcomes = mutate(folder, module)
-        living = [name for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")]
-        metrics = count(outcomes, changes(folder, living), known)
-        tqdm.write(f"{module}: {summary(metrics)}")
-        for text in metrics["survivors"]:
-            tqdm.write(f"  survived: {text}")
-        metrics["tests"] = TESTS[module]  # not what defines the run: a module's newest record counts
-        wall = time.perf_counter() - started
-        append(
-            options.records,
-            new_record("mutation", "mutmut", module, {"tool": "mutmut"}, metrics, wall_seconds=wall),
-            replace=True,
-        )
+    for first in tqdm(range(0, len(modules), TOGETHER), "mutation"):
+        batch, started = modules[first : first + TOGETHER], time.perf_counter()
+        sources = {module: code_hash(ROOT / path_of(module)) for module in batch}
+        folder = prepare(options.out / "mutation" / batch[0], batch)
+        for module, (outcomes, drawn) in outcomes_of(folder, batch).items():
+            said = changes(folder, [name for part in (outcomes, drawn) for name in living(part)])
+            metrics = count(outcomes, drawn, said, known)
+            tqdm.write(f"{module}: {summary(metrics)}")
+            for text in metrics["survivors"]:
+                tqdm.write(f"  survived: {text}")
+            # Not what defines the run: a module's newest record counts.
+            metrics |= {"tests": TESTS[module], "source": sources[module]}
+            wall = (time.perf_counter() - started) / len(batch)
+            record = new_record("mutation", "mutmut", module, {"tool": "mutmut"}, metrics, wall_seconds=wall)
+            append(options.records, record, replace=True)
 
 
-def prepare(folder: Path, module: str) -> Path:
-    """A fresh working copy for one module, with mutmut configured for it: it would not try survivors again on new tests."""
+def path_of(module: str) -> str:
+    """Of a key of TESTS, from the root."""
+    return f"{module}.py" if module.startswith("reproduce/") else f"tucker_ref/{module}.py"
+
+
+def prepare(folder: Path, modules: Sequence[str]) -> Path:
+    """A fresh working copy with mutmut configured for these modules: it would not try survivors again on new tests.
+
+    Args:
+        folder: what it holds is lost.
+        modules: keys of TESTS.
+
+    Returns:
+        The folder.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("tucker_ref", "reproduce", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    library = [path for path in (folder / "tucker_ref").rglob("*.py") if path.parent.name != "kernels"]
+    for path in {*library, *(folder / path_of(module) for module in modules)}:  # what decorates one module may stand in another
+        path.write_text(undecorated(path.read_text()))
+    belonging = {path_of(m).removesuffix(".py").replace("/", "."): [f"tests/{name}" for name in TESTS[m]] for m in modules}
+    (folder / "tests_of.json").write_text(json.dumps(belonging))  # read by collected_once
+    configure(folder, modules, types=True)
+    return folder
+
+
+def configure(folder: Path, modules: Sequence[str], types: bool) -> None:
+    """Write pyproject.toml for mutmut.
+
+    Args:
+        folder: as `prepare` leaves it.
+        modules: keys of TESTS.
+        types: ask mypy before the tests.
+    """
     mypy = [sys.executable, "-m", "mypy", "tucker_ref", "--output", "json", "--cache-dir", str(ROOT / ".mypy_cache")]
     chosen = {
-        "only_mutate": [f"tucker_ref/{module}.py"],
-        "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in TESTS[module]],
-        "type_check_command": [*mypy, "--no-warn-unused-ignores"],
+        "only_mutate": [path_of(module) for module in modules],
+        "pytest_add_cli_args_test_selection": sorted({f"tests/{name}" for module in modules for name in TESTS[module]}),
+        "type_check_command": [*mypy, "--no-warn-unused-ignores"] if types else [],
     }
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in chosen.items())
     text = (ROOT / "pyproject.toml").read_text().replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
     (folder / "pyproject.toml").write_text(text)
-    return folder
+
+
+def undecorated(source: str) -> str:
+    """The same module with decorators applied below their functions, which mutmut then mutates.
+
+    `@d` above `def f` becomes `def f__plain` and `f = d(f__plain)`. A decorator of ours is applied at each call, for no mutant of it is
+    there yet when the module is imported. What mutmut can do itself stays: a class, and a function that is static or a class method.
+
+    Args:
+        source: of a module.
+    """
+    lines = source.splitlines(keepends=True)
+    decorated = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    for node in sorted(decorated, key=lambda node: -node.lineno):  # what stands within another first
+        names = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if names in (["staticmethod"], ["classmethod"]):
+            continue
+        for n in range(node.decorator_list[0].lineno - 1, node.lineno - 1):
+            lines[n] = "\n"
+        lines[node.lineno - 1] = lines[node.lineno - 1].replace(f"def {node.name}(", f"def {node.name}{PLAIN}(", 1)
+        applied = f"{'('.join([*names, node.name + PLAIN])}{')' * len(names)}"
+        if len(names) == 1 and names[0].isidentifier() and names[0] not in vars(builtins):
+            applied = f"lambda *given, plain={node.name}{PLAIN}, **options: {names[0]}(plain)(*given, **options)"
+        lines[node.end_lineno - 1] += f"{' ' * node.col_offset}{node.name} = {applied}\n"
+    return "".join(lines)
+
+
+def outcomes_of(folder: Path, modules: Sequence[str]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """Try all mutants, and then the tests on some of those that mypy rejected.
+
+    Args:
+        folder: as `prepare` leaves it.
+        modules: keys of TESTS.
+
+    Returns:
+        Per module two dictionaries from a mutant's name to "killed", "mypy", "timeout", "survived" or "untested": of all mutants,
+        and of those that were drawn.
+    """
+    python(folder, "-P", str(COLLECTED_ONCE), "run", "--max-children", "1")
+    everything = {module: exits(folder, module) for module in modules}
+    drawn = {module: lot(outcomes) for module, outcomes in everything.items()}
+    if names := [name for lots in drawn.values() for name in lots]:
+        configure(folder, modules, types=False)
+        python(folder, "-P", str(COLLECTED_ONCE), "run", "--max-children", "1", *names)
+    return {module: (everything[module], {name: exits(folder, module)[name] for name in drawn[module]}) for module in modules}
+
+
+def exits(folder: Path, module: str) -> dict[str, str]:
+    """What became of each mutant in mutmut's last run."""
+    codes = json.loads((folder / "mutants" / f"{path_of(module)}.meta").read_text())["exit_code_by_key"]
+    return {name: OUTCOMES.get(code, f"exit code {code}") for name, code in codes.items()}
+
+
+def lot(outcomes: dict[str, str]) -> list[str]:
+    """The mutants that mypy rejected and tests are tried on all the same: one in ten, drawn by lot, at least one if there are any."""
+    rejected = sorted(name for name, outcome in outcomes.items() if outcome == "mypy")
+    return random.Random(SEED).sample(rejected, math.ceil(LOT * len(rejected)))
+
+
+def living(outcomes: dict[str, str]) -> list[str]:
+    """The mutants that nothing noticed."""
+    return [name for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")]
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """What this interpreter prints, run in this folder on one thread."""
+    """Run this interpreter in a folder, on one thread.
+
+    Args:
+        folder: where it runs.
+        arguments: of its command line.
+
+    Returns:
+        What it prints.
+
+    Raises:
+        ValueError: with the end of what it said, if it fails.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -149,24 +274,22 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def mutate(folder: Path, module: str) -> dict[str, str]:
-    """Per mutant "killed", "mypy", "timeout", "survived" or "untested"."""
-    python(folder, "-m", "mutmut", "run", "--max-children", "1")
-    codes = json.loads((folder / "mutants" / "tucker_ref" / f"{module}.py.meta").read_text())["exit_code_by_key"]
-    return {name: OUTCOMES.get(code, f"exit code {code}") for name, code in codes.items()}
-
-
 def changes(folder: Path, names: list[str]) -> dict[str, str]:
-    """Mutants in one line each: "cache.Cache.append: end = self.length + n -> end = self.length - n"."""
+    """Mutants in one line each: "cache.Cache.append: end = self.length + n -> end = self.length - n".
+
+    Args:
+        folder: where mutmut made them.
+        names: as mutmut calls them.
+    """
     program = (
         "import json, sys; from mutmut.mutation.diff_apply import get_diff_for_mutant as diff; "
         "print(json.dumps({name: diff(name) for name in sys.argv[1:]}))"
     )
     mutants = {}
-    for name, diff in json.loads(python(folder, "-c", program, *names)).items():
+    for name, diff in json.loads(python(folder, "-c", program, *names)).items() if names else ():
         lines = diff.splitlines()
         old, new = (" ".join(x[1:].strip() for x in lines if x[:1] == sign and x[:3] != sign * 3) for sign in "-+")
-        function = name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0]
+        function = name.removeprefix("tucker_ref.").rpartition("__mutmut_")[0].removesuffix(PLAIN)
         mutants[name] = f"{function.replace('.x_', '.').replace('.xǁ', '.').replace('ǁ', '.')}: {old} -> {new}"
     return mutants
 
@@ -177,29 +300,46 @@ def equivalent() -> dict[str, str]:
     return {mutant: entry["reason"] for entry in entries for mutant in entry["mutants"]}
 
 
-def count(outcomes: dict[str, str], living: dict[str, str], known: dict[str, str]) -> dict:
-    """How many mutants met which end.  living: what each changes, of those that nothing noticed; survivors are not in `known`."""
-    counts = Counter(outcomes.values())
-    same = [text for text in living.values() if text in known]
+def count(outcomes: dict[str, str], drawn: dict[str, str], said: dict[str, str], known: dict[str, str]) -> dict:
+    """How many mutants met which end.
+
+    Args:
+        outcomes: of all mutants, by name.
+        drawn: of those that mypy rejected and tests were tried on.
+        said: what each change is, of those that are `living` in either.
+        known: the equivalent ones with their reasons.
+
+    Returns:
+        `mutants`, of which mypy rejected `mypy` and tests met the others: `killed`, `timeouts`, `equivalent` and `survived`, with
+        `survivors` and `equivalents` in words. `lot`: of those that mypy rejected how many were `drawn`, how many of them tests
+        `noticed`, and the `unnoticed` in words.
+    """
+    ends = Counter(outcomes.values())
+    alive = [said[name] for name in living(outcomes)]
+    unnoticed = [said[name] for name in living(drawn)]
+    same = [text for text in alive if text in known]
     return {
         "mutants": len(outcomes),
-        "killed": counts["killed"],
-        "mypy": counts["mypy"],
-        "timeouts": counts["timeout"],
+        "killed": ends["killed"],
+        "mypy": ends["mypy"],
+        "timeouts": ends["timeout"],
         "equivalent": len(same),
-        "survived": len(living) - len(same),
-        "survivors": sorted(text for text in living.values() if text not in known),
+        "survived": len(alive) - len(same),
+        "survivors": sorted(text for text in alive if text not in known),
         "equivalents": {text: known[text] for text in sorted(same)},
+        "lot": {"seed": SEED, "drawn": len(drawn), "noticed": len(drawn) - len(unnoticed), "unnoticed": sorted(unnoticed)},
     }
 
 
-def killed_share(metrics: dict) -> float:
-    """Of the mutants that are not equivalent, the share that tests, mypy or the clock noticed."""
-    return 1 - metrics["survived"] / (metrics["mutants"] - metrics["equivalent"])
-
-
 def summary(metrics: dict) -> str:
+    """One module's counts in a sentence or two.
+
+    Args:
+        metrics: as `count` gives them.
+    """
+    drawn, met = metrics["lot"], metrics["mutants"] - metrics["mypy"]
     return (
-        f"{metrics['mutants']} mutants: {metrics['killed']} killed by tests, {metrics['mypy']} by mypy, {metrics['timeouts']} by the "
-        f"clock; {metrics['equivalent']} equivalent, {metrics['survived']} survived ({100 * killed_share(metrics):.1f} % dead)"
+        f"{metrics['mutants']} mutants. Tests met {met}: {metrics['killed']} killed, {metrics['timeouts']} stopped by the clock, "
+        f"{metrics['equivalent']} equivalent, {metrics['survived']} survived. Types alone rejected {metrics['mypy']}; "
+        f"of {drawn['drawn']} of these, drawn by lot, tests noticed {drawn['noticed']}"
     )

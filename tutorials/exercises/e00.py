@@ -6,7 +6,7 @@ import numpy as np
 
 from tucker_ref import fold, mode_product, unfold
 
-from .common import judge
+from .common import judge, judge_value
 
 RNG = np.random.default_rng(0)
 TENSOR = RNG.standard_normal((3, 4, 5))
@@ -95,3 +95,17 @@ def check_rank(attempt) -> bool:
         decaying = mode_product(decaying, np.diag(0.8 ** np.arange(size)), mode)
     inputs = [(decaying, 1, 0.5), (decaying, 2, 0.2), (decaying, 0, 0.1)]
     return judge(attempt, inputs, rank, mistakes, "three such ranks keep the relative error below epsilon")
+
+
+def check_order(answer) -> bool:
+    mistakes = {"the product that comes first stands nearest to the tensor, as in Q (P x)": 1}
+    return judge_value(answer, 2, mistakes, "each fibre x becomes Q (P x), and that is (Q P) x")
+
+
+def check_cut(answer) -> bool:
+    mistakes = {
+        "eight rows are few already, and a quarter of them is two: see how much stands to the right of 2": 2,
+        "eight columns are few already, and a quarter of them is two: see how much stands to the right of 2": 3,
+    }
+    right = "after 16 of 64 values the neuron curve lies nearly at zero; the shuffled one does not"
+    return judge_value(answer, 1, mistakes, right)

@@ -85,3 +85,21 @@ def check_freedom(answer) -> bool:
         "that is all parameters; how many of them do nothing?": 4 * h * d * k,
     }
     return judge_value(answer, 2 * h * k**2, mistakes, "2 n_H d_H^2 numbers only choose a basis; that is 1/24 of the layer")
+
+
+def check_exchange(answer) -> bool:
+    mistakes = {
+        "that is 'same': the table of previous has nothing on its diagonal, and its transpose has nothing there either": 1,
+        "that is what it did before: p looks for p - 1. Exchanged, p - 1 looks for p": 3,
+    }
+    return judge_value(answer, 2, mistakes, "p - 1 looks for p: everybody looks at the next token")
+
+
+def check_features(answer) -> bool:
+    mistakes = {
+        "nobody looks for the last position: no token has it as the previous one": 11,
+        "each position looks for another one, so one feature cannot serve them all": 1,
+        "that is the key rank of all heads together; how many are new?": 15,
+        "positions are no letters: what a query looks for must be among the key features": 0,
+    }
+    return judge_value(answer, 10, mistakes, "the positions 0 to 9; the key rank becomes 15")

@@ -4,7 +4,7 @@ import torch
 
 from tucker_ref import MultiHeadAttention, attend
 
-from .common import judge
+from .common import judge, judge_value
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -98,3 +98,21 @@ def check_tensor(attempt) -> bool:
         "the scale is not part of W": lambda layer: tensor(layer) * layer.scale,
     }
     return judge(attempt, [(MultiHeadAttention(12, 3),)], tensor, mistakes, "W_h = W_h^Q W_h^K^T from the layer's weights")
+
+
+def check_sources(answer) -> bool:
+    mistakes = {
+        "64 would be equal weights; but the logits have a standard deviation of 16, and the softmax takes exponentials": 64,
+        "with logits 16 apart, the second weight is a millionth of the first": 8,
+    }
+    return judge_value(answer, 1, mistakes, "between one and two: the softmax has become a choice", rtol=0.1)
+
+
+def check_ones(answer) -> bool:
+    mistakes = {
+        "that is one head; there are three": 8,
+        "that is a whole slice; most of it is white": 24 * 24,
+        "that is the whole core; most of it is white": 3 * 24 * 24,
+        "only channels of the same number meet, not all channels of a head": 3 * 8 * 8,
+    }
+    return judge_value(answer, 24, mistakes, "one for each channel of each head; the rest only says who is not meant")

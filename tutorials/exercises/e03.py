@@ -2,7 +2,7 @@
 
 import torch
 
-from .common import judge
+from .common import judge, judge_value
 
 
 def check_group(attempt) -> bool:
@@ -86,3 +86,20 @@ def check_budget(attempt) -> bool:
     }
     inputs = [(768, 12, 512), (768, 12, 700), (768, 12, 200), (2048, 32, 1024)]
     return judge(attempt, inputs, largest, mistakes, "2 n_KV d_H numbers a token, and n_KV divides n_H")
+
+
+def check_mode(answer) -> bool:
+    mistakes = {
+        "every head keeps queries of its own, so no slice is a mixture of others: the head rank stays": 1,
+        "queries are what heads do *not* share": 2,
+    }
+    return judge_value(answer, 3, mistakes, "all heads look for keys in the same directions")
+
+
+def check_partner(answer) -> bool:
+    mistakes = {
+        "that would be so if heads were dealt out in turn; see which columns are black": 0,
+        "head 4 begins the third group; see which columns are black": 4,
+        "another head than 3 itself": 3,
+    }
+    return judge_value(answer, 2, mistakes, "both have their ones in the columns 4 to 7: the second group")

@@ -2,7 +2,7 @@
 
 import torch
 
-from .common import judge
+from .common import judge, judge_value
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -71,3 +71,19 @@ def check_cache(attempt) -> bool:
     }
     inputs = [(768, 12, 128, 1024, 12, True), (2048, 32, 96, 4096, 16, False)]
     return judge(attempt, inputs, size, mistakes, "N d_c numbers a layer, twice that where values have a latent of their own")
+
+
+def check_gain(answer) -> bool:
+    mistakes = {
+        "rebuilding makes twelve keys and twelve values of 64 numbers from each cached latent; absorbing makes none": 2,
+        "a rebuilt key or value costs 128 multiply-adds a number, and each number is then used once": 10,
+    }
+    return judge_value(answer, 60, mistakes, "nearly all of the work was making keys and values that are used once", rtol=0.2)
+
+
+def check_untouched(answer) -> bool:
+    mistakes = {
+        "MLA makes all queries from a latent of ten numbers: its curve stops there": 2,
+        "all three but MHA stop at eight": 3,
+    }
+    return judge_value(answer, 1, mistakes, "all three have six values there: nobody has touched the heads")
