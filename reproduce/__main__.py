@@ -78,6 +78,8 @@ examples:
   python -m reproduce compress --model gpt2 --text novel.txt --ranks "12,256,256;8,128,128"
   python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
   python -m reproduce prepare openwebtext --out data/openwebtext
+  python -m reproduce prepare wiki --files wiki.txt.xz --validation held_out.txt.xz --bpe gpt2 --out data/wiki
+  python -m reproduce table2 --preset gpu-fresh --text data/wiki --rows "MHA QK-norm" --learning-rate 2.4e-3,4.8e-3
   python -m reproduce table2 --preset paper --dry-run --gpus 8     batches, steps, memory, and whose settings they are
   torchrun --nproc-per-node 8 -m reproduce table2 --preset paper --text data/openwebtext
   python -m reproduce report                           every table, from the committed records
@@ -97,7 +99,7 @@ def main() -> int:
         if options.command == "generate":
             write_text(options)
         elif options.command == "prepare":
-            prepare(options.text, options.out, options.files, options.bpe)
+            prepare(options.text, options.out, options.files, options.bpe, options.validation)
         elif options.command in ("report", "claims"):
             show_records(options)
         else:

@@ -100,6 +100,59 @@ def test_after_a_crash_the_bytes_are_those_of_a_whole_run(places, tmp_path, monk
     assert open_prepared(str(tmp_path / "other")).sha256 != whole.sha256  # control
 
 
+def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path, capsys):
+    """Same tokens, same content hash, same counts, hence the same run: only the tokenising is saved."""
+    bpe = str(tables(tmp_path))
+    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(DOCUMENTS[:12]))
+    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
+    prepare("text", tmp_path / "out", **given)
+    folder = read_text(PRESETS["gpu-fresh"], Options("gpu-fresh", tmp_path, tmp_path, text=str(tmp_path / "out")))
+    text = load_text(given["files"], 300, tmp_path / "cache", given["validation"], bpe)
+    assert folder.describe() == text.describe() and folder.tokenizer == text.tokenizer
+    for part in ("train", "validation", "token_bytes"):
+        assert np.array_equal(getattr(folder, part), getattr(text, part))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "tokenizer.json",
+        "tokens.json",
+        "train.bin",
+        "validation.bin",
+    ]
+    capsys.readouterr()
+    prepare("text", tmp_path / "out", **given)
+    assert "is finished: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="or the same cut otherwise"):
+        prepare("text", tmp_path / "out", given["files"], bpe)
+    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(DOCUMENTS[1:12]))  # control: another held-out text
+    prepare("text", tmp_path / "other", **given)
+    assert open_prepared(str(tmp_path / "other")).sha256 != folder.sha256
+    for missing in ("files", "bpe"):
+        with pytest.raises(ValueError, match="prepare text: (known are|--validation goes with --bpe, and with --files)"):
+            prepare("text", tmp_path / "third", **given | {missing: None})
+    with pytest.raises(ValueError, match="--validation goes with --bpe, and with --files that name one file or folder"):
+        prepare("text", tmp_path / "third", **given | {"files": str(tmp_path / "part*.jsonl")})
+
+
+def test_after_a_crash_a_text_in_memory_is_written_again(tmp_path, monkeypatch):
+    bpe, write = str(tables(tmp_path)), prepared.write_atomically
+    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "text" / "00.txt")}
+
+    def broken(path, content):
+        if path.name == "validation.bin":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(prepared, "write_atomically", broken)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("text", tmp_path / "out", **given)
+    with pytest.raises(ValueError, match="repeat `prepare` to finish it"):
+        open_prepared(str(tmp_path / "out"))
+    monkeypatch.setattr(prepared, "write_atomically", write)
+    prepare("text", tmp_path / "out", **given)
+    prepare("text", tmp_path / "whole", **given)
+    for name in ("train.bin", "validation.bin", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_finished_folder_is_left_alone_and_another_text_refused(places, tmp_path, capsys):
     prepare("letters", tmp_path / "out", **places)
     stamp = (tmp_path / "out" / "train.bin").stat().st_mtime_ns

@@ -188,7 +188,7 @@ def test_each_allocation_has_the_parameters_of_its_row():
 
 def test_a_row_with_two_triples_says_both_and_narrows_both():
     row = Row("Tucker", ranks=(8, 32, 64), post_ranks=(8, 96, 64))
-    assert row.label == "Tucker [8,32,64 | 8,96,64]" and row.normed().label == "Tucker [8,32,64 | 8,96,64] QK-norm"
+    assert row.label == "Tucker [8,32,64 / 8,96,64]" and row.normed().label == "Tucker [8,32,64 / 8,96,64] QK-norm"
     assert row.config()["post_ranks"] == (8, 96, 64) and Row(**row.config()) == row
     assert "post_ranks" not in Row("Tucker", ranks=(8, 32, 64)).config()
     narrow = row.narrowed(4)
@@ -198,3 +198,4 @@ def test_a_row_with_two_triples_says_both_and_narrows_both():
     converted = narrow.converted(TABLE2[0].narrowed(4).build(192, 12))
     assert (converted.ranks, converted.post_ranks) == (narrow.ranks, narrow.post_ranks)
     assert labels(f"MHA,{row.label}") == ("MHA", row.label)  # as they are typed
+    assert "|" not in row.label  # which ends a cell of a table

@@ -3,12 +3,16 @@
 `python -m reproduce prepare openwebtext --out FOLDER` reads the documents through `datasets`, encodes them with GPT-2's byte pairs and
 appends them to `train.bin` or `validation.bin`, plain uint16 with an end-of-text token after each document. `tokens.json` says how far
 the files are whole, so the same command goes on after a crash, and the result does not depend on where it crashed.
+
+With a held-out text of its own (--validation) it is a text that fits into memory, as `load_text` has it: runs on the folder are known
+by the same content as runs on the text, and nothing is tokenised again on the next machine.
 """
 
 import hashlib
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..store.files import write_atomically
-from .text import TextData, bytes_per_token, encode, read_gpt2_tables
+from .text import GPT2_VOCABULARY, TextData, bytes_per_token, encode, load_text, read_gpt2_tables
 
 SOURCES = {"openwebtext": "Skylion007/openwebtext", "openwebtext2": "Geralt-Targaryen/openwebtext2"}  # on the Hugging Face hub
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -57,7 +61,14 @@ def open_prepared(path: str) -> TextData:
     return TextData(state["name"], state["sha256"], *splits, bytes_per_token(tokenizer), tokenizer.to_str())
 
 
-def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = None, held_out: int = HELD_OUT) -> None:
+def prepare(
+    name: str,
+    out: Path,
+    files: str | None = None,
+    bpe: str | None = None,
+    validation: str | None = None,
+    held_out: int = HELD_OUT,
+) -> None:
     """Tokenise a text, or go on where an earlier call stopped.
 
     Args:
@@ -65,14 +76,19 @@ def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = No
         out: the folder for the tokens.
         files: a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"; a .txt file is one document.
         bpe: as in `load_text`; None takes GPT-2's from the hub.
-        held_out: of so many documents the last is held out.
+        validation: a held-out text of its own, which with `files` and `bpe` is read as `load_text` reads them: runs on the folder
+            are then those on the text, and what fits into memory is tokenised once.
+        held_out: otherwise of so many documents the last is held out.
 
     Raises:
-        ValueError: if there is nothing to read, or `out` holds another text.
+        ValueError: if there is nothing to read, `out` holds another text, or `validation` lacks `files` or `bpe`.
     """
     if files is None and name not in SOURCES:
         raise ValueError(f"prepare {name}: known are {', '.join(SOURCES)}; any other text needs --files")
-    source = {"name": name, "files": files and str(Path(files).absolute()), "held_out": held_out}
+    if validation and not (files and bpe and Path(files).exists()):
+        raise ValueError(f"prepare {name}: --validation goes with --bpe, and with --files that name one file or folder")
+    own = validation and str(Path(validation).absolute())
+    source = {"name": name, "files": files and str(Path(files).absolute()), "held_out": own or held_out}
     tokenizer = read_gpt2_tables(Path(bpe)) if bpe else Tokenizer.from_pretrained("openai-community/gpt2")
     if (out / STATE).exists():
         state = _read_state(out)
@@ -85,6 +101,10 @@ def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = No
     if state["finished"]:
         print(f"{out} is finished: {state['tokens']['train']:,} tokens to train on")
         return
+    if files and bpe and validation:
+        with tempfile.TemporaryDirectory(dir=out) as cache:
+            data = load_text(files, GPT2_VOCABULARY, Path(cache), validation, bpe)
+        return _prepare_whole(data, out, state)
     documents = _documents(name, files, skip=state["documents"])
     with open(out / "train.bin", "ab") as train, open(out / "validation.bin", "ab") as validation:
         for split, file in zip(SPLITS, (train, validation)):
@@ -98,6 +118,16 @@ def prepare(name: str, out: Path, files: str | None = None, bpe: str | None = No
         raise ValueError(f"prepare {name}: {state['documents']} documents are too few; one in {held_out} is held out")
     _write_state(out, state | {"finished": True})
     print(f"{out} holds {state['tokens']['train']:,} tokens to train on and {state['tokens']['validation']:,} held out")
+
+
+def _prepare_whole(data: TextData, out: Path, state: dict) -> None:
+    """Write a text that is in memory; nothing is counted before all is on disk."""
+    for split in SPLITS:
+        tokens = getattr(data, split)
+        write_atomically(out / f"{split}.bin", lambda file, tokens=tokens: file.write(tokens.tobytes()))
+        state["tokens"][split] = len(tokens)
+    _write_state(out, state | {"sha256": data.sha256, "finished": True})
+    print(f"{out} holds {len(data.train):,} tokens to train on and {len(data.validation):,} held out")
 
 
 def _append(chunk: list[str], state: dict, tokenizer: Tokenizer, files: dict) -> None:

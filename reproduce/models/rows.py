@@ -77,7 +77,7 @@ class Row:
         kv = "shared" if self.shared_kv else "separated"
         if self.mechanism == "MLA":
             return f"MLA {kv} d_c={self.latent}"
-        both = " | ".join(",".join(map(str, triple)) for triple in (self.ranks, self.post_ranks) if triple)
+        both = " / ".join(",".join(map(str, triple)) for triple in (self.ranks, self.post_ranks) if triple)
         return f"Tucker [{both}]" + (" shared" if self.shared_kv else "")
 
     def build(self, d_model: int, n_heads: int, rope_base: float | None = None) -> nn.Module:

@@ -202,6 +202,11 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokens; the same command goes on after a crash")
     parser.add_argument("--files", help='a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"')
     parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: from the hub)")
+    parser.add_argument(
+        "--validation",
+        help="held-out text, of a text that fits into memory: both as training takes them with --text and --validation, tokenised "
+        "once (default: one document in 2,000)",
+    )
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
