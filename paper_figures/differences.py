@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from reproduce.report.cells import paired_difference
 from reproduce.report.judge import MARGIN, Estimate
+from reproduce.report.pairs import paired_difference
 from reproduce.report.query import BUDGETS, budget_of, diverged, grouped, method_and_rate, runs_of, settled
 from reproduce.report.words import tokens_of
 from reproduce.store.records import Record

@@ -16,7 +16,7 @@ from scipy import stats
 
 from paper_figures import __main__ as figures_main
 from paper_figures import differences, labels, layers, sizes, speed, style
-from reproduce.report import cells, judge
+from reproduce.report import judge, pairs
 from reproduce.report.query import runs_of, settled
 from reproduce.store import records
 from tucker_ref import entropy_rank
@@ -171,9 +171,9 @@ def test_differences_are_paired_by_seed():
     apart = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
     assert apart.low < 0 < found.low  # control: what the seeds share would hide the difference
     assert judge.metric_difference(row, base, "validation_loss", seeds=4) is None
-    alone = cells.paired_difference(row[1:2], base)
+    alone = pairs.paired_difference(row[1:2], base)
     assert alone.low == alone.high == pytest.approx(0.04) and alone.over == "one seed"
-    assert cells.paired_difference(row[-1:], base) is None
+    assert pairs.paired_difference(row[-1:], base) is None
 
 
 def test_every_row_that_ended_stands_in_the_forest_plot():

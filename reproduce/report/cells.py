@@ -1,7 +1,7 @@
 """Cells and sentences that several tables share."""
 
 from ..store.records import Record
-from .judge import Estimate, metric_difference
+from .pairs import paired_difference
 from .query import diverged, largest_logit, losses_of
 from .words import divergence, mean_and_spread, signed
 
@@ -17,21 +17,6 @@ def loss_cell(group: list[Record]) -> str:
     if not group:
         return "not run"
     return divergence(group) or mean_and_spread(losses_of(group), 3)
-
-
-def paired_difference(group: list[Record], base: list[Record]) -> Estimate | None:
-    """Validation losses of a group minus those of the base with the same seeds, in nats per token.
-
-    Args:
-        group, base: their runs.
-
-    Returns:
-        That of one pair is as wide as nothing; None where no seed is shared.
-    """
-    if several := metric_difference(group, base, "validation_loss", seeds=2):
-        return several
-    pairs = [losses_of([r])[0] - losses_of([b])[0] for r in group for b in base if r.seed == b.seed]
-    return Estimate(pairs[0], pairs[0], pairs[0], "one seed") if pairs else None
 
 
 def above_cell(group: list[Record], base: list[Record]) -> str:
