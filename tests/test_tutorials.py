@@ -21,7 +21,7 @@ import torch
 import tucker_ref
 from reproduce.report.pages import BESIDE
 from tutorials import pictures
-from tutorials.book.chapters import CHAPTERS, as_chapter, led_from_here
+from tutorials.book.chapters import CHAPTERS, as_chapter, included, led_from_here
 from tutorials.book.check import faults as faults_of_book
 
 ROOT = Path(__file__).parent.parent
@@ -421,7 +421,8 @@ def headings(page: str) -> set[str]:
 
 
 def text_of(path: Path) -> str:
-    return prose(json.loads(path.read_text())) if path.suffix == ".ipynb" else as_chapter(path.read_text())
+    text = path.read_text()
+    return prose(json.loads(text)) if path.suffix == ".ipynb" else as_chapter(text) if included(text) else text
 
 
 def broken_references(text: str, path: Path, tests: set[str]) -> list[str]:
