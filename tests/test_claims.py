@@ -238,7 +238,7 @@ def test_a_row_must_hold_against_every_rate_of_its_rival():
     assert verdict(words, found + fine_tuned({"GQA n_KV=6": 0.8}, parameters=100, rate=1e-3)) == REPRODUCED
     assert verdict(words, found + fine_tuned({"GQA n_KV=6": 0.95}, parameters=100, rate=1e-3)) == FAILED
     said, _ = the_claim(words).finding(found + fine_tuned({"Tucker [8,24,24]": 0.5}, rate=1e-3))
-    assert "[8,24,24] at 0.0003 top-5 +0.0" in said and "[8,24,24] at 0.001 top-5 -40.0" in said
+    assert "[8,24,24] at 0.0003 top-5 +0.0" in said and "[8,24,24] at 0.001 top-5 −40.0" in said
 
 
 def test_a_fine_tuning_that_diverged_counts_against_its_row():
@@ -318,7 +318,7 @@ def test_a_step_must_be_15_to_25_per_cent_shorter_beside_both():
     assert verdict(words, steps_of(mha=100, gqa=98, small=90)) == FAILED
     assert verdict(words, steps_of(mha=100, gqa=98, small=70)) == FAILED  # more than the paper says
     said, its = the_claim(words).finding(steps_of(mha=100, small=80, large=100))
-    assert said == "[32,128,128] +0.0 % beside MHA, one a card; [32,64,64] -20.0 % beside MHA, one a card" and its == REPRODUCED
+    assert said == "[32,128,128] +0.0 % beside MHA, one a card; [32,64,64] −20.0 % beside MHA, one a card" and its == REPRODUCED
     assert verdict(words, steps_of(mha=100, gqa=98)) == verdict(words, steps_of(small=80)) == verdict(words, []) == UNTESTED
     assert verdict(words, [dataclasses.replace(r, preset="smoke") for r in steps_of(mha=100, small=80)]) == UNTESTED
 

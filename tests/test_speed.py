@@ -166,7 +166,7 @@ def test_a_target_that_is_missed_without_a_reason_has_none(monkeypatch):
     table = speed_report.targets_table([], sections)
     assert "What the missed ones hang on" not in table.note
     sections["layers"][2]["milliseconds"] = 5.0
-    assert "- mixing a core" in speed_report.targets_table([], sections).note  # control
+    assert "- Mixing a core" in speed_report.targets_table([], sections).note  # control
 
 
 def test_the_report_of_models_names_what_was_refused():
