@@ -110,7 +110,7 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         (
             ["speed", "--rows", "layers,naps"],
             1,
-            "no section is called naps; there are: limits; layers; contexts; decode; models",
+            "no section is called naps; there are: limits; layers; contexts; memory; decode; models",
         ),
     ],
 )
