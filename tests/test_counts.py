@@ -36,7 +36,7 @@ def test_hostile_inputs_are_counted_by_kind(monkeypatch, tmp_path, capsys):
     hostile.run(Options("smoke", tmp_path, tmp_path))
     (record,) = records.load(tmp_path, "hostile")
     assert record.metrics == {"kinds": {"shape": 2, "not finite": 1, "mask": 1, "others": 1}, "skipped": 1}
-    assert "| together   | " in capsys.readouterr().out
+    assert "| together | 5 |" in capsys.readouterr().out
 
 
 def test_lines_and_branches_are_summed_by_package(monkeypatch, tmp_path, capsys):

@@ -59,6 +59,15 @@ def test_a_backend_that_refuses_has_a_reason_and_no_time():
     assert set(timed) == {"refused"} and "backend 'cudnn' refuses" in timed["refused"]
 
 
+def test_a_stack_that_refuses_or_is_wrong_has_a_reason_and_no_time(monkeypatch):
+    preset = speed.PRESETS["smoke"]
+    if not torch.cuda.is_available():
+        refused = speed.timed_stack(SHAPE, TUCKER, "cudnn", False, preset, "cpu")
+        assert set(refused) == {"refused"} and "backend 'cudnn' refuses" in refused["refused"]
+    monkeypatch.setattr(speed, "gate", lambda *_: 1.0)
+    assert speed.timed_stack(SHAPE, TUCKER, "math", True, preset, "cpu") == {"refused": "differs from the reference by 1.0e+00"}
+
+
 def test_a_wrong_backend_is_not_timed(monkeypatch):
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
     assert "milliseconds" in speed.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")
