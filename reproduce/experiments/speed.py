@@ -273,12 +273,8 @@ def timed_stack(shape: Shape, row: Row, backend: str, again: bool, preset: Prese
     layers = [row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device) for _ in range(preset.stack)]
     for layer in layers:
         layer.recompute = again
-    try:
-        error = gate(layers[0], shape.d_model, backend, preset, device)
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
-    if not error < GATE[preset.dtype]:
-        return {"refused": f"differs from the reference by {error:.1e}"}
+    if "refused" in (passed := gated(lambda: gate(layers[0], shape.d_model, backend, preset, device), preset)):
+        return passed
     torch.compiler.reset()
     parameters = [p for layer in layers for p in layer.to(preset.dtype).parameters()]
     called = [torch.compile(layer, fullgraph=True) if device.startswith("cuda") else layer for layer in layers]
@@ -292,7 +288,7 @@ def timed_stack(shape: Shape, row: Row, backend: str, again: bool, preset: Prese
         return torch.autograd.grad(y, [x, *parameters], dy)
 
     megabytes = peak_megabytes(step, device)
-    return {"milliseconds": median_ms(step, preset, device, few=True), "megabytes": megabytes, "error": error}
+    return {"milliseconds": median_ms(step, preset, device, few=True), "megabytes": megabytes, **passed}
 
 
 def work(shape: Shape, row: Row) -> dict:
@@ -320,12 +316,8 @@ def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: st
     """
     torch.manual_seed(0)
     layer = row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device)
-    try:
-        error = gate(layer, shape.d_model, backend, preset, device)
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
-    if not error < GATE[preset.dtype]:
-        return {"refused": f"differs from the reference by {error:.1e}"}
+    if "refused" in (passed := gated(lambda: gate(layer, shape.d_model, backend, preset, device), preset)):
+        return passed
     layer = layer.to(preset.dtype)
     torch.compiler.reset()
     called = torch.compile(layer, fullgraph=True) if device.startswith("cuda") else layer
@@ -336,7 +328,24 @@ def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: st
         return torch.autograd.grad(called(x, backend=backend), [x, *layer.parameters()], dy)
 
     megabytes = peak_megabytes(step, device)
-    return {"milliseconds": median_ms(captured(step, device), preset, device), "megabytes": megabytes, "error": error}
+    return {"milliseconds": median_ms(captured(step, device), preset, device), "megabytes": megabytes, **passed}
+
+
+def gated(compare: Callable[[], float], preset: Preset) -> dict:
+    """Whether something may be timed.
+
+    Args:
+        compare: gives its relative error, or raises ValueError where a backend refuses.
+        preset: whose type bounds the error.
+
+    Returns:
+        `error`, or `refused` with the reason.
+    """
+    try:
+        error = compare()
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    return {"error": error} if error < GATE[preset.dtype] else {"refused": f"differs from the reference by {error:.1e}"}
 
 
 def gate(layer: nn.Module, d_model: int, backend: str, preset: Preset, device: str) -> float:
