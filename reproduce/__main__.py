@@ -1,5 +1,10 @@
 """The command line: `python -m reproduce --help`."""
 
+from . import console
+
+if __name__ == "__main__":
+    console.leave_at_once()  # on Ctrl-C: what follows takes seconds
+
 import argparse
 import dataclasses
 import importlib
@@ -90,6 +95,7 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 """
 
 
+@console.at_the_terminal
 def main() -> int:
     if (command := "".join(sys.argv[1:2])) in TRUST and command not in EXPERIMENTS:
         print(f"error: {command} tests the code and is not in the wheel; run it in the repository", file=sys.stderr)
@@ -104,8 +110,6 @@ def main() -> int:
             show_records(options)
         else:
             run(options)
-    except KeyboardInterrupt:
-        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -46,7 +46,7 @@ def table(*cases):
 def place(tmp_path_factory):
     """A trained model with its record, and everything hostile beside it."""
     place = tmp_path_factory.mktemp("hostile")
-    (place / "story.txt").write_text(STORY)
+    (place / "story.txt").write_text(STORY, encoding="utf-8")
     assert run("table2", "--text", place / "story.txt", "--rows", ROW, "--steps", "2", *into(place)) == 0
     model = next((place / "out" / "models").iterdir())
     model.rename(place / "model.safetensors")
@@ -65,12 +65,12 @@ def place(tmp_path_factory):
     for name, change in MODELS.items():
         changed = change(dict(metadata), dict(tensors))
         safetensors.torch.save_file(changed[1], place / f"{name}.safetensors", metadata=changed[0])
-    (record,) = json.loads((place / "out" / "records" / "table2.smoke.json").read_text())  # as it stands there
+    (record,) = json.loads((place / "out" / "records" / "table2.smoke.json").read_text(encoding="utf-8"))  # as it stands there
     for name, content in RECORDS.items():
         folder = place / f"records {name}"
         folder.mkdir()
         made = content(record)
-        (folder / "table2.smoke.json").write_text(made if isinstance(made, str) else json.dumps(made))
+        (folder / "table2.smoke.json").write_text(made if isinstance(made, str) else json.dumps(made), encoding="utf-8")
     return place
 
 
@@ -89,7 +89,9 @@ def saved(place: Path) -> dict:
 
     def content(path: Path):
         if path.parent == place / "out" / "records":
-            return [{k: v for k, v in record.items() if k not in CLOCK} for record in json.loads(path.read_text())]
+            return [
+                {k: v for k, v in record.items() if k not in CLOCK} for record in json.loads(path.read_text(encoding="utf-8"))
+            ]
         status = path.stat()
         return digest(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -469,9 +471,9 @@ FULL = table(
 def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, capsys, arguments, room, file):
     monkeypatch.chdir(place)
     (place / "README.md").write_text(
-        "\n".join(["page", pages.MARK[0].format("results"), "old", pages.MARK[1].format("results"), ""])
+        "\n".join(["page", pages.MARK[0].format("results"), "old", pages.MARK[1].format("results"), ""]), encoding="utf-8"
     )
-    (place / "cut2.txt").write_text(STORY[:30_000])
+    (place / "cut2.txt").write_text(STORY[:30_000], encoding="utf-8")
     (place / "s.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     before = saved(place)
     full_disk(monkeypatch, file, room)
@@ -499,7 +501,7 @@ def without_rights(place):
 @pytest.mark.parametrize("option", ("--out", "--records"))
 def test_a_folder_without_permission_is_named(capsys, option, without_rights):
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "story.txt").write_text(STORY)
+        (Path(place) / "story.txt").write_text(STORY, encoding="utf-8")
         (Path(place) / "closed").mkdir(mode=0o500)
         where = {"--out": f"{place}/out", "--records": f"{place}/records"} | {option: f"{place}/closed/in"}
         assert run(*TRAIN, "--text", f"{place}/story.txt", *itertools.chain(*where.items())) == 1

@@ -57,7 +57,7 @@ def open_prepared(path: str) -> TextData:
                 f"--text {path}: {file.name} should hold {count:,} tokens, more than none; delete {path} and prepare it"
             )
         splits.append(np.memmap(file, dtype=np.uint16, mode="r"))
-    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return TextData(state["name"], state["sha256"], *splits, bytes_per_token(tokenizer), tokenizer.to_str())
 
 
@@ -92,7 +92,9 @@ def prepare(
     tokenizer = read_gpt2_tables(Path(bpe)) if bpe else Tokenizer.from_pretrained("openai-community/gpt2")
     if (out / STATE).exists():
         state = _read_state(out)
-        if {key: state[key] for key in source} != source or (out / "tokenizer.json").read_text() != tokenizer.to_str():
+        if {key: state[key] for key in source} != source or (out / "tokenizer.json").read_text(
+            encoding="utf-8"
+        ) != tokenizer.to_str():
             raise ValueError(f"{out} holds {state['name']}, or the same cut otherwise; choose another folder for {name}")
     else:
         state = source | {"documents": 0, "tokens": dict.fromkeys(SPLITS, 0), "sha256": "", "finished": False}
@@ -173,7 +175,7 @@ def import_datasets():
 
 def _read_state(folder: Path) -> dict:
     try:
-        return json.loads((folder / STATE).read_text())
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / STATE} is damaged: {error}; delete {folder} and prepare it again") from None
 

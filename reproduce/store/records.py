@@ -259,7 +259,7 @@ def _files(folder: Path, experiment: str | None, preset: str | None) -> Iterator
 def _read(path: Path) -> list[dict]:
     """What a file of records holds, checked.  Raises ValueError, naming file and record, if it is damaged."""
     try:
-        records = json.loads(path.read_text())
+        records = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a record file: {error}") from None
     if not isinstance(records, list):
@@ -280,7 +280,7 @@ def _read(path: Path) -> list[dict]:
 def _locked(folder: Path):
     """One writer at a time: two runs may share a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -303,7 +303,7 @@ def git_commit() -> str:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
@@ -321,7 +321,9 @@ def device_in_words(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
+        ]
         model = models[0].split(":", 1)[1].strip()
     except (OSError, IndexError):
         model = platform.processor() or platform.machine()

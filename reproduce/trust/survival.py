@@ -90,7 +90,7 @@ def run(options: Options) -> None:
         text = Path(place) / "text"
         text.mkdir()
         for n in range(20):
-            (text / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(60)))
+            (text / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(60)), encoding="utf-8")
         for kind, kills in PRESETS[options.preset].items():
             tallies[kind] = KINDS[kind](Path(place), kills, chance)
             print(
