@@ -33,7 +33,7 @@ from .experiments import (
 from .models.generation import generate
 from .report import checks, claims, pages, plans, results
 from .report.markdown import aligned
-from .store import records
+from .store import locks, records
 from .train.arguments import add_generate_arguments, add_prepare_arguments, add_run_arguments
 from .train.distributed import Workers, started
 from .train.language import load_model
@@ -102,6 +102,8 @@ def main() -> int:
         return 1
     options = parse()
     try:
+        if "lock_timeout" in options:
+            locks.wait_at_most(options.lock_timeout)
         if options.command == "generate":
             write_text(options)
         elif options.command == "prepare":

@@ -5,7 +5,6 @@ what defines it (experiment, preset, method, config, seed, data), so a second st
 how the rest of the program sees one.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy
 import torch
 
 from .files import write_atomically
+from .locks import locked
 
 COMMITTED = Path(__file__).parents[1] / "results"
 EXPERIMENTS = (  # a file named otherwise holds no records: copies that an editor or a person left beside one are not read
@@ -227,7 +226,7 @@ def append(folder: Path, record: Record, *, replace: bool = False) -> None:
         raise ValueError(f"no experiment is called {record.experiment}; there are: {', '.join(EXPERIMENTS)}")
     path = folder / f"{record.experiment}.{record.preset}.json"
     entry = {name: getattr(record, name) for name in FIELDS} | record.more
-    with _locked(folder):
+    with locked(folder):
         entries = _read(path) if path.exists() else []
         known = [e["id"] for e in entries]
         if record.id in known and replace:
@@ -274,15 +273,6 @@ def _read(path: Path) -> list[dict]:
                     f"{path}: record {number} has {name} {json.dumps(record[name])[:40]}; it must be a {kind.__name__}"
                 )
     return records
-
-
-@contextmanager
-def _locked(folder: Path):
-    """One writer at a time: two runs may share a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def command_line() -> str:
