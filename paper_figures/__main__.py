@@ -1,5 +1,10 @@
 """`python -m paper_figures`: redraw every figure for which there are records."""
 
+from reproduce import console
+
+if __name__ == "__main__":
+    console.leave_at_once()  # on Ctrl-C: what follows takes seconds
+
 import argparse
 import sys
 from functools import partial
@@ -16,6 +21,7 @@ IMAGES = Path(__file__).parent / "images"
 ROWS = {"table2": TABLE2, "table3": TABLE3}
 
 
+@console.at_the_terminal
 def main() -> int:
     """Redraw every figure as the command line says.
 
