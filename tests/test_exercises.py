@@ -135,6 +135,16 @@ ATTEMPTS = {  # what readers write, and a part of what they must be told
         lambda d, h, t, n, layers, shared: 2 * (2 - shared) * h * t * n * layers,
         "kept once",
     ),
+    "a logit of all heads": (
+        e05.check_logit,
+        lambda x, y, h, c, u1, u2, u3: (x @ u2) @ torch.einsum("rst,hr->st", c, u1) @ (y @ u3),
+        "its own row of U1",
+    ),
+    "outputs of each head": (
+        e05.check_output,
+        lambda z, c, u1, u2: torch.einsum("bhnv,hov,do->bhnd", z, torch.einsum("uov,hu->hov", c, u1), u2),
+        "the sum over all of them",
+    ),
     "the size of Table 1": (
         e05.check_size,
         lambda d, h, a, b: 2 * (h * a[0] + d * a[1] + d * a[2] + math.prod(a)),
