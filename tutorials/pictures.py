@@ -459,6 +459,29 @@ def schedules(kinds: dict[str, np.ndarray], stretched: dict[str, np.ndarray]) ->
     return legible(figure)
 
 
+def by_distance(tables: dict[str, np.ndarray]) -> Figure:
+    """06: logits (n, m) of one token with itself, at all pairs of positions."""
+    figure, axes = panels(1, len(tables), (7.5, 3.4), grid=False)
+    largest = max(np.abs(table).max() for table in tables.values())
+    for ax, (name, table) in zip(axes, tables.items()):
+        image = ax.imshow(table, cmap="PRGn", vmin=-largest, vmax=largest)
+        ax.set(title=name[0].upper() + name[1:], xlabel="position of the key", ylabel="position of the query")
+    figure.colorbar(image, ax=axes, label="logit")
+    return legible(figure)
+
+
+def exact_where(errors: np.ndarray, layers: list[str], schedules: tuple[str, ...]) -> Figure:
+    """06: relative errors (layer, schedule); green is exact."""
+    figure, ax = panels(1, 1, (7, 3), grid=False)
+    ax.imshow(errors < 1e-12, cmap="Greens", vmin=0, vmax=2, aspect="auto")
+    for (i, j), error in np.ndenumerate(errors):
+        ax.text(j, i, "exact" if error < 1e-12 else f"{error:.2f}", ha="center", va="center")
+    ax.set_xticks(range(len(schedules)), schedules)
+    ax.set_yticks(range(len(layers)), layers)
+    ax.set(title="Relative error by layer and by schedule")
+    return legible(figure)
+
+
 def caches(megabytes: dict[str, float], title: str) -> Figure:
     """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
     figure, ax = panels(1, 1, (7, 3.4))
