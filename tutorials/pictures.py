@@ -56,10 +56,12 @@ def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
     return legible(figure)
 
 
-def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "second", "third"), tensor: str = "T") -> Figure:
-    """00, 01, 05: a tensor, and the core and three factors that stand for it; lengths are square roots of the sizes.
+def core_times_factors(
+    shape: tuple, ranks: tuple, names: tuple = ("first", "second", "third"), tensor: str = "T", sign: str = "="
+) -> Figure:
+    """00, 01, 05, 08: a tensor, and the core and three factors that stand for it; lengths are square roots of the sizes.
 
-    names: of the three modes.  tensor: its letter.
+    names: of the three modes.  tensor: its letter.  sign: between the two.
     """
     figure, ax = panels(1, 1, (9, 3.4))
     (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / 1.4, np.sqrt(ranks) / 1.4
@@ -73,7 +75,7 @@ def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "sec
     ax.text(width + 0.3 * depth + 0.1, -height / 2 + 0.05 * depth, f"{names[0]}: {shape[0]}", ha="left", va="center")
 
     x = width + 0.55 * depth + 1.9
-    ax.text(x - 0.6, 0, "=", fontsize=22, **label)
+    ax.text(x - 0.6, 0, sign, fontsize=22, **label)
     ax.add_patch(Rectangle((x, -height / 2), r_height, height, facecolor=factor))
     ax.text(x + r_height / 2, 0, "$U_2$", color="white", **label)
     ax.text(x + r_height / 2, -height / 2 - 0.1, f"{shape[1]} × {ranks[1]}", ha="center", va="top")
@@ -418,54 +420,79 @@ def bounded(ranks: list[int], lower: list[float], errors: list[float], upper: li
     return legible(figure)
 
 
+def six_spectra(fresh: list[list[np.ndarray]], trained: list[list[np.ndarray]], titles: list[list[str]]) -> Figure:
+    """08: singular values of three modes (columns) of both tensors (rows), each over its largest; grey fresh, green trained."""
+    figure, axes = panels(2, 3, (10, 5), sharey=True, subplot_kw={"ylim": (1e-4, 2)})
+    for row, old, new, names in zip(axes, fresh, trained, titles):
+        for ax, a, b, name in zip(row, old, new, names):
+            ax.semilogy(range(1, len(a) + 1), a / a[0], color="#aaaaaa", label="fresh")
+            ax.semilogy(range(1, len(b) + 1), b / b[0], color=style.COLOURS["Tucker"], label="trained")
+            ax.set_title(name)
+    for ax in axes[1]:
+        ax.set_xlabel("number of the singular value")
+    axes[0, 0].set_ylabel("before the softmax")
+    axes[1, 0].set_ylabel("after the softmax")
+    axes[0, 0].legend(loc="lower left")
+    return legible(figure)
+
+
 def compressed(series: dict[str, list[tuple[int, int, float]]], untouched: tuple[int, int, float]) -> Figure:
     """08: (parameters, cached numbers, accuracy) of every layer, one line a series; `untouched`: of the layer before."""
-    figure, axes = panels(1, 2, (10, 3.6), sharey=True)
+    figure, axes = panels(1, 2, (10.5, 3.8), sharey=True)
     for name, points in series.items():
         kind, shared = style.mechanism(name), name.endswith("shared")
         look = dict(color=style.COLOURS[kind], marker=style.MARKERS[kind], linestyle="--" if shared else "-", label=name)
         for ax, column in zip(axes, (0, 1)):
             ax.plot([p[column] for p in points], [p[2] for p in points], markerfacecolor="white" if shared else None, **look)
-    for ax, label, at in zip(axes, ("attention parameters", "cached numbers per token"), untouched):
-        ax.axvline(at, color="black", linestyle=":", linewidth=1)
-        ax.axhline(untouched[2], color="black", linestyle=":", linewidth=1)
+    for ax, label, column in zip(axes, ("attention parameters", "cached numbers per token"), (0, 1)):
+        sizes = [p[column] for points in series.values() for p in points] + [untouched[column]]
+        ax.plot(untouched[column], untouched[2], style.MARKERS["MHA"], color=style.COLOURS["MHA"], label="MHA, untouched")
+        ax.axhline(untouched[2], color=style.COLOURS["MHA"], linestyle=":", linewidth=1)
         ax.set_xscale("log", base=2)
-        ticks = [
-            2**n for n in range(2, 15) if 0.9 * min(p[0 if ax is axes[0] else 1] for s in series.values() for p in s) < 2**n
-        ]
+        ticks = [2**n for n in range(16) if 0.9 * min(sizes) < 2**n < 1.1 * max(sizes)]
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
-        ax.set(xlabel=f"{label}, each line twice the last")
-        ax.set_xlim(right=1.15 * max(at, *(p[0 if ax is axes[0] else 1] for s in series.values() for p in s)))
+        ax.set(xlabel=f"{label}, each line twice the last", ylim=(0.3, 1))
     axes[0].set(ylabel="accuracy", title="By parameters")
     axes[1].set(title="By cache")
-    axes[1].legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return legible(figure)
 
 
-def head_compression(tried: dict[str, list[tuple]], loads: list[np.ndarray], kept: int) -> Figure:
-    """08: of both tensors the least error at each size, a curve for each r1; below, what each head has of each pattern (h, r).
+def head_price(tried: dict[str, list[tuple]]) -> Figure:
+    """08, 10: the least error of a tensor at each size, a curve for each head rank r1.
 
-    tried: (numbers stored, error, ranks) by the tensor's name.  loads: head factors with columns times their singular values.
+    tried: (numbers stored, error, ranks) by the tensor's name.
     """
-    figure, axes = panels(2, 2, (10, 8), height_ratios=[1, 1.1], sharey="row")
-    for above, below, (name, points), load in zip(*axes, tried.items(), loads):
+    figure, axes = panels(1, len(tried), (10, 3.9), sharey=True)
+    for ax, (name, points) in zip(axes, tried.items()):
         heads = sorted({ranks[0] for *_, ranks in points}, reverse=True)
         for r1, colour, marker in zip(heads, plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(heads))), "Dos^v"):
             curve: list[tuple] = []
             for size, error, _ in sorted(point for point in points if point[2][0] == r1):
                 curve += [(size, error)] if not curve or error < 0.99 * curve[-1][1] else []  # better than all smaller ones
-            above.loglog(*zip(*curve), color=colour, marker=marker, markersize=4, label=f"$r_1$ = {r1}")
-        above.set(title=f"Price {name} the softmax", xlabel="numbers stored", ylabel="relative error on inputs")
-        above.set_xticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
-        above.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
-        above.minorticks_off()
-        below.imshow(np.abs(load), cmap="Greens", vmin=0)
-        below.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
-        below.set(title=f"$U_1$ {name} the softmax", xlabel=f"head pattern; dashed: cut after {kept}", ylabel="head")
-        below.set(xticks=range(len(load)), yticks=range(len(load)))
-        below.grid(False)
-    axes[0, 0].legend(loc="lower left")
+            ax.loglog(*zip(*curve), color=colour, marker=marker, markersize=4, label=f"$r_1$ = {r1}")
+        ax.set(title=f"{name} the softmax".capitalize(), xlabel="numbers stored")
+        ax.set_xticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
+        ax.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("relative error on inputs")
+    axes[0].legend(loc="lower left")
+    return legible(figure)
+
+
+def head_patterns(loads: dict[str, np.ndarray], kept: int) -> Figure:
+    """08, 09: what each head (row) takes of each head pattern (column), its sign left out; dashed: a cut behind `kept` of them.
+
+    loads: head factors (h, r) by their name, each column times its singular value.
+    """
+    figure, axes = panels(1, len(loads), (4.6 * len(loads), 3.9), grid=False)
+    for ax, (name, load) in zip(axes, loads.items()):
+        image = ax.imshow(np.abs(load), cmap="Greens", vmin=0)
+        ax.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
+        ax.set(title=name, xlabel=f"head pattern; dashed: cut after {kept}", ylabel="head")
+        ax.set(xticks=range(load.shape[1]), yticks=range(len(load)))
+        figure.colorbar(image, ax=ax, shrink=0.8).outline.set_visible(False)
     return legible(figure)
 
 
