@@ -1,7 +1,6 @@
 """Figure 3 where rates are chosen: on images that are held out, by one seed that then judges nothing; and every start of a row."""
 
 import dataclasses
-import hashlib
 import json
 
 import numpy as np
@@ -44,7 +43,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    short = dict(batch_size=16, warmup_steps=2, log_every=1, checkpoint_every=1, precision="float32", compiled=False)
+    short = dict(batch_size=16, warmup_steps=2, log_every=1, checkpoint_every=10, precision="float32", compiled=False)
     preset = PRESETS[NAME]
     preset = dataclasses.replace(
         preset,
@@ -52,7 +51,7 @@ def tiny(monkeypatch):
         pretrain=dataclasses.replace(preset.pretrain, **short),
         finetune=dataclasses.replace(preset.finetune, **short),
         **dict(image_size=8, n_classes=6, images=120, patch_size=4, d_model=16, n_heads=4, n_layers=2, held_out=12),
-        **dict(pretrain_epochs=3, epochs=1, pretrain_rates=(1e-3, 3e-3), rates=(1e-3, 2e-3), seeds=(0, 1, 2)),
+        **dict(pretrain_epochs=2, epochs=1, pretrain_rates=(1e-3, 3e-3), rates=(1e-3, 2e-3), seeds=(0, 1, 2)),
     )
     monkeypatch.setitem(PRESETS, NAME, preset)
     return preset
@@ -87,7 +86,7 @@ def test_one_seed_tries_every_rate_and_the_others_take_the_best(tiny, path, tmp_
         assert rates_of(found, row.label, 1) == rates_of(found, row.label, 2) == [by_loss(tried).rate]
     assert len(found) == (2 + 1 + 1) + 5 * (2 + 1 + 1)
     assert all(r.config["pretrain"] == best for r in found if r.is_trained)  # every row starts from the best pretraining
-    assert best["steps"] == 3 * 108 // 16 and found[-1].config["train"]["steps"] == 108 // 16
+    assert best["steps"] == 2 * 108 // 16 and found[-1].config["train"]["steps"] == 108 // 16
     assert found[-1].data["train_images"] == 108 and found[-1].data["held_out_images"] == 12
     assert json.loads(json.dumps(found[-1].config["augmentation"])) == Augmentation().config()
 
@@ -164,19 +163,19 @@ def test_a_run_that_diverged_is_on_record_and_is_not_chosen(tiny, path, tmp_path
     loss = ImageSets.loss
 
     def broken(self, model, *batch):
-        gone = isinstance(model.blocks[0].attention, TuckerAttention) and next(rates) < 6
+        gone = isinstance(model.blocks[0].attention, TuckerAttention) and next(calls) == 0
         return loss(self, model, *batch) * (float("nan") if gone else 1.0)
 
-    rates = iter(range(10**6))  # of the first of both rates, all six steps
+    calls = iter(range(10**6))  # the first step of the first of both rates
     run(path, tmp_path, rows=(PRETRAINED,), seeds=(0,))
     monkeypatch.setattr(ImageSets, "loss", broken)
     first, second = (r for r in run(path, tmp_path, rows=(FULL.label,), seeds=(0,)) if r.method == FULL.label)
     assert first.metrics["diverged_at"] == 1 and "top5" not in first.metrics and first.metrics["tokens_per_second"] is None
-    assert "diverged_at" in second.metrics or "top5" in second.metrics
+    assert "top5" in second.metrics and second.metrics["tokens_per_second"] > 0
     assert "at step 1; recorded" in capsys.readouterr().out
     study = figure3_tiny.Study(tiny, options_of(path, tmp_path), load_images(str(path)).holding_out(12))
-    at = {r.config["train"]["learning_rate"]: r.metrics.get("validation_loss", np.inf) for r in (first, second)}
-    assert study.rates(FULL, 1, study.start_rates(1)[0]) == (min(at, key=at.get),) == (2e-3,)
+    assert (first.rate, second.rate) == (1e-3, 2e-3)
+    assert study.rates(FULL, 1, study.start_rates(1)[0]) == (2e-3,)
 
 
 def test_what_is_exact_loses_nothing_and_hits_are_those_of_the_model(tiny, path, tmp_path):
@@ -198,7 +197,10 @@ def test_what_is_exact_loses_nothing_and_hits_are_those_of_the_model(tiny, path,
     logits = model(vision.as_input(torch.from_numpy(data.x_test), 255))
     first = logits.argmax(1).numpy() == data.y_test
     assert np.array_equal(unpacked(start["hits"]["top1"], 30), first)
-    assert by_method["MHA"].metrics["start"] == hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+    assert by_method["MHA"].metrics["start"] == figure3_tiny.weights_hash(model)
+    with torch.no_grad():
+        model.class_token[0] += 1e-6
+    assert by_method["MHA"].metrics["start"] != figure3_tiny.weights_hash(model)
 
 
 def test_a_model_that_is_gone_is_trained_again_and_one_that_is_there_is_read(tiny, path, tmp_path, monkeypatch):

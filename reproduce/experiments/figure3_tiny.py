@@ -302,8 +302,8 @@ class Study:
         path = model_path(self.options.out, f"{this.title} rate {rate:g}")
         if not (done(self.options.records, this.identity) and (place := kept(path, this.identity))):
             place = self.pretrain(this, self.pretrain_settings(rate), path)
-        weights = hashlib.sha256(place.read_bytes()).hexdigest()[:16]
-        return load_vit(place)[0].to(self.options.device), weights
+        model = load_vit(place)[0]
+        return model.to(self.options.device), weights_hash(model)
 
     def pretrain(self, this: Run, settings: TrainConfig, path: Path) -> Path:
         """Train, keep and record a multi-head model.
@@ -424,6 +424,14 @@ def tune(model: ViT, this: Run, settings: TrainConfig, start: Start, before: dic
         settings,
     )
     this.finish({**after, **before, **study.about(settings, result)}, result.seconds)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """What tells these weights from others, as 16 hex digits; a file of them may be written in more than one way.  model: on the CPU."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _settings(plain: TrainConfig, epochs: int, images: int, rate: float) -> TrainConfig:
