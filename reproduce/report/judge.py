@@ -132,8 +132,8 @@ def over_articles(row: np.ndarray, base: np.ndarray, *, articles: int = ARTICLES
 def over_seeds_and_images(values: np.ndarray, tries: int = 1, *, seeds: int = SEEDS) -> Estimate | None:
     """The mean over seeds and images, with the chance of both.
 
-    The squared errors of both means are added, which counts what is neither the seed's nor the image's alone twice: the interval is
-    rather too wide. Its degrees of freedom are Welch's and Satterthwaite's.
+    The half width is the root of the sum of two squares: of Student's interval between seeds, and of that between images. What is
+    neither the seed's nor the image's alone is in both, so that the whole is rather too wide.
 
     Args:
         values: (seeds, images), such as 1 where a row is right and another one is not, -1 the other way round.
@@ -145,14 +145,22 @@ def over_seeds_and_images(values: np.ndarray, tries: int = 1, *, seeds: int = SE
     n, images = values.shape
     if n < seeds:
         return None
-    parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (values.mean(axis=1), values.mean(axis=0))]
-    square = sum(part for part, _ in parts)
-    freedom = square**2 / sum(part**2 / own for part, own in parts) if square else n - 1
-    return _interval(values.mean(), square**0.5, freedom + 1, tries, f"{n} seeds and {images:,} images")
+    squares = [_half(means, tries) ** 2 for means in (values.mean(axis=1), values.mean(axis=0))]
+    mean, half = float(values.mean()), float(sum(squares) ** 0.5)
+    return Estimate(mean, mean - half, mean + half, f"{n} seeds and {images:,} images")
 
 
-def _interval(mean: float, error: float, n: float, tries: int, over: str) -> Estimate:
-    half = stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / tries) * error
+def _half(values: np.ndarray, tries: int) -> float:
+    """Half the width of Student's interval of a mean."""
+    return _quantile(len(values), tries) * values.std(ddof=1) / len(values) ** 0.5
+
+
+def _quantile(n: int, tries: int) -> float:
+    return stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / tries)
+
+
+def _interval(mean: float, error: float, n: int, tries: int, over: str) -> Estimate:
+    half = _quantile(n, tries) * error
     return Estimate(float(mean), float(mean - half), float(mean + half), over)
 
 
