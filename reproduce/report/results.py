@@ -17,7 +17,7 @@ from .query import alike, by_command, by_device, complete, grouped
 from .ranks import spectra_runs
 from .sizes import table1_sizes, table2_sizes, table3_sizes
 from .speed import speed_tables
-from .vision import figure3_runs
+from .vision import chosen_runs, figure3_runs
 from .words import patterns, sources
 
 Draw = Callable[[list[Record]], list[Table]]
@@ -43,7 +43,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "compress": ("Compressed without training", {"runs": compress_runs}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
     "opening": ("Architectures that open", {"tests": opening_table}),
-    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs)}),
+    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
 }
