@@ -162,7 +162,7 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
         for what, size in (("parameters", {"max_parameters": budget}), ("cache", {"max_cache": n * 2 * t})):
             by_layer = choose_model_ranks(list(tensors.values()), **size, moments=moments_of)
             by_place = dict(zip(layers, by_layer))
-            found.append(Way(f"Tucker by layer, {what} of {mla}", share, convert(by_place=by_place), None, by_layer))
+            found.append(Way(f"Tucker by layer with the {what} of {mla}", share, convert(by_place=by_place), None, by_layer))
     return found
 
 
