@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import energy_rank, entropy_rank, spectra
+from tucker_ref.compression.moments import centred
 from tucker_ref.compression.normed import between_norms
 from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
 
@@ -98,6 +99,8 @@ def of_named(options: Options) -> None:
         known = list(moments(opened, opened.layers, list(read.tokens.to(options.device).split(1))).values())
         metrics["inputs"] = of_layers(trained, options.device, moments=known)
         metrics["initial_inputs"] = of_layers(fresh, options.device, values=False, moments=known)
+        if all(getattr(layer, "bias", False) and layer.rotary is None for layer in trained):
+            metrics["centred"] = of_layers(trained, options.device, moments=known, about_mean=True)
     metrics |= opened.measured()
     seconds = time.perf_counter() - started
     data = read and read.describe()
@@ -127,7 +130,11 @@ def as_they_started(opened: OpenModel) -> list[nn.Module]:
 
 
 def of_layers(
-    layers: Iterable[nn.Module], device: str = "cpu", values: bool = True, moments: Sequence[torch.Tensor] | None = None
+    layers: Iterable[nn.Module],
+    device: str = "cpu",
+    values: bool = True,
+    moments: Sequence[torch.Tensor] | None = None,
+    about_mean: bool = False,
 ) -> list[dict]:
     """Ranks and singular values of every unfolding; of layers with QK-norm those of what stands between their norms.
 
@@ -136,6 +143,7 @@ def of_layers(
         device: where they are computed.
         values: whether the singular values are kept too, over the largest of their mode; otherwise of the first layer alone.
         moments: (D, D) each, of what the layers read; none for the weights as they are.
+        about_mean: the keys count about their mean, which the moment of a layer with biases holds.
 
     Returns:
         Per layer, by side and mode as in MODES, what `of_mode` gives.
@@ -143,7 +151,10 @@ def of_layers(
     measured: list[dict] = []
     for n, layer in enumerate(tqdm(list(layers), "layers", leave=False)):
         moment = None if moments is None else moments[n].to(device)
-        both, kept = dict(zip(MODES, spectra(trilinear(layer.to(device), moment), moment))), values or n == 0
+        # With biases the last coordinate is a one, so the moment's last column is the mean.
+        keys = centred(moment, moment[:, -1]) if about_mean and moment is not None else None
+        both = dict(zip(MODES, spectra(trilinear(layer.to(device), moment), moment, key_moment=keys)))
+        kept = values or n == 0
         measured.append({side: {mode: of_mode(s, kept) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
     return measured
 
