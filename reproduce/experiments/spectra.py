@@ -151,8 +151,9 @@ def of_layers(
     measured: list[dict] = []
     for n, layer in enumerate(tqdm(list(layers), "layers", leave=False)):
         moment = None if moments is None else moments[n].to(device)
-        # With biases the last coordinate is a one, so the moment's last column is the mean.
-        keys = centred(moment, moment[:, -1]) if about_mean and moment is not None else None
+        keys = None
+        if about_mean and moment is not None:  # with biases the last coordinate is a one, so the moment's last column is the mean
+            keys = centred(moment, torch.cat([moment[:-1, -1], moment.new_ones(1)]))
         both = dict(zip(MODES, spectra(trilinear(layer.to(device), moment), moment, key_moment=keys)))
         kept = values or n == 0
         measured.append({side: {mode: of_mode(s, kept) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
