@@ -138,7 +138,7 @@ def compressed_tables(records: list[Record]) -> list[Table]:
     Args:
         records: of the experiment `compress_models`.
     """
-    return [_compressed(runs) for runs in grouped(records, lambda r: (r.method and r.config["model"], r.config.get("weights"))).values()]
+    return [_compressed(runs) for runs in _by_model(records)]
 
 
 def _compressed(runs: list[Record]) -> Table:
@@ -170,3 +170,39 @@ def _compressed(runs: list[Record]) -> Table:
 
 def _text(file: str) -> str:
     return file.split(".")[0]
+
+
+def commands(records: list[Record]) -> str:
+    """The commands that made these tables, with minutes and a number to expect.
+
+    Args:
+        records: all that there are.
+    """
+    lines = []
+    for r in runs_of(records, "spectra", "models"):
+        head = [layer["pre"]["head"] for layer in r.metrics["trained"]]
+        text = f" --text {r.data['name']}" if r.data else ""
+        lines += [
+            f"python -m reproduce spectra --model models/{r.method}{text}",
+            f"#   {minutes([r])}; effective ranks of the head mode before the softmax, mean over layers: "
+            f"{statistics.mean(mode['entropy_rank'] for mode in head):.2f} of {head[0]['size']}",
+        ]
+    for runs in _by_model(runs_of(records, "compress_models", "models")):
+        first = runs[0]
+        tests = list(first.metrics["before"]["tests"])
+        name, score = next((n, s) for n, s in first.metrics["tests"][tests[0]].items() if n in ("bits_per_byte", "cosine"))
+        lines += [
+            f"python -m reproduce compress_models --model models/{first.config['model']} --text {first.data['name']} "
+            f"--test {','.join(tests)}",
+            f"#   {len(runs)} rows, {minutes(runs)}; {first.method}: {score:.3f} {name.replace('_', ' ')}",
+        ]
+    return "```sh\n" + "\n".join(lines) + "\n```" if lines else ""
+
+
+def minutes(runs: list[Record]) -> str:
+    """Of all of them together."""
+    return f"{max(1, round(sum(r.wall_seconds for r in runs) / 60))} minutes"
+
+
+def _by_model(records: list[Record]) -> list[list[Record]]:
+    return list(grouped(records, lambda r: (r.config["model"], r.config.get("weights"))).values())
