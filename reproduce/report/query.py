@@ -347,6 +347,21 @@ def settled(records: list[Record], experiment: str) -> dict[str, list[Record]]:
     return grouped(runs, lambda r: r.method)
 
 
+def rates_of(records: list[Record], experiment: str) -> dict[str, set[float]]:
+    """Which rates each row had at the steps and warm-up of the preset `gpu`: the more there were, the better the best of them looks.
+
+    Args:
+        records: all that there are.
+        experiment: "table2" or "table3".
+    """
+    train = BUDGETS[experiment].preset.train
+    tried: dict[str, set[float]] = {}
+    for r in runs_of(records, experiment, "gpu"):
+        if (r.steps, r.warmup) == (train.steps, train.warmup_steps):
+            tried.setdefault(r.method, set()).add(r.rate)
+    return tried
+
+
 def sweep_runs(records: list[Record]) -> list[Record]:
     """The runs that differ in row, rate and warm-up alone, under their row's name: the sweep, and the ablations' longer warm-up.
 

@@ -42,7 +42,7 @@ class Record:
         config: all that defines the run; `train` in it, where it was trained.
         seed: of weights and batches, None where there is no chance.
         data: what it was trained on, None where nothing was: `name`, `sha256` and sizes.
-        metrics: all that it measured.
+        metrics: all that it measured. A language model's are put together in train/language.py, a ViT's in train/vision.py.
         command, commit, versions, device: what made it, and on what.
         wall_seconds: how long it took.
         finished: when, in UTC.
