@@ -149,7 +149,7 @@ def run(options: Options) -> list[Plan]:
     for seed in options.seeds or preset.seeds:
         for rate in study.pretrain_rates(seed):
             this = study.pretraining(seed, rate)
-            if not this.is_done():
+            if not this.is_done() or (alone and not study.kept(this)):
                 study.pretrained(this)
         for rate in study.start_rates(seed) if not alone else ():
             start = Start(study, seed, rate)
@@ -298,24 +298,27 @@ class Study:
         Raises:
             Diverged: if its training does.
         """
-        rate = this.config["pretrain"]["learning_rate"]
-        path = model_path(self.options.out, f"{this.title} rate {rate:g}")
-        if not (done(self.options.records, this.identity) and (place := kept(path, this.identity))):
-            place = self.pretrain(this, self.pretrain_settings(rate), path)
-        model = load_vit(place)[0]
+        model = load_vit(self.kept(this) or self.pretrain(this))[0]
         return model.to(self.options.device), weights_hash(model)
 
-    def pretrain(self, this: Run, settings: TrainConfig, path: Path) -> Path:
+    def path(self, this: Run) -> Path:
+        """Where the model of a pretraining is kept."""
+        return model_path(self.options.out, f"{this.title} rate {this.config['pretrain']['learning_rate']:g}")
+
+    def kept(self, this: Run) -> Path | None:
+        """Where the model of a pretraining that is on record lies, if it does."""
+        return kept(self.path(this), this.identity) if done(self.options.records, this.identity) else None
+
+    def pretrain(self, this: Run) -> Path:
         """Train, keep and record a multi-head model.
 
         Args:
             this: which.
-            settings: how.
-            path: where it is kept.
 
         Returns:
-            The path.
+            Where it is kept.
         """
+        settings, path = self.pretrain_settings(this.config["pretrain"]["learning_rate"]), self.path(this)
         torch.manual_seed(this.seed)
         model = build_vit(self.shape).to(self.options.device)
         batch_at = self.images.batches(settings, this.seed, self.preset.augmentation)
