@@ -22,7 +22,7 @@ from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
 from reproduce.train.settings import TrainConfig
 
-PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
 def plan(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)

@@ -116,7 +116,7 @@ def unknown_labels(source: str) -> set[str]:
 
 def test_labels_that_programs_name_are_those_of_rows():
     files = [path for folder in ("reproduce", "paper_figures") for path in sorted((ROOT / folder).rglob("*.py"))]
-    assert {path.name: bad for path in files if (bad := unknown_labels(path.read_text()))} == {}
+    assert {path.name: bad for path in files if (bad := unknown_labels(path.read_text(encoding="utf-8")))} == {}
     assert unknown_labels('best = ("MHA", "Tucker [8,64,65]")') == {"Tucker [8,64,65]"}  # control
 
 

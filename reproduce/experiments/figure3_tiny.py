@@ -33,7 +33,7 @@ from ..train.options import STARTS, Options
 from ..train.runs import Run, check_labels, override
 from ..train.settings import TrainConfig
 from ..train.vision import ImageSets, build_vit, load_vit, outcome, scaled
-from .compress import moments
+from .moments import moments
 
 PRETRAINED = "MHA pretrained"
 CHOOSES = 0  # the seed whose runs choose every rate
@@ -367,7 +367,8 @@ class Start:
         """Second moments of what each block's attention receives, (d, d), on training images as they are."""
         model, images = self.kept[0], self.study.images
         layers: dict[str, nn.Module] = {f"blocks.{n}.attention": block.attention for n, block in enumerate(model.blocks)}
-        opened = OpenModel("ViT", model, layers, lambda m, x: m(scaled(x, images.pixel_range)), lambda _, layer: layer, {})
+        forward = lambda model, x: model(scaled(x, images.pixel_range))  # noqa: E731
+        opened = OpenModel("ViT", model, layers, forward, lambda _, layer: layer, {}, image_size=self.study.shape["image_size"])
         x, _ = images.train
         chosen = torch.linspace(0, len(x) - 1, min(CALIBRATION, len(x))).long()  # from all over, so that no class is missing
         return list(moments(opened, layers, list(x[chosen.to(x.device)].split(100))).values())

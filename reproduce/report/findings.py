@@ -257,11 +257,11 @@ def effective_rank(values: Sequence[float], power: int) -> float:
 
 
 def _spectra(records: list[Record], tried: bool = False) -> dict[str, list[dict]]:
-    """Layers of trained models by row: those of Table 2's budget or, to try the rule, all of them."""
+    """Layers of trained models by row: those of Table 2's budget or, to try the rule, all of them, those of others too."""
     steps = BUDGETS["table2"].preset.train.steps
     layers: dict[str, list[dict]] = {}
     for r in records:
-        if r.experiment == "spectra" and r.is_trained and (tried or (r.preset, r.steps) == ("gpu", steps)):
+        if r.experiment == "spectra" and (tried or r.is_trained and (r.preset, r.steps) == ("gpu", steps)):
             layers.setdefault(r.method + (f" ({r.preset})" if tried else ""), []).extend(r.metrics["trained"])
     return layers
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data.prepared import SOURCES
+from ..store.locks import PATIENCE
 from .distributed import SHARDINGS
 from .options import STARTS
 from .settings import OPTIMIZERS
@@ -28,9 +29,21 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...],
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
+    add_lock_timeout(parser)
     parser.set_defaults(device="cpu", micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where they are not taken
     for group in takes:
         GROUPS[group](parser)
+
+
+def add_lock_timeout(parser: argparse.ArgumentParser) -> None:
+    """How long to wait for others; of what writes where they may be writing."""
+    parser.add_argument(
+        "--lock-timeout",
+        metavar="SECONDS",
+        type=rate,
+        default=PATIENCE,
+        help=f"how long to wait for another process that writes into the same folder (default: {PATIENCE:g})",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +241,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="held-out text, of a text that fits into memory: both as training takes them with --text and --validation, tokenised "
         "once (default: one document in 2,000)",
     )
+    add_lock_timeout(parser)
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
