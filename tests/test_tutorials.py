@@ -35,7 +35,7 @@ MAX_CELLS = 25  # before the exercises, so that a notebook is one sitting
 MAX_LINES = 15  # of a code cell, so that it fits on a slide
 EXERCISES = range(3, 6)
 # One idea a cell: these lessons keep the limits below instead of the three above, and have their exercises inside.
-LESSONS_AT_PACE = ("00", "01", "02", "03", "04", "05", "06")
+LESSONS_AT_PACE = ("00", "01", "02", "03", "04", "05", "06", "07")
 MEDIAN_LINES, MOST_LINES, WIDEST = 6, 12, 100  # of code cells: lines that are not empty, and columns
 MOST_WORDS, MOST_FOLDED = 900, 300  # of prose that is seen, and of what folds away; a formula is a word
 FORBIDDEN = {"reproduce", "matplotlib", "inspect"}  # what these lessons import from nowhere: each step is to be seen
