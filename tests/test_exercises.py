@@ -34,7 +34,9 @@ FOLDER = Path(__file__).parent.parent / "tutorials"
 
 def exercise_cells(path: Path) -> list[str]:
     """The code cells that call a check, without the semicolon that keeps Jupyter from showing True or False."""
-    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
     return [cell.rstrip("; \n") for cell in cells if ".check_" in cell]
 
 
@@ -46,7 +48,7 @@ def name_of(cell: str) -> str:
 
 def run(path: Path, cell: str) -> None:
     """One exercise cell, after the imports of its notebook and every definition that stands before it."""
-    cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     nodes = [node for source in cells if "%" not in source for node in ast.parse(source.rstrip("; \n")).body]
     needed = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
     needed = [node for node in needed if not getattr(node, "decorator_list", [])]  # Triton reads its kernels from files
