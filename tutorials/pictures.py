@@ -523,10 +523,14 @@ def causal_tiles(kind: np.ndarray, queries: int, sources: int) -> Figure:
 
 def caches(megabytes: dict[str, float], title: str) -> Figure:
     """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
-    figure, ax = panels(1, 1, (7, 3.4))
+    figure, ax = panels(1, 1, (7, 3.6))
     bars = ax.barh(list(megabytes), megabytes.values(), color=[style.COLOURS[style.mechanism(name)] for name in megabytes])
     whole = next(iter(megabytes.values()))
     ax.bar_label(bars, [f"{size:.2f} MB, {size / whole:.0%}" for size in megabytes.values()], padding=4, fontsize=9)
+    shared = [bar for bar, name in zip(bars, megabytes) if "shared" in name]
+    for bar in shared:
+        bar.set(hatch="////", edgecolor="white", linewidth=0)
+    ax.legend([shared[-1]], ["keys and values share a latent"], loc="lower right")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="MB ($10^6$ bytes)", xlim=(0, 1.25 * whole), title=title)
