@@ -484,12 +484,53 @@ def exact_where(errors: np.ndarray, layers: list[str], schedules: tuple[str, ...
     return legible(figure)
 
 
+def growth(n: np.ndarray, logits: np.ndarray, rest: np.ndarray) -> Figure:
+    """07: bytes that one layer would store, by the number of tokens: logits, and queries, keys, values and outputs."""
+    figure, ax = panels(1, 1, (6.4, 3))
+    ax.loglog(n, logits / 1e6, color=style.COLOURS["MHA"], label="logits")
+    ax.loglog(n, rest / 1e6, "--", color="#888888", label="queries, keys, values, outputs")
+    ax.set(xlabel="tokens", ylabel="MB ($10^6$ bytes)", title="What one layer of GPT-2's shape would store")
+    ax.legend()
+    return legible(figure)
+
+
+def running(logits: np.ndarray, seen: list[tuple[float, float]]) -> Figure:
+    """07: logits with their running maximum above, the running sum below; seen: (maximum, sum) after each tile."""
+    figure, axes = panels(2, 1, (7, 3.8), sharex=True)
+    width = len(logits) // len(seen)
+    axes[0].plot(logits, ".", color="#777777", markersize=4)
+    for tile, (largest, total) in enumerate(seen):
+        axes[0].plot([width * tile, width * (tile + 1)], [largest, largest], color=style.COLOURS["Tucker"])
+        axes[1].bar(width * (tile + 0.5), total, width=0.75 * width, color=style.COLOURS["Tucker"])
+    axes[0].set(ylabel="logit", title="One pass: running maximum and running sum")
+    axes[1].set(xlabel=f"source token, in tiles of {width}", ylabel="sum so far", xticks=range(0, len(logits) + 1, 2 * width))
+    return legible(figure)
+
+
+def causal_tiles(kind: np.ndarray, queries: int, sources: int) -> Figure:
+    """07: tiles (query tile, source tile) under a causal mask: 0 skip, 1 mask, 2 whole."""
+    figure, ax = panels(1, 1, (6.4, 2.8), grid=False)
+    rows, columns = kind.shape[0] * queries, kind.shape[1] * sources
+    ax.imshow(kind, cmap="Greens", vmin=-0.3, vmax=3, extent=(0, columns, rows, 0), aspect="auto")
+    for (i, j), one in np.ndenumerate(kind):
+        place = sources * (j + 0.5), queries * (i + 0.5)
+        ax.text(*place, ("skip", "mask", "whole")[one], ha="center", va="center", fontsize=8)
+    ax.plot([0, columns], [0, rows], color="black", linewidth=1)
+    ax.set(xticks=range(0, columns + 1, sources), yticks=range(0, rows + 1, queries))
+    ax.set(xlabel="source token", ylabel="query token", title="Three kinds of tiles under a causal mask")
+    return legible(figure)
+
+
 def caches(megabytes: dict[str, float], title: str) -> Figure:
     """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
-    figure, ax = panels(1, 1, (7, 3.4))
+    figure, ax = panels(1, 1, (7, 3.6))
     bars = ax.barh(list(megabytes), megabytes.values(), color=[style.COLOURS[style.mechanism(name)] for name in megabytes])
     whole = next(iter(megabytes.values()))
     ax.bar_label(bars, [f"{size:.2f} MB, {size / whole:.0%}" for size in megabytes.values()], padding=4, fontsize=9)
+    shared = [bar for bar, name in zip(bars, megabytes) if "shared" in name]
+    for bar in shared:
+        bar.set(hatch="////", edgecolor="white", linewidth=0)
+    ax.legend([shared[-1]], ["keys and values share a latent"], loc="lower right")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="MB ($10^6$ bytes)", xlim=(0, 1.25 * whole), title=title)
