@@ -614,7 +614,11 @@ def loss_against_size(rows: dict[str, tuple[int, list[float]]]) -> Figure:
         kind, x = style.mechanism(name), parameters / 1e6
         ax.plot([x] * len(losses), losses, color=style.COLOURS[kind], linewidth=1.2)
         ax.plot(x, np.mean(losses), style.MARKERS[kind], color=style.COLOURS[kind], markersize=7)
-        ax.annotate(name, (x, np.mean(losses)), (7, 3), textcoords="offset points", fontsize=9, color=style.INKS[kind])
+        beside = any(
+            1 < size / parameters < 2 and abs(np.mean(other) - np.mean(losses)) < 0.01 for size, other in rows.values()
+        )
+        place = dict(xytext=(-7, 3), ha="right") if beside else dict(xytext=(7, 3))
+        ax.annotate(name, (x, np.mean(losses)), textcoords="offset points", fontsize=9, color=style.INKS[kind], **place)
     ax.set_xscale("log", base=2)
     ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
     ax.minorticks_off()
