@@ -64,7 +64,8 @@ def core_times_factors(
     names: of the three modes.  tensor: its letter.  sign: between the two.
     """
     figure, ax = panels(1, 1, (9, 3.4))
-    (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / 1.4, np.sqrt(ranks) / 1.4
+    unit = max(1.4, np.sqrt(max(shape)) / 5.5)
+    (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / unit, np.sqrt(ranks) / unit
     dense, core, factor = "#777777", style.COLOURS["Tucker"], "#005c44"
     label = dict(ha="center", va="center")
 
@@ -88,8 +89,11 @@ def core_times_factors(
     lean = np.array([0.55, 0.45]) * depth
     corners = [(x_1, y_1), (x_1 + r_depth, y_1), (x_1 + r_depth + lean[0], y_1 + lean[1]), (x_1 + lean[0], y_1 + lean[1])]
     ax.add_patch(Polygon(corners, facecolor=factor))
-    ax.text(x_1 + (r_depth + lean[0]) / 2, y_1 + lean[1] / 2, "$U_1$", color="white", **label)
-    ax.text(x_1 + r_depth + lean[0] + 0.15, y_1 + lean[1] / 2, f"{shape[0]} × {ranks[0]}", ha="left", va="center")
+    size_1, narrow = f"{shape[0]} × {ranks[0]}", r_depth < 0.8  # too narrow for a letter
+    if not narrow:
+        ax.text(x_1 + (r_depth + lean[0]) / 2, y_1 + lean[1] / 2, "$U_1$", color="white", **label)
+    beside = x_1 + r_depth + lean[0] + 0.15, y_1 + lean[1] / 2
+    ax.text(*beside, f"$U_1$: {size_1}" if narrow else size_1, ha="left", va="center")
 
     x += r_width + 0.55 * r_depth + 0.6
     ax.add_patch(Rectangle((x, -r_width / 2), width, r_width, facecolor=factor))
@@ -181,14 +185,15 @@ def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], l
 
 def _flow(ax, boxes: dict[str, tuple], arrows: list[tuple[str, str]], highlighted: set[str], colour: str) -> None:
     """Boxes with words in them, (x, y, words) by name, and arrows between them; some are highlighted in the colour."""
+    patches = {}
     for name, (x, y, words) in boxes.items():
         face = colour if name in highlighted else "#eeeeee"
         patch = dict(boxstyle="round,pad=0.45", facecolor=face, edgecolor="#888888")
-        ax.text(x, y, words, ha="center", va="center", fontsize=9, bbox=patch)
+        patches[name] = ax.text(x, y, words, ha="center", va="center", fontsize=9, bbox=patch).get_bbox_patch()
     for start, end in arrows:
         (x_0, y_0, _), (x_1, y_1, _) = boxes[start], boxes[end]
-        between = dict(arrowstyle="->", color="#555555", shrinkA=24, shrinkB=27)
-        ax.annotate("", (x_1, y_1), (x_0, y_0), arrowprops=between, zorder=0)
+        between = dict(arrowstyle="->", color="#555555", patchA=patches[start], patchB=patches[end], shrinkA=2, shrinkB=2)
+        ax.annotate("", (x_1, y_1), (x_0, y_0), arrowprops=between, zorder=4)  # after the boxes, whose edges it meets
     ax.axis("off")
 
 
@@ -237,7 +242,7 @@ def masks(tables: dict[str, np.ndarray]) -> Figure:
 
 
 def routing(core: np.ndarray, width: int) -> Figure:
-    """02, 03, 05: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
+    """02, 03: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
     heads = len(core)
     figure, axes = panels(1, heads, (1.7 * heads if heads > 3 else 7.5, 2.7), grid=False, sharey=True)
     for head, (ax, table) in enumerate(zip(axes, core)):
@@ -363,6 +368,64 @@ def sizes(series: dict[str, list[tuple[int, int]]]) -> Figure:
     return legible(figure)
 
 
+def dataflow_of_tucker(d: int, heads: int, ranks: tuple[int, int, int], post_ranks: tuple[int, int, int]) -> Figure:
+    """05: the six lines of Tucker Attention; coloured is what the cache keeps, each box with its width."""
+    (_, s, t), (_, o, v) = ranks, post_ranks
+    figure, ax = panels(1, 1, (10, 3.2))
+    boxes = {
+        "x": (0, 1, f"token $x$\n{d}"),
+        "p": (2, 2, f"query latent\n{s}"),
+        "k": (2, 1, f"one key: cached\n{t}"),
+        "v": (2, 0, f"one value: cached\n{v}"),
+        "q": (4.5, 2, f"{heads} queries\nof {t}"),
+        "a": (6.3, 1.25, "softmax"),
+        "z": (7.7, 0.5, f"{heads} mixtures\nof {v}"),
+        "o": (10.1, 0.5, f"output latent\n{o}"),
+        "y": (12, 0.5, f"output\n{d}"),
+    }
+    arrows = [("x", "p"), ("x", "k"), ("x", "v"), ("p", "q"), ("q", "a"), ("k", "a")]
+    arrows += [("a", "z"), ("v", "z"), ("z", "o"), ("o", "y")]
+    _flow(ax, boxes, arrows, {"k", "v"}, style.COLOURS["Tucker"])
+    labels = {(0.85, 1.72): "$U_2$", (0.9, 1.13): "$U_3$", (0.85, 0.28): "$\\widetilde U_3$"}
+    labels |= {(3.3, 2.25): "$T_h = C \\times_1 U_1$", (8.95, 0.72): "$\\widetilde T_h$", (11.1, 0.72): "$\\widetilde U_2$"}
+    for (x, y), words in labels.items():
+        ax.text(x, y, words, ha="center", va="center", fontsize=10)
+    ax.set(xlim=(-0.6, 12.6), ylim=(-0.4, 2.5))
+    return legible(figure)
+
+
+def head_patterns(errors: dict[str, list[float]], loads: dict[str, np.ndarray]) -> Figure:
+    """05: the error at each head rank, a curve for each tensor; beside it |U1| of each (h, r), columns times singular values."""
+    figure, axes = panels(1, 1 + len(loads), (10, 3.4), width_ratios=[1.3, *[1] * len(loads)])
+    for (name, values), line in zip(errors.items(), ("-", "--")):
+        axes[0].plot(range(1, len(values) + 1), values, line, marker=".", color=style.COLOURS["Tucker"], label=name)
+    axes[0].set(title="What cutting heads costs", xlabel="head rank $r_1$", ylabel="relative error", ylim=0)
+    axes[0].set_xticks(range(2, len(values) + 1, 2))
+    axes[0].legend()
+    for ax, (name, load) in zip(axes[1:], loads.items()):
+        ax.imshow(np.abs(load), cmap="Greens", vmin=0)
+        ax.set(title=f"$U_1$ of {name}", xlabel="head pattern", ylabel="head")
+        ax.set(xticks=range(0, load.shape[1], 2), yticks=range(0, load.shape[0], 2))
+        ax.grid(False)
+    return legible(figure)
+
+
+def to_scale(layers: dict[str, dict[str, tuple[int, int]]]) -> Figure:
+    """05: the weights of two layers as rectangles, all on one scale; (rows, columns) of each by its name."""
+    figure, ax = panels(1, 1, (9, 5.2))
+    for floor, (layer, weights) in zip((1500, 0), layers.items()):
+        at, colour = 0.0, style.COLOURS[style.mechanism(layer)]
+        ax.text(0, floor + 60 + max(rows for rows, _ in weights.values()), layer, fontweight="bold", va="bottom")
+        for name, (rows, columns) in weights.items():
+            width = max(columns, 420)  # room for its name
+            ax.add_patch(Rectangle((at + (width - columns) / 2, floor), columns, rows, facecolor=colour))
+            ax.text(at + width / 2, floor - 40, f"{name}\n{rows:,} × {columns}", ha="center", va="top", fontsize=8)
+            at += width + 40
+    ax.set(xlim=(-50, 3800), ylim=(-260, 2450), aspect="equal")
+    ax.axis("off")
+    return legible(figure)
+
+
 def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) -> Figure:
     """06: hands (pair, position, 2) of every pair, drawn at ten positions from 0 to counts[pair]."""
     figure, axes = panels(1, len(counts), (10, 2.9), sharey=True)
@@ -395,6 +458,29 @@ def schedules(kinds: dict[str, np.ndarray], stretched: dict[str, np.ndarray]) ->
     axes[-1].set(title="A stretched context", xlabel="pair")
     axes[-1].legend()
     axes[0].set(yscale="log", ylim=(4e-8, 2), ylabel="radians per token")
+    return legible(figure)
+
+
+def by_distance(tables: dict[str, np.ndarray]) -> Figure:
+    """06: logits (n, m) of one token with itself, at all pairs of positions."""
+    figure, axes = panels(1, len(tables), (7.5, 3.4), grid=False)
+    largest = max(np.abs(table).max() for table in tables.values())
+    for ax, (name, table) in zip(axes, tables.items()):
+        image = ax.imshow(table, cmap="PRGn", vmin=-largest, vmax=largest)
+        ax.set(title=name[0].upper() + name[1:], xlabel="position of the key", ylabel="position of the query")
+    figure.colorbar(image, ax=axes, label="logit")
+    return legible(figure)
+
+
+def exact_where(errors: np.ndarray, layers: list[str], schedules: tuple[str, ...]) -> Figure:
+    """06: relative errors (layer, schedule); green is exact."""
+    figure, ax = panels(1, 1, (7, 3), grid=False)
+    ax.imshow(errors < 1e-12, cmap="Greens", vmin=0, vmax=2, aspect="auto")
+    for (i, j), error in np.ndenumerate(errors):
+        ax.text(j, i, "exact" if error < 1e-12 else f"{error:.2f}", ha="center", va="center")
+    ax.set_xticks(range(len(schedules)), schedules)
+    ax.set_yticks(range(len(layers)), layers)
+    ax.set(title="Relative error by layer and by schedule")
     return legible(figure)
 
 
