@@ -730,18 +730,17 @@ def differences(intervals: dict[str, tuple[float, float, float]], base: str, uni
 
 def mode_shares(shares: dict[str, dict[str, tuple[float, float]]]) -> Figure:
     """10: effective rank over size of every mode of every model, by singular values (filled) and by their squares (open)."""
-    figure, ax = panels(1, 1, (9, 3.4))
-    for number, (name, modes) in enumerate(shares.items()):
-        x = np.arange(len(modes)) + 0.16 * (number - (len(shares) - 1) / 2)
-        look = dict(
-            linestyle="", marker="os^Dv"[number % 5], color=plt.get_cmap("viridis")(0.8 * number / max(1, len(shares) - 1))
-        )
+    figure, ax = panels(1, 1, (10.5, 3.8))
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(shares)))
+    for number, ((name, modes), colour) in enumerate(zip(shares.items(), colours)):
+        x = np.arange(len(modes)) + 0.14 * (number - (len(shares) - 1) / 2)
+        look = dict(linestyle="", markersize=7, marker="osDv^"[number % 5], color=colour)
         ax.plot(x, [both[0] for both in modes.values()], label=name, **look)
-        ax.plot(x, [both[1] for both in modes.values()], markerfacecolor="white", label=f"{name}, by squares", **look)
+        ax.plot(x, [both[1] for both in modes.values()], markerfacecolor="white", **look)
     ax.set_xticks(range(len(modes)), list(modes))
     ax.grid(axis="x", visible=False)
     ax.set(ylim=(0, 1.05), ylabel="effective rank / size")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1)
     return legible(figure)
 
 
@@ -762,17 +761,20 @@ def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) 
 
 
 def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
-    """10: losses of each row by learning rate."""
-    figure, ax = panels(1, 1, (9, 4))
-    for name, look in style.lines_of(list(losses)).items():
-        ax.semilogx(
-            list(losses[name]), list(losses[name].values()), marker=style.MARKERS[style.mechanism(name)], label=name, **look
-        )
+    """10: losses of each row by learning rate, the rows as they are beside those with norms."""
+    figure, axes = panels(1, 2, (10.5, 4.2), sharex=True, sharey=True)
     every = sorted({rate for line in losses.values() for rate in line})
-    ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
-    ax.minorticks_off()
-    ax.set(xlabel="learning rate × 1000", ylabel="validation loss (nats/token)")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for ax, title in zip(axes, ("As they are", "With norms")):
+        chosen = [name for name in losses if name.endswith("norms") or name.endswith("-norm")]
+        chosen = chosen if ax is axes[1] else [name for name in losses if name not in chosen]
+        for name, look in style.lines_of(chosen).items():
+            look["marker"] = style.MARKERS[style.mechanism(name)]
+            ax.semilogx(list(losses[name]), list(losses[name].values()), label=name, **look)
+        ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
+        ax.minorticks_off()
+        ax.set(title=title, xlabel="learning rate × 1000")
+        ax.legend(loc="upper center", fontsize=8)
+    axes[0].set_ylabel("validation loss (nats/token)")
     return legible(figure)
 
 
