@@ -567,7 +567,7 @@ def head_price(tried: dict[str, list[tuple]]) -> Figure:
     return legible(figure)
 
 
-def head_patterns(loads: dict[str, np.ndarray], kept: int | None = None) -> Figure:
+def patterns_of_heads(loads: dict[str, np.ndarray], kept: int | None = None) -> Figure:
     """08, 09: what each head (row) takes of each head pattern (column), its sign left out; dashed: a cut behind `kept` of them.
 
     loads: head factors (h, r) by their name, each column times its singular value.
