@@ -394,7 +394,7 @@ def dataflow_of_tucker(d: int, heads: int, ranks: tuple[int, int, int], post_ran
     return legible(figure)
 
 
-def head_patterns(errors: dict[str, list[float]], loads: dict[str, np.ndarray]) -> Figure:
+def head_ranks(errors: dict[str, list[float]], loads: dict[str, np.ndarray]) -> Figure:
     """05: the error at each head rank, a curve for each tensor; beside it |U1| of each (h, r), columns times singular values."""
     figure, axes = panels(1, 1 + len(loads), (10, 3.4), width_ratios=[1.3, *[1] * len(loads)])
     for (name, values), line in zip(errors.items(), ("-", "--")):
