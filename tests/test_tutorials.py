@@ -290,8 +290,8 @@ def test_controls_of_the_form():
     assert all(faults_of_form(one, name) for one in broken)
 
 
-def test_ten_tutorials_each_with_a_solution_and_every_check_in_both():
-    assert [name[:2] for name in NOTEBOOKS] == [f"{n:02}" for n in range(10)]
+def test_eleven_tutorials_each_with_a_solution_and_every_check_in_both():
+    assert [name[:2] for name in NOTEBOOKS] == [f"{n:02}" for n in range(11)]
     assert list(SOLUTIONS) == list(NOTEBOOKS)
     for name, notebook in NOTEBOOKS.items():
         module = f"e{name[:2]}"
@@ -506,6 +506,22 @@ def test_controls_of_the_words():
         )
         == []
     )
+
+
+def numbers_of_runs(notebook: dict) -> list[str]:
+    """Numbers in a lesson's prose that only a record could know: decimals, shares, and those of four digits and more."""
+    cells = [cell for cell in notebook["cells"] if "· Predict" not in source(cell)]  # whose numbers are guesses
+    text = re.sub(r"\]\([^)]*\)|`[^`]*`|\$[^$]*\$", "", prose({"cells": cells}))  # without links, code and formulas
+    return re.findall(r"\d+\.\d+|\d+ ?%|\d[\d,]{3,}", text)
+
+
+def test_what_was_found_is_read_from_records_and_never_typed():
+    (notebook,) = (one for name, one in NOTEBOOKS.items() if name.startswith("10"))
+    assert numbers_of_runs(notebook) == []
+    for typed in ("MHA ends at 3.862.", "with 28 % of the parameters", "after 3,052 steps"):
+        assert numbers_of_runs(changed(notebook, -1, source=typed)), typed
+    read = [cell for cell in code_cells(notebook) if MARK in cell["metadata"].get("tags", [])]
+    assert len(read) >= 8  # nbval compares what these print with the records
 
 
 def test_what_we_know_of_the_paper_is_said_once_and_on_page_one():
