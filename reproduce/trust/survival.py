@@ -88,8 +88,8 @@ COMMANDS = {  # as they are typed, in a folder of their own; {0} is the one with
 OFTEN = ("table2", "figure3", "compress", "prepare", "prepare --validation", "paper_figures")  # they write more than one record
 PRESETS = {  # how often each command meets each fault; a hundred of each
     "smoke": {
-        **{name: dict.fromkeys(FAULTS, 10) if name in OFTEN else dict.fromkeys(FAULTS, 4) for name in COMMANDS},
-        WRITERS: {KILL: 25},
+        **{name: {KILL: 6, FULL: 10, INTERRUPT: 10} if name in OFTEN else dict.fromkeys(FAULTS, 4) for name in COMMANDS},
+        WRITERS: {KILL: 24},
     },
     "quick": {name: dict.fromkeys(FAULTS, 1) for name in ("table2", "prepare --validation", "report")} | {WRITERS: {KILL: 2}},
 }
@@ -125,7 +125,7 @@ def run(options: Options) -> None:
     Raises:
         ValueError: at the first file that is damaged or differs, or the first message that is not as it should be.
     """
-    CONTEXT.set_forkserver_preload(["reproduce.__main__", "paper_figures.__main__", "datasets"])
+    CONTEXT.set_forkserver_preload(["reproduce.__main__", "paper_figures.__main__", "datasets", "sklearn.datasets"])
     options.out.mkdir(parents=True, exist_ok=True)
     tallies, chance, started = {}, random.Random(0), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.out, prefix="survival-") as temporary:
@@ -323,22 +323,21 @@ def command(arguments: list[str], folder: Path) -> None:
 
 def make_small() -> None:
     """The presets of this process, as toys."""
-    toy = dataclasses.replace(TOY, n_layers=1, train=dataclasses.replace(TOY.train, steps=30))
+    toy = dataclasses.replace(TOY, n_layers=1, train=dataclasses.replace(TOY.train, steps=20))
     table2.PRESETS["smoke"] = toy
     table3.PRESETS["smoke"] = dataclasses.replace(toy, narrower=32)
     ablations.PRESETS["smoke"] = dataclasses.replace(toy, keep_models=False)
-    full = figure3.PRESETS["smoke"]
-    often = {"batch_size": 128, "warmup_steps": 2, "log_every": 4, "checkpoint_every": 4}
+    full, often = figure3.PRESETS["smoke"], {"warmup_steps": 1, "log_every": 2, "checkpoint_every": 2}
     figure3.PRESETS["smoke"] = dataclasses.replace(
         full,
         d_model=16,
         n_heads=4,
         n_layers=1,
-        rows=full.rows[:2],
+        rows=full.rows[1:2],
         seeds=(0,),
         epochs=1,
-        pretrain=dataclasses.replace(full.pretrain, steps=20, **often),
-        finetune=dataclasses.replace(full.finetune, **often),
+        pretrain=dataclasses.replace(full.pretrain, steps=8, **often),
+        finetune=dataclasses.replace(full.finetune, batch_size=256, **often),
     )
     decode.PRESETS["smoke"] = dataclasses.replace(decode.PRESETS["smoke"], contexts=(16, 32), repeats=2)
     cells = exactness.cells
