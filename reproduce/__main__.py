@@ -19,6 +19,7 @@ from .data.prepared import prepare
 from .experiments import (
     ablations,
     compress,
+    compress_models,
     compress_speed,
     decode,
     exactness,
@@ -48,6 +49,7 @@ EXPERIMENTS = {
     "table3": table3,
     "ablations": ablations,
     "compress": compress,
+    "compress_models": compress_models,
     "compress_speed": compress_speed,
     "figure3": figure3,
     "decode": decode,
@@ -66,7 +68,8 @@ IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
-NOT_IN_ALL = (*ON_A_GPU, *TRUST)
+OF_A_MODEL = ("compress_models",)  # that has to be named
+NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
 WRITE = {

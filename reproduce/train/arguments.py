@@ -9,6 +9,7 @@ import torch
 from ..data.prepared import SOURCES
 from ..store.locks import PATIENCE
 from .distributed import SHARDINGS
+from .options import STARTS
 from .settings import OPTIMIZERS
 
 # The groups for training language models.
@@ -143,6 +144,25 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_conversion(parser: argparse.ArgumentParser) -> None:
+    """Where the rows of Figure 3 start."""
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default="hosvd",
+        help="in the preset gpu-tiny-imagenet, how layers are converted: by the HOSVD, by HOOI, or by the HOSVD that knows the second "
+        "moment of their inputs (default: hosvd)",
+    )
+    parser.add_argument(
+        "--pretrain-rate",
+        dest="pretrain_rates",
+        metavar="PRETRAIN_RATE",
+        type=rates,
+        default=(),
+        help="in the preset gpu-tiny-imagenet, peak rates of the pretraining (default: three with seed 0, then the best of them)",
+    )
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """How several workers share a run, and the dry run that tells what it takes."""
     workers = parser.add_argument_group("on many GPUs, started with torchrun")
@@ -205,6 +225,7 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
     "workers": add_workers,
     "model": add_model,
     "pretrained": add_pretrained,
+    "conversion": add_conversion,
     "compression": add_compression,
 }
 
