@@ -245,8 +245,8 @@ CHECKS = {
     "fuzz": dict(inputs=1000, tried={"a": 600, "b": 400}, public_names={"x": 2}, failed=[]),
     "hostile": dict(kinds={"shape": 30, "mask": 12}, skipped=0),
     "survival": {
-        "table2": {"points": {"kills": 4, "full disks": 2, "interrupts": 1}, "ends": 2, "files": 9},
-        "two writers": {"points": {"kills": 3, "full disks": 0, "interrupts": 0}, "ends": 1, "files": 5},
+        "table2": dict(kills=4, full_disks=2, interrupts=1, ends=2, files=9),
+        "two writers": dict(kills=3, full_disks=0, interrupts=0, ends=1, files=5),
     },
     "coverage": {
         "tucker_ref": dict(lines=100, covered_lines=99, branches=50, covered_branches=45, left_out=7),
@@ -270,7 +270,7 @@ def test_every_check_on_record_has_one_line():
             "of 2 of these, drawn by lot, tests noticed 1; stale records: 1, modules without one: ",
             "1,000 random inputs for 2 contracts of 1 public names | 0 contracts broken",
             "42 inputs of 2 kinds, most often shape (30), mask (12) |",
-            "7 times kill -9, 2 times a full disk, 1 times Ctrl-C, at random moments of 2 ways to write: table2, two writers | "
+            "7 times kill -9, 2 times a full disk, 1 times Ctrl-C, in 2 ways to write: table2, two writers | "
             "none of 14 files read afterwards damaged; all 3 runs",
             "`tucker_ref`: 99.0% of lines, 90.0% of branches; `reproduce`: 95.0% of lines, 95.0% of branches; 8 lines",
             "combinations of Python, torch and NumPy: 1 | 60 passed, 0 failed",
@@ -306,5 +306,5 @@ def test_mutation_says_what_is_stale_and_what_was_never_tried():
 
 
 def test_a_check_that_lacks_a_number_is_named():
-    with pytest.raises(ValueError, match="survival: a record lacks what the table of checks shows: 'ends'"):
+    with pytest.raises(ValueError, match="survival: a record lacks what the table of checks shows: 'kills'"):
         checks.render([dataclasses.replace(CHECK_RECORDS[3], metrics={"training": {}})])

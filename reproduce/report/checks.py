@@ -163,17 +163,14 @@ def hostile_inputs(records: list[Record]) -> tuple[str, str]:
 def faults(records: list[Record]) -> tuple[str, str]:
     """Of `survival`: how often commands were killed, met a full disk or Ctrl-C, and what was compared afterwards."""
     metrics = records[-1].metrics
-    ends, files = (sum(tally[name] for tally in metrics.values()) for name in ("ends", "files"))
-    points: dict[str, int] = {}
-    for tally in metrics.values():
-        for fault, count in tally["points"].items():
-            points[fault] = points.get(fault, 0) + count
-    names = {"kills": "kill -9", "full disks": "a full disk", "interrupts": "Ctrl-C"}
+    total = {
+        name: sum(tally[name] for tally in metrics.values()) for name in ("kills", "full_disks", "interrupts", "ends", "files")
+    }
     return (
-        ", ".join(f"{count:,} times {names[fault]}" for fault, count in points.items())
-        + f", at random moments of {len(metrics):,} ways to write: {', '.join(metrics)}",
-        f"none of {files:,} files read afterwards damaged; all {ends:,} runs that finished equal to uninterrupted ones, to the last "
-        "bit but for times; every record there once; each message one line",
+        f"{total['kills']:,} times kill -9, {total['full_disks']:,} times a full disk, {total['interrupts']:,} times Ctrl-C, in "
+        f"{len(metrics):,} ways to write: {', '.join(metrics)}",
+        f"none of {total['files']:,} files read afterwards damaged; all {total['ends']:,} runs that finished equal to uninterrupted "
+        "ones, to the last bit but for times; every record there once; each message one line",
     )
 
 
