@@ -236,6 +236,7 @@ def stopped_at(number: int, work, modules: tuple[str, ...]) -> bool:
 
 
 @pytest.mark.no_cover
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_between_any_two_lines_leaves_the_old_file_or_the_new_one(tmp_path):
     path, number, seen = tmp_path / "file", 0, set()
     while True:
@@ -250,6 +251,7 @@ def test_ctrl_c_between_any_two_lines_leaves_the_old_file_or_the_new_one(tmp_pat
 
 
 @pytest.mark.no_cover
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_between_any_two_lines_leaves_no_lock(tmp_path):
     def work():
         with locked(tmp_path):
