@@ -44,7 +44,9 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
             return main()
         except Told:
             return INTERRUPTED
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if not is_interrupt(error):
+                raise
             print("stopped", file=sys.stderr)
             return INTERRUPTED
         finally:
@@ -54,6 +56,17 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
                 signal.signal(signal.SIGINT, _leave)
 
     return answering
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether this is Ctrl-C, or what a library made of it: one that is stopped while it loads its compiled parts is an ImportError.
+
+    Args:
+        error: with what it was raised from, or in the course of.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def speak_utf8() -> None:
@@ -75,6 +88,6 @@ def _leave(*_signal) -> None:
 
 def _leave_or_tell(kind, error, where) -> None:
     """Of the program's last exceptions: Ctrl-C between two of its lines is answered as everywhere, others are told as ever."""
-    if issubclass(kind, KeyboardInterrupt):
+    if is_interrupt(error):
         _leave()
     sys.__excepthook__(kind, error, where)

@@ -293,7 +293,8 @@ def git_commit() -> str:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", root, *arguments]  # a lock would stay where this is killed
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
