@@ -6,12 +6,14 @@ bounds that no measurement reaches. Fields that it does not name are kept, since
 
 import json
 import os
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST = 10**15  # of whatever is counted: tokens, parameters, bytes
 LARGEST = 3.4028234663852886e38  # of whatever is measured: what float32 holds
+HALF = re.compile(r"\\u[dD][89abAB]", re.ASCII)  # how JSON writes the halves of a character beyond 16 bits
 SHOWN = 40  # characters of a value in a message
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -30,13 +32,14 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
 
-def check(part: type[BaseModel], value: object, where: str) -> Any:
+def check(part: type[BaseModel], value: object, where: str, within: str = "") -> Any:
     """The value as an object of this kind.
 
     Args:
         part: the kind.
         value: as JSON has it.
-        where: what the message begins with: the file, and the place in it.
+        where: what the message begins with: the file, and the object in it.
+        within: where in that object the value is, as "metrics.rows[3]".
 
     Raises:
         ValueError: in one line, with the first field that is wrong and what is allowed there, or all that are missing.
@@ -44,7 +47,7 @@ def check(part: type[BaseModel], value: object, where: str) -> Any:
     try:
         return part.model_validate(value)
     except ValidationError as error:
-        raise ValueError(f"{where} {said(error)}") from None
+        raise ValueError(f"{where} {said(error, within)}") from None
     except RecursionError:
         raise ValueError(f"{where} is nested too deeply") from None
 
@@ -72,26 +75,27 @@ ALLOWED = {  # in our words; what is not here is said in pydantic's
 }
 
 
-def said(error: ValidationError) -> str:
+def said(error: ValidationError, within: str = "") -> str:
     """What is wrong, as the end of a sentence about the file: "lacks x", or "has x 3; it must be at least 4".
 
     Args:
         error: with at least one fault.
+        within: as in `check`.
     """
     faults = error.errors(include_url=False)
-    if missing := [_place(fault["loc"]) for fault in faults if fault["type"] == "missing"]:
+    if missing := [_place(fault["loc"], within) for fault in faults if fault["type"] == "missing"]:
         return f"lacks {', '.join(missing)}"
     fault = faults[0]
-    place = _place(fault["loc"])
+    place = _place(fault["loc"], within)
     if fault["type"] == "extra_forbidden":
         return f"has {place}, which is not known here"
     allowed = ALLOWED.get(fault["type"], fault["msg"]).format(**fault.get("ctx", {}))
     return f"{f'has {place}' if place else 'is'} {_shown(fault['input'])}; it must be {allowed}"
 
 
-def _place(steps: tuple[int | str, ...]) -> str:
+def _place(steps: tuple[int | str, ...], within: str) -> str:
     """("curve", 3, "loss") as "curve[3].loss"."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+    return (within + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)).removeprefix(".")
 
 
 def _shown(value: object) -> str:
@@ -107,7 +111,7 @@ def read_json(text: str, where: str) -> Any:
     """What a JSON text holds.
 
     Args:
-        text: JSON, without NaN and infinity, which it does not know.
+        text: JSON, without NaN and infinity, which it does not know, and without integers that 64 bits do not hold.
         where: what the message begins with.
 
     Raises:
@@ -117,8 +121,18 @@ def read_json(text: str, where: str) -> Any:
     def refused(word: str):
         raise ValueError(f"it holds {word}, which is no number")
 
+    def integer(digits: str) -> int:
+        if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+            raise ValueError(f"it holds an integer of {len(digits)} digits; 64 bits do not hold it")
+        return int(digits)
+
     try:
-        return json.loads(text, parse_constant=refused)
+        value = json.loads(text, parse_constant=refused, parse_int=integer)
+        if HALF.search(text):  # two of them make a character, one alone is none
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: it holds half of a character, which no page can show") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     except RecursionError:

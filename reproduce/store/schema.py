@@ -4,6 +4,7 @@
 read. Runs that only look for their own record (`records.load`) ask for the fields that all records have.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
@@ -73,6 +74,7 @@ class Train(Part):
     batch_size: Size
     learning_rate: Amount
     warmup_steps: Count
+    log_every: Size
     precision: Line
     optimizer: Line = "adamw"
     qk_clip: Amount | None = None
@@ -313,6 +315,7 @@ class OpenedConfig(Shape):
     """A model that was opened, here or elsewhere."""
 
     model: Line
+    rotary: bool
 
 
 class Samples(Data):
@@ -376,6 +379,13 @@ class CostSize(Part):
     tensors: Cost
 
 
+class CompressSpeedConfig(Part):
+    """What the layers have in common."""
+
+    head_dim: Size
+    repeats: Size
+
+
 class CompressSpeedMetrics(Part):
     """From small layers to large ones, two at least."""
 
@@ -396,7 +406,7 @@ class Cell(Part):
     """One special case: which layer, and how it was compared."""
 
     mechanism: Line
-    rotary: Line
+    rotary: Annotated[str, Field(pattern=r"^(none|head-width.*|decoupled|coupled)$")]
     bias: Line
     norm: bool
     absorb: bool
@@ -564,6 +574,15 @@ SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a se
 }
 
 
+OF_A_ROW = r"^(MHA|MQA|GQA|MLA|Tucker)(,? .*)?$"  # labels of rows, with what was changed in how they are trained
+
+
+class RowEntry(Entry):
+    """The fields of a record that stands for a row of a table."""
+
+    method: Annotated[str, Field(pattern=OF_A_ROW)]
+
+
 def check_section(method: str, rows: list[dict], where: str) -> None:
     """Rows of one section of `speed`, each timed or refused.
 
@@ -577,8 +596,8 @@ def check_section(method: str, rows: list[dict], where: str) -> None:
     """
     case, timed = SECTIONS.get(method, (Part, Part))
     for number, row in enumerate(rows):
-        check(case, row, f"{where}, metrics.rows[{number}],")
-        check(Refused if "refused" in row else timed, row, f"{where}, metrics.rows[{number}],")
+        for part in (case, Refused if "refused" in row else timed):
+            check(part, row, where, f"metrics.rows[{number}]")
 
 
 # Checks on the code itself.
@@ -687,7 +706,7 @@ TRAINED_LANGUAGE = ("table2", "table3", "ablations")
 REST: dict[str, Kind] = {
     "table1": (SizesConfig, Sizes, None),
     "compress": (OpenedConfig, CompressMetrics, Samples),
-    "compress_speed": (Part, CompressSpeedMetrics, None),
+    "compress_speed": (CompressSpeedConfig, CompressSpeedMetrics, None),
     "exactness": (Part, ExactnessMetrics, None),
     "theorems": (Part, TheoremsMetrics, None),
     "decode": (DecodeConfig, DecodeMetrics, None),
@@ -716,6 +735,24 @@ def kind_of(entry: Entry) -> Kind:
     return REST.get(entry.experiment, (Part, Part, None))
 
 
+def check_curve(value: dict, where: str) -> None:
+    """Refuse the curve of a run that ended unless it has an entry after every `log_every` steps, and one after the last.
+
+    Args:
+        value: a record whose fields are known to be right, each by itself.
+        where: what messages begin with.
+
+    Raises:
+        ValueError: for other steps than these.
+    """
+    curve, settings = value["metrics"]["curve"], value["config"].get("train") or value["config"]["pretrain"]
+    steps, every = settings["steps"], settings["log_every"]
+    if len(curve) != math.ceil(steps / every) or any(step != min((n + 1) * every, steps) for n, (step, *_) in enumerate(curve)):
+        raise ValueError(
+            f"{where} has a metrics.curve that does not tell of its {steps:,} steps, one entry after every {every}"
+        )
+
+
 def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
     """Refuse a record that some table, claim or figure could not read.
 
@@ -731,14 +768,18 @@ def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
     if (entry.experiment, entry.preset) != named:
         raise ValueError(f"{where} is of {entry.experiment}.{entry.preset}; it must be of {'.'.join(named)}, as its file is")
     config, metrics, data = kind_of(entry)
+    if "row" in config.model_fields or entry.experiment == "compress":
+        check(RowEntry, value, where)
     for name, part in (("config", config), ("metrics", metrics), ("data", data or Data)):
         if name == "data" and data is None and entry.data is None:
             continue
-        check(part, value[name], f"{where}: its {name}")
+        check(part, value[name], where, name)
     for group, tally in (value["metrics"] if entry.experiment in TALLIES else {}).items():
-        check(TALLIES[entry.experiment], tally, f"{where}: its metrics.{group}")
+        check(TALLIES[entry.experiment], tally, where, f"metrics.{group}")
     if entry.experiment == "speed":
         check_section(entry.method, value["metrics"]["rows"], where)
+    if metrics in (Ended, VisionEnded):
+        check_curve(value, where)
 
 
 TALLIES: dict[str, type[Part]] = {"survival": Tally, "coverage": Package}  # metrics that are a group of these, by name

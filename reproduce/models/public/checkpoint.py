@@ -85,6 +85,8 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
 def fresh(of, family: Family, config) -> nn.Module:
     """The architecture that a configuration describes, with random weights; of: as `class_of` gives it."""
     make, more = (of.from_config, NO_CODE) if of.__name__ == family.head else (of._from_config, family.bare)
+    if not isinstance(config, getattr(of, "config_class", object)):  # SigLIP's has one for each of its towers
+        config = config.vision_config
     return make(config, attn_implementation="sdpa", dtype=torch.float32, **more)
 
 
