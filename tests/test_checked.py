@@ -16,12 +16,13 @@ import torch
 from helpers import run_here
 from torch import nn
 
+from reproduce import console
 from reproduce.data import images, prepared, text
 from reproduce.models.generation import generate, next_token
 from reproduce.models.llama import Llama
 from reproduce.models.public import checkpoint
 from reproduce.models.rows import Row
-from reproduce.store import checked, records, schema, streams
+from reproduce.store import checked, records, schema
 from reproduce.train import arguments
 from reproduce.train.language import load_model, save_model
 from reproduce.train.loop import train
@@ -497,7 +498,7 @@ def test_nothing_is_lost_but_what_nobody_reads(tmp_path, closed):
 def test_a_stream_goes_on_into_nothing_once_its_reader_has_gone(monkeypatch):
     reader, writer = os.pipe()
     with open(writer, "w", encoding="utf-8") as stream:
-        patient = streams.Patient(stream)
+        patient = console.Patient(stream)
         assert patient.write("heard\n") == 6 and patient.encoding == "utf-8"
         patient.flush()
         assert os.read(reader, 100) == b"heard\n"
@@ -512,7 +513,7 @@ def test_a_pipe_that_breaks_at_the_last_flush_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w", encoding="utf-8") as stream:
-        patient = streams.Patient(stream)
+        patient = console.Patient(stream)
         patient.write("kept until it is flushed")
         with pytest.raises(BrokenPipeError):  # control: the stream alone
             stream.flush()
@@ -540,8 +541,8 @@ def test_closed_streams_are_opened_on_nothing(monkeypatch):
             calls.append(number)
 
     nothing = io.StringIO()
-    monkeypatch.setattr(streams, "os", System())
-    monkeypatch.setattr(streams, "open", lambda *_arguments, **_options: nothing, raising=False)
+    monkeypatch.setattr(console, "os", System())
+    monkeypatch.setattr(console, "open", lambda *_arguments, **_options: nothing, raising=False)
     monkeypatch.setattr(sys, "stdin", None)
-    streams.open_closed()
+    console.open_closed()
     assert calls == [os.devnull, (9, 2), 9] and sys.stdin is nothing

@@ -5,7 +5,6 @@ what defines it (experiment, preset, method, config, seed, data), so a second st
 how the rest of the program sees one.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +23,12 @@ import torch
 
 from .checked import check, read_json
 from .files import write_atomically
+from .locks import locked
 from .schema import Entry, check_record
 
 COMMITTED = Path(__file__).parents[1] / "results"
 EXPERIMENTS = (  # a file named otherwise holds no records: copies that an editor or a person left beside one are not read
-    "exactness", "theorems", "table1", "table2", "table3", "ablations", "spectra", "compress", "compress_speed", "figure3", "decode",
+    "exactness", "theorems", "table1", "table2", "table3", "ablations", "spectra", "compress", "compress_models", "compress_speed", "figure3", "decode",
     "speed", "survival", "hostile", "coverage", "mutation", "fuzz", "versions", "opening",
 )  # fmt: skip
 
@@ -230,7 +229,7 @@ def append(folder: Path, record: Record, *, replace: bool = False) -> None:
         raise ValueError(f"no experiment is called {record.experiment}; there are: {', '.join(EXPERIMENTS)}")
     path = folder / f"{record.experiment}.{record.preset}.json"
     entry = {name: getattr(record, name) for name in FIELDS} | record.more
-    with _locked(folder):
+    with locked(folder):
         entries = _read(path) if path.exists() else []
         known = [e["id"] for e in entries]
         if record.id in known and replace:
@@ -273,15 +272,6 @@ def _read(path: Path) -> list[dict]:
     return records
 
 
-@contextmanager
-def _locked(folder: Path):
-    """One writer at a time: two runs may share a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def command_line() -> str:
     """The command as a reader would type it; of absolute paths, which exist on one machine only, the name is kept."""
 
@@ -300,7 +290,7 @@ def git_commit() -> str:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
@@ -318,7 +308,9 @@ def device_in_words(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
+        ]
         model = models[0].split(":", 1)[1].strip()
     except (OSError, IndexError):
         model = platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -166,8 +166,9 @@ def make_room(path: Path, run: str) -> None:
     """
     if path.exists() and (other := run_of(path)) != run:
         aside = path.with_stem(f"{path.stem}-{other}")
-        path.rename(aside)
-        tqdm.write(f"{path} was the model of another run, which is in {aside} now")
+        with suppress(FileNotFoundError):  # another run of this name may make room at the same time
+            path.rename(aside)
+            tqdm.write(f"{path} was the model of another run, which is in {aside} now")
 
 
 def kept(path: Path, run: str) -> Path | None:

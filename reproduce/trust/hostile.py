@@ -40,7 +40,7 @@ def run(options: Options) -> None:
         report, tally = Path(folder) / "report.xml", Path(folder) / "tally.txt"
         tally.touch()
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *FILES]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {TALLY: str(tally)})
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env=os.environ | {TALLY: str(tally)})
         if done.returncode:
             raise ValueError(f"not every hostile input met its end: {(done.stdout + done.stderr)[-2000:]}")
         metrics = count(report) | {"records": changed_records(tally)}

@@ -1,0 +1,151 @@
+"""Between a program and its terminal: its text goes out as UTF-8, and Ctrl-C is answered in one line whenever it comes.
+
+Where nobody listens, since a stream was closed from the start (`2>&-`) or by a reader that has seen enough (`| head -1`), what is said is
+lost, and nothing else: a run goes on, and its records are written.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+INTERRUPTED = 128 + signal.SIGINT  # the exit status that a shell gives
+
+
+class Told(KeyboardInterrupt):
+    """Ctrl-C of which the user was told already, where more was known of what it stopped."""
+
+
+def leave_at_once() -> None:
+    """Let Ctrl-C end the program with one line from here on; for the seconds of import, in which nothing is written.
+
+    Whoever started the program with Ctrl-C ignored, as a shell starts its background jobs, finds it ignored.
+    """
+    open_closed()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+        sys.excepthook = _leave_or_tell
+
+
+def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
+    """What a program's `main` needs around it: output in UTF-8, and one line and status 130 after Ctrl-C.
+
+    Args:
+        main: returns the exit status.
+
+    Returns:
+        A function like it.
+    """
+
+    @functools.wraps(main)
+    def answering() -> int:
+        is_program = signal.getsignal(signal.SIGINT) is _leave
+        try:
+            if is_program:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            speak_utf8()
+            with patient():
+                return main()
+        except Told:
+            return INTERRUPTED
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return INTERRUPTED
+        finally:
+            if is_program:
+                with contextlib.suppress(OSError, ValueError):  # of a reader that is gone; Python says so at the end
+                    sys.stdout.flush()
+                signal.signal(signal.SIGINT, _leave)
+
+    return answering
+
+
+def speak_utf8() -> None:
+    """Write pages and tables as UTF-8 whatever the locale: what it lacks a letter for would end the program, or be lost.
+
+    A path whose bytes are no text is written as these bytes.  Streams that a notebook or a test put in the place of the
+    usual ones are left alone.
+    """
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def _leave(*_signal) -> None:
+    """One line on stderr, past everything that Python would still do."""
+    os.write(2, b"stopped\n")
+    os._exit(INTERRUPTED)
+
+
+def _leave_or_tell(kind, error, where) -> None:
+    """Of the program's last exceptions: Ctrl-C between two of its lines is answered as everywhere, others are told as ever."""
+    if issubclass(kind, KeyboardInterrupt):
+        _leave()
+    sys.__excepthook__(kind, error, where)
+
+
+def open_closed() -> None:
+    """Open what is closed of standard input, output and error, on nothing.
+
+    The next file that is opened would get the number of the closed one, and everything that is said would go into that file.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (for as long as the process lives)
+
+
+class Patient:
+    """A stream that goes on into nothing once its reader has gone.
+
+    Args:
+        stream: of text.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's own.  Returns: how many characters were taken."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """As the stream's own."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Put nothing in the place of the pipe; what is still buffered goes there too."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self._stream.fileno())
+        os.close(nothing)
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Standard output and error do not mind that their readers go."""
+    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
