@@ -611,9 +611,17 @@ class Tally(Part):
     files: Count
 
 
+class ChangedRecords(Part):
+    """Records with one leaf changed, and those of them of which everything was drawn."""
+
+    tried: Count
+    drawn: Count
+
+
 class HostileMetrics(Part):
     """Inputs that met their end, by kind."""
 
+    records: ChangedRecords = ChangedRecords(tried=0, drawn=0)
     kinds: Annotated[dict[Line, Count], Field(min_length=1)]
     skipped: Count
 

@@ -43,7 +43,7 @@ def run(options: Options) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env=os.environ | {TALLY: str(tally)})
         if done.returncode:
             raise ValueError(f"not every hostile input met its end: {(done.stdout + done.stderr)[-2000:]}")
-        metrics = count(report) | {"records": changed_records(tally)}
+        metrics = count(report) | changed_records(tally)
     print(table(metrics))
     wall = time.perf_counter() - started
     append(options.records, new_record("hostile", "tests", "pytest", {}, metrics, wall_seconds=wall), replace=True)
@@ -68,14 +68,17 @@ def count(report: Path) -> dict:
     return {"kinds": dict(passed.most_common()), "skipped": skipped}
 
 
-def changed_records(tally: Path) -> dict[str, int]:
+def changed_records(tally: Path) -> dict:
     """How many records with one leaf changed were tried, and of how many of them everything was drawn.
 
     Args:
         tally: a line for each file of records, with both numbers.
+
+    Returns:
+        `records` with `tried` and `drawn`; nothing where none was tried.
     """
     lines = [[int(number) for number in line.split()] for line in tally.read_text(encoding="utf-8").splitlines()]
-    return dict(zip(("tried", "drawn"), map(sum, zip(*lines))))
+    return {"records": dict(zip(("tried", "drawn"), map(sum, zip(*lines))))} if lines else {}
 
 
 def table(metrics: dict) -> str:
