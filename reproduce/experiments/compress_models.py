@@ -98,7 +98,14 @@ def run(options: Options) -> None:
         seconds = time.perf_counter() - started
         data = read.describe() | {"tests": list(judged["tests"])}
         record = new_record(
-            "compress_models", "models", way.label, opened.config(), metrics, data=data, device=options.device, wall_seconds=seconds
+            "compress_models",
+            "models",
+            way.label,
+            opened.config(),
+            metrics,
+            data=data,
+            device=options.device,
+            wall_seconds=seconds,
         )
         append(options.records, record, replace=True)
         tqdm.write(f"{opened.name}, {way.label}: {in_words(judged)}, before {in_words(own)}")

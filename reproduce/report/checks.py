@@ -155,7 +155,8 @@ def hostile_inputs(records: list[Record]) -> tuple[str, str]:
     kinds = sorted(metrics["kinds"].items(), key=lambda item: -item[1])
     return (
         f"{sum(metrics['kinds'].values()):,} inputs of {len(kinds)} kinds, most often "
-        + ", ".join(f"{kind} ({trials:,})" for kind, trials in kinds[:3]),
+        + ", ".join(f"{kind} ({trials:,})" for kind, trials in kinds[:3])
+        + (f"; {metrics['records']['tried']:,} records with one leaf changed" if "records" in metrics else ""),
         "each refused with a message that names what and where, or given its one defined result; nothing saved or cached harmed",
     )
 
