@@ -1,5 +1,10 @@
 """`python -m paper_figures`: redraw every figure for which there are records."""
 
+from reproduce import console
+
+if __name__ == "__main__":
+    console.leave_at_once()  # on Ctrl-C: what follows takes seconds
+
 import argparse
 import sys
 from functools import partial
@@ -7,15 +12,18 @@ from pathlib import Path
 
 from reproduce.models.rows import TABLE2, TABLE3
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
+from reproduce.report.room import models_of
 from reproduce.store import records
 from reproduce.store.records import Record
 
-from . import breaking, curves, diagram, differences, layers, rates, sizes, speed, style, vision
+from . import breaking, curves, diagram, differences, layers, rates, room, sizes, speed, style, vision
 
 IMAGES = Path(__file__).parent / "images"
+CHOSEN = "gpu-tiny-imagenet"  # the preset of Figure 3 whose rates are chosen on held-out images
 ROWS = {"table2": TABLE2, "table3": TABLE3}
 
 
+@console.at_the_terminal
 def main() -> int:
     """Redraw every figure as the command line says.
 
@@ -43,6 +51,7 @@ def main() -> int:
         draw_counts(everything, out)
         draw_losses(everything, out)
         draw_trained(everything, out, ("gpu",) if committed else ("smoke", "gpu"))
+        draw_room(everything, out)
         draw_times(everything, out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,11 +98,22 @@ def draw_trained(everything: list[Record], out: Path, presets: tuple[str, ...]) 
         runs = largest(alike(unbroken(of("figure3", preset))))
         if any(r.is_trained for r in runs):
             vision.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
+    runs = largest(alike([r for r in of("figure3", CHOSEN) if "start" not in r.config], any_rate=True))
+    if any(r.is_trained and r.diverged_at is None for r in runs):
+        vision.chosen_accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{CHOSEN}.png")
     for experiment in BUDGETS if "smoke" in presets else ():
         if runs := largest(alike(unbroken(of(experiment, "smoke")))):
             curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}_smoke.png")
     if runs := of("compress", "smoke"):
         layers.compression(runs, out / "compression_smoke.png")
+
+
+def draw_room(everything: list[Record], out: Path) -> None:
+    """What models that others trained have room for, beside one of ours."""
+    models = models_of(everything)
+    if runs_of(everything, "spectra", "models"):
+        room.median_spectra(models, out / "spectra_models.png")
+        room.head_mode_loss(models, out / "head_mode_loss.png")
 
 
 def draw_times(everything: list[Record], out: Path) -> None:

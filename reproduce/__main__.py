@@ -1,5 +1,10 @@
 """The command line: `python -m reproduce --help`."""
 
+from . import console
+
+if __name__ == "__main__":
+    console.leave_at_once()  # on Ctrl-C: what follows takes seconds
+
 import argparse
 import dataclasses
 import importlib
@@ -14,6 +19,7 @@ from .data.prepared import prepare
 from .experiments import (
     ablations,
     compress,
+    compress_models,
     compress_speed,
     decode,
     exactness,
@@ -28,7 +34,7 @@ from .experiments import (
 from .models.generation import generate
 from .report import checks, claims, pages, plans, results
 from .report.markdown import aligned
-from .store import records
+from .store import locks, records
 from .train.arguments import add_generate_arguments, add_prepare_arguments, add_run_arguments
 from .train.distributed import Workers, started
 from .train.language import load_model
@@ -43,6 +49,7 @@ EXPERIMENTS = {
     "table3": table3,
     "ablations": ablations,
     "compress": compress,
+    "compress_models": compress_models,
     "compress_speed": compress_speed,
     "figure3": figure3,
     "decode": decode,
@@ -61,7 +68,8 @@ IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
 ON_A_GPU = ("ablations", "speed")  # they say nothing at smoke scale
-NOT_IN_ALL = (*ON_A_GPU, *TRUST)
+OF_A_MODEL = ("compress_models",)  # that has to be named
+NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
 WRITE = {
@@ -90,12 +98,15 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 """
 
 
+@console.at_the_terminal
 def main() -> int:
     if (command := "".join(sys.argv[1:2])) in TRUST and command not in EXPERIMENTS:
         print(f"error: {command} tests the code and is not in the wheel; run it in the repository", file=sys.stderr)
         return 1
     options = parse()
     try:
+        if "lock_timeout" in options:
+            locks.wait_at_most(options.lock_timeout)
         if options.command == "generate":
             write_text(options)
         elif options.command == "prepare":
@@ -104,8 +115,6 @@ def main() -> int:
             show_records(options)
         else:
             run(options)
-    except KeyboardInterrupt:
-        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 GPT2, LLAMA, QWEN3, MIXTRAL = (
     next(a for a in opening.ARCHITECTURES if a.name == name) for name in ("GPT-2", "Llama", "Qwen3", "Mixtral")
 )
+DEEPSEEK = next(a for a in opening.ARCHITECTURES if a.name.startswith("DeepSeek"))
 SIGLIP = opening.ARCHITECTURES[-1]
 
 
@@ -204,16 +205,17 @@ def test_trusted_layers_are_not_compared_and_their_records_say_so(llama, monkeyp
     assert "layers" not in compared.config and compared.metrics["opening"]["hidden"] < 1e-5
 
 
-@pytest.mark.parametrize("module", [compress, spectra])
-def test_a_model_without_tensors_says_which_layer_and_why(module, tmp_path):
+def test_a_model_without_tensors_says_which_layer_and_why(tmp_path):
     opening.save(QWEN3, tmp_path / "qwen3")
-    options = Options(
-        "smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "qwen3"), ranks=((2, 8, 8),) if module is compress else ()
-    )
+    options = Options("smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "qwen3"), ranks=((2, 8, 8),))
     with pytest.raises(
         ValueError, match=r"qwen3: model.layers.0.self_attn normalises its queries and keys\. As a layer it is a Tucker"
     ):
-        module.run(options)
+        compress.run(options)
+    spectra.run(options)  # which looks between the norms
+    opening.save(DEEPSEEK, tmp_path / "deepseek")
+    with pytest.raises(ValueError, match=r"self_attn normalises its latents\. As a layer"):
+        spectra.run(dataclasses.replace(options, model=str(tmp_path / "deepseek")))
 
 
 def test_a_zeroed_layer_is_measured(tmp_path):
@@ -226,7 +228,7 @@ def test_a_zeroed_layer_is_measured(tmp_path):
     model.save_pretrained(tmp_path / "m")
     opening.tokenizer().save_pretrained(tmp_path / "m")
     for n in range(20):
-        (tmp_path / f"{n:02}.txt").write_text("some words and more words. " * 200)
+        (tmp_path / f"{n:02}.txt").write_text("some words and more words. " * 200, encoding="utf-8")
     options = Options("smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "m"), text=str(tmp_path), ranks=((2, 8, 8),))
     compress.run(options)
     spectra.run(Options("smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "m")))

@@ -157,7 +157,7 @@ def test_images_are_standardised_as_the_model_was_trained(checkpoints, tmp_path)
     plain = open_model(str(tmp_path / "vit"))
     assert torch.equal(plain.logits(plain.model, x), make("vit")(x).logits)
     said = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(said))
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
     opened = open_model(str(tmp_path / "vit"))
     mean, std = (torch.tensor(values)[:, None, None] for values in said.values())
     expected = make("vit")((x / 2 + 0.5 - mean) / std).logits

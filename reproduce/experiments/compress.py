@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from tucker_ref import gqa_cost, relative_errors, second_moment
+from tucker_ref import gqa_cost, relative_errors
 
 from ..data.images import load_images
 from ..data.text import VALIDATION_SHARE, read_documents
@@ -29,6 +29,7 @@ from ..train.language import model_of
 from ..train.options import Options
 from ..train.public_models import images_for, open_model
 from ..train.runs import selected
+from .moments import moments
 
 TAKES = ("device", "rows", "text", "images", "model", "compression")
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
@@ -291,34 +292,6 @@ def image_samples(opened: OpenModel, options: Options) -> Samples:
 
     targets = torch.from_numpy(data.y_test[: BATCHES * IMAGES]).split(IMAGES) if opened.predicts == CLASS else []
     return Samples(data.name, data.sha256, batches(data.x_train), batches(data.x_test), list(targets), "images")
-
-
-@torch.no_grad()
-def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Second moments of what each attention layer receives.
-
-    Args:
-        opened: the model, which is run on the batches.
-        layers: its attention by place.
-        batches: inputs as the model takes them.
-
-    Returns:
-        Per place the second moment of the inputs, (d, d).
-    """
-    received = {place: [] for place in layers}
-
-    def keeper(place: str):
-        def keep(_module, arguments, keywords):
-            received[place].append((arguments[0] if arguments else keywords["hidden_states"]).flatten(0, 1))
-
-        return keep
-
-    hooks = [opened.model.get_submodule(place).register_forward_pre_hook(keeper(place), with_kwargs=True) for place in layers]
-    for batch in batches:
-        opened.logits(opened.model, batch.to(next(opened.model.parameters()).device))
-    for hook in hooks:
-        hook.remove()
-    return {place: second_moment(layers[place], torch.cat(x)) for place, x in received.items()}
 
 
 def mean_errors(layers: dict, converted: dict, moment_of: dict) -> list[float]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ..store.files import write_atomically
 from ..store.records import Record
-from . import checks, claims, commands, headline, provenance, results
+from . import checks, claims, commands, headline, provenance, results, room
 from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
 BESIDE = (
-    "RESULTS.md", "CLAIMS.md", "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/exactness.md",
+    "RESULTS.md", "CLAIMS.md", "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/ranks.md", "docs/exactness.md",
     "docs/testing.md", "docs/provenance.md",
 )  # fmt: skip
 PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table has its own name
@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "claims": claims.render,
     "commands": commands.render,
     "on record": commands.on_record,
+    "model commands": room.commands,
     "checks": checks.render,
     "mutants": checks.mutants_table,
     "versions": checks.versions_table,
@@ -105,6 +106,6 @@ def _replace(path: Path, page: str, texts: dict[str, str]) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None

@@ -13,11 +13,12 @@ from .gpu import ablation_table, best_table, cures_table, fresh_table, sweep_tab
 from .language import ablation_runs, loss_tables
 from .markdown import Table
 from .opening import opening_table
-from .query import alike, by_command, by_device, complete, grouped
+from .query import alike, by_command, by_device, complete, grouped, runs_of
 from .ranks import spectra_runs
+from .room import compressed_tables, room_tables
 from .sizes import table1_sizes, table2_sizes, table3_sizes
 from .speed import speed_tables
-from .vision import figure3_runs
+from .vision import chosen_runs, figure3_runs
 from .words import patterns, sources
 
 Draw = Callable[[list[Record]], list[Table]]
@@ -41,9 +42,10 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "spectra": ("Ranks of trained layers", {"runs": each(spectra_runs), "models": spectra_runs}),
     "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": each(partial(loss_tables, "table3"))}),
     "compress": ("Compressed without training", {"runs": compress_runs}),
+    "compress_models": ("Models that others trained, compressed", {"models": compressed_tables}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
     "opening": ("Architectures that open", {"tests": opening_table}),
-    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs)}),
+    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
 }
@@ -54,6 +56,7 @@ TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' rec
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),
     ("ablations", "gpu"): lambda records: cures_table(records) + best_table(records),
+    ("spectra", "models"): lambda records: spectra_runs(runs_of(records, "spectra", "models")) + room_tables(records),
 }
 
 

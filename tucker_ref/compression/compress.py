@@ -90,7 +90,8 @@ def _with_two_latents(
     post_kept = truncate(post, check_tensor_ranks(post, post_ranks, "post_ranks"))
     key, right, rotary = pre.project(columns=kept.columns).latent()  # (D, t), (h, t, k)
     value, post_right, _ = post.project(columns=post_kept.columns).latent()  # (D, v), (h, v, k)
-    return _tucker(pre, kept, right, "query", key=key), _tucker(post, post_kept, post_right, "output", value=value), rotary
+    first = with_best_core(pre, kept, right, "query", key=key)
+    return first, with_best_core(post, post_kept, post_right, "output", value=value), rotary
 
 
 def _with_one_latent(
@@ -110,10 +111,12 @@ def _with_one_latent(
     key, right, rotary = pre.project(columns=kept.columns).latent()  # (D, t), (h, t, k)
     post, post_right = read_from(post, key, moment)
     post_kept = truncate(post, post_ranks)
-    return _tucker(pre, kept, right, "query", key=key), _tucker(post, post_kept, post_right, "output"), rotary
+    return with_best_core(pre, kept, right, "query", key=key), with_best_core(post, post_kept, post_right, "output"), rotary
 
 
-def _tucker(tensor: FactoredTensor, kept: TruncatedFactors, right: torch.Tensor, rows: str, **columns: torch.Tensor) -> Tucker:
+def with_best_core(
+    tensor: FactoredTensor, kept: TruncatedFactors, right: torch.Tensor, rows: str, **columns: torch.Tensor
+) -> Tucker:
     """The best core, C = W x_1 U1^T x_2 U2^T on the columns that `right` (h, t, k) belongs to, and the factors."""
     core = torch.einsum("hsk,htk,hr->rst", kept.rows.T @ tensor.left, right, kept.head)
     return core, {"head": kept.head, rows: tensor.row_basis @ kept.rows, **columns}

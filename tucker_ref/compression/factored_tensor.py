@@ -187,12 +187,17 @@ def check_weights(layer: nn.Module) -> None:
 
 
 def factored_tensors(
-    layer: nn.Module, moment: torch.Tensor | None = None, *, turned: bool = True, joint: bool = False
+    layer: nn.Module,
+    moment: torch.Tensor | None = None,
+    *,
+    key_moment: torch.Tensor | None = None,
+    turned: bool = True,
+    joint: bool = False,
 ) -> tuple[FactoredTensor, FactoredTensor]:
     """The pre- and the post-softmax tensor of a layer, whitened.
 
     moment: (D, D) from `second_moment`. Norms are then those of logits and outputs on such inputs instead of those of weights:
-    queries, keys and values are weighed by it, the output mode is not.
+    queries, keys and values are weighed by it, the output mode is not. key_moment: in its place for the keys.
     turned: False forgets the layer's rotary embedding. joint: both tensors get the same columns, keys and values side by side.
     Raises ValueError as `slices_of` does.
     """
@@ -200,4 +205,4 @@ def factored_tensors(
     if joint:
         pre, post = pre.beside(post)
     root = root_of(moment)
-    return pre.whitened(root, root), post.whitened(None, root)
+    return pre.whitened(root, root if key_moment is None else root_of(key_moment)), post.whitened(None, root)

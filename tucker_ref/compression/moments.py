@@ -36,6 +36,22 @@ def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6
     return moment + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
 
 
+def centred(moment: torch.Tensor, mean: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
+    """The moment about the mean. Of keys it is all that counts where nothing turns them: what all keys have in common adds the same
+    number to all logits of a query, and the softmax takes it away.
+
+    Args:
+        moment: (D, D), from `second_moment`.
+        mean: (D,), of the same inputs.
+        damping: as in `second_moment`; without it the moment about the mean has no root, since a bias does not vary.
+
+    Returns:
+        (D, D), float64.
+    """
+    about = moment.double() - torch.outer(mean.double(), mean.double())
+    return about + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(about)
+
+
 def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:
     """R with R^T R = moment, upper triangular; None for none.  Raises ValueError for a matrix that has no such root."""
     if moment is None:

@@ -32,11 +32,15 @@ class Spectra:
         return numerical_rank(self.head), numerical_rank(self.rows), numerical_rank(self.columns)
 
 
-def spectra(layer: nn.Module) -> tuple[Spectra, Spectra]:
+def spectra(
+    layer: nn.Module, moment: torch.Tensor | None = None, *, key_moment: torch.Tensor | None = None
+) -> tuple[Spectra, Spectra]:
     """Singular values of both attention tensors of a layer, of all their unfoldings; no tensor is ever formed.
 
     Args:
-        layer: any mechanism of this package without latent norms.
+        layer: any mechanism of this package without norms of latents, queries or keys.
+        moment: (D, D), as in `compress`: squares then count as logits and outputs on such inputs do.
+        key_moment: in its place for the keys, as `centred` makes it.
 
     Returns:
         The spectra of the pre-softmax (head, query, key) and of the post-softmax tensor (head, output, value). Under rotary
@@ -45,7 +49,7 @@ def spectra(layer: nn.Module) -> tuple[Spectra, Spectra]:
     Raises:
         ValueError: for another module, normalised latents, or weights that hold NaN, infinity or nothing.
     """
-    pre, post = factored_tensors(layer)
+    pre, post = factored_tensors(layer, moment, key_moment=key_moment)
     return spectra_of(pre), spectra_of(post)
 
 

@@ -69,10 +69,14 @@ class OpenModel:
         """What a record's metrics say of the opening."""
         return {"opening": self.agreement} if self.agreement else {}
 
-    def check_trilinear(self) -> None:
-        """Raise ValueError, naming the layer, where norms stand between the weights: such a layer has no tensors."""
+    def check_trilinear(self, *, or_between_norms: bool = False) -> None:
+        """Raise ValueError, naming the layer, where norms stand between the weights: such a layer has no tensors.
+
+        or_between_norms: norms of queries and keys are no hindrance, since what stands between them is looked at.
+        """
+        options = {"latent_norm": "latents"} | ({} if or_between_norms else {"qk_norm": "queries and keys"})
         for place, layer in self.layers.items():
-            for option, what in (("qk_norm", "queries and keys"), ("latent_norm", "latents")):
+            for option, what in options.items():
                 if getattr(layer, option, None):
                     raise ValueError(
                         f"{self.name}: {place} normalises its {what}. As a layer it is a Tucker Attention with norms, exactly "
