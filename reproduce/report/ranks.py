@@ -5,6 +5,7 @@ import statistics
 from ..models.rows import TABLE2
 from ..store.records import Record
 from .markdown import Table, markdown
+from .query import model_names
 from .words import scale_of
 
 ORDER = [row.label for row in TABLE2]
@@ -15,8 +16,9 @@ def spectra_runs(records: list[Record]) -> list[Table]:
     modes = [(side, mode) for side, layer in records[0].metrics["trained"][0].items() for mode in layer]
     records = sorted(records, key=lambda r: ORDER.index(r.method) if r.method in ORDER else len(ORDER))
     several = len({r.seed for r in records}) > 1
-    rows = [[r.method + (f", seed {r.seed}" if several else ""), *(_cell(r, *m) for m in modes)] for r in records]
     named, c = records[0].preset == "models", records[0].config
+    labels = model_names(records) if named else [r.method + (f", seed {r.seed}" if several else "") for r in records]
+    rows = [[label, *(_cell(r, *m) for m in modes)] for label, r in zip(labels, records)]
     what = "exp(entropy) of the singular values of each unfolding, mean over layers"
     if named:
         title = f"**Effective ranks of models that were named.** Each is the {what}."
