@@ -65,11 +65,14 @@ def run(options: Options) -> None:
         options: `model`, `text` to learn the inputs from, `test` to judge by, and `rows` by label.
 
     Raises:
-        ValueError: without a model or a test text, or for layers that are neither multi-head nor grouped-query attention.
+        ValueError: without a model or a test text, for a model of images, or for layers that are neither multi-head nor grouped-query
+            attention.
     """
     if not options.model or not options.test:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
     opened = open_model(options.model, trust_layers=options.trust_layers)
+    if not opened.takes_text:
+        raise ValueError(f"{opened.name} takes images; models of text are compressed here")
     opened.check_trilinear(or_between_norms=True)
     if not opened.config()["n_kv_heads"]:
         raise ValueError(f"{opened.name}: only multi-head and grouped-query attention is compressed here")

@@ -201,7 +201,8 @@ def commands(records: list[Record]) -> str:
 
 def minutes(runs: list[Record]) -> str:
     """Of all of them together."""
-    return f"{max(1, round(sum(r.wall_seconds for r in runs) / 60))} minutes"
+    taken = max(1, round(sum(r.wall_seconds for r in runs) / 60))
+    return f"{taken} minute{'s' * (taken > 1)}"
 
 
 def _by_model(records: list[Record]) -> list[list[Record]]:
