@@ -94,7 +94,10 @@ def _names(models: dict[str, list[Record]]) -> list[Line2D]:
 
 
 def _ways() -> list[Line2D]:
-    return [Line2D([], [], color=GREY, linestyle=d, label=said) for d, said in (("-", "weights"), ("--", "on inputs"), (":", "as it starts"))]
+    return [
+        Line2D([], [], color=GREY, linestyle=d, label=said)
+        for d, said in (("-", "weights"), ("--", "on inputs"), (":", "as it starts"))
+    ]
 
 
 def _caption(models: dict[str, list[Record]]) -> str:

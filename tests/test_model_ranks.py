@@ -5,7 +5,16 @@ from itertools import product
 import pytest
 import torch
 
-from tucker_ref import GroupedQueryAttention, MultiHeadAttention, Rotary, choose_ranks, compress, relative_errors, second_moment, tucker_cost
+from tucker_ref import (
+    GroupedQueryAttention,
+    MultiHeadAttention,
+    Rotary,
+    choose_ranks,
+    compress,
+    relative_errors,
+    second_moment,
+    tucker_cost,
+)
 from tucker_ref.compression import model_ranks
 from tucker_ref.compression.factored_tensor import factored_tensors
 from tucker_ref.compression.model_ranks import Choice, choices, choose_model_ranks, solve
@@ -37,7 +46,8 @@ def cheapest(items, budget):
 def test_it_is_the_best_of_all_combinations(seed):
     torch.manual_seed(seed)
     items = [
-        [Choice((1, 1, 1), int(cost), loss) for cost, loss in zip(torch.randint(1, 40, (4,)), torch.rand(4).tolist())] for _ in range(4)
+        [Choice((1, 1, 1), int(cost), loss) for cost, loss in zip(torch.randint(1, 40, (4,)), torch.rand(4).tolist())]
+        for _ in range(4)
     ]
     smallest = sum(min(c.cost for c in item) for item in items)
     best = {}
@@ -47,7 +57,9 @@ def test_it_is_the_best_of_all_combinations(seed):
         best[budget] = sum(c.loss for c in found)
         assert best[budget] == pytest.approx(cheapest(items, budget), abs=1e-12)
     assert len(set(best.values())) > 2  # control: the budget decides
-    with pytest.raises(ValueError, match=f"the budget is {smallest - 1}; even the smallest ranks of all layers take {smallest}"):
+    with pytest.raises(
+        ValueError, match=f"the budget is {smallest - 1}; even the smallest ranks of all layers take {smallest}"
+    ):
         solve(items, smallest - 1)
 
 

@@ -107,6 +107,11 @@ def test_what_keys_have_in_common_counts_for_nothing():
     moment, ones = second_moment(layer, x), torch.ones(200, 1).double()
     about = centred(moment, torch.cat([x, ones], dim=1).mean(0), damping=0.0)
     expected = torch.cat([x - x.mean(0), 0 * ones], dim=1)
-    assert (about - moment.diagonal().mean() * 0 - expected.T @ expected / 200).abs().max() < 1e-4 < (about - moment).abs().max()
-    whole, part = spectra(layer, moment), spectra(layer, moment, key_moment=centred(moment, torch.cat([x, ones], 1).mean(0), 1e-3))
+    assert (
+        (about - moment.diagonal().mean() * 0 - expected.T @ expected / 200).abs().max() < 1e-4 < (about - moment).abs().max()
+    )
+    whole, part = (
+        spectra(layer, moment),
+        spectra(layer, moment, key_moment=centred(moment, torch.cat([x, ones], 1).mean(0), 1e-3)),
+    )
     assert part[0].rows.norm() < 0.5 * whole[0].rows.norm() and torch.equal(part[1].rows, whole[1].rows)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import gqa_cost, relative_errors

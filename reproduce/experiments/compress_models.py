@@ -34,7 +34,7 @@ from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "text", "test", "model")
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8)  # of the model's own cache
-TEST_WINDOWS, TEST_WINDOW = 4, 256  # of each text of a model that predicts the next token
+TEST_WINDOWS, TEST_WINDOW = 3, 256  # of each text of a model that predicts the next token
 PAIRS = 128  # of sentences, of any other
 Layers = dict[str, nn.Module]
 
@@ -101,7 +101,14 @@ def run(options: Options) -> None:
         seconds = time.perf_counter() - started
         data = read.describe() | {"tests": list(judged["tests"])}
         record = new_record(
-            "compress_models", "models", way.label, opened.config(), metrics, data=data, device=options.device, wall_seconds=seconds
+            "compress_models",
+            "models",
+            way.label,
+            opened.config(),
+            metrics,
+            data=data,
+            device=options.device,
+            wall_seconds=seconds,
         )
         append(options.records, record, replace=True)
         tqdm.write(f"{opened.name}, {way.label}: {in_words(judged)}, before {in_words(own)}")
@@ -151,12 +158,14 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
             label = "MQA" if heads == 1 else f"GQA n_KV={heads}"
             found.append(Way(label, share, lambda place, g=heads: to_gqa(layers[place], g, moment=known[place])))
         mla = f"MLA separated d_c={t}"
-        found.append(Way(mla, share, convert(ranks=(h, min(t, h * t), t), post=(h, min(d, h * t), t)), budget))
+        ranks, method = ((h, min(t, h * t), t), (h, min(d, h * t), t)), "sthosvd" if h * t < d else "hosvd"
+        found.append(Way(mla, share, convert(ranks=ranks[0], post=ranks[1], method=method), budget))
         joint = even((budget / n - biases / n - d * h * k) / (2 * d + 3 * h * k) if not normed else 0)
         if joint > 2 and joint <= 2 * t:
             formula = n * mla_cost(d, h, joint, joint, k).parameters + biases
-            ranks = (h, min(joint, rows), joint), (h, min(d, h * joint), joint)
-            found.append(Way(f"MLA shared d_c={joint}", share, convert(ranks=ranks[0], post=ranks[1], shared_kv=True), formula))
+            ranks, method = ((h, min(joint, rows), joint), (h, min(d, h * joint), joint)), "sthosvd" if h * joint < d else "hosvd"
+            shared = convert(ranks=ranks[0], post=ranks[1], shared_kv=True, method=method)
+            found.append(Way(f"MLA shared d_c={joint}", share, shared, formula))
         for r in dict.fromkeys((h, max(1, 2 * h // 3)) if h > 4 else (h,)):
             s = int(((budget - biases) / n / 2 - h * r - d * t) / (d + r * t))
             s = min(s, d, r * t)
@@ -169,18 +178,21 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
     return found
 
 
-def as_tucker_of(layers: Layers, known: dict, *, ranks=None, post=None, by_place=None, shared_kv: bool = False):
+def as_tucker_of(
+    layers: Layers, known: dict, *, ranks=None, post=None, by_place=None, shared_kv: bool = False, method: str = "hosvd"
+):
     """place -> that layer as a Tucker Attention of these ranks, or of those of its place.
 
     MLA is one too (Thm B.4): all heads, and all outputs that its value latent can reach. So MLA keeps biases and QK-norm here.
+    Where these outputs are fewer than all, they are found after the latent: method "sthosvd".
     """
 
     def convert(place: str) -> nn.Module:
         both = by_place[place] if by_place else (ranks, post)
         layer, moment = layers[place], known[place]
         if layer.qk_norm:
-            return compress_normed(layer, *both, moment=moment)
-        return compress(layer, *both, shared_kv=shared_kv, moment=moment)
+            return compress_normed(layer, *both, moment=moment, method=method)
+        return compress(layer, *both, shared_kv=shared_kv, moment=moment, method=method)
 
     return convert
 

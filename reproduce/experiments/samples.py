@@ -34,7 +34,13 @@ class Windows:
 
     def describe(self) -> dict:
         """What a record says of them."""
-        return {"name": self.name, "sha256": self.sha256, "unit": "tokens", "tokens": self.tokens.numel(), "window": self.tokens.shape[1]}
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "unit": "tokens",
+            "tokens": self.tokens.numel(),
+            "window": self.tokens.shape[1],
+        }
 
 
 def spread(opened: OpenModel, path: str | None, windows: int, length: int, option: str = "--text") -> Windows:
@@ -58,7 +64,9 @@ def spread(opened: OpenModel, path: str | None, windows: int, length: int, optio
     if there == 0:
         raise ValueError(f"{option} {name} holds fewer than one window of {stretch} tokens")
     if ids.max() >= opened.vocabulary:
-        raise ValueError(f"{opened.name}: its tokenizer makes token {ids.max()}, beyond the {opened.vocabulary} of its embedding")
+        raise ValueError(
+            f"{opened.name}: its tokenizer makes token {ids.max()}, beyond the {opened.vocabulary} of its embedding"
+        )
     chosen = np.linspace(0, there - 1, min(windows, there)).round().astype(int)
     rows = ids[: there * stretch].reshape(there, stretch)[chosen]  # (windows, stretch)
     scored = rows if before else rows[:, 1:]  # a first token with nothing before it is not predicted

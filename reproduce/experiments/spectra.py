@@ -152,7 +152,9 @@ def of_layers(
     for n, layer in enumerate(tqdm(list(layers), "layers", leave=False)):
         moment = None if moments is None else moments[n].to(device)
         keys = None
-        if about_mean and moment is not None:  # with biases the last coordinate is a one, so the moment's last column is the mean
+        if (
+            about_mean and moment is not None
+        ):  # with biases the last coordinate is a one, so the moment's last column is the mean
             keys = centred(moment, torch.cat([moment[:-1, -1], moment.new_ones(1)]))
         both = dict(zip(MODES, spectra(trilinear(layer.to(device), moment), moment, key_moment=keys)))
         kept = values or n == 0

@@ -147,8 +147,20 @@ def _compressed(runs: list[Record]) -> Table:
     tests = list(own["tests"])
     predicts = "bits_per_byte" in own["tests"][tests[0]]
     measures = {"bits_per_byte": "bits per byte"} if predicts else {"cosine": "cosine", "rank_correlation": "rank correlation"}
-    header = ["row", "attention parameters", "cache", *(f"{_text(test)}: {said}" for test in tests for said in measures.values())]
-    rows = [["as it is", "100 %", "100 %", *(f"{own['tests'][test][m]:.3f}" if predicts else "1" for test in tests for m in measures)]]
+    header = [
+        "row",
+        "attention parameters",
+        "cache",
+        *(f"{_text(test)}: {said}" for test in tests for said in measures.values()),
+    ]
+    rows = [
+        [
+            "as it is",
+            "100 %",
+            "100 %",
+            *(f"{own['tests'][test][m]:.3f}" if predicts else "1" for test in tests for m in measures),
+        ]
+    ]
     for r in runs:
         m = r.metrics
         sizes = [m["attention_parameters"] / own["attention_parameters"], m["cache"] / own["cache"]]
