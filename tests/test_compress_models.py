@@ -9,7 +9,7 @@ from helpers import run_here
 
 from reproduce.experiments import compress_models, samples, spectra
 from reproduce.models.sizes import count_parameters
-from reproduce.report import pages, results, room
+from reproduce.report import pages, results, room, unfoldings
 from reproduce.store import records
 from reproduce.train.options import Options
 from reproduce.train.public_models import open_model
@@ -129,7 +129,7 @@ def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_pat
     assert states == set(record.metrics) - {"opening"} and record.data["tokens"] == 6 * 64
     heads = {state: record.metrics[state][0]["pre"]["head"] for state in states}
     assert heads["initial"]["entropy_rank"] > heads["inputs"]["entropy_rank"]
-    errors = room.errors_without(heads["trained"])
+    errors = unfoldings.errors_without(heads["trained"])
     assert len(errors) == heads["trained"]["size"] and errors[-1] == 0 and errors == sorted(errors, reverse=True)
     tables = {table.name: table for table in results.tables([record])["spectra"]}
     assert set(tables) == {"Ranks, models", "Room by mode", "Room by the rule", "Room in the head mode"}
@@ -143,8 +143,8 @@ def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_pat
 
 
 def test_a_record_without_squares_and_values_has_no_second_measure():
-    assert room.share({"entropy_rank": 6, "size": 12}, 2) is None
-    assert room.shares([], "pre", "head") == [None, None] and room.commands([]) == ""
+    assert unfoldings.share({"entropy_rank": 6, "size": 12}, 2) is None
+    assert unfoldings.shares([], "pre", "head") == [None, None] and room.commands([]) == ""
 
 
 def test_windows_lie_far_apart_and_bytes_are_counted(made, tmp_path):

@@ -163,7 +163,10 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
         joint = even((budget / n - biases / n - d * h * k) / (2 * d + 3 * h * k) if not normed else 0)
         if joint > 2 and joint <= 2 * t:
             formula = n * mla_cost(d, h, joint, joint, k).parameters + biases
-            ranks, method = ((h, min(joint, rows), joint), (h, min(d, h * joint), joint)), "sthosvd" if h * joint < d else "hosvd"
+            ranks, method = (
+                ((h, min(joint, rows), joint), (h, min(d, h * joint), joint)),
+                "sthosvd" if h * joint < d else "hosvd",
+            )
             shared = convert(ranks=ranks[0], post=ranks[1], shared_kv=True, method=method)
             found.append(Way(f"MLA shared d_c={joint}", share, shared, formula))
         for r in dict.fromkeys((h, max(1, 2 * h // 3)) if h > 4 else (h,)):

@@ -5,7 +5,7 @@ import statistics
 from ..models.rows import TABLE2
 from ..store.records import Record
 from .markdown import Table, markdown
-from .words import scale_of
+from .words import mode_titles, scale_of
 
 ORDER = [row.label for row in TABLE2]
 
@@ -35,8 +35,3 @@ def _cell(record: Record, side: str, mode: str) -> str:
     means = {state: statistics.mean(x[side][mode]["entropy_rank"] for x in layers) for state, layers in states.items()}
     before = f" ({means['initial']:.1f})" if "initial" in means else ""
     return f"{means['trained']:.1f}{before} of {states['trained'][0][side][mode]['size']}"
-
-
-def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
-    """("pre", "head") as "W head", ("post", "head") as "W~ head"."""
-    return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]

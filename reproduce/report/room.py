@@ -1,66 +1,17 @@
 """Which modes of trained attention have room: models of ours and of others side by side, and what they lose when they are made smaller."""
 
-import math
 import statistics
 
-from ..experiments.spectra import MODES
 from ..store.records import Record
-from .findings import decays, effective_rank
-from .judge import FAILED, REPRODUCED, UNRESOLVED
+from .judge import FAILED, REPRODUCED, UNRESOLVED, decays
 from .markdown import Table, markdown
 from .query import grouped, runs_of
-from .ranks import mode_titles
+from .unfoldings import MODES, STARTS, WAYS, errors_without, layers_of, models_of, shares
+from .words import mode_titles
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]
 KEPT = (1 / 4, 1 / 2, 3 / 4)  # of the heads
-WAYS = {"trained": "weights", "inputs": "on inputs", "centred": "on inputs, keys about their mean"}
-STARTS = {"trained": "initial", "inputs": "initial_inputs", "centred": "none"}
 IN_WORDS = {REPRODUCED: "decays", UNRESOLVED: "depends on the measure", FAILED: "does not decay"}
-OURS = "GPT-2, ours"
-
-
-def models_of(records: list[Record]) -> dict[str, list[Record]]:
-    """GPT-2 with multi-head attention as it was trained here, then the models that were named.
-
-    Args:
-        records: all that there are.
-
-    Returns:
-        Records of spectra by what the model is called.
-    """
-    ours = [r for r in runs_of(records, "spectra", "gpu") if r.method == "MHA"]
-    named = grouped(runs_of(records, "spectra", "models"), lambda r: r.method)
-    return ({OURS: ours} if ours else {}) | named
-
-
-def layers_of(runs: list[Record], way: str) -> list[dict]:
-    """All layers of these records in one state; empty where it is not on record."""
-    return [layer for r in runs for layer in r.metrics.get(way, ())]
-
-
-def share(mode: dict, power: int) -> float | None:
-    """Effective rank over size, by the values (power 1) or by their squares (2); None where an older record does not say."""
-    if power == 1:
-        return mode["entropy_rank"] / mode["size"]
-    if "square_rank" in mode:
-        return mode["square_rank"] / mode["size"]
-    return effective_rank(mode["values"], 2) / mode["size"] if "values" in mode else None
-
-
-def shares(layers: list[dict], side: str, mode: str) -> list[float | None]:
-    """Means over layers, by the values and by their squares."""
-    found = [[share(layer[side][mode], power) for layer in layers] for power in (1, 2)]
-    return [statistics.mean(x for x in each if x is not None) if None not in each and each else None for each in found]
-
-
-def errors_without(mode: dict) -> list[float]:
-    """Relative errors of a tensor whose head mode keeps 1, 2, ... of its vectors.
-
-    Args:
-        mode: with its singular `values`.
-    """
-    squares = [value**2 for value in mode["values"]]
-    return [math.sqrt(max(0.0, sum(squares[r:])) / (sum(squares) or 1.0)) for r in range(1, len(squares) + 1)]
 
 
 def room_tables(records: list[Record]) -> list[Table]:
@@ -174,8 +125,8 @@ def _compressed(runs: list[Record]) -> Table:
         "correlation of the similarities of all pairs."
     )
     title = (
-        f"**{c['model']}, compressed without training, knowing the inputs.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_kv_heads']} key "
-        f"heads, {c['n_layers']} layers. {how}"
+        f"**{c['model']}, compressed without training, knowing the inputs.** Width {c['d_model']}, {c['n_heads']} heads, "
+        f"{c['n_kv_heads']} of keys, {c['n_layers']} layers. {how}"
     )
     return Table("Models compressed", title, markdown(header, rows), runs)
 
