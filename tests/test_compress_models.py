@@ -133,7 +133,7 @@ def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_pat
     errors = unfoldings.errors_without(heads["trained"])
     assert len(errors) == heads["trained"]["size"] and errors[-1] == 0 and errors == sorted(errors, reverse=True)
     tables = {table.name: table for table in results.tables([record])["spectra"]}
-    assert set(tables) == {"Ranks, models", "Room by mode", "Room by the rule", "Room in the head mode"}
+    assert set(tables) == {"Room by mode", "Room by the rule", "Room in the head mode"}
     assert f"{kind}, on inputs, before the softmax" in tables["Room in the head mode"].body
     assert "as it starts" in tables["Room by the rule"].body
     assert f"--model models/{kind} --text read.txt" in room.commands([record])

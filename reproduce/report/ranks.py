@@ -16,16 +16,13 @@ def spectra_runs(records: list[Record]) -> list[Table]:
     records = sorted(records, key=lambda r: ORDER.index(r.method) if r.method in ORDER else len(ORDER))
     several = len({r.seed for r in records}) > 1
     rows = [[r.method + (f", seed {r.seed}" if several else ""), *(_cell(r, *m) for m in modes)] for r in records]
-    named, c = records[0].preset == "models", records[0].config
-    what = "exp(entropy) of the singular values of each unfolding, mean over layers"
-    if named:
-        title = f"**Effective ranks of models that were named.** Each is the {what}."
-    else:
-        title = (
-            f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. "
-            f"Trained for {c['train']['steps']:,} steps. Each is the {what}; in brackets before training; then how many there are."
-        )
-    header = ["model" if named else "GPT-2 row", *mode_titles(modes)]
+    c = records[0].config
+    title = (
+        f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. "
+        f"Trained for {c['train']['steps']:,} steps. Each is the exp(entropy) of the singular values of each unfolding, mean over layers; "
+        "in brackets before training; then how many there are."
+    )
+    header = ["GPT-2 row", *mode_titles(modes)]
     return [Table(f"Ranks, {records[0].preset}", title, markdown(header, rows), records)]
 
 
