@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 from PIL import Image
 
+from reproduce.store.files import write_atomically
+
 COLOURS = {"MHA": "#222222", "GQA": "#0072B2", "MLA": "#E69F00", "Tucker": "#009E73"}  # Okabe & Ito's, for all readers' eyes
 INKS = COLOURS | {"MLA": "#946300", "Tucker": "#00704F"}  # the same for words, which need more contrast to white
 MARKERS = {"MHA": "s", "GQA": "o", "MLA": "^", "Tucker": "D"}
@@ -120,13 +122,11 @@ def describe(figure: Figure, title: str, caption: str) -> None:
 
 def write(figure: Figure, path: Path, **options) -> None:
     """Write a PNG file of 256 colours, a third as large as one of all, and close the figure; options: of `savefig`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     drawn = BytesIO()
     figure.savefig(drawn, **options)
     plt.close(figure)
-    Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-        path, "png", optimize=True
-    )
+    image = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    write_atomically(path, lambda file: image.save(file, "png", optimize=True))
 
 
 def logarithmic(axis, subs: tuple[int, ...] = (1, 2, 5), words=lambda x: f"{x:,g}") -> None:

@@ -1,5 +1,10 @@
 """The command line: `python -m reproduce --help`."""
 
+from . import console
+
+if __name__ == "__main__":
+    console.leave_at_once()  # on Ctrl-C: what follows takes seconds
+
 import argparse
 import dataclasses
 import importlib
@@ -29,7 +34,7 @@ from .experiments import (
 from .models.generation import generate
 from .report import checks, claims, pages, plans, results
 from .report.markdown import aligned
-from .store import records
+from .store import locks, records
 from .train.arguments import add_generate_arguments, add_prepare_arguments, add_run_arguments
 from .train.distributed import Workers, started
 from .train.language import load_model
@@ -93,12 +98,15 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 """
 
 
+@console.at_the_terminal
 def main() -> int:
     if (command := "".join(sys.argv[1:2])) in TRUST and command not in EXPERIMENTS:
         print(f"error: {command} tests the code and is not in the wheel; run it in the repository", file=sys.stderr)
         return 1
     options = parse()
     try:
+        if "lock_timeout" in options:
+            locks.wait_at_most(options.lock_timeout)
         if options.command == "generate":
             write_text(options)
         elif options.command == "prepare":
@@ -107,8 +115,6 @@ def main() -> int:
             show_records(options)
         else:
             run(options)
-    except KeyboardInterrupt:
-        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

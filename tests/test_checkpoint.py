@@ -34,8 +34,8 @@ def rewritten(folder: Path, change) -> None:
 
 
 def reconfigured(folder: Path, **options) -> None:
-    said = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(said | options))
+    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(said | options), encoding="utf-8")
 
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -70,13 +70,15 @@ DAMAGED = {
         lambda f: rewritten(f, lambda t: t | {Q_PROJ: torch.full((48, 48), torch.nan)}), f"NaN or infinity is in {Q_PROJ}$"
     ),
     "quantised": (lambda f: reconfigured(f, quantization_config={"quant_method": "bitsandbytes"}), "weights are quantised"),
-    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter .* merge them"),
+    "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}", encoding="utf-8"), "holds an adapter .* merge them"),
     "an index that leads outside": (
-        lambda f: (f / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}})),
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "../other.safetensors"}}), encoding="utf-8"
+        ),
         "model.safetensors.index.json names ../other.safetensors, which is outside its folder",
     ),
     "an index to an absolute path": (
-        lambda f: (f / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "/tmp/other.bin"}})),
+        lambda f: (f / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "/tmp/other.bin"}}), encoding="utf-8"),
         "pytorch_model.bin.index.json names /tmp/other.bin, which is outside its folder",
     ),
 }  # fmt: skip
@@ -180,9 +182,11 @@ def test_code_of_a_checkpoint_is_never_run_whatever_stdin_says(tmp_path):
     """transformers asks on stdin where it is not told; `yes |` answers."""
     evil = tmp_path / "evil"
     evil.mkdir()
-    (evil / "config.json").write_text('{"model_type": "evilmodel", "auto_map": {"AutoConfig": "evil.EvilConfig"}}')
+    (evil / "config.json").write_text(
+        '{"model_type": "evilmodel", "auto_map": {"AutoConfig": "evil.EvilConfig"}}', encoding="utf-8"
+    )
     (evil / "evil.py").write_text(
-        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PretrainedConfig as EvilConfig\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import PretrainedConfig as EvilConfig\n", encoding="utf-8"
     )
     command = [
         sys.executable,
@@ -196,18 +200,18 @@ def test_code_of_a_checkpoint_is_never_run_whatever_stdin_says(tmp_path):
         "--records",
         str(tmp_path / "r"),
     ]
-    done = subprocess.run(command, input="y\n" * 99, text=True, capture_output=True)
+    done = subprocess.run(command, input="y\n" * 99, encoding="utf-8", capture_output=True)
     assert done.returncode == 1 and "--model" in done.stderr and not (tmp_path / "ran").exists()
     for part in ("config.json", "tokenizer_config.json"):  # a model that is known, with code beside it that is not asked for
         opening.save(LLAMA, tmp_path / "m")
-        (tmp_path / "m" / "evil.py").write_text((evil / "evil.py").read_text())
-        said = json.loads((tmp_path / "m" / part).read_text())
+        (tmp_path / "m" / "evil.py").write_text((evil / "evil.py").read_text(encoding="utf-8"), encoding="utf-8")
+        said = json.loads((tmp_path / "m" / part).read_text(encoding="utf-8"))
         classes = {
             "AutoConfig": "evil.EvilConfig",
             "AutoModelForCausalLM": "evil.Evil",
             "AutoTokenizer": ["evil.Evil", "evil.Evil"],
         }
-        (tmp_path / "m" / part).write_text(json.dumps(said | {"auto_map": classes}))
+        (tmp_path / "m" / part).write_text(json.dumps(said | {"auto_map": classes}), encoding="utf-8")
         open_model(str(tmp_path / "m"))
         assert not (tmp_path / "ran").exists()
 
@@ -238,7 +242,7 @@ def test_a_name_on_the_hub_is_known_by_its_commit(monkeypatch, tmp_path):
     """Files of a hub name lie in a cache, below the commit's name; what is not there is none."""
     commit = tmp_path / "snapshots" / "0123456789abcdef0123"
     commit.mkdir(parents=True)
-    (commit / "config.json").write_text("{}")
+    (commit / "config.json").write_text("{}", encoding="utf-8")
     asked = []
 
     def cached_file(name, file, _raise_exceptions_for_missing_entries):

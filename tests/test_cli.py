@@ -31,14 +31,14 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str, **options):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT, **options)
+    return subprocess.run(command(*arguments), capture_output=True, encoding="utf-8", cwd=ROOT, **options)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(400)))
+        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(400)), encoding="utf-8")
     return folder
 
 
@@ -48,7 +48,7 @@ def training(text, folder, *more: str) -> list[str]:
 
 
 def records_in(folder) -> list[dict]:
-    return json.loads((folder / "records" / "table2.smoke.json").read_text())
+    return json.loads((folder / "records" / "table2.smoke.json").read_text(encoding="utf-8"))
 
 
 def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(text, tmp_path):
@@ -77,7 +77,7 @@ def test_ctrl_c_says_how_to_go_on(text, tmp_path):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     while not list(tmp_path.glob("checkpoints/*.pt")) and process.poll() is None:
@@ -128,14 +128,14 @@ def test_an_error_is_one_line_and_an_exit_status():
 
 def test_where_the_wheel_is_installed_what_tests_the_code_says_that_it_needs_the_repository(tmp_path):
     packages = find_packages(
-        ROOT, **tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+        ROOT, **tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]["find"]
     )
     assert {"reproduce.store", "tucker_ref.kernels"} <= set(packages) and "reproduce.trust" not in packages
     for package in (ROOT / name.replace(".", "/") for name in packages):
         (tmp_path / package.relative_to(ROOT)).mkdir(parents=True, exist_ok=True)
         for file in package.glob("*.py"):
             shutil.copy(file, tmp_path / file.relative_to(ROOT))
-    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "capture_output": True, "text": True}
+    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "capture_output": True, "encoding": "utf-8"}
     result = subprocess.run(command("fuzz", "--preset", "smoke"), **here)
     assert result.returncode == 1 and not result.stdout
     assert result.stderr == "error: fuzz tests the code and is not in the wheel; run it in the repository\n"

@@ -48,7 +48,7 @@ def tell_how_many():
     """To the file $CONTRACTS_TRIED, for `python -m reproduce fuzz`."""
     yield
     if path := os.environ.get("CONTRACTS_TRIED"):
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             json.dump({"contracts": CONTRACTS, "tried": TRIED}, file)
 
 

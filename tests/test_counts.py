@@ -23,7 +23,7 @@ def reported(monkeypatch, option: str, content: str, code: int = 0):
 
     def run(command, **_options):
         (path,) = [part.removeprefix(option) for part in command if part.startswith(option)]
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(content)
         return subprocess.CompletedProcess(command, code, "1 failed", "")
 

@@ -21,7 +21,7 @@ STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for 
 @pytest.fixture
 def folder(tmp_path):
     for n, chapter in enumerate(STORY):
-        (tmp_path / f"{n:02}.txt").write_text(chapter)
+        (tmp_path / f"{n:02}.txt").write_text(chapter, encoding="utf-8")
     return tmp_path
 
 
@@ -40,7 +40,7 @@ def test_tokens_are_cached_by_content(folder, tmp_path):
     stamp = next(cache.iterdir()).stat().st_mtime_ns
     again = load_text(str(folder), 300, cache)
     assert np.array_equal(first.train, again.train) and next(cache.iterdir()).stat().st_mtime_ns == stamp
-    (folder / "00.txt").write_text("another beginning\n" * 9)
+    (folder / "00.txt").write_text("another beginning\n" * 9, encoding="utf-8")
     assert load_text(str(folder), 300, cache).sha256 != first.sha256
 
 
@@ -54,20 +54,20 @@ def test_compressed_text_is_the_same_text(folder, tmp_path):
 
 
 def test_a_short_novel_is_long_enough(tmp_path):
-    (tmp_path / "novel.txt").write_text("".join(STORY))
+    (tmp_path / "novel.txt").write_text("".join(STORY), encoding="utf-8")
     documents = read_documents(str(tmp_path / "novel.txt"))[1]
     assert 20 <= len(documents) <= 30 and "".join(documents) == "".join(STORY)
     assert len(load_text(str(tmp_path / "novel.txt"), 300, tmp_path / "cache").validation) > 100
 
 
 def test_documents_may_be_marked_within_a_file(tmp_path):
-    (tmp_path / "many.txt").write_text("<|endoftext|>\n".join(STORY))
+    (tmp_path / "many.txt").write_text("<|endoftext|>\n".join(STORY), encoding="utf-8")
     assert len(read_documents(str(tmp_path / "many.txt"))[1]) == 30
 
 
 def test_held_out_text_can_be_given(folder, tmp_path):
     (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "out.txt").write_text("quite another text\n" * 50)
+    (tmp_path / "held" / "out.txt").write_text("quite another text\n" * 50, encoding="utf-8")
     data = load_text(str(folder), 300, tmp_path / "cache", validation=str(tmp_path / "held"))
     assert int(data.token_bytes[data.validation].sum()) == 50 * len("quite another text\n")
 
@@ -111,7 +111,7 @@ def test_missing_files_are_named(tmp_path):
         load_text(str(tmp_path / "absent"), 300, tmp_path)
     with pytest.raises(ValueError, match="--images .*absent: no such file"):
         load_images(str(tmp_path / "absent"))
-    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9, encoding="utf-8")
     with pytest.raises(ValueError, match="vocab.json and merges.txt not found"):
         load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache", bpe=str(tmp_path))
 
@@ -198,7 +198,7 @@ def test_without_a_path_the_text_is_the_standard_library():
 
 def test_given_byte_pairs_are_used(tmp_path):
     """A folder with tables in GPT-2's form: the text comes back, and no other byte pairs are learned."""
-    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9, encoding="utf-8")
     learned = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache")
     Tokenizer.from_str(learned.tokenizer).model.save(str(tmp_path))
     given = load_text(str(tmp_path / "a.txt"), 999, tmp_path / "cache", bpe=str(tmp_path))
@@ -207,7 +207,7 @@ def test_given_byte_pairs_are_used(tmp_path):
 
 
 def test_as_many_learned_byte_pairs_as_gpt2_has_are_not_taken_for_them(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9, encoding="utf-8")
     learned = load_text(str(tmp_path / "a.txt"), 300, tmp_path / "cache")
     assert "byte_pairs" not in learned.describe()  # nothing could be mistaken
     monkeypatch.setattr(text, "GPT2_VOCABULARY", 300)
@@ -219,7 +219,7 @@ def test_as_many_learned_byte_pairs_as_gpt2_has_are_not_taken_for_them(tmp_path,
 
 
 def test_tokens_of_other_tables_are_not_taken_from_the_cache(tmp_path):
-    (tmp_path / "a.txt").write_text("".join(STORY) * 9)
+    (tmp_path / "a.txt").write_text("".join(STORY) * 9, encoding="utf-8")
     seen = set()
     for size in (300, 280):
         tables = tmp_path / str(size)

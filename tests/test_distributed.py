@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**ENVIRONMENT, **place, "TORCHELASTIC_RUN_ID": "test"}
         command = [sys.executable, PROGRAM, "together", str(folder)]
-        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"))
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curves(folder):
-    return json.loads((folder / "curves.json").read_text())
+    return json.loads((folder / "curves.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_workers_that_do_not_see_one_checkpoint_are_told_so(curves):
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)))
+        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)), encoding="utf-8")
     return folder
 
 
@@ -127,13 +127,13 @@ def arguments(text, folder) -> list[str]:
 def torchrun(text, folder) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     environment = {**ENVIRONMENT, "PIDS": str(folder)}
     return subprocess.Popen([*launcher, *arguments(text, folder)], env=environment, cwd=ROOT, **pipes)
 
 
 def pids(folder) -> list[int]:
-    return [int((folder / rank).read_text()) for rank in ("0", "1")]
+    return [int((folder / rank).read_text(encoding="utf-8")) for rank in ("0", "1")]
 
 
 def await_checkpoint(folder, process, since: float = 0.0) -> float:
@@ -149,7 +149,7 @@ def await_checkpoint(folder, process, since: float = 0.0) -> float:
 
 def is_alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -34,7 +34,9 @@ FOLDER = Path(__file__).parent.parent / "tutorials"
 
 def exercise_cells(path: Path) -> list[str]:
     """The code cells that call a check, without the semicolon that keeps Jupyter from showing True or False."""
-    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
     return [cell.rstrip("; \n") for cell in cells if ".check_" in cell]
 
 
@@ -46,7 +48,7 @@ def name_of(cell: str) -> str:
 
 def run(path: Path, cell: str) -> None:
     """One exercise cell, after the imports of its notebook and every definition that stands before it."""
-    cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     nodes = [node for source in cells if "%" not in source for node in ast.parse(source.rstrip("; \n")).body]
     needed = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
     module = f"e{path.stem[:2]}"
@@ -134,6 +136,16 @@ ATTEMPTS = {  # what readers write, and a part of what they must be told
         e04.check_cache,
         lambda d, h, t, n, layers, shared: 2 * (2 - shared) * h * t * n * layers,
         "kept once",
+    ),
+    "a logit of all heads": (
+        e05.check_logit,
+        lambda x, y, h, c, u1, u2, u3: (x @ u2) @ torch.einsum("rst,hr->st", c, u1) @ (y @ u3),
+        "its own row of U1",
+    ),
+    "outputs of each head": (
+        e05.check_output,
+        lambda z, c, u1, u2: torch.einsum("bhnv,hov,do->bhnd", z, torch.einsum("uov,hu->hov", c, u1), u2),
+        "the sum over all of them",
     ),
     "the size of Table 1": (
         e05.check_size,
@@ -255,6 +267,12 @@ def test_what_the_exercises_call_right_is_what_the_library_computes():
     ranks, post_ranks = (3, 8, 6), (4, 7, 5)
     layer = with_large_weights(TuckerAttention(24, 6, ranks, post_ranks))
     assert e05.size(24, 6, ranks, post_ranks) == sum(p.numel() for p in layer.parameters())
+    x, y = torch.randn(2, 24, dtype=torch.float64)
+    found = e05.logit(x, y, 2, layer.pre.core, *layer.pre.factors)
+    torch.testing.assert_close(found, x @ layer.pre.to_tensor()[2] @ y)
+    values = torch.randn(1, 6, 1, 24, dtype=torch.float64)  # (b, h, n, d): what each head mixed, before the value factor
+    found = e05.output(values @ layer.post.value, layer.post.core, layer.post.head, layer.post.output)
+    torch.testing.assert_close(found, torch.einsum("bhne,hde->bnd", values, layer.post.to_tensor()))
     mla = with_large_weights(MultiHeadLatentAttention(24, 6, 10, 8))
     w_uq, w_uk = mla.q_b_proj.weight.unflatten(0, (6, 4)).mT, mla.up_projections()[0].mT  # (h, s, k), (h, t, k)
     assert torch.equal(e05.core(w_uq, w_uk), as_tucker(mla).pre.core)

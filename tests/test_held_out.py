@@ -26,9 +26,13 @@ def text(tmp_path):
     for folder, first, last in (("text", 0, 20), ("unseen", 40, 57)):
         (tmp_path / folder).mkdir()
         for n in range(first, last):
-            (tmp_path / folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(n % 7 + 1)))
-    (tmp_path / "text" / "20.txt").write_text("".join(f"20 times {k} makes {20 * k}.\n" for k in range(200)))
-    (tmp_path / "text" / "19.txt").write_text("".join(f"19 times {k} makes {19 * k}.\n" for k in range(200)))  # held out
+            (tmp_path / folder / f"{n:02}.txt").write_text(
+                "".join(f"{n} times {k} makes {n * k}.\n" for k in range(n % 7 + 1)), encoding="utf-8"
+            )
+    (tmp_path / "text" / "20.txt").write_text("".join(f"20 times {k} makes {20 * k}.\n" for k in range(200)), encoding="utf-8")
+    (tmp_path / "text" / "19.txt").write_text(
+        "".join(f"19 times {k} makes {19 * k}.\n" for k in range(200)), encoding="utf-8"
+    )  # held out
     return tmp_path
 
 
@@ -87,7 +91,7 @@ def test_of_very_many_documents_neighbours_stand_together(monkeypatch):
 def test_the_tokens_are_those_of_the_models_byte_pairs(text):
     data = load_text(str(text / "text"), 300, text / "cache")
     (read,) = read_unseen((str(text / "unseen"),), data)
-    documents = [path.read_text() for path in sorted((text / "unseen").iterdir())]
+    documents = [path.read_text(encoding="utf-8") for path in sorted((text / "unseen").iterdir())]
     assert read.name == "unseen" and read.sha256 == sha256_of(documents) != sha256_of(documents[::-1])
     assert len(read.documents) == 17 and all(document[-1] == read.end for document in read.documents)
     assert [int(data.token_bytes[document].sum()) for document in read.documents] == [len(d) for d in documents]

@@ -3,8 +3,8 @@
 Every case runs beside a model, records and tables that were saved before; none of them may change, and no temporary file may stay.
 """
 
+import contextlib
 import dataclasses
-import errno
 import functools
 import gzip
 import hashlib
@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -26,9 +27,12 @@ import safetensors.torch
 import torch
 from helpers import run_here as run
 from safetensors import safe_open
+from test_prepared import tables
 
+import paper_figures.__main__
+from reproduce.__main__ import EXPERIMENTS
 from reproduce.report import pages
-from reproduce.store import files, records
+from reproduce.store import records
 from reproduce.train.loop import train
 from reproduce.train.settings import TrainConfig
 from reproduce.trust.survival import CLOCK
@@ -46,7 +50,7 @@ def table(*cases):
 def place(tmp_path_factory):
     """A trained model with its record, and everything hostile beside it."""
     place = tmp_path_factory.mktemp("hostile")
-    (place / "story.txt").write_text(STORY)
+    (place / "story.txt").write_text(STORY, encoding="utf-8")
     assert run("table2", "--text", place / "story.txt", "--rows", ROW, "--steps", "2", *into(place)) == 0
     model = next((place / "out" / "models").iterdir())
     model.rename(place / "model.safetensors")
@@ -65,12 +69,12 @@ def place(tmp_path_factory):
     for name, change in MODELS.items():
         changed = change(dict(metadata), dict(tensors))
         safetensors.torch.save_file(changed[1], place / f"{name}.safetensors", metadata=changed[0])
-    (record,) = json.loads((place / "out" / "records" / "table2.smoke.json").read_text())  # as it stands there
+    (record,) = json.loads((place / "out" / "records" / "table2.smoke.json").read_text(encoding="utf-8"))  # as it stands there
     for name, content in RECORDS.items():
         folder = place / f"records {name}"
         folder.mkdir()
         made = content(record)
-        (folder / "table2.smoke.json").write_text(made if isinstance(made, str) else json.dumps(made))
+        (folder / "table2.smoke.json").write_text(made if isinstance(made, str) else json.dumps(made), encoding="utf-8")
     return place
 
 
@@ -89,7 +93,9 @@ def saved(place: Path) -> dict:
 
     def content(path: Path):
         if path.parent == place / "out" / "records":
-            return [{k: v for k, v in record.items() if k not in CLOCK} for record in json.loads(path.read_text())]
+            return [
+                {k: v for k, v in record.items() if k not in CLOCK} for record in json.loads(path.read_text(encoding="utf-8"))
+            ]
         status = path.stat()
         return digest(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -435,23 +441,8 @@ def test_a_checkpoint_with_code_inside_its_archive_is_refused(tmp_path, monkeypa
     assert not (tmp_path / "executed").exists()
 
 
-def full_disk(monkeypatch, pattern: str, room: int):
-    """Files whose name matches get no more than so many bytes onto the disk."""
-    make, name = tempfile.mkstemp, {}
-
-    def made(dir, prefix, suffix):
-        descriptor, temporary = make(dir=dir, prefix=prefix, suffix=suffix)
-        name[descriptor] = prefix
-        return descriptor, temporary
-
-    class Full(io.FileIO):
-        def write(self, data):
-            if re.search(pattern, name[self.fileno()]) and self.tell() + len(data) > room:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(data)
-
-    monkeypatch.setattr(files.tempfile, "mkstemp", made)
-    monkeypatch.setattr(files.os, "fdopen", Full)
+def prepared(out: str, *more: str) -> list:
+    return ["prepare", "letters", "--files", "letters.jsonl", "--bpe", "tables/bpe", "--out", out, *more]
 
 
 FULL = table(
@@ -462,27 +453,73 @@ FULL = table(
     ("disk full: while a model is kept", [*TRAIN, "--seeds", "5"], 1000, "seed-5.safetensors"),
     ("disk full: while a model is compressed", compressed("--save", "s.safetensors", 0, "")[1], 1000, "s.safetensors"),
     ("disk full: while a page is written", ["report", "--write", "README.md"], 1000, "README.md"),
-)
+    ("disk full: while claims are written", ["claims", "--write", "README.md"], 1000, "README.md"),
+    ("disk full: while a figure is drawn", ["paper_figures", "--records", "out/records", "--out", "drawn"], 9000, "tucker_.*png"),
+    ("disk full: while a tokenizer is kept", prepared("p1"), 1000, "tokenizer.json"),
+    ("disk full: while tokens are prepared", prepared("p2"), 1000, "train.bin"),
+    ("disk full: while progress is noted", prepared("p3"), 10, "tokens.json"),
+    ("disk full: while a text is prepared", prepared("p4", "--files", "story.txt", "--validation", "cut2.txt"), 1000, "validation.bin"),
+)  # fmt: skip
+APART = multiprocessing.get_context("forkserver")
+
+
+def command(*arguments) -> int:
+    """Of this package, or of the figures."""
+    if arguments[0] != "paper_figures":
+        return run(*arguments)
+    before, sys.argv = sys.argv, list(map(str, arguments))
+    try:
+        return paper_figures.__main__.main()
+    finally:
+        sys.argv = before
+
+
+def filling_the_disk(place: Path, arguments: list, room: int, file: str, said) -> None:
+    """The command in a process of its own, in which no file grows beyond so many bytes once this one is begun."""
+    os.chdir(place)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full_from_here(event, given):
+        if event == "open" and str(given[0]).endswith((".part", ".bin")) and re.search(file, str(given[0])):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+
+    sys.addaudithook(full_from_here)
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        status = command(*arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)  # at the end coverage writes more
+    said.send((status, told.getvalue()))
 
 
 @pytest.mark.parametrize("arguments, room, file", FULL)
-def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, capsys, arguments, room, file):
+def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, arguments, room, file):
     monkeypatch.chdir(place)
     (place / "README.md").write_text(
-        "\n".join(["page", pages.MARK[0].format("results"), "old", pages.MARK[1].format("results"), ""])
+        "\n".join(["page", pages.MARK[0].format("results"), "old", pages.MARK[1].format("results"), ""]), encoding="utf-8"
     )
-    (place / "cut2.txt").write_text(STORY[:30_000])
+    (place / "cut2.txt").write_text(STORY[:30_000], encoding="utf-8")
     (place / "s.safetensors").write_bytes((place / "model.safetensors").read_bytes())
+    letters = (json.dumps({"text": f"Letter {n}: we sold {n * n}."}) for n in range(2100))
+    (place / "letters.jsonl").write_text("\n".join(letters), encoding="utf-8")
+    if not (place / "tables").exists():
+        (place / "tables").mkdir()
+        tables(place / "tables")
     before = saved(place)
-    full_disk(monkeypatch, file, room)
-    assert run(*arguments, *([] if arguments[0] == "report" else into(place))) == 1
-    assert re.search(f"error: .Errno 28. cannot be written: No space left on device: '.*{file}'", capsys.readouterr().err)
+    arguments = [*arguments, *(into(place) if arguments[0] in EXPERIMENTS else [])]
+    mine, theirs = APART.Pipe()
+    APART.set_forkserver_preload(["paper_figures.__main__"])
+    process = APART.Process(target=filling_the_disk, args=(place, arguments, room, file, theirs))
+    process.start()
+    theirs.close()
+    status, told = mine.recv()
+    process.join()
+    assert status == 1
+    assert re.search(f"error: .Errno 27. cannot be written: File too large: '.*{file}'\n$", told), told
+    assert len([line for line in re.split(r"[\r\n]", told) if "rror" in line]) == 1
     after = saved(place)
     assert not {name for name in before if after.get(name) != before[name]}
     assert not [name for name in after if name.endswith(".part")]
-    monkeypatch.undo()  # and with room again the same command succeeds
-    monkeypatch.chdir(place)
-    assert run(*arguments, *([] if arguments[0] == "report" else into(place))) == 0
+    assert command(*arguments) == 0  # and with room again the same command succeeds
 
 
 @pytest.fixture
@@ -499,7 +536,7 @@ def without_rights(place):
 @pytest.mark.parametrize("option", ("--out", "--records"))
 def test_a_folder_without_permission_is_named(capsys, option, without_rights):
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "story.txt").write_text(STORY)
+        (Path(place) / "story.txt").write_text(STORY, encoding="utf-8")
         (Path(place) / "closed").mkdir(mode=0o500)
         where = {"--out": f"{place}/out", "--records": f"{place}/records"} | {option: f"{place}/closed/in"}
         assert run(*TRAIN, "--text", f"{place}/story.txt", *itertools.chain(*where.items())) == 1

@@ -72,6 +72,24 @@ def test_photographs_carry_their_classes(photographs):
         assert (np.asarray(row["image"]).mean() > 120) == (row["label"] == 1)
 
 
+def test_files_of_every_kind_are_seen_in_colour(tmp_path):
+    """As they lie on a disk: JPEG in grey and CMYK, PNG with a palette and with transparency; high, wide and smaller than a view."""
+    kinds = {"grey.jpg": "L", "cmyk.jpg": "CMYK", "palette.png": "P", "clear.png": "RGBA"}
+    rng = np.random.default_rng(0)
+    for part in ("train", "validation"):
+        for n, name in enumerate(("n01", "n02")):
+            (tmp_path / "files" / part / name).mkdir(parents=True)
+            for side, (file, mode) in enumerate(kinds.items(), 8):
+                pixels = rng.integers(100 * n, 100 * n + 60, (side, 40 - 2 * side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).convert(mode).save(tmp_path / "files" / part / name / file)
+    found = load_photographs(str(tmp_path / "files"), tmp_path / "cache", side=12)
+    assert found.n_classes == 2 and found.describe()["train_images"] == found.describe()["test_images"] == 8
+    assert {row["image"].mode for row in found.train} == {"L", "CMYK", "P", "RGBA"}
+    for images, labels in (*held_out_batches(found, 3, slice(None), 0), training_batches(found, 8, 0, slice(None), 0)(0)):
+        assert images.shape[1:] == (12, 12, 3) and images.dtype == torch.uint8
+        assert [bool(image.float().mean() > 80) for image in images] == labels.bool().tolist()  # the second class is lighter
+
+
 def test_views_are_random_in_training_and_the_middle_at_test_time():
     ramp = np.arange(64, dtype=np.uint8)[None, :, None].repeat(48, 0).repeat(3, 2) * 4
     image = Image.fromarray(ramp)

@@ -17,7 +17,7 @@ def lint(folder, contract: str | None = None) -> tuple[int, str]:
     only = [f"--contract={contract}"] if contract else []
     program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     command = [sys.executable, "-c", program, "--no-cache", "--no-logo", *only]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
     return result.returncode, result.stdout + result.stderr
 
 
@@ -49,7 +49,7 @@ def test_a_contract_is_broken_by_an_import_that_it_forbids(contract, path, line,
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "*.json", "*.png"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    with open(tmp_path / path, "a") as file:
+    with open(tmp_path / path, "a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")
     code, said = lint(tmp_path, contract)
     assert code == 1 and "BROKEN" in said, said

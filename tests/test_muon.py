@@ -263,7 +263,9 @@ def test_passes_change_steps_and_warm_up_and_are_on_record():
 def text(tmp_path):
     (tmp_path / "text").mkdir()
     for n in range(20):
-        (tmp_path / "text" / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)))
+        (tmp_path / "text" / f"{n:02}.txt").write_text(
+            "".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)), encoding="utf-8"
+        )
     return str(tmp_path / "text")
 
 

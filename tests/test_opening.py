@@ -166,7 +166,7 @@ def test_a_zeroed_layer_is_measured(tmp_path):
     model.save_pretrained(tmp_path / "m")
     opening.tokenizer().save_pretrained(tmp_path / "m")
     for n in range(20):
-        (tmp_path / f"{n:02}.txt").write_text("some words and more words. " * 200)
+        (tmp_path / f"{n:02}.txt").write_text("some words and more words. " * 200, encoding="utf-8")
     options = Options("smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "m"), text=str(tmp_path), ranks=((2, 8, 8),))
     compress.run(options)
     spectra.run(Options("smoke", tmp_path, tmp_path / "r", model=str(tmp_path / "m")))

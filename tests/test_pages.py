@@ -17,11 +17,11 @@ from reproduce.store import records
 ROOT = Path(__file__).parent.parent
 COMMITTED = records.load(records.COMMITTED)
 PAGES = [pages.FIRST, *pages.BESIDE]
-README = (ROOT / pages.FIRST).read_text()
+README = (ROOT / pages.FIRST).read_text(encoding="utf-8")
 
 
 def text_of(page: str) -> str:
-    return (ROOT / page).read_text()
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 # As the records have them
@@ -82,50 +82,50 @@ def test_writing_the_first_page_writes_those_beside_it(tmp_path):
         ("docs/speed.md", "Speed, models"),
         ("NEWS.md", "checks"),
     ):
-        (tmp_path / name).write_text(marked(part))
-    (tmp_path / "docs" / "scale.md").write_text("nothing between marks")
+        (tmp_path / name).write_text(marked(part), encoding="utf-8")
+    (tmp_path / "docs" / "scale.md").write_text("nothing between marks", encoding="utf-8")
     assert run_here("report", "--write", tmp_path / "README.md") == 0
     for name in ("README.md", "CLAIMS.md", "docs/speed.md"):
-        assert "\nold\n" not in (tmp_path / name).read_text()
-    assert "\nold\n" in (tmp_path / "NEWS.md").read_text()  # not one of the pages
-    assert (tmp_path / "docs" / "scale.md").read_text() == "nothing between marks"
-    (tmp_path / "CLAIMS.md").write_text(marked("claims"))
+        assert "\nold\n" not in (tmp_path / name).read_text(encoding="utf-8")
+    assert "\nold\n" in (tmp_path / "NEWS.md").read_text(encoding="utf-8")  # not one of the pages
+    assert (tmp_path / "docs" / "scale.md").read_text(encoding="utf-8") == "nothing between marks"
+    (tmp_path / "CLAIMS.md").write_text(marked("claims"), encoding="utf-8")
     assert run_here("report", "--write", tmp_path / "docs" / "speed.md") == 0
-    assert "\nold\n" in (tmp_path / "CLAIMS.md").read_text()  # control: another page alone
+    assert "\nold\n" in (tmp_path / "CLAIMS.md").read_text(encoding="utf-8")  # control: another page alone
 
 
 def test_where_no_page_is_named_it_is_the_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("README.md").write_text(marked("verdicts"))
-    assert run_here("report", "--write") == 0 and "**Holds.**" in Path("README.md").read_text()
+    Path("README.md").write_text(marked("verdicts"), encoding="utf-8")
+    assert run_here("report", "--write") == 0 and "**Holds.**" in Path("README.md").read_text(encoding="utf-8")
 
 
 def test_only_what_is_between_marks_is_replaced(tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{marked('results')}after\n")
+    page.write_text(f"before\n{marked('results')}after\n", encoding="utf-8")
     assert run_here("report", "--write", page) == 0
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert (
         text.startswith("before\n<!-- results") and text.endswith("<!-- end of results -->\nafter\n") and "### Table 1" in text
     )
     for wrong in ("no marks", marked("results").replace("end of results", "end of claims")):
-        page.write_text(wrong)
+        page.write_text(wrong, encoding="utf-8")
         assert run_here("report", "--write", page) == 1 and "lacks the marks" in capsys.readouterr().err
-        assert page.read_text() == wrong
+        assert page.read_text(encoding="utf-8") == wrong
 
 
 def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(marked("results"))
+    page.write_text(marked("results"), encoding="utf-8")
     assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == marked("results", f"\n{claims.render(COMMITTED)}\n")
+    assert page.read_text(encoding="utf-8") == marked("results", f"\n{claims.render(COMMITTED)}\n")
 
 
 def test_claims_have_a_place_of_their_own(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(marked("claims") + marked("results"))
+    page.write_text(marked("claims") + marked("results"), encoding="utf-8")
     assert run_here("claims", "--write", page) == 0
-    assert page.read_text() == marked("claims", f"\n{claims.render(COMMITTED)}\n") + marked("results")
+    assert page.read_text(encoding="utf-8") == marked("claims", f"\n{claims.render(COMMITTED)}\n") + marked("results")
 
 
 def test_tables_are_aligned_for_a_terminal_and_lean_in_a_page():

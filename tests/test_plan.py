@@ -22,7 +22,7 @@ from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
 from reproduce.train.settings import TrainConfig
 
-PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 
 
 def plan(tmp_path, capsys, module=table2, workers=Workers(count=8), **changes) -> str:  # noqa: B008 (frozen)
@@ -81,7 +81,7 @@ def test_hours_below_one_are_not_rounded_to_none(tmp_path, capsys):
             "is trained on openwebtext: name a folder with --text that `python -m reproduce prepare",
         ),
         (["table2", "--gpus", "8"], "--gpus is for --dry-run; how many train is said to torchrun: torchrun --nproc-per-node 8"),
-        (["figure3", "--dry-run"], "figure3 knows torchrun and --dry-run in its preset paper alone"),
+        (["figure3", "--dry-run"], "figure3 knows --dry-run in its presets paper and gpu-tiny-imagenet alone"),
         (["prepare", "wikipedia"], "known are openwebtext, openwebtext2; any other text needs --files"),
     ],
 )

@@ -26,18 +26,22 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(prepared, "AT_ONCE", 10)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     for number, part in enumerate((DOCUMENTS[:30], DOCUMENTS[30:])):
-        (tmp_path / f"part{number}.jsonl").write_text("".join(json.dumps({"text": d, "id": 0}) + "\n" for d in part))
+        (tmp_path / f"part{number}.jsonl").write_text(
+            "".join(json.dumps({"text": d, "id": 0}) + "\n" for d in part), encoding="utf-8"
+        )
     return dict(files=str(tmp_path / "part*.jsonl"), bpe=str(tables(tmp_path)), held_out=7)
 
 
 def tables(folder):
     (folder / "text").mkdir()
     for n, document in enumerate(DOCUMENTS):
-        (folder / "text" / f"{n:02}.txt").write_text(document)
+        (folder / "text" / f"{n:02}.txt").write_text(document, encoding="utf-8")
     learned = json.loads(load_text(str(folder / "text"), 300, folder / "cache").tokenizer)["model"]
     (folder / "bpe").mkdir()
-    (folder / "bpe" / "vocab.json").write_text(json.dumps(learned["vocab"]))
-    (folder / "bpe" / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in learned["merges"]))
+    (folder / "bpe" / "vocab.json").write_text(json.dumps(learned["vocab"]), encoding="utf-8")
+    (folder / "bpe" / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(m) for m in learned["merges"]), encoding="utf-8"
+    )
     return folder / "bpe"
 
 
@@ -64,7 +68,9 @@ def test_the_tokens_are_those_that_fit_into_memory(places, tmp_path):
         read_text(PRESETS["paper"], Options("paper", tmp_path, tmp_path, text=str(tmp_path / "out"))).train, data.train
     )
     for n, document in enumerate(train):
-        (tmp_path / "text" / f"{n:02}.txt").write_text(document)  # as many as they were, so the last ones are held out too
+        (tmp_path / "text" / f"{n:02}.txt").write_text(
+            document, encoding="utf-8"
+        )  # as many as they were, so the last ones are held out too
     for n in range(len(train), len(DOCUMENTS)):
         (tmp_path / "text" / f"{n:02}.txt").unlink()
     in_memory = load_text(str(tmp_path / "text"), 300, tmp_path / "cache2", str(tmp_path / "text"), places["bpe"])
@@ -88,7 +94,7 @@ def test_after_a_crash_the_bytes_are_those_of_a_whole_run(places, tmp_path, monk
     with pytest.raises(OSError, match="the disk is gone"):
         prepare("letters", tmp_path / "out", **places)
     monkeypatch.setattr(prepared, "_write_state", write)
-    noted = json.loads((tmp_path / "out" / "tokens.json").read_text())["tokens"]["train"]
+    noted = json.loads((tmp_path / "out" / "tokens.json").read_text(encoding="utf-8"))["tokens"]["train"]
     assert (tmp_path / "out" / "train.bin").stat().st_size > 2 * noted  # there is something to cut off
     with pytest.raises(ValueError, match=f"prepared up to document {10 * (writes - 1)}; repeat `prepare`"):
         open_prepared(str(tmp_path / "out"))
@@ -103,7 +109,7 @@ def test_after_a_crash_the_bytes_are_those_of_a_whole_run(places, tmp_path, monk
 def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path, capsys):
     """Same tokens, same content hash, same counts, hence the same run: only the tokenising is saved."""
     bpe = str(tables(tmp_path))
-    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(DOCUMENTS[:12]))
+    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(DOCUMENTS[:12]), encoding="utf-8")
     given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
     prepare("text", tmp_path / "out", **given)
     folder = read_text(PRESETS["gpu-fresh"], Options("gpu-fresh", tmp_path, tmp_path, text=str(tmp_path / "out")))
@@ -122,7 +128,9 @@ def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path,
     assert "is finished: " in capsys.readouterr().out
     with pytest.raises(ValueError, match="or the same cut otherwise"):
         prepare("text", tmp_path / "out", given["files"], bpe)
-    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(DOCUMENTS[1:12]))  # control: another held-out text
+    (tmp_path / "held_out.txt").write_text(
+        "<|endoftext|>".join(DOCUMENTS[1:12]), encoding="utf-8"
+    )  # control: another held-out text
     prepare("text", tmp_path / "other", **given)
     assert open_prepared(str(tmp_path / "other")).sha256 != folder.sha256
     for missing in ("files", "bpe"):
@@ -183,7 +191,7 @@ def test_damage_is_named(places, tmp_path):
     (tmp_path / "out" / "train.bin").write_bytes(b"\0\0")
     with pytest.raises(ValueError, match="train.bin should hold [0-9,]+ tokens"):
         open_prepared(str(tmp_path / "out"))
-    (tmp_path / "out" / "tokens.json").write_text("{")
+    (tmp_path / "out" / "tokens.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="tokens.json is damaged"):
         open_prepared(str(tmp_path / "out"))
     with pytest.raises(ValueError, match="55 documents are too few; one in 99 is held out"):
@@ -201,7 +209,7 @@ def test_what_a_prepared_text_has_of_its_own_cannot_be_given(places, tmp_path):
 
 
 def test_a_table_without_texts_is_refused(places, tmp_path):
-    (tmp_path / "other.jsonl").write_text(json.dumps({"body": "a letter"}) + "\n")
+    (tmp_path / "other.jsonl").write_text(json.dumps({"body": "a letter"}) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match='other.jsonl: its columns are body; one of them must be "text"'):
         prepare("letters", tmp_path / "out", **(places | {"files": str(tmp_path / "other.jsonl")}))
 

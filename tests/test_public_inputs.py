@@ -36,7 +36,9 @@ def llama(tmp_path_factory):
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} words and {k} words make {n + k}. " for k in range(200)))
+        (folder / f"{n:02}.txt").write_text(
+            "".join(f"{n} words and {k} words make {n + k}. " for k in range(200)), encoding="utf-8"
+        )
     return folder
 
 
@@ -87,10 +89,10 @@ def test_a_token_beyond_the_embedding_is_one_line(llama, text, tmp_path):
 
 
 def test_a_text_of_one_line_is_cut_between_words(llama, tmp_path):
-    (tmp_path / "line.txt").write_text("some words and more " * 3000)
+    (tmp_path / "line.txt").write_text("some words and more " * 3000, encoding="utf-8")
     samples = compress.text_samples(open_model(str(llama)), options(tmp_path, llama, text=str(tmp_path / "line.txt")))
     assert samples.test and samples.calibration
-    (tmp_path / "few.txt").write_text("some words " * 80)
+    (tmp_path / "few.txt").write_text("some words " * 80, encoding="utf-8")
     with pytest.raises(ValueError, match="the held-out part of few.txt holds fewer than one window of 64 tokens"):
         compress.text_samples(open_model(str(llama)), options(tmp_path, llama, text=str(tmp_path / "few.txt")))
 
@@ -137,7 +139,7 @@ def test_what_predicts_nothing_is_compared_by_its_features(text, tmp_path):
 
 
 def processor(folder, **said) -> str:
-    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    (folder / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
     return str(folder)
 
 

@@ -115,7 +115,9 @@ def inputs_for(kind: str) -> torch.Tensor:
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} words and {k} words make {n + k}. " for k in range(200)))
+        (folder / f"{n:02}.txt").write_text(
+            "".join(f"{n} words and {k} words make {n + k}. " for k in range(200)), encoding="utf-8"
+        )
     return folder
 
 
@@ -165,7 +167,7 @@ def test_images_are_standardised_as_the_model_was_trained(checkpoints, tmp_path)
     plain = open_model(str(tmp_path / "vit"))
     assert torch.equal(plain.logits(plain.model, x), make("vit")(x).logits)
     said = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(said))
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
     opened = open_model(str(tmp_path / "vit"))
     mean, std = (torch.tensor(values)[:, None, None] for values in said.values())
     expected = make("vit")((x / 2 + 0.5 - mean) / std).logits

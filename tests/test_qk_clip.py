@@ -91,7 +91,7 @@ def test_what_cannot_be_clipped_is_refused():
 def test_a_run_is_clipped_while_it_trains_and_its_record_says_so(tmp_path, monkeypatch):
     (tmp_path / "text").mkdir()
     for n in range(10):
-        (tmp_path / "text" / f"{n}.txt").write_text(f"{n} words and more. " * 40)
+        (tmp_path / "text" / f"{n}.txt").write_text(f"{n} words and more. " * 40, encoding="utf-8")
     looked = []
     monkeypatch.setattr(language, "clip_heads", lambda model, tokens, limit: looked.append((tokens.shape[0], limit)))
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "text"), steps=EVERY + 1, qk_clip=0.5)

@@ -43,7 +43,7 @@ def test_one_in_ten_of_what_types_reject_is_drawn_by_lot():
 
 
 def test_every_equivalent_mutant_has_a_reason_and_is_listed_once():
-    entries = tomllib.loads(mutation.EQUIVALENT.read_text())["equivalent"]
+    entries = tomllib.loads(mutation.EQUIVALENT.read_text(encoding="utf-8"))["equivalent"]
     listed = [mutant for entry in entries for mutant in entry["mutants"]]
     assert len(listed) == len(set(listed)) == len(mutation.equivalent())
     modules = tuple(f"{module.replace('/', '.')}." for module in mutation.TESTS)
@@ -55,16 +55,16 @@ def test_modules_get_a_fresh_copy_with_their_own_tests(tmp_path):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "old").touch()
     folder = mutation.prepare(tmp_path / "copy", modules)
-    settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
+    settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
     assert settings["only_mutate"] == ["tucker_ref/gqa.py", "tucker_ref/compression/spectra.py", "reproduce/train/muon.py"]
     assert not (folder / "old").exists() and all((folder / path).exists() for path in settings["only_mutate"])
     selected = settings["pytest_add_cli_args_test_selection"]
     assert all((folder / name.split("::")[0]).exists() for name in selected) and len(selected) == len(set(selected))
-    belonging = json.loads((folder / "tests_of.json").read_text())
+    belonging = json.loads((folder / "tests_of.json").read_text(encoding="utf-8"))
     assert belonging["reproduce.train.muon"] == ["tests/test_muon.py"] and set(belonging["tucker_ref.gqa"]) < set(selected)
     assert "mypy" in settings["type_check_command"]
     mutation.configure(folder, modules, types=False)
-    assert tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]["type_check_command"] == []
+    assert tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["type_check_command"] == []
 
 
 @pytest.mark.parametrize("module", mutation.TESTS)
@@ -72,7 +72,7 @@ def test_the_tests_of_a_module_exist(module):
     assert (mutation.ROOT / mutation.path_of(module)).exists()
     for name in mutation.TESTS[module]:
         file, _, function = name.partition("::")
-        assert f"def {function}" in (mutation.ROOT / "tests" / file).read_text()
+        assert f"def {function}" in (mutation.ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
 def decorated(source):
@@ -84,7 +84,7 @@ def decorated(source):
 
 
 def test_no_function_is_left_out_for_its_decorators():
-    sources = [(mutation.ROOT / mutation.path_of(module)).read_text() for module in mutation.TESTS]
+    sources = [(mutation.ROOT / mutation.path_of(module)).read_text(encoding="utf-8") for module in mutation.TESTS]
     assert not any(decorated(mutation.undecorated(source)) for source in sources)
     assert "forward" in [name for source in sources for name in decorated(source)]  # control
 
@@ -159,7 +159,7 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, 
         if "-c" in arguments:
             diff = "--- a\n+++ b\n-    end = start + n\n+    end = start - n\n"
             return json.dumps({name: diff for name in arguments[2:]})
-        settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mutmut"]
+        settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
         drawn = arguments[5:]
         runs.append((bool(settings["type_check_command"]), len(drawn)))
         for path in settings["only_mutate"]:
@@ -167,7 +167,9 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, 
             meta.parent.mkdir(parents=True, exist_ok=True)
             name = path.removesuffix(".py").replace("/", ".")
             codes = {f"{name}.xǁCacheǁappend__plain__mutmut_{n}": code for n, code in enumerate((1, 37 if rejected else 1, 0))}
-            meta.write_text(json.dumps({"exit_code_by_key": codes | dict.fromkeys(set(drawn) & codes.keys(), 1)}))
+            meta.write_text(
+                json.dumps({"exit_code_by_key": codes | dict.fromkeys(set(drawn) & codes.keys(), 1)}), encoding="utf-8"
+            )
         return ""
 
     monkeypatch.setattr(mutation, "python", mutmut)
@@ -217,14 +219,14 @@ addopts = "-p no:cacheprovider"
 def toy(tmp_path):
     for name, text in TOY.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
 
 
 def test_mutants_are_killed_by_tests_that_were_collected_once(toy):
     """The tool itself, on one function: `a > b` -> `a >= b` changes nothing, every other mutant does."""
     said = mutation.python(toy, "-P", str(mutation.COLLECTED_ONCE), "run", "--max-children", "1")
-    codes = json.loads((toy / "mutants/tucker_ref/toy.py.meta").read_text())["exit_code_by_key"]
+    codes = json.loads((toy / "mutants/tucker_ref/toy.py.meta").read_text(encoding="utf-8"))["exit_code_by_key"]
     texts = mutation.changes(toy, list(codes))
     alive = [texts[name].partition(": ")[2] for name, code in codes.items() if code != 1]
     assert alive == ["return a if a > b else b -> return a if a >= b else b"] and len(codes) > 2, said
@@ -251,8 +253,8 @@ def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
     from reproduce.trust.collected_once import CollectedOnce
 
     (toy / "mutants" / "tests").mkdir(parents=True)
-    (toy / "mutants" / "tests" / "test_in_here.py").write_text(LARGER)
-    (toy / "tests_of.json").write_text('{"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}')
+    (toy / "mutants" / "tests" / "test_in_here.py").write_text(LARGER, encoding="utf-8")
+    (toy / "tests_of.json").write_text('{"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}', encoding="utf-8")
     passes, fails, other = (f"tests/test_in_here.py::test_{name}" for name in ("larger", "larger_fails", "other"))
     mutant = "tucker_ref.toy.x_larger__mutmut_1"
     monkeypatch.chdir(toy)
@@ -285,7 +287,9 @@ def test_a_broken_contract_is_on_record_before_it_is_an_error(tmp_path, monkeypa
     def contracts(returncode, stdout, tried):
         def run(command, env, **_):
             if tried:
-                Path(env["CONTRACTS_TRIED"]).write_text(json.dumps({"tried": tried, "contracts": {"unfold": list(tried)}}))
+                Path(env["CONTRACTS_TRIED"]).write_text(
+                    json.dumps({"tried": tried, "contracts": {"unfold": list(tried)}}), encoding="utf-8"
+                )
             return finished(returncode, stdout)
 
         monkeypatch.setenv("GIT_COMMIT", "0" * 40)  # git is not asked for it, which would be another process
@@ -330,7 +334,7 @@ def test_each_combination_gets_an_empty_environment_with_the_wheel(tmp_path, mon
         if "wheel" in command:
             (Path(command[-2]) / "tucker_ref.whl").touch()
         if "-c" in command and "install" in command:
-            pins.append(Path(command[command.index("-c") + 1]).read_text())
+            pins.append(Path(command[command.index("-c") + 1]).read_text(encoding="utf-8"))
         if folder:
             assert (folder / "tests" / "conftest.py").exists() and (folder / "README.md").exists()
             assert (folder / "versions.py").exists()

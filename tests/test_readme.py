@@ -6,7 +6,7 @@ from pathlib import Path
 from tucker_ref import mha_cost, tucker_cost
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_python_in_the_readme_runs():

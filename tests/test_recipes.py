@@ -228,7 +228,7 @@ def test_a_shared_latent_is_refused():
 def test_ablations_record_what_was_changed(tmp_path):
     preset = dataclasses.replace(ablations.PRESETS["smoke"], train=CONFIG, validation_tokens=256)
     text = tmp_path / "novel.txt"
-    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400)
+    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400, encoding="utf-8")
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(text), rows=("as it is", "warm-up four times longer"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ablations.PRESETS, "smoke", preset)
@@ -278,7 +278,7 @@ def test_a_recipe_that_would_not_do_what_it_says_is_refused():
 def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
     preset = dataclasses.replace(ablations.PRESETS["smoke"], train=CONFIG, validation_tokens=256, observe_every=1)
     text = tmp_path / "novel.txt"
-    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400)
+    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen.\n" * 400, encoding="utf-8")
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(text), rows=("as it is",), learning_rate=1e30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ablations.PRESETS, "smoke", preset)

@@ -84,10 +84,10 @@ def test_two_writers_lose_nothing(tmp_path):
 )
 def test_a_damaged_file_is_named_and_left_alone(tmp_path, content, message):
     path = tmp_path / "table2.smoke.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"table2.smoke.json.*{message}"):
         records.append(tmp_path, record())
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("copy", ["table2.smoke copy.json", "table2.smoke.bak.json", "table2.smoke (1).json", "old.smoke.json"])
@@ -106,8 +106,8 @@ def test_a_record_that_is_there_twice_is_an_error_that_names_both_files(tmp_path
         records.load(tmp_path)
     assert len(records.load(tmp_path, "table2", "smoke")) == 1  # control: one of them alone
     first.unlink()
-    (line,) = second.read_text().splitlines()[1:-1]
-    second.write_text(f"[\n{line},\n{line}\n]\n")
+    (line,) = second.read_text(encoding="utf-8").splitlines()[1:-1]
+    second.write_text(f"[\n{line},\n{line}\n]\n", encoding="utf-8")
     with pytest.raises(ValueError, match=f"there twice, in {second} and in {second}"):
         records.load(tmp_path)
 
@@ -122,14 +122,14 @@ def test_what_may_be_recorded_is_what_the_command_line_runs(tmp_path):
 
 def test_reading_and_adding_leaves_what_stands_in_a_file_as_it_was(tmp_path):
     for path in records.COMMITTED.glob("*.json"):
-        text = path.read_text()
-        (tmp_path / path.name).write_text(text)
+        text = path.read_text(encoding="utf-8")
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
         experiment, preset, _ = path.name.split(".")
         some = records.load(tmp_path, experiment, preset)[0]
         records.append(tmp_path, dataclasses.replace(some, id="another"))
-        assert (tmp_path / path.name).read_text().startswith(text.removesuffix("\n]\n") + ",\n")
+        assert (tmp_path / path.name).read_text(encoding="utf-8").startswith(text.removesuffix("\n]\n") + ",\n")
         records.append(tmp_path, some, replace=True)
-        assert (tmp_path / path.name).read_text().startswith(text.removesuffix("\n]\n") + ",\n")
+        assert (tmp_path / path.name).read_text(encoding="utf-8").startswith(text.removesuffix("\n]\n") + ",\n")
 
 
 def test_a_record_answers_what_many_ask():
@@ -155,7 +155,7 @@ def test_the_command_names_files_but_not_folders(monkeypatch):
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "file"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
 
     def fail(file):
         file.write(b"half")
@@ -163,14 +163,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
 
     def broken(file):
         raise RuntimeError("PyTorch lost its file")
 
     with pytest.raises(OSError, match="cannot be written: PyTorch lost its file"):
         write_atomically(path, broken)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_interrupted_write_leaves_no_litter_and_stays_an_interruption(tmp_path):

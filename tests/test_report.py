@@ -225,7 +225,7 @@ def test_the_library_imports_with_numpy_and_torch_alone():
         f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import tucker_ref, torch; "
         "print(tucker_ref.TuckerAttention(12, 3, (2, 4, 5))(torch.ones(1, 4, 12)).shape)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert "torch.Size([1, 4, 12])" in result.stdout
 

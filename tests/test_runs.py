@@ -61,7 +61,7 @@ def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
     """Another rate is another run: its model does not take the place of the first one, and whose model a file holds is known."""
     (tmp_path / "text").mkdir()
     for n in range(10):
-        (tmp_path / "text" / f"{n}.txt").write_text(f"{n} words and more. " * 40)
+        (tmp_path / "text" / f"{n}.txt").write_text(f"{n} words and more. " * 40, encoding="utf-8")
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "text"), steps=1)
 
     def train(**changes) -> str:
@@ -85,7 +85,7 @@ def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
 
 
 def test_a_run_of_several_machines_names_them_and_has_no_speed(tmp_path, monkeypatch):
-    (tmp_path / "words.txt").write_text("Words and more words, and some again.\n" * 200)
+    (tmp_path / "words.txt").write_text("Words and more words, and some again.\n" * 200, encoding="utf-8")
     options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "words.txt"), steps=1)
 
     def elsewhere(*arguments):

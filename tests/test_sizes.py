@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reproduce.experiments import figure3, table1, table2
+from reproduce.experiments import figure3, figure3_tiny, table1, table2
 from reproduce.models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
 from reproduce.models.sizes import measure
 from reproduce.report.ledger import SIZE_TOLERANCE
@@ -107,7 +107,8 @@ LABEL = re.compile(r"M[HQ]A|GQA n_KV=\d+|MLA \w+ d_c=\d+|Tucker \[[\d,]+\]( shar
 
 def unknown_labels(source: str) -> set[str]:
     """Strings of a program that look like a row's label and are none: what they ask for would never be found."""
-    tables = (table1.ROWS, table2.ON_GPU_ROWS, TABLE3, *(figure3.PRESETS[name].rows for name in ("smoke", "gpu")))
+    vision = [figure3.PRESETS["smoke"], figure3.PRESETS["gpu"], *figure3_tiny.PRESETS.values()]
+    tables = (table1.ROWS, table2.ON_GPU_ROWS, TABLE3, *(preset.rows for preset in vision))
     known = {label for rows in tables for label in labels_of(rows)}
     strings = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     return {s for s in strings - known if isinstance(s, str) and LABEL.fullmatch(s)}
@@ -115,7 +116,7 @@ def unknown_labels(source: str) -> set[str]:
 
 def test_labels_that_programs_name_are_those_of_rows():
     files = [path for folder in ("reproduce", "paper_figures") for path in sorted((ROOT / folder).rglob("*.py"))]
-    assert {path.name: bad for path in files if (bad := unknown_labels(path.read_text()))} == {}
+    assert {path.name: bad for path in files if (bad := unknown_labels(path.read_text(encoding="utf-8")))} == {}
     assert unknown_labels('best = ("MHA", "Tucker [8,64,65]")') == {"Tucker [8,64,65]"}  # control
 
 

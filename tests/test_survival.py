@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def test_a_few_kills_are_survived_and_recorded(tmp_path):
     places = ["--out", str(tmp_path), "--records", str(tmp_path / "records")]
     command = [sys.executable, "-m", "reproduce", "survival", "--preset", "quick", *places]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert result.returncode == 0, result.stderr
     (record,) = records.load(tmp_path / "records")
     for kind, kills in survival.PRESETS["quick"].items():
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_found(tmp_path):
 def test_parts_that_a_kill_left_are_removed_by_a_later_write(tmp_path):
     old, young = tmp_path / "a.jsonxyz.part", tmp_path / "a.jsonabc.part"
     for part in (old, young):
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
     long_ago = time.time() - files.ABANDONED - 1
     os.utime(old, (long_ago, long_ago))
     files.write_atomically(tmp_path / "a.json", lambda file: file.write(b"[]"))

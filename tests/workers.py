@@ -117,12 +117,12 @@ def together(folder: Path) -> None:
         except Stopped:
             workers.wait()
         if workers.is_first:
-            (folder / "curves.json").write_text(json.dumps(curves))
+            (folder / "curves.json").write_text(json.dumps(curves), encoding="utf-8")
 
 
 def command_line() -> None:
     """`python -m reproduce` with the toy preset; leaves its process number where the test finds it."""
-    Path(os.environ["PIDS"], os.environ.get("RANK", "0")).write_text(str(os.getpid()))
+    Path(os.environ["PIDS"], os.environ.get("RANK", "0")).write_text(str(os.getpid()), encoding="utf-8")
     table2.PRESETS["smoke"] = TOY
     sys.exit(__main__.main())
 

@@ -25,9 +25,6 @@ def attend(
     in their own sequence of the batch, all of which they may spoil: a hidden value still counts zero times NaN. Where all of
     a query's logits are NaN, "sdpa" on a CPU yields zeros, as PyTorch's kernel takes them for hidden ones.
 
-    Threads may call this at once. A forced kernel, and "flex" on a CPU, then run alone, as they set what belongs to the whole process;
-    attention that others ask PyTorch for directly may see it meanwhile, and so may torch.compile: compile before threads start.
-
     Args:
         q: Queries, (b, h, n, k).
         k: Keys, (b, g, m, k), where g divides h.
@@ -61,17 +58,17 @@ def attend(
 
 
 def _reference(q, k, v, scale, allowed):
-    n_groups = k.shape[1]
-    # Scaled before the product, as in every kernel: in float16 the product alone may be infinite.
-    q = (q * scale).unflatten(1, (n_groups, -1))  # (b, g, c, n, k): c query heads share key/value head g
-    logits = torch.einsum("bgcnk,bgmk->bgcnm", q, k).flatten(1, 2)  # (b, h, n, m)
+    n_groups, single = k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    # As in every kernel, logits of half precision are single: in float16 a product, or a scaled query, may be infinite.
+    q = (q.to(single) * scale).unflatten(1, (n_groups, -1))  # (b, g, c, n, k): c query heads share key/value head g
+    logits = torch.einsum("bgcnk,bgmk->bgcnm", q, k.to(single)).flatten(1, 2)  # (b, h, n, m)
     if allowed is None:
         weights = logits.softmax(dim=-1)
     else:
         # A row with no source would be 0/0: leave it unmasked, so that its gradient stays finite, and zero it afterwards.
         empty = ~allowed.any(dim=-1, keepdim=True)
         weights = logits.masked_fill(~(allowed | empty), -torch.inf).softmax(dim=-1).masked_fill(empty, 0.0)
-    weights = weights.unflatten(1, (n_groups, -1))  # (b, g, c, n, m)
+    weights = weights.to(v.dtype).unflatten(1, (n_groups, -1))  # (b, g, c, n, m)
     return torch.einsum("bgcnm,bgmv->bgcnv", weights, v).flatten(1, 2)  # (b, h, n, v)
 
 

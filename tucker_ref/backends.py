@@ -1,6 +1,9 @@
 """Rung 4, continued. Attention by a kernel of one's choice: PyTorch's with none other allowed, flex_attention, and ours in Triton.
 
 Each takes what `attend` has checked, and what it cannot do it refuses with a ValueError and the reason.
+
+Threads may call `attend` at once. A forced kernel, and "flex" on a CPU, then run alone, as they set what belongs to the whole process;
+attention that others ask PyTorch for directly may see it meanwhile, and so may torch.compile: compile before threads start.
 """
 
 import contextlib
@@ -11,6 +14,8 @@ from collections.abc import Iterator
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .own_code import with_own_code
 
 FORCED = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -97,7 +102,7 @@ def flex(q, k, v, scale, causal, mask):
         score_mod=keep_allowed if causal or full is not None else None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     if q.is_cuda:
-        return _compiled(flex_attention)(q, k, v, **options)
+        return _compiled(flex_attention, q.shape, k.shape, v.shape)(q, k, v, **options)
     with turns.alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
         try:
@@ -106,9 +111,10 @@ def flex(q, k, v, scale, causal, mask):
             raise ValueError(f"backend 'flex' refuses {q.dtype} on {q.device}: {error}") from error
 
 
-@functools.cache
-def _compiled(function):
-    return torch.compile(function, dynamic=False, fullgraph=True)  # or an error: never the plain version unseen
+@functools.lru_cache(maxsize=256)
+def _compiled(function, *shapes):
+    """Apart for these shapes, or the ninth would find no compilation left."""
+    return torch.compile(with_own_code(function), dynamic=False, fullgraph=True)  # or an error: never the plain version unseen
 
 
 class SameLayoutBack(torch.autograd.Function):

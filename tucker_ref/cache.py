@@ -8,13 +8,14 @@ Tucker shared   one latent, unrotated, because values read it too        r3
 
 import torch
 
-from .checks import check_new_tokens, check_positive, check_rows
+from .checks import check_dtype, check_length, check_new_tokens, check_positive, check_rows
+from .no_gradient import without_gradient
 
 
 class Cache:
     """Preallocated room for `max_tokens` tokens of every stream, (batch, heads, max_tokens, width) each.
 
-    For inference: what is stored is detached. `length` is how many tokens it holds, to be set lower to take the last ones back.
+    For inference: what is stored is detached, and a backward pass through it raises RuntimeError.
 
     Args:
         streams: per name the number of heads and the width.
@@ -39,9 +40,8 @@ class Cache:
     ):
         check_positive("batch", batch)
         check_positive("max_tokens", max_tokens)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype is {dtype!r}; it must be a floating-point dtype such as torch.bfloat16")
-        self.batch, self.max_tokens, self.length = batch, max_tokens, 0
+        check_dtype(dtype)
+        self.batch, self.max_tokens, self._length = batch, max_tokens, 0
         with torch.inference_mode(False):  # made there, it could not be written anywhere else
             self.streams = {
                 name: torch.zeros(batch, heads, max_tokens, width, dtype=dtype, device=device)
@@ -49,6 +49,11 @@ class Cache:
             }
         self.keep_positions = keep_positions
         self._positions: torch.Tensor | None = None  # none while tokens stand where they are stored: 0, 1, 2, ...
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return self._length
 
     @property
     def nbytes(self) -> int:
@@ -77,18 +82,20 @@ class Cache:
         if self._positions is not None:
             default = torch.arange(self.length, end, device=self._positions.device)
             self._positions[:, self.length : end] = default if positions is None else positions
-        self.length = end
-        return tuple(self.streams[name][:, :, :end] for name in new)
+        self._length = end
+        return tuple(without_gradient(self.streams[name][:, :, :end], tensor) for name, tensor in new.items())
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Sequence i goes on from what sequence rows[i] holds, as beam search needs it.
-
-        Args:
-            rows: (batch,) integers.
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens and take back the others.
 
         Raises:
-            ValueError: for other rows; the cache is then as it was.
+            ValueError: unless length is from 0 to what is stored.
         """
+        check_length(length, self.length)
+        self._length = length
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Sequence i goes on from what sequence rows[i] holds, as beam search needs it.  rows: (batch,) integers, or ValueError."""
         check_rows(rows, self.batch)
         for stream in self.streams.values():
             stream[:, :, : self.length] = stream[rows, :, : self.length]
@@ -97,6 +104,4 @@ class Cache:
 
     def positions(self, device: torch.device) -> torch.Tensor:
         """Positions of all stored tokens, (length,) or (batch, length)."""
-        if self._positions is None:
-            return torch.arange(self.length, device=device)
-        return self._positions[:, : self.length]
+        return torch.arange(self.length, device=device) if self._positions is None else self._positions[:, : self.length]

@@ -4,10 +4,10 @@ import functools
 import itertools
 
 import torch
-from torch import nn
 
 from .cache import Cache
 from .checks import check_mask, check_numbers, check_positions, check_rules, check_tokens
+from .own_code import CompiledApart
 
 
 def keeps_cache(forward):
@@ -22,13 +22,13 @@ def keeps_cache(forward):
             return forward(self, *args, cache=cache, **options)
         except BaseException:
             if isinstance(cache, Cache):
-                cache.length = length
+                cache.truncate(min(length, cache.length))
             raise
 
     return kept
 
 
-class CachedAttention(nn.Module):
+class CachedAttention(CompiledApart):
     """What all four mechanisms share: they say which streams they keep, make a cache for them, and check what they are called with."""
 
     d_model: int

@@ -7,6 +7,8 @@ import torch
 
 from .backends import BACKENDS
 
+LARGEST_ANGLE = 2.0**32  # of a rotary embedding, radians; float64 resolves 5e-7 there
+
 
 def check_positive(name: str, value: int) -> None:
     """Raise ValueError unless `value` is an integer of at least 1 (bool does not count as one)."""
@@ -54,9 +56,30 @@ def check_ranks(name: str, ranks, sizes: tuple[float, ...], uncapped=()) -> tupl
 
 def check_array(name: str, array: np.ndarray) -> None:
     """Raise ValueError unless this is a NumPy array of real numbers, of a dtype in which NumPy decomposes matrices."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype == np.float16:
-        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} is {kind}; it must be a NumPy array of real numbers, at least float32")
+    check_plain(name, array)
+    if array.dtype.kind not in "fiub" or (array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8)):
+        raise ValueError(
+            f"{name} is {array.dtype}; it must be a NumPy array of real numbers, at least float32 and at most float64"
+        )
+
+
+def check_plain(name: str, array: np.ndarray) -> None:
+    """Raise ValueError unless this is a NumPy array itself: masked arrays and matrices mean something else by the same operators."""
+    if type(array) not in (np.ndarray, np.memmap):
+        raise ValueError(
+            f"{name} is {type(array).__name__}; it must be a NumPy array of real numbers, at least float32, and of no subclass"
+        )
+
+
+def as_reals(**arrays: np.ndarray) -> list[np.ndarray]:
+    """The same arrays in float32 or float64: half precision in the former, integers in the latter.  Raises ValueError for others."""
+    made = []
+    for name, array in arrays.items():
+        check_plain(name, array)
+        array = array.astype(np.float32) if array.dtype == np.float16 else array
+        check_array(name, array)
+        made.append(array if array.dtype.kind == "f" else array.astype(np.float64))
+    return made
 
 
 def check_finite(tensor: np.ndarray, so: str) -> None:
@@ -74,6 +97,8 @@ def check_decomposable(tensor: np.ndarray, ranks) -> tuple[int, ...]:
 
 def check_factors(core: np.ndarray, factors: tuple[np.ndarray, ...]) -> None:
     """Raise ValueError unless there is one factor per mode, as wide as the core there."""
+    for name, array in (("core", core), *((f"factors[{mode}]", factor) for mode, factor in enumerate(factors))):
+        check_array(name, array)
     if len(factors) != core.ndim:
         raise ValueError(f"{len(factors)} factors given; a core of order {core.ndim} needs one per mode")
     for mode, (factor, rank) in enumerate(zip(factors, core.shape)):
@@ -83,7 +108,7 @@ def check_factors(core: np.ndarray, factors: tuple[np.ndarray, ...]) -> None:
 
 def check_rtol(rtol: float | None) -> None:
     """Raise ValueError for a relative tolerance below zero, or none that is a number."""
-    if rtol is not None and not rtol >= 0:
+    if rtol is not None and (isinstance(rtol, bool) or not isinstance(rtol, (int, float, np.floating)) or not rtol >= 0):
         raise ValueError(f"rtol is {rtol!r}; it must be at least 0")
 
 
@@ -93,21 +118,51 @@ def check_mode(order: int, mode: int) -> None:
         raise ValueError(f"mode is {mode!r}; a tensor of order {order} has modes 0 to {order - 1}")
 
 
-def check_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> None:
-    """Raise ValueError unless the matrix can multiply the tensor along this mode."""
+def check_unfolded(tensor: np.ndarray, mode: int) -> None:
+    """Raise ValueError unless this is a NumPy array with such a mode."""
+    check_plain("tensor", tensor)
+    check_mode(tensor.ndim, mode)
+
+
+def check_folded(matrix: np.ndarray, mode: int, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the matrix is a tensor of this shape, unfolded along this mode."""
+    check_plain("matrix", matrix)
+    check_mode(len(shape), mode)
+    expected = (shape[mode], math.prod((*shape[:mode], *shape[mode + 1 :])))
+    if matrix.shape != expected:
+        raise ValueError(f"matrix has shape {matrix.shape}; folding mode {mode} of {tuple(shape)} needs {expected}")
+
+
+def check_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return both, integers in 64 bits, or raise ValueError unless the matrix can multiply the tensor along this mode."""
+    check_array("tensor", tensor)
+    check_array("matrix", matrix)
     check_mode(tensor.ndim, mode)
     if matrix.ndim != 2 or matrix.shape[1] != tensor.shape[mode]:
         raise ValueError(
             f"matrix has shape {matrix.shape}; mode {mode} of a tensor {tensor.shape} needs (any, {tensor.shape[mode]})"
         )
+    if "f" in (tensor.dtype.kind, matrix.dtype.kind):
+        return tensor, matrix
+    if _largest(tensor) * _largest(matrix) * matrix.shape[1] >= 2**63:
+        raise ValueError(f"tensor is {tensor.dtype} and matrix {matrix.dtype}; integers this large must be given as float64")
+    return tensor.astype(np.int64), matrix.astype(np.int64)
 
 
-def check_heads(**weights: np.ndarray) -> None:
-    """Raise ValueError unless all weights are for the same number of heads."""
-    if len({len(w) for w in weights.values()}) > 1:
-        raise ValueError(
-            f"{', '.join(f'{name} {w.shape}' for name, w in weights.items())}: the numbers of heads, first, must agree"
-        )
+def _largest(integers: np.ndarray) -> int:
+    """The largest absolute value, 0 of none."""
+    return max(int(integers.max()), -int(integers.min())) if integers.size else 0
+
+
+def check_heads(**weights: np.ndarray) -> list[np.ndarray]:
+    """Return all weights as real numbers, or raise ValueError unless they are such and for the same number of heads."""
+    reals = as_reals(**weights)
+    said = ", ".join(f"{name} {w.shape}" for name, w in weights.items())
+    if any(w.ndim != 3 for w in reals):
+        raise ValueError(f"{said}: each must have three sizes, heads first")
+    if len({len(w) for w in reals}) > 1:
+        raise ValueError(f"{said}: the numbers of heads, first, must agree")
+    return reals
 
 
 def check_even(name: str, width: int) -> None:
@@ -115,6 +170,12 @@ def check_even(name: str, width: int) -> None:
     check_positive(name, width)
     if width % 2:
         raise ValueError(f"{name} is {width}; rotary embedding turns pairs of channels, so it must be even")
+
+
+def check_pairing(pairing: str) -> None:
+    """Raise ValueError for a way to pair channels that is not there."""
+    if pairing not in ("half", "interleaved"):
+        raise ValueError(f"pairing is {pairing!r}; it must be one of half, interleaved")
 
 
 def check_blocks(blocks: tuple[int, ...], width: int) -> None:
@@ -134,6 +195,21 @@ def check_turned(x: torch.Tensor, positions: torch.Tensor, width: int) -> None:
             f"positions has shape {tuple(positions.shape)} on {positions.device}; x {tuple(x.shape)} on {x.device} needs "
             f"({x.shape[-2]},) or ({x.shape[0]}, {x.shape[-2]})"
         )
+
+
+def check_angles(angles: torch.Tensor) -> torch.Tensor:
+    """Return these angles, in radians, or raise ValueError where float64 no longer tells them apart.
+
+    On a GPU, whose values are not read, since that waits for all its work, they become infinite instead: their cosines are NaN.
+    """
+    if angles.is_cuda:
+        return angles * (2.0**1023 / LARGEST_ANGLE) * (LARGEST_ANGLE / 2.0**1023)
+    if (angles.abs() > LARGEST_ANGLE).any():
+        raise ValueError(
+            f"positions times frequencies give angles of up to {angles.abs().max():.1e} radians; beyond {LARGEST_ANGLE:.1e} float64 does "
+            "not tell them apart. Only differences of positions count: let them begin nearer to 0"
+        )
+    return angles
 
 
 def check_rotary(rotary, width: int, name: str) -> None:
@@ -188,6 +264,18 @@ def check_new_tokens(cache, new: dict[str, torch.Tensor]) -> int:
     if cache.length + n > cache.max_tokens:
         raise ValueError(f"{n} more tokens after {cache.length} overflow a cache of max_tokens = {cache.max_tokens}")
     return n
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ValueError unless numbers of this dtype are floating-point ones."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; it must be a floating-point dtype such as torch.bfloat16")
+
+
+def check_length(length: int, stored: int) -> None:
+    """Raise ValueError unless a cache that holds `stored` tokens can be cut to this length."""
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= stored:
+        raise ValueError(f"length is {length!r}; this cache holds {stored} tokens, so it must be an integer from 0 to {stored}")
 
 
 def check_rows(rows: torch.Tensor, batch: int) -> None:
@@ -298,6 +386,9 @@ def check_attention(q, k, v, scale, causal, mask, backend) -> None:
     check_scale(scale)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_numbers(name, x, q)
+    computed = torch.finfo(torch.promote_types(q.dtype, torch.float32))  # half precision is scaled in single
+    if not computed.tiny <= abs(scale) <= computed.max:
+        raise ValueError(f"scale is {scale!r}; for {q.dtype} it must be from {computed.tiny:.1e} to {computed.max:.1e} in size")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4 or 0 in (q.shape[1], k.shape[1]):
         raise ValueError(f"{shapes}: each must be (batch, heads, tokens, width), with at least one head")

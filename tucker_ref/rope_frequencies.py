@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_even
+from .checks import check_angles, check_even
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def constants(frequencies) -> torch.Tensor:
 @torch.library.custom_op("tucker_ref::cos_sin", mutates_args=())
 def cos_sin(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Angles in float64, rounded once. An operator of its own, or torch.compile would compute them anew for every head."""
-    angles = positions.unsqueeze(-1).to(torch.float64) * frequencies
+    angles = check_angles(positions.unsqueeze(-1).to(torch.float64) * frequencies)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

@@ -13,10 +13,8 @@ ordinary rotary embeddings exact for Tucker Attention:
 import torch
 from torch import nn
 
-from .checks import check_blocks, check_even, check_positive, check_turned
+from .checks import check_blocks, check_even, check_pairing, check_positive, check_turned
 from .rope_frequencies import constants, cos_sin, schedule
-
-PAIRINGS = ("half", "interleaved")
 
 
 class Rotary(nn.Module):
@@ -34,8 +32,7 @@ class Rotary(nn.Module):
 
     def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
         super().__init__()
-        if pairing not in PAIRINGS:
-            raise ValueError(f"pairing is {pairing!r}; it must be one of {', '.join(PAIRINGS)}")
+        check_pairing(pairing)
         frequencies = constants(frequencies)
         self.width, self.pairing = 2 * len(frequencies), pairing
         self.blocks = (self.width,) if blocks is None else tuple(blocks)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from .checks import check_finite, check_mode, check_product, check_rtol
+from .checks import check_finite, check_folded, check_product, check_rtol, check_unfolded
 
 
 def unfold(tensor: np.ndarray, mode: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def unfold(tensor: np.ndarray, mode: int) -> np.ndarray:
     Raises:
         ValueError: if the tensor has no such mode.
     """
-    check_mode(tensor.ndim, mode)
+    check_unfolded(tensor, mode)
     return np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], math.prod(_without(tensor.shape, mode)))
 
 
@@ -45,10 +45,7 @@ def fold(matrix: np.ndarray, mode: int, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: if the matrix does not have that form.
     """
-    check_mode(len(shape), mode)
-    expected = (shape[mode], math.prod(_without(shape, mode)))
-    if matrix.shape != expected:
-        raise ValueError(f"matrix has shape {matrix.shape}; folding mode {mode} of {tuple(shape)} needs {expected}")
+    check_folded(matrix, mode, shape)
     return np.moveaxis(matrix.reshape(shape[mode], *_without(shape, mode)), 0, mode)
 
 
@@ -68,7 +65,7 @@ def mode_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> np.ndarra
     Raises:
         ValueError: if the widths differ.
     """
-    check_product(tensor, matrix, mode)
+    tensor, matrix = check_product(tensor, matrix, mode)
     shape = (*tensor.shape[:mode], matrix.shape[0], *tensor.shape[mode + 1 :])
     return fold(matrix @ unfold(tensor, mode), mode, shape)
 
@@ -79,7 +76,7 @@ def mode_product_einsum(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> np
     Args:
         tensor, matrix, mode: as in `mode_product`, whose errors are raised here too.
     """
-    check_product(tensor, matrix, mode)
+    tensor, matrix = check_product(tensor, matrix, mode)
     indices = list(range(tensor.ndim))
     replaced = tensor.ndim  # a fresh letter for the row index j of the matrix
     output = [replaced if index == mode else index for index in indices]

@@ -26,8 +26,7 @@ def tucker_attention(x, pre, post, scale, causal=True, mask=None, rotary=None, p
         (b, n, d).
     """
     (core, head, query, key), (post_core, post_head, output, value) = pre, post
-    allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-    allowed = allowed.tril() if causal else allowed
+    allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(0 if causal else x.shape[1])
     allowed = allowed if mask is None else allowed & mask  # ([b, h,] n, m)
     if positions is None:
         positions = torch.arange(x.shape[1], device=x.device)
@@ -36,8 +35,8 @@ def tucker_attention(x, pre, post, scale, causal=True, mask=None, rotary=None, p
     # The six lines.
     p = torch.einsum("bnd,ds->bns", x, query)  # the query latent
     k, v = turn(torch.einsum("bmd,dt->bmt", x, key)), torch.einsum("bmd,dv->bmv", x, value)  # one key, one value for all heads
-    q = turn(torch.einsum("bns,rst,hr->bhnt", p, core, head))  # the cores make each head's query of it
-    logits = torch.einsum("bhnt,bmt->bhnm", q, k) * scale
+    q = turn(torch.einsum("bns,rst,hr->bhnt", p, core, head)) * scale  # the cores make each head's query of it
+    logits = torch.einsum("bhnt,bmt->bhnm", q, k)
     z = torch.einsum("bhnm,bmv->bhnv", softmax(logits, allowed), v)
     return torch.einsum("bhnv,uov,hu,do->bnd", z, post_core, post_head, output)
 

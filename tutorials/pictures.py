@@ -56,13 +56,16 @@ def unfoldings(picture: np.ndarray, unfolded: list[np.ndarray]) -> Figure:
     return legible(figure)
 
 
-def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "second", "third"), tensor: str = "T") -> Figure:
-    """00, 01, 05: a tensor, and the core and three factors that stand for it; lengths are square roots of the sizes.
+def core_times_factors(
+    shape: tuple, ranks: tuple, names: tuple = ("first", "second", "third"), tensor: str = "T", sign: str = "="
+) -> Figure:
+    """00, 01, 05, 08: a tensor, and the core and three factors that stand for it; lengths are square roots of the sizes.
 
-    names: of the three modes.  tensor: its letter.
+    names: of the three modes.  tensor: its letter.  sign: between the two.
     """
     figure, ax = panels(1, 1, (9, 3.4))
-    (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / 1.4, np.sqrt(ranks) / 1.4
+    unit = max(1.4, np.sqrt(max(shape)) / 5.5)
+    (depth, height, width), (r_depth, r_height, r_width) = np.sqrt(shape) / unit, np.sqrt(ranks) / unit
     dense, core, factor = "#777777", style.COLOURS["Tucker"], "#005c44"
     label = dict(ha="center", va="center")
 
@@ -73,7 +76,7 @@ def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "sec
     ax.text(width + 0.3 * depth + 0.1, -height / 2 + 0.05 * depth, f"{names[0]}: {shape[0]}", ha="left", va="center")
 
     x = width + 0.55 * depth + 1.9
-    ax.text(x - 0.6, 0, "=", fontsize=22, **label)
+    ax.text(x - 0.6, 0, sign, fontsize=22, **label)
     ax.add_patch(Rectangle((x, -height / 2), r_height, height, facecolor=factor))
     ax.text(x + r_height / 2, 0, "$U_2$", color="white", **label)
     ax.text(x + r_height / 2, -height / 2 - 0.1, f"{shape[1]} × {ranks[1]}", ha="center", va="top")
@@ -86,8 +89,11 @@ def core_times_factors(shape: tuple, ranks: tuple, names: tuple = ("first", "sec
     lean = np.array([0.55, 0.45]) * depth
     corners = [(x_1, y_1), (x_1 + r_depth, y_1), (x_1 + r_depth + lean[0], y_1 + lean[1]), (x_1 + lean[0], y_1 + lean[1])]
     ax.add_patch(Polygon(corners, facecolor=factor))
-    ax.text(x_1 + (r_depth + lean[0]) / 2, y_1 + lean[1] / 2, "$U_1$", color="white", **label)
-    ax.text(x_1 + r_depth + lean[0] + 0.15, y_1 + lean[1] / 2, f"{shape[0]} × {ranks[0]}", ha="left", va="center")
+    size_1, narrow = f"{shape[0]} × {ranks[0]}", r_depth < 0.8  # too narrow for a letter
+    if not narrow:
+        ax.text(x_1 + (r_depth + lean[0]) / 2, y_1 + lean[1] / 2, "$U_1$", color="white", **label)
+    beside = x_1 + r_depth + lean[0] + 0.15, y_1 + lean[1] / 2
+    ax.text(*beside, f"$U_1$: {size_1}" if narrow else size_1, ha="left", va="center")
 
     x += r_width + 0.55 * r_depth + 0.6
     ax.add_patch(Rectangle((x, -r_width / 2), width, r_width, facecolor=factor))
@@ -179,14 +185,15 @@ def heads_by_hand(tables: np.ndarray, attention: np.ndarray, names: list[str], l
 
 def _flow(ax, boxes: dict[str, tuple], arrows: list[tuple[str, str]], highlighted: set[str], colour: str) -> None:
     """Boxes with words in them, (x, y, words) by name, and arrows between them; some are highlighted in the colour."""
+    patches = {}
     for name, (x, y, words) in boxes.items():
         face = colour if name in highlighted else "#eeeeee"
         patch = dict(boxstyle="round,pad=0.45", facecolor=face, edgecolor="#888888")
-        ax.text(x, y, words, ha="center", va="center", fontsize=9, bbox=patch)
+        patches[name] = ax.text(x, y, words, ha="center", va="center", fontsize=9, bbox=patch).get_bbox_patch()
     for start, end in arrows:
         (x_0, y_0, _), (x_1, y_1, _) = boxes[start], boxes[end]
-        between = dict(arrowstyle="->", color="#555555", shrinkA=24, shrinkB=27)
-        ax.annotate("", (x_1, y_1), (x_0, y_0), arrowprops=between, zorder=0)
+        between = dict(arrowstyle="->", color="#555555", patchA=patches[start], patchB=patches[end], shrinkA=2, shrinkB=2)
+        ax.annotate("", (x_1, y_1), (x_0, y_0), arrowprops=between, zorder=4)  # after the boxes, whose edges it meets
     ax.axis("off")
 
 
@@ -235,7 +242,7 @@ def masks(tables: dict[str, np.ndarray]) -> Figure:
 
 
 def routing(core: np.ndarray, width: int) -> Figure:
-    """02, 03, 05: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
+    """02, 03: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
     heads = len(core)
     figure, axes = panels(1, heads, (1.7 * heads if heads > 3 else 7.5, 2.7), grid=False, sharey=True)
     for head, (ax, table) in enumerate(zip(axes, core)):
@@ -361,6 +368,64 @@ def sizes(series: dict[str, list[tuple[int, int]]]) -> Figure:
     return legible(figure)
 
 
+def dataflow_of_tucker(d: int, heads: int, ranks: tuple[int, int, int], post_ranks: tuple[int, int, int]) -> Figure:
+    """05: the six lines of Tucker Attention; coloured is what the cache keeps, each box with its width."""
+    (_, s, t), (_, o, v) = ranks, post_ranks
+    figure, ax = panels(1, 1, (10, 3.2))
+    boxes = {
+        "x": (0, 1, f"token $x$\n{d}"),
+        "p": (2, 2, f"query latent\n{s}"),
+        "k": (2, 1, f"one key: cached\n{t}"),
+        "v": (2, 0, f"one value: cached\n{v}"),
+        "q": (4.5, 2, f"{heads} queries\nof {t}"),
+        "a": (6.3, 1.25, "softmax"),
+        "z": (7.7, 0.5, f"{heads} mixtures\nof {v}"),
+        "o": (10.1, 0.5, f"output latent\n{o}"),
+        "y": (12, 0.5, f"output\n{d}"),
+    }
+    arrows = [("x", "p"), ("x", "k"), ("x", "v"), ("p", "q"), ("q", "a"), ("k", "a")]
+    arrows += [("a", "z"), ("v", "z"), ("z", "o"), ("o", "y")]
+    _flow(ax, boxes, arrows, {"k", "v"}, style.COLOURS["Tucker"])
+    labels = {(0.85, 1.72): "$U_2$", (0.9, 1.13): "$U_3$", (0.85, 0.28): "$\\widetilde U_3$"}
+    labels |= {(3.3, 2.25): "$T_h = C \\times_1 U_1$", (8.95, 0.72): "$\\widetilde T_h$", (11.1, 0.72): "$\\widetilde U_2$"}
+    for (x, y), words in labels.items():
+        ax.text(x, y, words, ha="center", va="center", fontsize=10)
+    ax.set(xlim=(-0.6, 12.6), ylim=(-0.4, 2.5))
+    return legible(figure)
+
+
+def head_ranks(errors: dict[str, list[float]], loads: dict[str, np.ndarray]) -> Figure:
+    """05: the error at each head rank, a curve for each tensor; beside it |U1| of each (h, r), columns times singular values."""
+    figure, axes = panels(1, 1 + len(loads), (10, 3.4), width_ratios=[1.3, *[1] * len(loads)])
+    for (name, values), line in zip(errors.items(), ("-", "--")):
+        axes[0].plot(range(1, len(values) + 1), values, line, marker=".", color=style.COLOURS["Tucker"], label=name)
+    axes[0].set(title="What cutting heads costs", xlabel="head rank $r_1$", ylabel="relative error", ylim=0)
+    axes[0].set_xticks(range(2, len(values) + 1, 2))
+    axes[0].legend()
+    for ax, (name, load) in zip(axes[1:], loads.items()):
+        ax.imshow(np.abs(load), cmap="Greens", vmin=0)
+        ax.set(title=f"$U_1$ of {name}", xlabel="head pattern", ylabel="head")
+        ax.set(xticks=range(0, load.shape[1], 2), yticks=range(0, load.shape[0], 2))
+        ax.grid(False)
+    return legible(figure)
+
+
+def to_scale(layers: dict[str, dict[str, tuple[int, int]]]) -> Figure:
+    """05: the weights of two layers as rectangles, all on one scale; (rows, columns) of each by its name."""
+    figure, ax = panels(1, 1, (9, 5.2))
+    for floor, (layer, weights) in zip((1500, 0), layers.items()):
+        at, colour = 0.0, style.COLOURS[style.mechanism(layer)]
+        ax.text(0, floor + 60 + max(rows for rows, _ in weights.values()), layer, fontweight="bold", va="bottom")
+        for name, (rows, columns) in weights.items():
+            width = max(columns, 420)  # room for its name
+            ax.add_patch(Rectangle((at + (width - columns) / 2, floor), columns, rows, facecolor=colour))
+            ax.text(at + width / 2, floor - 40, f"{name}\n{rows:,} × {columns}", ha="center", va="top", fontsize=8)
+            at += width + 40
+    ax.set(xlim=(-50, 3800), ylim=(-260, 2450), aspect="equal")
+    ax.axis("off")
+    return legible(figure)
+
+
 def clock_hands(frequencies: list[float], hands: np.ndarray, counts: list[int]) -> Figure:
     """06: hands (pair, position, 2) of every pair, drawn at ten positions from 0 to counts[pair]."""
     figure, axes = panels(1, len(counts), (10, 2.9), sharey=True)
@@ -396,6 +461,29 @@ def schedules(kinds: dict[str, np.ndarray], stretched: dict[str, np.ndarray]) ->
     return legible(figure)
 
 
+def by_distance(tables: dict[str, np.ndarray]) -> Figure:
+    """06: logits (n, m) of one token with itself, at all pairs of positions."""
+    figure, axes = panels(1, len(tables), (7.5, 3.4), grid=False)
+    largest = max(np.abs(table).max() for table in tables.values())
+    for ax, (name, table) in zip(axes, tables.items()):
+        image = ax.imshow(table, cmap="PRGn", vmin=-largest, vmax=largest)
+        ax.set(title=name[0].upper() + name[1:], xlabel="position of the key", ylabel="position of the query")
+    figure.colorbar(image, ax=axes, label="logit")
+    return legible(figure)
+
+
+def exact_where(errors: np.ndarray, layers: list[str], schedules: tuple[str, ...]) -> Figure:
+    """06: relative errors (layer, schedule); green is exact."""
+    figure, ax = panels(1, 1, (7, 3), grid=False)
+    ax.imshow(errors < 1e-12, cmap="Greens", vmin=0, vmax=2, aspect="auto")
+    for (i, j), error in np.ndenumerate(errors):
+        ax.text(j, i, "exact" if error < 1e-12 else f"{error:.2f}", ha="center", va="center")
+    ax.set_xticks(range(len(schedules)), schedules)
+    ax.set_yticks(range(len(layers)), layers)
+    ax.set(title="Relative error by layer and by schedule")
+    return legible(figure)
+
+
 def caches(megabytes: dict[str, float], title: str) -> Figure:
     """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
     figure, ax = panels(1, 1, (7, 3.4))
@@ -418,54 +506,81 @@ def bounded(ranks: list[int], lower: list[float], errors: list[float], upper: li
     return legible(figure)
 
 
+def six_spectra(fresh: list[list[np.ndarray]], trained: list[list[np.ndarray]], titles: list[list[str]]) -> Figure:
+    """08: singular values of three modes (columns) of both tensors (rows), each over its largest; grey fresh, green trained."""
+    figure, axes = panels(2, 3, (10, 5), sharey=True, subplot_kw={"ylim": (1e-4, 2)})
+    for row, old, new, names in zip(axes, fresh, trained, titles):
+        for ax, a, b, name in zip(row, old, new, names):
+            ax.semilogy(range(1, len(a) + 1), a / a[0], color="#aaaaaa", label="fresh")
+            ax.semilogy(range(1, len(b) + 1), b / b[0], color=style.COLOURS["Tucker"], label="trained")
+            ax.set_title(name)
+    for ax in axes[1]:
+        ax.set_xlabel("number of the singular value")
+    axes[0, 0].set_ylabel("before the softmax")
+    axes[1, 0].set_ylabel("after the softmax")
+    axes[0, 0].legend(loc="lower left")
+    return legible(figure)
+
+
 def compressed(series: dict[str, list[tuple[int, int, float]]], untouched: tuple[int, int, float]) -> Figure:
     """08: (parameters, cached numbers, accuracy) of every layer, one line a series; `untouched`: of the layer before."""
-    figure, axes = panels(1, 2, (10, 3.6), sharey=True)
+    figure, axes = panels(1, 2, (10.5, 3.8), sharey=True)
     for name, points in series.items():
         kind, shared = style.mechanism(name), name.endswith("shared")
         look = dict(color=style.COLOURS[kind], marker=style.MARKERS[kind], linestyle="--" if shared else "-", label=name)
         for ax, column in zip(axes, (0, 1)):
             ax.plot([p[column] for p in points], [p[2] for p in points], markerfacecolor="white" if shared else None, **look)
-    for ax, label, at in zip(axes, ("attention parameters", "cached numbers per token"), untouched):
-        ax.axvline(at, color="black", linestyle=":", linewidth=1)
-        ax.axhline(untouched[2], color="black", linestyle=":", linewidth=1)
+    for ax, label, column in zip(axes, ("attention parameters", "cached numbers per token"), (0, 1)):
+        sizes = [p[column] for points in series.values() for p in points] + [untouched[column]]
+        ax.plot(untouched[column], untouched[2], style.MARKERS["MHA"], color=style.COLOURS["MHA"], label="MHA, untouched")
+        ax.axhline(untouched[2], color=style.COLOURS["MHA"], linestyle=":", linewidth=1)
         ax.set_xscale("log", base=2)
-        ticks = [
-            2**n for n in range(2, 15) if 0.9 * min(p[0 if ax is axes[0] else 1] for s in series.values() for p in s) < 2**n
-        ]
+        ticks = [2**n for n in range(16) if 0.9 * min(sizes) < 2**n < 1.1 * max(sizes)]
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
-        ax.set(xlabel=f"{label}, each line twice the last")
-        ax.set_xlim(right=1.15 * max(at, *(p[0 if ax is axes[0] else 1] for s in series.values() for p in s)))
+        ax.set(xlabel=f"{label}, each line twice the last", ylim=(0.3, 1))
     axes[0].set(ylabel="accuracy", title="By parameters")
     axes[1].set(title="By cache")
-    axes[1].legend(loc="lower right", frameon=True, framealpha=1, edgecolor="white")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return legible(figure)
 
 
-def head_compression(tried: dict[str, list[tuple]], loads: list[np.ndarray], kept: int) -> Figure:
-    """08: of both tensors the least error at each size, a curve for each r1; below, what each head has of each pattern (h, r).
+def head_price(tried: dict[str, list[tuple]]) -> Figure:
+    """08, 10: the least error of a tensor at each size, a curve for each head rank r1.
 
-    tried: (numbers stored, error, ranks) by the tensor's name.  loads: head factors with columns times their singular values.
+    tried: (numbers stored, error, ranks) by the tensor's name.
     """
-    figure, axes = panels(2, 2, (10, 8), height_ratios=[1, 1.1], sharey="row")
-    for above, below, (name, points), load in zip(*axes, tried.items(), loads):
+    figure, axes = panels(1, len(tried), (10, 3.9), sharey=True)
+    for ax, (name, points) in zip(axes, tried.items()):
         heads = sorted({ranks[0] for *_, ranks in points}, reverse=True)
         for r1, colour, marker in zip(heads, plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(heads))), "Dos^v"):
             curve: list[tuple] = []
             for size, error, _ in sorted(point for point in points if point[2][0] == r1):
                 curve += [(size, error)] if not curve or error < 0.99 * curve[-1][1] else []  # better than all smaller ones
-            above.loglog(*zip(*curve), color=colour, marker=marker, markersize=4, label=f"$r_1$ = {r1}")
-        above.set(title=f"Price {name} the softmax", xlabel="numbers stored", ylabel="relative error on inputs")
-        above.set_xticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
-        above.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
-        above.minorticks_off()
-        below.imshow(np.abs(load), cmap="Greens", vmin=0)
-        below.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
-        below.set(title=f"$U_1$ {name} the softmax", xlabel=f"head pattern; dashed: cut after {kept}", ylabel="head")
-        below.set(xticks=range(len(load)), yticks=range(len(load)))
-        below.grid(False)
-    axes[0, 0].legend(loc="lower left")
+            ax.loglog(*zip(*curve), color=colour, marker=marker, markersize=4, label=f"$r_1$ = {r1}")
+        ax.set(title=f"{name} the softmax".capitalize(), xlabel="numbers stored")
+        ax.set_xticks([500, 1000, 2000, 4000], ["500", "1,000", "2,000", "4,000"])
+        ax.set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("relative error on inputs")
+    axes[0].legend(loc="lower left")
+    return legible(figure)
+
+
+def head_patterns(loads: dict[str, np.ndarray], kept: int | None = None) -> Figure:
+    """08, 09: what each head (row) takes of each head pattern (column), its sign left out; dashed: a cut behind `kept` of them.
+
+    loads: head factors (h, r) by their name, each column times its singular value.
+    """
+    figure, axes = panels(1, len(loads), (4.6 * len(loads), 3.9), grid=False)
+    for ax, (name, load) in zip(axes, loads.items()):
+        image = ax.imshow(np.abs(load), cmap="Greens", vmin=0)
+        if kept is not None:
+            ax.axvline(kept - 0.5, color="black", linestyle="--", linewidth=1)
+        cut = "" if kept is None else f"; dashed: cut after {kept}"
+        ax.set(title=name, xlabel="head pattern" + cut, ylabel="head")
+        ax.set(xticks=range(load.shape[1]), yticks=range(len(load)))
+        figure.colorbar(image, ax=ax, shrink=0.8).outline.set_visible(False)
     return legible(figure)
 
 
@@ -486,29 +601,81 @@ def explorer(points: dict[str, tuple[int, int, float]]) -> Figure:
     return legible(figure)
 
 
-def rates(losses: dict[str, dict[float, float]], xavier: dict[str, dict[float, float]]) -> Figure:
-    """09: losses by learning rate, one line a row; xavier: the same rows from another start, as open marks."""
-    figure, ax = panels(1, 1, (7, 3.2))
-    for name, line in losses.items():
+def budgets(rows: dict[str, tuple[int, int]]) -> Figure:
+    """09: (parameters, cached numbers a token) of one layer of each row, as two rows of bars."""
+    figure, axes = panels(1, 2, (10, 2.7), sharey=True)
+    colours = [style.COLOURS[style.mechanism(name)] for name in rows]
+    for ax, column, title in zip(axes, (0, 1), ("Parameters of a layer", "Cached numbers a token")):
+        sizes = [pair[column] for pair in rows.values()]
+        bars = ax.barh(list(rows), sizes, color=colours)
+        ax.bar_label(bars, [f"{size:,}" for size in sizes], padding=4, fontsize=9)
+        ax.set(title=title, xlim=(0, 1.2 * max(sizes)))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.locator_params(axis="x", nbins=5)
+        ax.grid(axis="y", visible=False)
+    axes[0].invert_yaxis()
+    return legible(figure)
+
+
+def learning(rates: list[float], curves: dict[tuple[str, int], list[tuple]]) -> Figure:
+    """09: the learning rate of each step, and training losses by row and seed: (step, loss, ...) of every noted step."""
+    figure, axes = panels(1, 2, (10, 3.4), width_ratios=(1, 2.2))
+    axes[0].plot([1000 * rate for rate in rates], color=style.GREY)
+    axes[0].set(xlabel="step", ylabel="learning rate × 1000", title="Warm-up and cosine")
+    looks = style.lines_of(list(dict.fromkeys(name for name, _ in curves)))
+    for (name, seed), curve in curves.items():
+        steps, losses = zip(*(point[:2] for point in curve))
+        axes[1].plot(steps, losses, linewidth=1.3, label=name if seed == 0 else None, **looks[name])
+    axes[1].set(xlabel="step", ylabel="training loss (nats/token)", title="Two curves a row, one a seed")
+    axes[1].legend()
+    return legible(figure)
+
+
+def against_budgets(sizes: dict[str, tuple[int, int]], losses: dict[str, list[float]]) -> Figure:
+    """09: losses of all seeds of each row by its (parameters, cached numbers); rows of one cache are drawn a little apart."""
+    figure, axes = panels(1, 2, (10, 3.4), sharey=True)
+    looks = style.lines_of(list(sizes))
+    caches = [cache for _, cache in sizes.values()]
+    for number, (name, (parameters, cache)) in enumerate(sizes.items()):
+        look = dict(marker=style.MARKERS[style.mechanism(name)], markersize=8, **looks[name])
+        apart = 9 * (number - len(sizes) / 2) if caches.count(cache) > 1 else 0
+        for ax, x in zip(axes, (parameters / 1000, cache + apart)):
+            ax.plot([x] * len(losses[name]), losses[name], label=name, **look)
+    axes[0].set(xlabel="parameters of a layer, thousands", ylabel="validation loss (nats/token)", title="By parameters", xlim=0)
+    axes[1].set(xlabel="cached numbers a token (those at 32 drawn apart)", title="By cache", xlim=(0, 1.1 * max(caches)))
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return legible(figure)
+
+
+def rates(losses: dict[tuple[str, float, bool], float]) -> Figure:
+    """09: losses by row, learning rate and whether the start was Xavier's: one line a row, Xavier's as open marks."""
+    figure, ax = panels(1, 1, (8.5, 3.6))
+    every = sorted({rate for _, rate, _ in losses})
+    for size, name in zip((10, 6), dict.fromkeys(name for name, _, _ in losses)):  # open marks may meet: the larger one first
         look = dict(color=style.COLOURS[style.mechanism(name)], marker=style.MARKERS[style.mechanism(name)])
-        ax.semilogx(list(line), list(line.values()), label=f"{name}, starts matched", **look)
-        ax.plot(
-            list(xavier[name]),
-            list(xavier[name].values()),
-            linestyle="",
-            markerfacecolor="white",
-            label=f"{name}, Xavier",
-            **look,
-        )
-    every = next(iter(losses.values()))
-    ax.set_xticks(list(every), [f"{1000 * rate:g}" for rate in every])
+        matched, xavier = ([r for r in every if (name, r, start) in losses] for start in (False, True))
+        ax.semilogx(matched, [losses[name, r, False] for r in matched], label=f"{name}, starts matched", **look)
+        open_marks = dict(linestyle="", markersize=size, markerfacecolor="none", label=f"{name}, Xavier")
+        ax.plot(xavier, [losses[name, r, True] for r in xavier], **open_marks, **look)
+    ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
     ax.minorticks_off()
-    ax.set(
-        xlabel="learning rate × 1000",
-        ylabel="validation loss (nats/token)",
-        title="The gap depends on the rate, the order on the start",
+    ax.set(xlabel="learning rate × 1000", ylabel="validation loss (nats/token)")
+    ax.set_title("The gap depends on the rate and on the start")
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return legible(figure)
+
+
+def head_sweep(losses: dict[int, list[float]], beside: float) -> Figure:
+    """09: losses of all seeds by the number of head patterns r1, at equal parameters and cache; dotted: another layer's mean."""
+    figure, ax = panels(1, 1, (6, 3))
+    for r1, values in losses.items():
+        ax.plot([r1] * len(values), values, style.MARKERS["Tucker"] + "-", color=style.COLOURS["Tucker"])
+    ax.axhline(beside, color=style.COLOURS["MHA"], linestyle=":", linewidth=1)
+    ax.annotate(
+        "MHA, mean", (1, beside), (-4, -4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top"
     )
-    ax.legend()
+    ax.set(xlabel="head patterns $r_1$ of 6 heads; a line joins the seeds", ylabel="validation loss (nats/token)")
+    ax.set(xticks=list(losses), title="As many parameters, the same cache")
     return legible(figure)
 
 
@@ -523,4 +690,97 @@ def starts(stds: dict[str, tuple[float, float]]) -> Figure:
         ax.set(title=f"Fresh {what}", xlabel="standard deviation", xlim=(0, 1.25 * max(values)))
         ax.grid(axis="y", visible=False)
     axes[0].invert_yaxis()
+    return legible(figure)
+
+
+def loss_against_size(rows: dict[str, tuple[int, list[float]]]) -> Figure:
+    """10: (attention parameters, validation losses of its seeds) of each row; a line joins the seeds, a mark is their mean."""
+    figure, ax = panels(1, 1, (9, 4))
+    for name, (parameters, losses) in rows.items():
+        kind, x = style.mechanism(name), parameters / 1e6
+        ax.plot([x] * len(losses), losses, color=style.COLOURS[kind], linewidth=1.2)
+        ax.plot(x, np.mean(losses), style.MARKERS[kind], color=style.COLOURS[kind], markersize=7)
+        ax.annotate(name, (x, np.mean(losses)), (7, 3), textcoords="offset points", fontsize=9, color=style.INKS[kind])
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
+    ax.minorticks_off()
+    ax.set(
+        xlim=(2.5, 48), xlabel="attention parameters, millions; each line twice the last", ylabel="validation loss (nats/token)"
+    )
+    return legible(figure)
+
+
+def differences(intervals: dict[str, tuple[float, float, float]], base: str, unit: str) -> Figure:
+    """10: a mean difference to the base with its interval, a line each: (mean, low, high) by name."""
+    figure, ax = panels(1, 1, (9, 0.42 * len(intervals) + 1))
+    for y, (name, (mean, low, high)) in enumerate(intervals.items()):
+        colour = style.COLOURS[style.mechanism(name)]
+        ax.plot([low, high], [y, y], color=colour)
+        ax.plot(mean, y, style.MARKERS[style.mechanism(name)], color=colour)
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(intervals)), list(intervals))
+    ax.invert_yaxis()
+    ax.set(xlabel=f"{unit}, minus {base}'s; lines: 95 % intervals")
+    return legible(figure)
+
+
+def mode_shares(shares: dict[str, dict[str, tuple[float, float]]]) -> Figure:
+    """10: effective rank over size of every mode of every model, by singular values (filled) and by their squares (open)."""
+    figure, ax = panels(1, 1, (9, 3.4))
+    for number, (name, modes) in enumerate(shares.items()):
+        x = np.arange(len(modes)) + 0.16 * (number - (len(shares) - 1) / 2)
+        look = dict(
+            linestyle="", marker="os^Dv"[number % 5], color=plt.get_cmap("viridis")(0.8 * number / max(1, len(shares) - 1))
+        )
+        ax.plot(x, [both[0] for both in modes.values()], label=name, **look)
+        ax.plot(x, [both[1] for both in modes.values()], markerfacecolor="white", label=f"{name}, by squares", **look)
+    ax.set_xticks(range(len(modes)), list(modes))
+    ax.grid(axis="x", visible=False)
+    ax.set(ylim=(0, 1.05), ylabel="effective rank / size")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return legible(figure)
+
+
+def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) -> Figure:
+    """10: (head rank, parameters, top-1) of converted and fine-tuned layers, a line for each head rank; dotted: multi-head."""
+    figure, ax = panels(1, 1, (8, 3.6))
+    heads = sorted({r1 for r1, _, _ in rows.values()}, reverse=True)
+    for r1, colour, marker in zip(heads, plt.get_cmap("viridis")(np.linspace(0.1, 0.85, len(heads))), "Dos"):
+        points = sorted((size / 1e6, top1) for r, size, top1 in rows.values() if r == r1)
+        ax.plot(*zip(*points), color=colour, marker=marker, label=f"$r_1$ = {r1} of 12")
+    ax.axhline(untouched, color=style.COLOURS["MHA"], linestyle=":", linewidth=1, label="MHA")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([0.25, 0.5, 1, 2], ["0.25", "0.5", "1", "2"])
+    ax.minorticks_off()
+    ax.set(xlabel="attention parameters, millions; each line twice the last", ylabel="top-1, fine-tuned")
+    ax.legend(loc="lower right")
+    return legible(figure)
+
+
+def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
+    """10: losses of each row by learning rate."""
+    figure, ax = panels(1, 1, (9, 4))
+    for name, look in style.lines_of(list(losses)).items():
+        ax.semilogx(
+            list(losses[name]), list(losses[name].values()), marker=style.MARKERS[style.mechanism(name)], label=name, **look
+        )
+    every = sorted({rate for line in losses.values() for rate in line})
+    ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
+    ax.minorticks_off()
+    ax.set(xlabel="learning rate × 1000", ylabel="validation loss (nats/token)")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return legible(figure)
+
+
+def breaking(runs: dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]]) -> Figure:
+    """10: (step, largest logit) and (step, training loss) of runs by name; the first of them, which breaks, in black."""
+    figure, axes = panels(1, 2, (10.5, 3.6))
+    colours = ["#222222", *plt.get_cmap("viridis")(np.linspace(0.1, 0.85, max(1, len(runs) - 1)))]
+    for (name, (logits, losses)), colour, line in zip(runs.items(), colours, ("-", "--", "-.", ":", "-")):
+        axes[0].semilogy(*zip(*logits), line, color=colour, label=name)
+        axes[1].plot(*zip(*losses), line, color=colour, label=name)
+    style.logarithmic(axes[0].yaxis, (1,))
+    axes[0].set(title="Largest attention logit", xlabel="step")
+    axes[1].set(title="Training loss (nats/token)", xlabel="step")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return legible(figure)

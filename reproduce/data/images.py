@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ class ImageData:
         x_train, x_test: (images, side, side, channels) uint8.
         y_train, y_test: (images,) int64 class numbers.
         pixel_range: the largest pixel value.
+        x_held_out, y_held_out: training images that are not trained on (`holding_out`); settings are chosen by them.
     """
 
     name: str
@@ -30,6 +31,8 @@ class ImageData:
     x_test: np.ndarray
     y_test: np.ndarray
     pixel_range: int = 255
+    x_held_out: np.ndarray | None = None
+    y_held_out: np.ndarray | None = None
 
     @property
     def n_classes(self) -> int:
@@ -38,13 +41,43 @@ class ImageData:
 
     def describe(self) -> dict:
         """What a record says of the data."""
+        held_out = {} if self.y_held_out is None else {"held_out_images": len(self.y_held_out)}
         return {
             "name": self.name,
             "sha256": self.sha256,
             "train_images": len(self.x_train),
+            **held_out,
             "test_images": len(self.x_test),
             "classes": self.n_classes,
         }
+
+    def holding_out(self, count: int) -> "ImageData":
+        """The same data with some training images set aside: of each class as many, the same ones for every seed.
+
+        Args:
+            count: how many, a multiple of the number of classes.
+
+        Raises:
+            ValueError: if the classes cannot share that number, or one of them has no image left then.
+        """
+        each, over = divmod(count, self.n_classes)
+        if over or np.bincount(self.y_train, minlength=self.n_classes).min() <= each:
+            raise ValueError(
+                f"{self.name}: {count} of its {len(self.y_train)} training images cannot be held out, as many of each of "
+                f"{self.n_classes} classes"
+            )
+        order = np.random.default_rng(0).permutation(len(self.y_train))
+        by_class = order[np.argsort(self.y_train[order], kind="stable")]  # numbers of images: class by class, in random order
+        begins = np.searchsorted(self.y_train[by_class], np.arange(self.n_classes))
+        held_out = np.sort(by_class[(begins[:, None] + np.arange(each)).flatten()])
+        trained = np.setdiff1d(order, held_out)
+        return replace(
+            self,
+            x_train=self.x_train[trained],
+            y_train=self.y_train[trained],
+            x_held_out=self.x_train[held_out],
+            y_held_out=self.y_train[held_out],
+        )
 
 
 def load_images(path: str | None) -> ImageData:

@@ -11,8 +11,7 @@ by the same content as runs on the text, and nothing is tokenised again on the n
 import hashlib
 import itertools
 import json
-import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ..store.files import write_atomically
+from ..store.files import extend, write_atomically
+from ..store.locks import locked
 from .text import GPT2_VOCABULARY, TextData, bytes_per_token, encode, load_text, read_gpt2_tables
 
 SOURCES = {"openwebtext": "Skylion007/openwebtext", "openwebtext2": "Geralt-Targaryen/openwebtext2"}  # on the Hugging Face hub
@@ -57,7 +57,7 @@ def open_prepared(path: str) -> TextData:
                 f"--text {path}: {file.name} should hold {count:,} tokens, more than none; delete {path} and prepare it"
             )
         splits.append(np.memmap(file, dtype=np.uint16, mode="r"))
-    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     return TextData(state["name"], state["sha256"], *splits, bytes_per_token(tokenizer), tokenizer.to_str())
 
 
@@ -90,9 +90,18 @@ def prepare(
     own = validation and str(Path(validation).absolute())
     source = {"name": name, "files": files and str(Path(files).absolute()), "held_out": own or held_out}
     tokenizer = read_gpt2_tables(Path(bpe)) if bpe else Tokenizer.from_pretrained("openai-community/gpt2")
+    with locked(out):  # whoever comes second waits, and finds it finished
+        _prepare(source, out, tokenizer, bpe, validation)
+
+
+def _prepare(source: dict, out: Path, tokenizer: Tokenizer, bpe: str | None, validation: str | None) -> None:
+    """`prepare` where nobody else writes; `source` is what the state says of where the text comes from."""
+    name, files, held_out = source.values()
     if (out / STATE).exists():
         state = _read_state(out)
-        if {key: state[key] for key in source} != source or (out / "tokenizer.json").read_text() != tokenizer.to_str():
+        if {key: state[key] for key in source} != source or (out / "tokenizer.json").read_text(
+            encoding="utf-8"
+        ) != tokenizer.to_str():
             raise ValueError(f"{out} holds {state['name']}, or the same cut otherwise; choose another folder for {name}")
     else:
         state = source | {"documents": 0, "tokens": dict.fromkeys(SPLITS, 0), "sha256": "", "finished": False}
@@ -102,18 +111,18 @@ def prepare(
         print(f"{out} is finished: {state['tokens']['train']:,} tokens to train on")
         return
     if files and bpe and validation:
-        with tempfile.TemporaryDirectory(dir=out) as cache:
-            data = load_text(files, GPT2_VOCABULARY, Path(cache), validation, bpe)
+        cache = out / "cache"  # of a fixed name: what a kill leaves is used by the next call, or goes with it
+        data = load_text(files, GPT2_VOCABULARY, cache, validation, bpe)
+        shutil.rmtree(cache)
         return _prepare_whole(data, out, state)
     documents = _documents(name, files, skip=state["documents"])
-    with open(out / "train.bin", "ab") as train, open(out / "validation.bin", "ab") as validation:
-        for split, file in zip(SPLITS, (train, validation)):
-            file.truncate(2 * state["tokens"][split])  # what came after the last note
-        with tqdm(desc=f"tokenising {name}", unit=" documents", initial=state["documents"]) as progress:
-            while chunk := list(itertools.islice(documents, AT_ONCE)):
-                _append(chunk, state, tokenizer, {"train": train, "validation": validation})
-                _write_state(out, state)
-                progress.update(len(chunk))
+    for split in SPLITS:
+        extend(out / f"{split}.bin", 2 * state["tokens"][split], b"")  # without what came after the last note
+    with tqdm(desc=f"tokenising {name}", unit=" documents", initial=state["documents"]) as progress:
+        while chunk := list(itertools.islice(documents, AT_ONCE)):
+            _append(chunk, state, tokenizer, out)
+            _write_state(out, state)
+            progress.update(len(chunk))
     if not all(state["tokens"].values()):
         raise ValueError(f"prepare {name}: {state['documents']} documents are too few; one in {held_out} is held out")
     _write_state(out, state | {"finished": True})
@@ -130,18 +139,16 @@ def _prepare_whole(data: TextData, out: Path, state: dict) -> None:
     print(f"{out} holds {len(data.train):,} tokens to train on and {len(data.validation):,} held out")
 
 
-def _append(chunk: list[str], state: dict, tokenizer: Tokenizer, files: dict) -> None:
+def _append(chunk: list[str], state: dict, tokenizer: Tokenizer, out: Path) -> None:
     """Write these documents and count them in `state`; they are on disk before they are counted."""
     held_out = [document for i, document in enumerate(chunk, state["documents"] + 1) if i % state["held_out"] == 0]
     train = [document for i, document in enumerate(chunk, state["documents"] + 1) if i % state["held_out"]]
-    for (split, file), documents in zip(files.items(), (train, held_out)):
+    for split, documents in zip(SPLITS, (train, held_out)):
         if documents:
-            tokens = encode(tokenizer, documents, split)
-            file.write(tokens.tobytes())
-            state["tokens"][split] += len(tokens)
-            state["sha256"] = hashlib.sha256(state["sha256"].encode() + split.encode() + tokens.tobytes()).hexdigest()
-        file.flush()
-        os.fsync(file.fileno())
+            content = encode(tokenizer, documents, split).tobytes()
+            extend(out / f"{split}.bin", 2 * state["tokens"][split], content)
+            state["tokens"][split] += len(content) // 2
+            state["sha256"] = hashlib.sha256(state["sha256"].encode() + split.encode() + content).hexdigest()
     state["documents"] += len(chunk)
 
 
@@ -173,7 +180,7 @@ def import_datasets():
 
 def _read_state(folder: Path) -> dict:
     try:
-        return json.loads((folder / STATE).read_text())
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / STATE} is damaged: {error}; delete {folder} and prepare it again") from None
 

@@ -23,7 +23,7 @@ from ..train.options import Options
 from ..train.runs import Run, override, selected
 from ..train.settings import TrainConfig
 from ..train.vision import batches, build_vit, judged, load_vit, loss_on, outcome
-from . import figure3_paper
+from . import figure3_paper, figure3_tiny
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Preset:
     augmented: bool = False
 
 
-TAKES = ("device", "rows", "seeds", "training", "images", "pretrained", "workers")
+TAKES = ("device", "rows", "seeds", "training", "images", "pretrained", "conversion", "workers")
 PRESETS = {
     "smoke": Preset(
         patch_size=2,
@@ -118,6 +118,7 @@ PRESETS = {
         seeds=(0, 1, 2, 3, 4),
         augmented=True,
     ),
+    "gpu-tiny-imagenet": None,  # rates that are chosen: figure3_tiny.py
     "paper": None,  # other models and other data: figure3_paper.py
 }
 
@@ -129,20 +130,19 @@ def run(options: Options) -> list[Plan]:
         options: `rows` by label, `seeds`, `images`, and what changes the fine-tuning.
 
     Returns:
-        The plans of a dry run, which the preset paper alone knows; otherwise nothing.
+        The plans of a dry run, which the presets paper and gpu-tiny-imagenet know; otherwise nothing.
 
     Raises:
-        ValueError: for options of the preset paper at another one, a label that no row has, or too few images for one batch.
+        ValueError: for options of another preset, a label that no row has, or too few images for one batch.
         Diverged: if the pretraining does.
     """
+    check_options(options)
+    if options.preset in figure3_tiny.PRESETS:
+        return figure3_tiny.run(options)
     if options.learning_rates:
         return [plan for at_rate in options.at_each_rate() for plan in run(at_rate)]
     if options.preset == "paper":
         return figure3_paper.run(options)
-    if options.workers.count > 1 or options.dry_run:
-        raise ValueError("figure3 knows torchrun and --dry-run in its preset paper alone")
-    if options.model or options.workers.micro_batch or options.workers.sharding:
-        raise ValueError("figure3 knows --model, --micro-batch and --sharding in its preset paper alone")
     preset = PRESETS[options.preset]
     rows = selected(preset.rows, options.rows)
     data = load_images(options.images)
@@ -168,6 +168,19 @@ def run(options: Options) -> list[Plan]:
             for row, this in left.items():
                 fine_tune(copy.deepcopy(model), row, this, settings, preset, data)
     return []
+
+
+def check_options(options: Options) -> None:
+    """Raise ValueError for an option that the preset does not know."""
+    paper, tiny = options.preset == "paper", options.preset in figure3_tiny.PRESETS
+    if not paper and options.workers.count > 1:
+        raise ValueError("figure3 knows torchrun in its preset paper alone")
+    if not paper and (options.model or options.workers.micro_batch or options.workers.sharding):
+        raise ValueError("figure3 knows --model, --micro-batch and --sharding in its preset paper alone")
+    if not (paper or tiny) and options.dry_run:
+        raise ValueError(f"figure3 knows --dry-run in its presets paper and {', '.join(figure3_tiny.PRESETS)} alone")
+    if not tiny and (options.start != "hosvd" or options.pretrain_rates):
+        raise ValueError(f"figure3 knows --start and --pretrain-rate in its preset {', '.join(figure3_tiny.PRESETS)} alone")
 
 
 def pretrained(this: Run, shape: dict, preset: Preset, data: ImageData) -> ViT:

@@ -99,13 +99,16 @@ class Row:
             return MultiHeadLatentAttention(d_model, n_heads, self.latent, self.latent, **options)
         return TuckerAttention(d_model, n_heads, self.ranks, self.post_ranks or None, qk_norm=self.qk_norm, **options)
 
-    def converted(self, layer: nn.Module, *, mean: bool = False, moment: torch.Tensor | None = None) -> nn.Module:
+    def converted(
+        self, layer: nn.Module, *, mean: bool = False, moment: torch.Tensor | None = None, method: str = "hosvd"
+    ) -> nn.Module:
         """A trained layer as this kind of attention.
 
         Args:
             layer: any mechanism of `tucker_ref` that can be converted to this one.
             mean: GQA by averaging the heads of a group, not by SVD.
             moment: (D, D) of the layer's inputs, as in `compress`.
+            method: of Tucker rows, as in `compress`.
 
         Returns:
             A layer with weights of its own.
@@ -120,7 +123,7 @@ class Row:
         if self.mechanism == "MLA":
             return to_mla(layer, self.latent, self.latent, shared_kv=self.shared_kv, moment=moment)
         if self.mechanism == "Tucker":
-            return compress(layer, self.ranks, self.post_ranks or None, shared_kv=self.shared_kv, moment=moment)
+            return compress(layer, self.ranks, self.post_ranks or None, method=method, shared_kv=self.shared_kv, moment=moment)
         return copy.deepcopy(layer)
 
     def cost(self, d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:

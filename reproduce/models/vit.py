@@ -48,6 +48,15 @@ class ViT(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def compile_parts(self, **options) -> None:
+        """torch.compile of the blocks, one compilation for all of them.
+
+        Args:
+            options: as torch.compile takes them.
+        """
+        for block in self.blocks:
+            block.compile(fullgraph=True, **options)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Class logits.
 

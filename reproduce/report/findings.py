@@ -15,7 +15,9 @@ from .judge import (
     REPRODUCED,
     SEEDS,
     UNRESOLVED,
+    Best,
     Estimate,
+    accuracy_difference,
     at_their_best,
     broken,
     decays,
@@ -24,7 +26,7 @@ from .judge import (
     on_test_text,
     together,
 )
-from .ledger import CLASSES, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
+from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, timed_steps
 from .unfoldings import effective_rank
 from .words import signed
@@ -108,27 +110,46 @@ def _loss_claim(where: str, says: str, experiment: str, row: str, base: str, rul
 # Accuracies.
 
 
-def _vision_runs(records: list[Record]) -> dict[str, list[Record]]:
-    """Fine-tuned models by row and, where there are several, rate, on the images with the most classes."""
+def _vision_candidates(records: list[Record]) -> list[Record]:
+    """Fine-tuned models on the images with the most classes, which started as the paper's do."""
     runs = [r for r in records if r.experiment == "figure3" and r.preset.startswith("gpu") and r.is_trained]
     most = max((r.data["classes"] for r in runs), default=0)
-    runs = largest(alike([r for r in runs if r.data["classes"] == most], any_rate=True))
+    return largest(alike([r for r in runs if r.data["classes"] == most and "start" not in r.config], any_rate=True))
+
+
+def best_vision_runs(records: list[Record]) -> dict[str, Best]:
+    """Rows at the rates that held-out images prefer; empty where no images were held out."""
+    runs = _vision_candidates(records)
+    return at_their_best(runs) if any("validation_loss" in r.metrics for r in runs) else {}
+
+
+def _vision_runs(records: list[Record]) -> dict[str, list[Record]]:
+    """Fine-tuned models by row: at the rate that was chosen or, where none was and there are several, by rate too."""
+    if best := best_vision_runs(records):
+        return {row: own.runs for row, own in best.items()}
+    runs = _vision_candidates(records)
     rates = {r.rate for r in runs}
     return grouped(runs, lambda r: f"{r.method} at {r.rate:g}" if len(rates) > 1 else r.method)
 
 
 def _of_a_tenth(rival: str) -> Callable[[list[Record]], Sequence[str]]:
-    """Tucker rows with about a tenth of the rival's attention parameters."""
+    """Tucker rows with about a tenth of the rival's attention parameters; where images were held out, the one that they prefer."""
 
     def rows(records: list[Record]) -> list[str]:
-        runs = _vision_runs(records)
+        runs, best = _vision_runs(records), best_vision_runs(records)
         size = next((group[0].attention_parameters for group in runs.values() if group[0].method == rival), math.inf)
         shares = {
             row: group[0].attention_parameters / size for row, group in runs.items() if group[0].method.startswith("Tucker")
         }
-        return [row for row, share in shares.items() if TENTH[0] <= share <= TENTH[1]]
+        found = [row for row, share in shares.items() if TENTH[0] <= share <= TENTH[1]]
+        return [max(found, key=lambda row: _held_out_accuracy(best[row]))] if best and found else found
 
     return rows
+
+
+def _held_out_accuracy(best: Best) -> float:
+    """Top-5 of the run that chose; a row without one is not preferred."""
+    return best.chooser.metrics.get("validation_top5", -1.0) if best.chooser else -1.0
 
 
 def _accuracy(rival: str, metric: str, tried: bool = False) -> Callable[[list[Record], str], Finding]:
@@ -149,7 +170,7 @@ def _accuracies(own: list[Record], other: list[Record], metric: str, tries: int,
     if verdict := broken(own, other):
         return f"{other[0].method if verdict == UNRESOLVED else own[0].method} diverged", verdict
     share, classes = own[0].attention_parameters / other[0].attention_parameters, own[0].data["classes"]
-    top5, top1 = (metric_difference(own, other, name, tries) for name in ("top5", "top1"))
+    top5, top1 = (accuracy_difference(own, other, name, tries) for name in ("top5", "top1"))
     if top5 is None or top1 is None:
         return f"fewer than {SEEDS} seeds", UNRESOLVED
     judged = (top5 if metric == "top5" else top1).verdict(-POINT, math.inf)
@@ -169,6 +190,43 @@ def _accuracy_claim(rival: str) -> Claim:
         others=lambda records: [row for row, runs in _vision_runs(records).items() if runs[0].method != rival],
         tried=_accuracy(rival, "top1", tried=True),
     )
+
+
+def _with_all_heads(runs: dict[str, list[Record]], row: str) -> str | None:
+    """The largest Tucker row with all heads that has no more parameters than this one; None where there is none."""
+    sizes = {
+        other: group[0].attention_parameters
+        for other, group in runs.items()
+        if _head_rank(group[0]) == group[0].config["n_heads"]
+        and group[0].attention_parameters <= runs[row][0].attention_parameters
+    }
+    return max(sizes, key=sizes.get, default=None)
+
+
+def _head_rank(record: Record) -> int:
+    """Of a Tucker row with the same ranks before and after the softmax; 0 of any other row."""
+    row = record.config.get("row", {})
+    return row["ranks"][0] if row.get("ranks") and not row.get("post_ranks") else 0
+
+
+def _fewer_heads(records: list[Record], alike_in_size: bool = False) -> list[str]:
+    """Rows with fewer heads than the model that have a row beside them, of about their size if that is asked for."""
+    runs = _vision_runs(records)
+    found = []
+    for row, group in runs.items():
+        fewer = 0 < _head_rank(group[0]) < group[0].config["n_heads"]
+        if fewer and (other := _with_all_heads(runs, row)):
+            share = runs[other][0].attention_parameters / group[0].attention_parameters
+            found += [row] if share >= ALIKE or not alike_in_size else []
+    return found
+
+
+def _heads(records: list[Record], row: str, metric: str = "top5", tried: bool = False) -> Finding:
+    """Judge: a row with fewer heads beside the one with all heads."""
+    runs = _vision_runs(records)
+    other = _with_all_heads(runs, row)
+    said, verdict = _accuracies(runs[row], runs[other], metric, 1, tried)
+    return f"beside {short(other)}: {said}", verdict
 
 
 # Spectra.
@@ -267,6 +325,11 @@ FINDINGS = (
     ),
     _accuracy_claim("GQA n_KV=6"),
     _accuracy_claim("MLA shared d_c=128"),
+    Claim(
+        "Spectra figure, asked of a ViT", "GQA and MLA leave the head-mode redundancy unused: fewer heads cost nothing at equal size",
+        "heads", _heads, functools.partial(_fewer_heads, alike_in_size=True), "top-1 of ten classes, also beside smaller rows",
+        others=_fewer_heads, tried=functools.partial(_heads, metric="top1", tried=True),
+    ),
     Claim(
         "Spectra figure", "singular values of all unfoldings of a trained GPT-2 decay clearly, head mode included", "decay",
         _decay, lambda records: ["MHA"], "all trained layers on record", others=lambda records: list(_spectra(records, tried=True)),

@@ -6,6 +6,9 @@ is taken over the articles of the held-out text instead, which says nothing abou
 leaves every claim open. Its error comes from leaving out one article at a time, which needs no random numbers and takes articles as
 long as they are.
 
+Accuracies have two chances at once: which seeds were run, and which images were there to be judged by. Where a record says which images
+were right, the interval knows of both.
+
 A claim allows a range. Only an interval that lies within it reproduces the claim, and only one that lies outside refutes it.
 A wide interval does neither, so noise helps nobody.
 """
@@ -18,6 +21,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ..models.rows import Row
+from ..store.bits import unpacked
 from ..store.records import Record
 from .query import diverged, grouped
 
@@ -139,8 +143,38 @@ def over_articles(row: np.ndarray, base: np.ndarray, *, articles: int = ARTICLES
     return replace(_interval(nats.sum() / tokens.sum(), error, n, 1, f"{n} articles, these models"), of_seeds=False)
 
 
+def over_seeds_and_images(values: np.ndarray, tries: int = 1, *, seeds: int = SEEDS) -> Estimate | None:
+    """The mean over seeds and images, with the chance of both.
+
+    The half width is the root of the sum of two squares: of Student's interval between seeds, and of that between images. What is
+    neither the seed's nor the image's alone is in both, so that the whole is rather too wide.
+
+    Args:
+        values: (seeds, images), such as 1 where a row is right and another one is not, -1 the other way round.
+        tries, seeds: as in `between_seeds`.
+
+    Returns:
+        None where there are fewer seeds.
+    """
+    n, images = values.shape
+    if n < seeds:
+        return None
+    squares = [_half(means, tries) ** 2 for means in (values.mean(axis=1), values.mean(axis=0))]
+    mean, half = float(values.mean()), float(sum(squares) ** 0.5)
+    return Estimate(mean, mean - half, mean + half, f"{n} seeds and {images:,} images")
+
+
+def _half(values: np.ndarray, tries: int) -> float:
+    """Half the width of Student's interval of a mean."""
+    return _quantile(len(values), tries) * values.std(ddof=1) / len(values) ** 0.5
+
+
+def _quantile(n: int, tries: int) -> float:
+    return stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / tries)
+
+
 def _interval(mean: float, error: float, n: int, tries: int, over: str) -> Estimate:
-    half = stdtrit(n - 1, 1 - (1 - CONFIDENCE) / 2 / tries) * error
+    half = _quantile(n, tries) * error
     return Estimate(float(mean), float(mean - half), float(mean + half), over)
 
 
@@ -154,10 +188,12 @@ class Best:
     Args:
         runs: of this setting, that judge.
         settings: how many were tried.
+        chooser: its run of the seed that chose it.
     """
 
     runs: list[Record]
     settings: int
+    chooser: Record | None = None
 
 
 def at_their_best(runs: list[Record]) -> dict[str, Best]:
@@ -178,7 +214,8 @@ def at_their_best(runs: list[Record]) -> dict[str, Best]:
         chosen = min(settings, key=lambda own: _validation_loss(own, chooses))
         others = [r for r in chosen if r.seed != chooses]
         broken_off = [r for r in chosen if r.seed == chooses and r.diverged_at is not None]
-        best[label] = Best([*broken_off, *others] if others and len(settings) > 1 else chosen, len(settings))
+        judges = [*broken_off, *others] if others and len(settings) > 1 else chosen
+        best[label] = Best(judges, len(settings), next((r for r in chosen if r.seed == chooses), None))
     return best
 
 
@@ -243,6 +280,57 @@ def metric_difference(
         tries, seeds: as in `between_seeds`.
     """
     return between_seeds([a.metrics[metric] - b.metrics[metric] for a, b in _pairs(row, base)], tries, seeds=seeds)
+
+
+def accuracy_difference(
+    row: list[Record], base: list[Record], name: str, tries: int = 1, *, converted: bool = False
+) -> Estimate | None:
+    """A row's accuracy minus another row's, over seeds and, where the records say which images were right, over images.
+
+    Args:
+        row, base: as in `loss_difference`.
+        name: "top1" or "top5".
+        tries: as in `between_seeds`.
+        converted: of the models before they were fine-tuned.
+
+    Returns:
+        None where there are too few seeds.
+    """
+    pairs = [[hits_of(r, name, converted) for r in pair] for pair in _pairs(row, base)]
+    if any(hits is None for pair in pairs for hits in pair):
+        return None if converted else metric_difference(row, base, name, tries)
+    return over_seeds_and_images(np.array([a.astype(float) - b for a, b in pairs]), tries) if pairs else None
+
+
+def accuracy(runs: list[Record], name: str, *, converted: bool = False, seeds: int = 2) -> Estimate | None:
+    """A row's accuracy with its interval over seeds and images.
+
+    Args:
+        runs: of one setting.
+        name, converted: as in `accuracy_difference`.
+        seeds: how many there must be.
+
+    Returns:
+        None where there are fewer that ended, or a record does not say which images were right.
+    """
+    hits = [hits_of(r, name, converted) for r in runs if converted or r.diverged_at is None]
+    if not hits or any(own is None for own in hits):
+        return None
+    return over_seeds_and_images(np.array(hits, float), seeds=seeds)
+
+
+def hits_of(record: Record, name: str, converted: bool = False) -> np.ndarray | None:
+    """Which test images a model is right about.
+
+    Args:
+        record: of its run.
+        name, converted: as in `accuracy_difference`.
+
+    Returns:
+        (images,) bool; None where the record does not say.
+    """
+    metrics = record.metrics["converted"] if converted else record.metrics
+    return unpacked(metrics["hits"][name], record.data["test_images"]) if "hits" in metrics else None
 
 
 def _pairs(row: list[Record], base: list[Record]) -> list[tuple[Record, Record]]:

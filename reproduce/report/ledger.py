@@ -14,6 +14,7 @@ SIZE_TOLERANCE = 0.005
 CLASSES = 100  # of ten, five guesses by chance hold the right one every second time
 POINT = 0.01  # of accuracy
 TENTH = (0.08, 0.12)  # shares of parameters that are "almost 10x fewer"
+ALIKE = 0.95  # of the parameters: nearly as large
 FASTER = (-0.25, -0.15)  # "up to 20 %"
 TIMING = 0.03  # how well a change of a time is known, as a share: repeats of one command are not on record
 STATEMENTS, SIZES, FINDINGS, OURS = "exact statements", "sizes", "findings", "exact statements of ours"
@@ -42,9 +43,15 @@ RULES = {
     "and fails the one that calls it comparable: both are the paper's.",
     "accuracy": f"Top-5 accuracy on images of at least {CLASSES} classes. Reproduced where the whole interval is above minus one "
     f"point, not reproduced where it is below that, else not resolved. With fewer classes, or fewer than {SEEDS} seeds, always not "
-    "resolved. Every row with 8 to 12 % of the other's parameters is tried, and "
+    "resolved. A row that is tried has 8 to 12 % of the other's parameters. Where training images were held out, they choose every rate, "
+    "and which of these rows is judged, all by the runs of one seed that then does not judge. The interval knows of other seeds and of "
+    "other images. Otherwise every such row is tried, and "
     "the best counts; each interval is wider by so much that all hold together (Bonferroni). Against every rate of the other row it "
-    "must hold.",
+    "must then hold.",
+    "heads": "Judged as accuracy is, and by the same images: a Tucker row with fewer heads than the model, beside the largest row with all "
+    f"heads that has no more parameters. It must have at least {100 * ALIKE:g} % of them. What was saved at the heads went elsewhere: if "
+    "the head mode has room, the row is not behind. It has to hold at every size. Reproduced where every whole interval is above minus one "
+    "point, not reproduced where one is below that, else not resolved.",
     "decay": f"Effective rank of each of the six unfoldings over their size, by the entropy of the singular values and of their squares, "
     f"mean over layers. A mode decays where both are at most {CLEAR_DECAY:g}, and does not where both are more; else it depends on the "
     "measure. Reproduced where all six decay, not reproduced where one does not, else not resolved. Of the paper's figure we know these "

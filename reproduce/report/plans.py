@@ -13,6 +13,7 @@ from ..train.settings import TrainConfig
 from .markdown import aligned, markdown
 
 WIDTH = 132
+GUESSED_SPEED = 150e12  # operations a second in bfloat16, about what narrow models reach on an H100 or H200
 FORMULAS = """\
 Memory in GB (10^9 bytes) per GPU, of P parameters: weights 4 P, gradients 4 P, AdamW 8 P; under fsdp each over the number of GPUs, and
 beside them in float32 what belongs to no block and two gathered blocks. Copies: 2 P, the weights in bfloat16. Activations: micro-batch x
@@ -82,12 +83,20 @@ def _hours(plan: Plan, count: int) -> str:
     """How long one run of each row takes, as far as records tell."""
     rates = {label: rate for label in plan.labels if (rate := throughput(plan, label))}
     if not rates:
-        return "Hours: no run at this shape is on record."
+        return f"Hours: no run at this shape is on record. {_estimate(plan, count)}"
     said = []
     for label, (rate, device) in rates.items():
         hours = plan.all_tokens / rate / count / 3600
         said.append(f"{label} {hours:,.{0 if hours >= 1 else 2}f} ({rate:,} tokens/s on one {device})")
     return f"Hours of one run, were {count} GPUs {count} times as fast as the fastest committed run on one: {'; '.join(said)}."
+
+
+def _estimate(plan: Plan, count: int) -> str:
+    """Minutes of one run by the rule of thumb of six operations per parameter and token."""
+    with torch.device("meta"):
+        operations = {label: 6 * count_parameters([plan.build(label)]) * plan.all_tokens for label in plan.labels}
+    said = (f"{label} {n / GUESSED_SPEED / count / 60:,.1f}" for label, n in operations.items())
+    return f"Minutes of one run, guessed at {GUESSED_SPEED / 1e12:.0f} TFLOP/s on each of {counted(count, 'GPU')}: {'; '.join(said)}."
 
 
 def _changes(options: Options) -> list[str]:

@@ -18,7 +18,7 @@ from .ranks import spectra_runs
 from .room import compressed_tables, room_tables
 from .sizes import table1_sizes, table2_sizes, table3_sizes
 from .speed import speed_tables
-from .vision import figure3_runs
+from .vision import chosen_runs, figure3_runs
 from .words import patterns, sources
 
 Draw = Callable[[list[Record]], list[Table]]
@@ -45,7 +45,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "compress_models": ("Models that others trained, compressed", {"models": compressed_tables}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
     "opening": ("Architectures that open", {"tests": opening_table}),
-    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs)}),
+    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
 }

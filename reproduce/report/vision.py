@@ -1,9 +1,12 @@
 """Figure 3 as a table."""
 
-from ..store.records import Record
+import json
+
+from ..store.records import Record, data_key
+from .judge import Best, Estimate, accuracy, accuracy_difference, at_their_best
 from .markdown import Table, markdown
-from .query import by_row, diverged
-from .words import divergence, epochs_of, mean_and_spread
+from .query import by_row, diverged, grouped
+from .words import STARTS, divergence, each_once, epochs_of, mean_and_spread, signed
 
 HEADER = ["row", "attention parameters", "top-1 %, converted only", "top-1 %, fine-tuned", "top-5 %, fine-tuned"]
 
@@ -36,6 +39,96 @@ def _title(record: Record) -> str:
         f"{c['n_heads']} heads, {c['n_layers']} layers. It was pretrained with MHA for {c['pretrain']['steps']:,} steps on "
         f"{data['train_images']:,} images, converted, and fine-tuned for {epochs_of(record)}. {rate} The paper fine-tunes models that "
         "saw far more images; its accuracies are not available to us."
+    )
+
+
+CHOSEN = [
+    "row", "rate", "attention parameters", "top-5 %, converted only", "top-5 %, fine-tuned", "minus MHA's", "top-1 %, fine-tuned",
+    "minus MHA's",
+]  # fmt: skip
+
+
+def chosen_runs(records: list[Record]) -> list[Table]:
+    """Rows at the rates that held-out images chose, a table for each way to convert; nothing where only the start was trained."""
+    families = grouped([r for r in records if r.is_trained], _but_for_row_start_and_rate)
+    return [table for runs in families.values() for table in _chosen_tables(runs)]
+
+
+def _but_for_row_start_and_rate(record: Record) -> str:
+    """What defines a run otherwise."""
+    config = {name: value for name, value in record.config.items() if name not in ("row", "start")}
+    train = {name: value for name, value in record.train.items() if name != "learning_rate"}
+    return json.dumps([config | {"train": train}, data_key(record.data)], sort_keys=True)
+
+
+def _chosen_tables(runs: list[Record]) -> list[Table]:
+    """One for each way to convert; all beside multi-head attention, which is not converted."""
+    by_start = grouped(runs, lambda r: r.config.get("start", "hosvd"))
+    best = {start: at_their_best(own) for start, own in by_start.items()}
+    base = best.get("hosvd", {}).get("MHA")
+    return [
+        Table(
+            f"Figure 3, {own[0].preset}" + ("" if start == "hosvd" else f", {start}"),
+            _chosen_title(own[0], start, best[start]),
+            markdown(CHOSEN, [_chosen_line(row, its, base) for row, its in best[start].items()]),
+            own,
+            NOTE + _several_starts(own),
+        )
+        for start, own in by_start.items()
+    ]
+
+
+NOTE = (
+    "In brackets 95 % intervals, in points: they know of other seeds and of other images. Every rate was chosen on training images that "
+    "were held out, by the runs of one seed. These are shown where no other seed was run, without an interval, and else judge nothing."
+)
+
+
+def _several_starts(runs: list[Record]) -> str:
+    """A sentence where the rows of one seed did not all start from the same weights."""
+    starts = grouped(runs, lambda r: r.seed)
+    several = [str(seed) for seed, own in starts.items() if len({r.metrics["start"] for r in own}) > 1]
+    if not several:
+        return ""
+    return (
+        f" Of seed {', '.join(several)} the pretrained model was made again: its rows do not all start from the same weights."
+    )
+
+
+def _chosen_line(row: str, own: Best, base: Best | None) -> list[str]:
+    """A row of the table."""
+    runs, metrics = own.runs, [r.metrics for r in own.runs]
+    cells = [row, f"{runs[0].rate:g}", f"{runs[0].attention_parameters:,}"]
+    cells.append(_with_interval(accuracy(runs, "top5", converted=True), percent("top5", [m["converted"] for m in metrics])))
+    for name in ("top5", "top1"):
+        if diverged(runs):
+            cells += [divergence(runs), ""]
+            continue
+        cells.append(_with_interval(accuracy(runs, name), percent(name, metrics)))
+        beside = base and own is not base and not diverged(base.runs) and accuracy_difference(runs, base.runs, name)
+        cells.append(_in_points(beside) if beside else "")
+    return cells
+
+
+def _with_interval(estimate: Estimate | None, plain: str) -> str:
+    """ "81.2 [80.1, 82.3]"; the plain mean where there is no interval."""
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if estimate else plain
+
+
+def _in_points(estimate: Estimate) -> str:
+    """ "−1.2 [−2.0, −0.4]"."""
+    value, low, high = (signed(100 * x, 1) for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _chosen_title(record: Record, start: str, best: dict[str, Best]) -> str:
+    c, data = record.config, record.data
+    seeds = each_once(str(len(own.runs)) for own in best.values())
+    return (
+        f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a vision transformer on {data['name']}, {data['classes']} classes; "
+        f"rows start from {STARTS[start]}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. It was pretrained with "
+        f"MHA for {c['pretrain']['steps']:,} steps on {data['train_images']:,} images, converted, and fine-tuned for {epochs_of(record)}. "
+        f"Seeds that judge: {seeds}. {data['test_images']:,} test images. The paper's accuracies are not available to us."
     )
 
 

@@ -8,6 +8,11 @@ from ..store.records import Record
 from ..train.recipes import Recipe
 from .query import BUDGETS, diverged, recipe_of, row_label
 
+STARTS = {  # how layers were converted
+    "hosvd": "the HOSVD of their layers' weights (GQA and MLA: the SVD)",
+    "hooi": "HOOI, the HOSVD refitted",
+    "moment": "the HOSVD or SVD that knows the second moment of the layers' inputs",
+}
 VARIED = {"--rows": "ROWS", "--learning-rate": "RATE", "--warmup-steps": "STEPS", "--seeds": "SEEDS"}
 
 

@@ -5,7 +5,6 @@ what defines it (experiment, preset, method, config, seed, data), so a second st
 how the rest of the program sees one.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +14,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy
 import torch
 
 from .files import write_atomically
+from .locks import locked
 
 COMMITTED = Path(__file__).parents[1] / "results"
 EXPERIMENTS = (  # a file named otherwise holds no records: copies that an editor or a person left beside one are not read
@@ -227,7 +226,7 @@ def append(folder: Path, record: Record, *, replace: bool = False) -> None:
         raise ValueError(f"no experiment is called {record.experiment}; there are: {', '.join(EXPERIMENTS)}")
     path = folder / f"{record.experiment}.{record.preset}.json"
     entry = {name: getattr(record, name) for name in FIELDS} | record.more
-    with _locked(folder):
+    with locked(folder):
         entries = _read(path) if path.exists() else []
         known = [e["id"] for e in entries]
         if record.id in known and replace:
@@ -259,7 +258,7 @@ def _files(folder: Path, experiment: str | None, preset: str | None) -> Iterator
 def _read(path: Path) -> list[dict]:
     """What a file of records holds, checked.  Raises ValueError, naming file and record, if it is damaged."""
     try:
-        records = json.loads(path.read_text())
+        records = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a record file: {error}") from None
     if not isinstance(records, list):
@@ -274,15 +273,6 @@ def _read(path: Path) -> list[dict]:
                     f"{path}: record {number} has {name} {json.dumps(record[name])[:40]}; it must be a {kind.__name__}"
                 )
     return records
-
-
-@contextmanager
-def _locked(folder: Path):
-    """One writer at a time: two runs may share a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def command_line() -> str:
@@ -303,7 +293,7 @@ def git_commit() -> str:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
@@ -321,7 +311,9 @@ def device_in_words(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name")
+        ]
         model = models[0].split(":", 1)[1].strip()
     except (OSError, IndexError):
         model = platform.processor() or platform.machine()

@@ -1,7 +1,7 @@
 """Model files: weights in safetensors, and beside them as JSON what it takes to build the model again. Nothing is ever unpickled."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -115,8 +115,9 @@ def make_room(path: Path, run: str) -> None:
     """
     if path.exists() and (other := run_of(path)) != run:
         aside = path.with_stem(f"{path.stem}-{other}")
-        path.rename(aside)
-        tqdm.write(f"{path} was the model of another run, which is in {aside} now")
+        with suppress(FileNotFoundError):  # another run of this name may make room at the same time
+            path.rename(aside)
+            tqdm.write(f"{path} was the model of another run, which is in {aside} now")
 
 
 def kept(path: Path, run: str) -> Path | None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from ..data.prepared import SOURCES
+from ..store.locks import PATIENCE
 from .distributed import SHARDINGS
+from .options import STARTS
 from .settings import OPTIMIZERS
 
 # The groups for training language models.
@@ -27,9 +29,21 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...],
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
     parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
+    add_lock_timeout(parser)
     parser.set_defaults(device="cpu", micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where they are not taken
     for group in takes:
         GROUPS[group](parser)
+
+
+def add_lock_timeout(parser: argparse.ArgumentParser) -> None:
+    """How long to wait for others; of what writes where they may be writing."""
+    parser.add_argument(
+        "--lock-timeout",
+        metavar="SECONDS",
+        type=rate,
+        default=PATIENCE,
+        help=f"how long to wait for another process that writes into the same folder (default: {PATIENCE:g})",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +144,25 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_conversion(parser: argparse.ArgumentParser) -> None:
+    """Where the rows of Figure 3 start."""
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default="hosvd",
+        help="in the preset gpu-tiny-imagenet, how layers are converted: by the HOSVD, by HOOI, or by the HOSVD that knows the second "
+        "moment of their inputs (default: hosvd)",
+    )
+    parser.add_argument(
+        "--pretrain-rate",
+        dest="pretrain_rates",
+        metavar="PRETRAIN_RATE",
+        type=rates,
+        default=(),
+        help="in the preset gpu-tiny-imagenet, peak rates of the pretraining (default: three with seed 0, then the best of them)",
+    )
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """How several workers share a run, and the dry run that tells what it takes."""
     workers = parser.add_argument_group("on many GPUs, started with torchrun")
@@ -192,6 +225,7 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
     "workers": add_workers,
     "model": add_model,
     "pretrained": add_pretrained,
+    "conversion": add_conversion,
     "compression": add_compression,
 }
 
@@ -207,6 +241,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="held-out text, of a text that fits into memory: both as training takes them with --text and --validation, tokenised "
         "once (default: one document in 2,000)",
     )
+    add_lock_timeout(parser)
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -229,7 +229,7 @@ def started(device: str, micro_batch: int | None = None, sharding: str | None = 
 @contextmanager
 def _silence() -> Iterator[None]:
     loud, bar = sys.stdout, tqdm.__init__
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout, tqdm.__init__ = nowhere, functools.partialmethod(bar, disable=True)
         try:
             yield

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..console import Told
 from ..store.files import write_atomically
 from ..store.records import device_in_words
 from .distributed import ALONE, Workers, accumulating, clip_gradients, counted, gathered, sharded_like
@@ -148,8 +149,9 @@ def train(
                         save(finished)
         except KeyboardInterrupt:
             progress.close()
-            print(f"{title}: stopped in step {step}; the same command goes on from the last checkpoint")
-            raise
+            goes_on = "goes on from the last checkpoint" if checkpoint.exists() else "starts again: there is no checkpoint yet"
+            print(f"{title}: stopped in step {step}; the same command {goes_on}")
+            raise Told from None
     result.seconds += time.perf_counter() - started
     return result
 

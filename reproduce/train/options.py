@@ -6,6 +6,10 @@ from pathlib import Path
 
 from .distributed import ALONE, Workers
 
+# How a trained layer is converted, and what a record's method says of it: the HOSVD of its weights (the SVD, of GQA and MLA), refitted
+# (HOOI), or the HOSVD weighed by the second moment of the layer's inputs.
+STARTS = {"hosvd": "", "hooi": ", start by HOOI", "moment": ", start by second moments"}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -21,6 +25,8 @@ class Options:
         learning_rate, steps, warmup_steps, optimizer, qk_clip: as in `TrainConfig`.
         passes: how often the text is read, of presets that read it window by window; their steps go with it.
         learning_rates: one run at each (`at_each_rate`).
+        pretrain_rates: of Figure 3's preset that chooses them, in place of its own.
+        start: how layers are converted, a key of STARTS.
         text, validation, bpe, images: paths in place of the built-in data.
         test: texts for finished models alone.
         model: whose attention to look at.
@@ -45,6 +51,8 @@ class Options:
     qk_clip: float | None = None
     passes: float | None = None
     learning_rates: tuple[float, ...] = ()
+    pretrain_rates: tuple[float, ...] = ()
+    start: str = "hosvd"
     text: str | None = None
     validation: str | None = None
     test: tuple[str, ...] = ()

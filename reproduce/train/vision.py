@@ -1,7 +1,9 @@
 """What training and judging vision transformers needs: the model and its file, batches, loss and accuracy."""
 
+import functools
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..data.augment import Augmentation, augmented
 from ..data.images import ImageData
 from ..models.rows import Row
 from ..models.vit import ViT
+from ..store.bits import packed
 from ..store.saved import described, fill, read_model
 from .distributed import ALONE, Workers
 from .loop import Diverged, TrainResult
@@ -130,7 +134,12 @@ def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
     Returns:
         (b, channels, side, side) in [-1, 1].
     """
-    return images.permute(0, 3, 1, 2).float() / pixel_range * 2 - 1
+    return scaled(images.permute(0, 3, 1, 2), pixel_range)
+
+
+def scaled(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
+    """Pixels from 0 to pixel_range, in any order of the axes, as float32 in [-1, 1]."""
+    return images.float() / pixel_range * 2 - 1
 
 
 def judged(model: nn.Module, data: ImageData, device: str) -> dict:
@@ -171,3 +180,126 @@ def accuracy(
         counts += torch.stack([hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)])
     top1, top5, images = workers.mean(counts).tolist()
     return {"top1": top1 / images, "top5": top5 / images}
+
+
+# With images on the device, augmentation as DeiT has it, and images held out to choose by.
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """Images and labels where the model is, each (n, channels, side, side) uint8 and (n,) int64.
+
+    Args:
+        train, held_out, test: to learn from, to choose settings by, and for the result.
+        n_classes: as in `ImageData`.
+        pixel_range: as in `ImageData`.
+    """
+
+    train: tuple[torch.Tensor, torch.Tensor]
+    held_out: tuple[torch.Tensor, torch.Tensor]
+    test: tuple[torch.Tensor, torch.Tensor]
+    n_classes: int
+    pixel_range: int
+
+    @classmethod
+    def of(cls, data: ImageData, device: str) -> "ImageSets":
+        """All images of a set that holds some out.
+
+        Args:
+            data: as `holding_out` gives it.
+            device: where they go.
+        """
+
+        def moved_there(x, y):
+            return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(device), torch.from_numpy(y).to(device)
+
+        pairs = ((data.x_train, data.y_train), (data.x_held_out, data.y_held_out), (data.x_test, data.y_test))
+        return cls(*(moved_there(*pair) for pair in pairs), data.n_classes, data.pixel_range)
+
+    def batches(self, settings: TrainConfig, seed: int, how: Augmentation, first_step: int = 0) -> Callable:
+        """Augmented images for every step, a function of seed and step alone; each image once in an epoch.
+
+        Args:
+            settings: how many a step takes.
+            seed: of the run.
+            how: the augmentation.
+            first_step: where this phase begins.
+
+        Returns:
+            step -> (b, channels, side, side) float32 and targets (b, classes).
+        """
+        images, labels = self.train
+
+        def batch_at(step):
+            numbers = torch.from_numpy(in_epochs(len(labels), settings.batch_size, seed, first_step + step)).to(labels.device)
+            rng = np.random.default_rng((seed, first_step + step))
+            return augmented(images[numbers], labels[numbers], self.n_classes, how, rng)
+
+        return batch_at
+
+    def loss(self, model: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy with targets that are shares of classes, as `train` takes it.
+
+        Args:
+            model: gives logits.
+            images: (b, channels, side, side).
+            targets: (b, classes).
+        """
+        return F.cross_entropy(model(scaled(images, self.pixel_range)).float(), targets)
+
+    def judged(self, model: nn.Module) -> dict:
+        """What a model reaches: on the test images `top1`, `top5` and in `hits` which images these are; on those held out
+        `validation_loss`, `validation_top1` and `validation_top5`, by which settings are chosen.
+
+        Args:
+            model: it is left in evaluation mode.
+        """
+        loss, *held_out = self.guesses(model, *self.held_out)
+        _, *test = self.guesses(model, *self.test)
+        names = ("top1", "top5")
+        return {
+            **{name: float(hits.mean()) for name, hits in zip(names, test)},
+            "hits": {name: packed(hits) for name, hits in zip(names, test)},
+            "validation_loss": loss,
+            **{f"validation_{name}": float(hits.mean()) for name, hits in zip(names, held_out)},
+        }
+
+    @torch.no_grad()
+    def guesses(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray]:
+        """In float32, and not compiled: other batches than those of the training would be compiled anew.
+
+        Args:
+            model: it is left in evaluation mode.
+            images: (n, channels, side, side) uint8.
+            labels: (n,).
+
+        Returns:
+            The mean cross-entropy in nats, and (n,) bool each: whether the class is the first guess, or among the first five.
+        """
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):
+            logits = torch.cat([model(scaled(part, self.pixel_range)).float() for part in images.split(500)])  # (n, classes)
+        hits = (logits.topk(min(5, self.n_classes)).indices == labels[:, None]).cpu().numpy()  # (n, 5)
+        return F.cross_entropy(logits, labels).item(), hits[:, 0], hits.any(axis=1)
+
+
+def in_epochs(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Which images a step takes: each once in an epoch, whose order the seed decides; a batch may end one and begin the next.
+
+    Args:
+        count: images in all.
+        batch_size: of a step.
+        seed: of the run.
+        step: from 0.
+
+    Returns:
+        (batch_size,) numbers below count.
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = places // count
+    return np.concatenate([_order(count, seed, int(e))[places[epochs == e] % count] for e in np.unique(epochs)])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, 1, epoch + 1)).permutation(count)

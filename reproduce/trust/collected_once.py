@@ -67,7 +67,7 @@ class CollectedOnce(PytestRunner):
         Raises:
             RuntimeError: if the quickest of them do not pass in a fork as they did when they were timed: mutants would seem dead.
         """
-        self.tests_of = json.loads(Path("tests_of.json").read_text())
+        self.tests_of = json.loads(Path("tests_of.json").read_text(encoding="utf-8"))
         with change_cwd("mutants"):
             arguments = [
                 "--rootdir=.",

@@ -41,10 +41,10 @@ def run(options: Options) -> None:
         report = Path(folder) / "coverage.json"
         command = [sys.executable, "-m", "pytest", "-n", "2", "--cov", f"--cov-report=json:{report}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
         if done.returncode:
             raise ValueError(f"the tests do not pass: {(done.stdout + done.stderr)[-2000:]}")
-        metrics = count(json.loads(report.read_text()))
+        metrics = count(json.loads(report.read_text(encoding="utf-8")))
     print(table(metrics))
     wall = time.perf_counter() - started
     append(options.records, new_record("coverage", "tests", "coverage.py", {}, metrics, wall_seconds=wall), replace=True)

@@ -33,10 +33,10 @@ def run(options: Options) -> None:
         tried = Path(folder) / "tried.json"
         environment = os.environ | {"HYPOTHESIS_PROFILE": "long", "CONTRACTS_TRIED": str(tried)}
         command = [sys.executable, "-m", "pytest", "-q", "-rfE", "tests/test_contracts.py"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
         if not tried.exists():
             raise ValueError(f"the contracts did not run: {(done.stdout + done.stderr)[-2000:]}")
-        tallied = json.loads(tried.read_text())
+        tallied = json.loads(tried.read_text(encoding="utf-8"))
     failed = re.findall(r"^(?:FAILED|ERROR) .*?::(\S+)", done.stdout, re.MULTILINE)
     names = {name: len(tests) for name, tests in sorted(tallied["contracts"].items())}
     metrics = {"tried": tallied["tried"], "inputs": sum(tallied["tried"].values()), "public_names": names, "failed": failed}

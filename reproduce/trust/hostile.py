@@ -36,7 +36,7 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *FILES]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
         if done.returncode:
             raise ValueError(f"not every hostile input met its end: {(done.stdout + done.stderr)[-2000:]}")
         metrics = count(report)

@@ -166,9 +166,9 @@ def prepare(folder: Path, modules: Sequence[str]) -> Path:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     library = [path for path in (folder / "tucker_ref").rglob("*.py") if path.parent.name != "kernels"]
     for path in {*library, *(folder / path_of(module) for module in modules)}:  # what decorates one module may stand in another
-        path.write_text(undecorated(path.read_text()))
+        path.write_text(undecorated(path.read_text(encoding="utf-8")), encoding="utf-8")
     belonging = {path_of(m).removesuffix(".py").replace("/", "."): [f"tests/{name}" for name in TESTS[m]] for m in modules}
-    (folder / "tests_of.json").write_text(json.dumps(belonging))  # read by collected_once
+    (folder / "tests_of.json").write_text(json.dumps(belonging), encoding="utf-8")  # read by collected_once
     configure(folder, modules, types=True)
     return folder
 
@@ -188,8 +188,8 @@ def configure(folder: Path, modules: Sequence[str], types: bool) -> None:
         "type_check_command": [*mypy, "--no-warn-unused-ignores"] if types else [],
     }
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in chosen.items())
-    text = (ROOT / "pyproject.toml").read_text().replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
-    (folder / "pyproject.toml").write_text(text)
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
 
 
 def undecorated(source: str) -> str:
@@ -239,7 +239,7 @@ def outcomes_of(folder: Path, modules: Sequence[str]) -> dict[str, tuple[dict[st
 
 def exits(folder: Path, module: str) -> dict[str, str]:
     """What became of each mutant in mutmut's last run."""
-    codes = json.loads((folder / "mutants" / f"{path_of(module)}.meta").read_text())["exit_code_by_key"]
+    codes = json.loads((folder / "mutants" / f"{path_of(module)}.meta").read_text(encoding="utf-8"))["exit_code_by_key"]
     return {name: OUTCOMES.get(code, f"exit code {code}") for name, code in codes.items()}
 
 
@@ -268,7 +268,7 @@ def python(folder: Path, *arguments: str) -> str:
         ValueError: with the end of what it said, if it fails.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise ValueError(f"mutmut failed in {folder}: {(done.stdout + done.stderr)[-2000:]}")
     return done.stdout
@@ -296,7 +296,7 @@ def changes(folder: Path, names: list[str]) -> dict[str, str]:
 
 def equivalent() -> dict[str, str]:
     """Per listed mutant the reason why it changes nothing."""
-    entries = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+    entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["equivalent"]
     return {mutant: entry["reason"] for entry in entries for mutant in entry["mutants"]}
 
 

@@ -75,7 +75,7 @@ def here(options: Options) -> None:
     call(sys.executable, "-W", "error", "-c", "import tucker_ref")
     files = [f"tests/test_{name}.py" for name in CORE]
     command = [sys.executable, "-m", "pytest", "-o", "addopts=--strict-markers", "-q", "-rfE", *files]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     last = done.stdout.rstrip().rpartition("\n")[2]
     counts = {name: int(n) for n, name in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
     if not counts:
@@ -111,8 +111,12 @@ def elsewhere(wheel: Path, python: str, packages: tuple[str, ...], records: Path
         environment, place = Path(folder) / "environment", Path(folder) / "elsewhere"
         call(python, "-m", "venv", environment)
         free = {package.split("==")[0] for package in packages}
-        pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.split("==")[0] not in free]
-        (Path(folder) / "pins.txt").write_text("\n".join(pins))
+        pins = [
+            line
+            for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+            if line.split("==")[0] not in free
+        ]
+        (Path(folder) / "pins.txt").write_text("\n".join(pins), encoding="utf-8")
         install = (environment / "bin" / "python", "-m", "pip", "install", "-q", "-c", Path(folder) / "pins.txt")
         call(*install, f"{wheel}[reproduce,triton]", *packages, *TOOLS)
         shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -133,7 +137,7 @@ def call(*command, folder: Path | None = None) -> None:
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # nothing but what is installed
     environment["GIT_COMMIT"] = git_commit()  # which a wheel does not know
-    done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise ValueError(f"{' '.join(map(str, command))} failed: {(done.stdout + done.stderr)[-4000:]}")
 

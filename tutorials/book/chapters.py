@@ -15,7 +15,7 @@ def included(text: str) -> Path | None:
     return (FOLDER / found.group(1)).resolve() if found else None
 
 
-CHAPTERS = {page: path for path in sorted(FOLDER.glob("*.md")) if (page := included(path.read_text()))}
+CHAPTERS = {page: path for path in sorted(FOLDER.glob("*.md")) if (page := included(path.read_text(encoding="utf-8")))}
 CHAPTERS[FOLDER.parent / "README.md"] = FOLDER / "index.md"  # the first page of both
 
 
@@ -29,7 +29,7 @@ def as_chapter(text: str, place: Path = FOLDER / "index.md") -> str:
     page = included(text)
     if page is None:
         return LINK.sub(lambda link: led_from_here(link.group(), place, place.parent), text)
-    return LINK.sub(lambda link: led_from_here(link.group(), page), page.read_text())
+    return LINK.sub(lambda link: led_from_here(link.group(), page), page.read_text(encoding="utf-8"))
 
 
 def led_from_here(link: str, page: Path, here: Path = FOLDER) -> str:

@@ -55,7 +55,7 @@ def faults(book: Path) -> list[str]:
     """One line for each fault of the built book in this folder, the best of all answers being []."""
     book = book.resolve()
     files = sorted(path for path in book.rglob("*.html") if "_static" not in path.relative_to(book).parts)
-    pages = {path: Page(path.read_text()) for path in files}
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in files}
     found = [] if pages else ["no pages"]
     for path, page in pages.items():
         name = path.relative_to(book)
@@ -65,7 +65,7 @@ def faults(book: Path) -> list[str]:
         sources = re.findall(r"\$[^$\n]+\$|\\\(|\\\[|\\begin\{", "".join(page.prose))
         found += [f"{name}: unrendered formula {source}" for source in sources]
     for path in sorted(book.rglob("*.css")):
-        addresses = FOREIGN_STYLE.findall(path.read_text())
+        addresses = FOREIGN_STYLE.findall(path.read_text(encoding="utf-8"))
         found += [f"{path.relative_to(book)}: loads {address} from another host" for address in addresses]
     return found
 

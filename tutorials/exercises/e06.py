@@ -1,8 +1,8 @@
-"""Checks of notebook 06: a rotation by hand, the schedule of a decoupled MLA, the gauge that commutes with rotations."""
+"""Checks of notebook 06: a rotation by hand, what positions change, schedules, the gauge that commutes with rotations."""
 
 import torch
 
-from .common import judge
+from .common import judge, judge_value
 
 
 def _turn(first, second, angles):
@@ -41,6 +41,23 @@ def check_rotation(attempt) -> bool:
         },
         "each pair, as a complex number, times exp(i position frequency)",
     )
+
+
+def check_change(answer) -> bool:
+    mistakes = {
+        "all distances stay when everybody moves by 1,000": 1,
+        "shifting moves everybody by the same; only one of the two changes a distance": 3,
+    }
+    return judge_value(answer, 2, mistakes, "only distances count: a shift keeps them, doubling does not")
+
+
+def check_fitting(answer) -> bool:
+    mistakes = {
+        "the column of Def. 3.1 has one more green field": 1,
+        "GQA and MHA keep the heads' schedule for each group; only one group is one latent": 3,
+        "no schedule fits all of them": 5,
+    }
+    return judge_value(answer, 2, mistakes, "MQA, whose latent is one head wide, and coupled MLA, which was made for it")
 
 
 def _schedule(width):

@@ -1,8 +1,8 @@
-"""Checks of notebook 08: Gram matrices of unfoldings that are never formed, and the HOSVD's bound."""
+"""Checks of notebook 08: Gram matrices of unfoldings that are never formed, the HOSVD's bound, and what may be cut."""
 
 import torch
 
-from .common import judge
+from .common import judge, judge_value
 
 
 def key_gram(w_q, w_k):
@@ -86,3 +86,24 @@ def check_head_gram(attempt) -> bool:
         },
         "<W_i, W_j> is the sum of (W_i^Q^T W_j^Q) times (W_i^K^T W_j^K), entry by entry",
     )
+
+
+def check_directions(answer) -> bool:
+    mistakes = {
+        "fewer than when it was fresh, but weight decay leaves less than half of them": 20,
+        "training does not fill directions here; weight decay empties what the digits do not need": 45,
+    }
+    right = "the queries of all twelve heads come nearly all from these few directions"
+    return judge_value(answer, 6, mistakes, right, rtol=0.25)
+
+
+def check_halved(answer) -> bool:
+    told = "six patterns stand for twelve heads that have little in common, and nothing in the other modes makes up for that"
+    right = "two ranks less in the query and key mode cost little, six head patterns less cost much"
+    return judge_value(answer, (12, 6, 6), {told: (6, 8, 8)}, right)
+
+
+def check_spare(answer) -> bool:
+    mistakes = {"there twelve patterns are best wherever the error is small, and dark stands in all columns": 2}
+    right = "before the softmax dark fades to the right, and fewer patterns do as well while the tensor is small"
+    return judge_value(answer, 1, mistakes, right)

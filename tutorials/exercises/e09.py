@@ -1,10 +1,10 @@
-"""Checks of notebook 09: the rank that a budget buys, bits per byte, a paired verdict."""
+"""Checks of notebook 09: the rank that a budget buys, bits per byte, a paired verdict, and how it is read."""
 
 import math
 
 import torch
 
-from .common import judge
+from .common import judge, judge_value
 
 
 def query_rank(budget, d, n_heads, r, t):
@@ -83,3 +83,20 @@ def check_verdict(attempt) -> bool:
         },
         "paired, so that what a seed does to both rows cancels",
     )
+
+
+def check_spread(answer) -> bool:
+    mistakes = {
+        "so close end only runs of one seed; another seed is another start and other batches": 0.001,
+        "a nat is what a hundred steps teach here; seeds move a row much less": 1,
+    }
+    right = "about as much as many rows differ from one another, so one seed each says little"
+    return judge_value(answer, 0.1, mistakes, right)
+
+
+def check_reading(answer) -> bool:
+    mistakes = {
+        "the interval reaches from -0.25 to +0.17: rows that differ by a tenth fit into it as well": 1,
+        "zero lies in the interval, so the sign of the mean says nothing": 2,
+    }
+    return judge_value(answer, 3, mistakes, "an interval that holds zero leaves the question open, and a wide one says little")

@@ -144,7 +144,7 @@ def layer_caches(layers: list[nn.Module], batch: int, max_tokens: int):
             return self.cache.max_tokens
 
         def reset(self):
-            self.cache.length = 0
+            self.cache.truncate(0)
 
         def reorder_cache(self, beam_idx):
             self.cache.reorder(beam_idx)
