@@ -104,14 +104,8 @@ def _compressed(runs: list[Record]) -> Table:
         "cache",
         *(f"{_text(test)}: {said}" for test in tests for said in measures.values()),
     ]
-    rows = [
-        [
-            "as it is",
-            "100 %",
-            "100 %",
-            *(f"{own['tests'][test][m]:.3f}" if predicts else "1" for test in tests for m in measures),
-        ]
-    ]
+    whole = [f"{own['tests'][test][m]:.3f}" if predicts else "1" for test in tests for m in measures]
+    rows = [["as it is", f"{own['attention_parameters']:,}", f"{own['cache']:,}", *whole]]
     for r in runs:
         m = r.metrics
         sizes = [m["attention_parameters"] / own["attention_parameters"], m["cache"] / own["cache"]]
@@ -125,8 +119,8 @@ def _compressed(runs: list[Record]) -> Table:
         "correlation of the similarities of all pairs."
     )
     title = (
-        f"**{c['model']}, compressed without training, knowing the inputs.** Width {c['d_model']}, {c['n_heads']} heads, "
-        f"{c['n_kv_heads']} of keys, {c['n_layers']} layers. {how}"
+        f"**{c['model']}, compressed without training, knowing the inputs.** Width {c['d_model']}, {c['n_layers']} layers of "
+        f"{c['n_heads']} heads. Key heads: {c['n_kv_heads']}. The cache is in numbers a token, of all layers. {how}"
     )
     return Table("Models compressed", title, markdown(header, rows), runs)
 
