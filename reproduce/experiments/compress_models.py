@@ -48,14 +48,14 @@ class Way:
         share: of the model's own cache that it is set beside.
         convert: a layer's place -> the layer, smaller.
         parameters: of all layers; None where they are those of the converted layers.
-        ranks: by layer, where they differ.
+        ranks: makes those of every layer, where they differ.
     """
 
     label: str
     share: float
     convert: Callable[[str], nn.Module]
     parameters: int | None = None
-    ranks: list | None = None
+    ranks: Callable[[], list] | None = None
 
 
 def run(options: Options) -> None:
@@ -93,7 +93,7 @@ def run(options: Options) -> None:
             "share": way.share,
             "attention_parameters": way.parameters or count_parameters(converted.values()),
             "cache": count_cached(list(converted.values())),
-            **({"ranks": way.ranks} if way.ranks else {}),
+            **({"ranks": way.ranks()} if way.ranks else {}),
             **judged,
             "before": own,
             **opened.measured(),
@@ -173,12 +173,22 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
             s = int(((budget - biases) / n / 2 - h * r - d * t) / (d + r * t))
             s = min(s, d, r * t)
             found.append(Way(f"Tucker [{r},{s},{t}]", share, convert(ranks=(r, s, t), post=(r, s, t))))
-        moments_of = list(known.values())
         for what, size in (("parameters", {"max_parameters": budget}), ("cache", {"max_cache": n * 2 * t})):
-            by_layer = choose_model_ranks(list(tensors.values()), **size, moments=moments_of)
-            by_place = dict(zip(layers, by_layer))
-            found.append(Way(f"Tucker by layer with the {what} of {mla}", share, convert(by_place=by_place), None, by_layer))
+            ranks = by_layer(tensors, known, size)
+            found.append(
+                Way(
+                    f"Tucker by layer with the {what} of {mla}",
+                    share,
+                    lambda place, ranks=ranks: convert(by_place=dict(zip(layers, ranks())))(place),
+                    ranks=ranks,
+                )
+            )
     return found
+
+
+def by_layer(tensors: Layers, known: dict[str, torch.Tensor], size: dict[str, int]) -> Callable[[], list]:
+    """Makes the ranks of every layer for a budget of the model, once, when they are asked for: that takes minutes."""
+    return functools.cache(lambda: choose_model_ranks(list(tensors.values()), **size, moments=list(known.values())))
 
 
 def as_tucker_of(
