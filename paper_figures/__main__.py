@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reproduce.models.rows import TABLE2, TABLE3
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
-from reproduce.report.room import models_of
+from reproduce.report.unfoldings import models_of
 from reproduce.store import records
 from reproduce.store.records import Record
 

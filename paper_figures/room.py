@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from reproduce.experiments.spectra import MODES
-from reproduce.report.room import errors_without, layers_of
+from reproduce.report.unfoldings import MODES, errors_without, layers_of
 from reproduce.store.records import Record
 
 from .style import GREY, logarithmic, panels, save

@@ -41,10 +41,8 @@ def test_ranks_of_saved_models_are_recorded(tmp_path, tiny):
     first, second = (layer["pre"]["head"] for layer in mha.metrics["trained"])
     assert first["size"] == second["size"] == 12 and first["energy_rank_99"] == 6 < second["energy_rank_99"]
     assert sum(value > first["floor"] for value in first["values"]) == 6
-    assert (
-        mha.metrics["initial"][0]["pre"]["head"]["entropy_rank"] > 10
-        and "values" not in mha.metrics["initial"][0]["pre"]["head"]
-    )
+    start, other = (layer["pre"]["head"] for layer in mha.metrics["initial"])
+    assert start["entropy_rank"] > 10 and start["square_rank"] > 10 and "values" in start and "values" not in other
     assert tucker.metrics["trained"][0]["pre"]["head"]["energy_rank_99"] <= 8
 
 

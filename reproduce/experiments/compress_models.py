@@ -34,7 +34,7 @@ from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "text", "test", "model")
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8)  # of the model's own cache
-TEST_WINDOWS, TEST_WINDOW = 4, 256  # of each text of a model that predicts the next token
+TEST_WINDOWS, TEST_WINDOW = 3, 256  # of each text of a model that predicts the next token
 PAIRS = 128  # of sentences, of any other
 Layers = dict[str, nn.Module]
 
@@ -48,14 +48,14 @@ class Way:
         share: of the model's own cache that it is set beside.
         convert: a layer's place -> the layer, smaller.
         parameters: of all layers; None where they are those of the converted layers.
-        ranks: by layer, where they differ.
+        ranks: makes those of every layer, where they differ.
     """
 
     label: str
     share: float
     convert: Callable[[str], nn.Module]
     parameters: int | None = None
-    ranks: list | None = None
+    ranks: Callable[[], list] | None = None
 
 
 def run(options: Options) -> None:
@@ -65,11 +65,14 @@ def run(options: Options) -> None:
         options: `model`, `text` to learn the inputs from, `test` to judge by, and `rows` by label.
 
     Raises:
-        ValueError: without a model or a test text, or for layers that are neither multi-head nor grouped-query attention.
+        ValueError: without a model or a test text, for a model of images, or for layers that are neither multi-head nor grouped-query
+            attention.
     """
     if not options.model or not options.test:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
     opened = open_model(options.model, trust_layers=options.trust_layers)
+    if not opened.takes_text:
+        raise ValueError(f"{opened.name} takes images; models of text are compressed here")
     opened.check_trilinear(or_between_norms=True)
     if not opened.config()["n_kv_heads"]:
         raise ValueError(f"{opened.name}: only multi-head and grouped-query attention is compressed here")
@@ -90,7 +93,7 @@ def run(options: Options) -> None:
             "share": way.share,
             "attention_parameters": way.parameters or count_parameters(converted.values()),
             "cache": count_cached(list(converted.values())),
-            **({"ranks": way.ranks} if way.ranks else {}),
+            **({"ranks": way.ranks()} if way.ranks else {}),
             **judged,
             "before": own,
             **opened.measured(),
@@ -155,36 +158,54 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
             label = "MQA" if heads == 1 else f"GQA n_KV={heads}"
             found.append(Way(label, share, lambda place, g=heads: to_gqa(layers[place], g, moment=known[place])))
         mla = f"MLA separated d_c={t}"
-        found.append(Way(mla, share, convert(ranks=(h, min(t, h * t), t), post=(h, min(d, h * t), t)), budget))
+        ranks, method = ((h, min(t, h * t), t), (h, min(d, h * t), t)), "sthosvd" if h * t < d else "hosvd"
+        found.append(Way(mla, share, convert(ranks=ranks[0], post=ranks[1], method=method), budget))
         joint = even((budget / n - biases / n - d * h * k) / (2 * d + 3 * h * k) if not normed else 0)
         if joint > 2 and joint <= 2 * t:
             formula = n * mla_cost(d, h, joint, joint, k).parameters + biases
-            ranks = (h, min(joint, rows), joint), (h, min(d, h * joint), joint)
-            found.append(Way(f"MLA shared d_c={joint}", share, convert(ranks=ranks[0], post=ranks[1], shared_kv=True), formula))
+            ranks, method = (
+                ((h, min(joint, rows), joint), (h, min(d, h * joint), joint)),
+                "sthosvd" if h * joint < d else "hosvd",
+            )
+            shared = convert(ranks=ranks[0], post=ranks[1], shared_kv=True, method=method)
+            found.append(Way(f"MLA shared d_c={joint}", share, shared, formula))
         for r in dict.fromkeys((h, max(1, 2 * h // 3)) if h > 4 else (h,)):
             s = int(((budget - biases) / n / 2 - h * r - d * t) / (d + r * t))
             s = min(s, d, r * t)
             found.append(Way(f"Tucker [{r},{s},{t}]", share, convert(ranks=(r, s, t), post=(r, s, t))))
-        moments_of = list(known.values())
         for what, size in (("parameters", {"max_parameters": budget}), ("cache", {"max_cache": n * 2 * t})):
-            by_layer = choose_model_ranks(list(tensors.values()), **size, moments=moments_of)
-            by_place = dict(zip(layers, by_layer))
-            found.append(Way(f"Tucker by layer with the {what} of {mla}", share, convert(by_place=by_place), None, by_layer))
+            ranks = by_layer(tensors, known, size)
+            found.append(
+                Way(
+                    f"Tucker by layer with the {what} of {mla}",
+                    share,
+                    lambda place, ranks=ranks: convert(by_place=dict(zip(layers, ranks())))(place),
+                    ranks=ranks,
+                )
+            )
     return found
 
 
-def as_tucker_of(layers: Layers, known: dict, *, ranks=None, post=None, by_place=None, shared_kv: bool = False):
+def by_layer(tensors: Layers, known: dict[str, torch.Tensor], size: dict[str, int]) -> Callable[[], list]:
+    """Makes the ranks of every layer for a budget of the model, once, when they are asked for: that takes minutes."""
+    return functools.cache(lambda: choose_model_ranks(list(tensors.values()), **size, moments=list(known.values())))
+
+
+def as_tucker_of(
+    layers: Layers, known: dict, *, ranks=None, post=None, by_place=None, shared_kv: bool = False, method: str = "hosvd"
+):
     """place -> that layer as a Tucker Attention of these ranks, or of those of its place.
 
     MLA is one too (Thm B.4): all heads, and all outputs that its value latent can reach. So MLA keeps biases and QK-norm here.
+    Where these outputs are fewer than all, they are found after the latent: method "sthosvd".
     """
 
     def convert(place: str) -> nn.Module:
         both = by_place[place] if by_place else (ranks, post)
         layer, moment = layers[place], known[place]
         if layer.qk_norm:
-            return compress_normed(layer, *both, moment=moment)
-        return compress(layer, *both, shared_kv=shared_kv, moment=moment)
+            return compress_normed(layer, *both, moment=moment, method=method)
+        return compress(layer, *both, shared_kv=shared_kv, moment=moment, method=method)
 
     return convert
 

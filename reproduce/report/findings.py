@@ -20,13 +20,15 @@ from .judge import (
     accuracy_difference,
     at_their_best,
     broken,
+    decays,
     loss_difference,
     metric_difference,
     on_test_text,
     together,
 )
-from .ledger import ALIKE, CLASSES, CLEAR_DECAY, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
+from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, timed_steps
+from .unfoldings import effective_rank
 from .words import signed
 
 # Losses.
@@ -244,18 +246,6 @@ def _heads(records: list[Record], row: str, metric: str = "top5", tried: bool = 
 # Spectra.
 
 
-def effective_rank(values: Sequence[float], power: int) -> float:
-    """exp of the entropy of singular values to a power, made to sum to one: 1 where they give the usual measure, 2 for their energy.
-
-    Args:
-        values: singular values, in any unit.
-        power: 1 or 2.
-    """
-    weights = [value**power for value in values]
-    shares = [weight / sum(weights) for weight in weights]
-    return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
-
-
 def _spectra(records: list[Record], tried: bool = False) -> dict[str, list[dict]]:
     """Layers of trained models by row: those of Table 2's budget or, to try the rule, all of them, those of others too."""
     steps = BUDGETS["table2"].preset.train.steps
@@ -277,16 +267,6 @@ def _decay(records: list[Record], row: str, tried: bool = False) -> Finding:
         modes = [f"{mode} {ranks[mode][0]:.0%} and {ranks[mode][1]:.0%}" for mode in ranks if found[mode] == verdict]
         said += [f"{words}: {', '.join(modes)}"] if modes else []
     return f"{'; '.join(said)} (of their size, by the values and by their squares)", together(found.values())
-
-
-def decays(shares: Sequence[float]) -> str:
-    """The verdict on one unfolding.
-
-    Args:
-        shares: its effective ranks over its size, by both measures.
-    """
-    below = [share <= CLEAR_DECAY for share in shares]
-    return REPRODUCED if all(below) else UNRESOLVED if any(below) else FAILED
 
 
 def mode_ranks(records: list[Record], row: str = "MHA", tried: bool = False) -> dict[str, list[float]]:

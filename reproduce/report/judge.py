@@ -28,6 +28,7 @@ from .query import diverged, grouped
 CONFIDENCE = 0.95
 MARGIN = 0.01  # nats per token: what lies within it on both sides is level
 SEEDS = 5  # fewer give no interval between seeds
+CLEAR_DECAY = 0.9  # effective rank over size
 ARTICLES = 20  # fewer give none over articles
 BELOW, ABOVE, LEVEL = "below", "above", "level"
 REPRODUCED, FAILED, UNRESOLVED, UNTESTED = "reproduced", "not reproduced", "not resolved", "not tested at this scale"
@@ -82,6 +83,19 @@ def together(verdicts: Iterable[str], every: bool = True) -> str:
     if not every:
         order = (REPRODUCED, UNRESOLVED, UNTESTED, FAILED)
     return next((verdict for verdict in order if verdict in found), UNTESTED)
+
+
+# Spectra.
+
+
+def decays(shares: Sequence[float]) -> str:
+    """The verdict on one unfolding.
+
+    Args:
+        shares: its effective ranks over its size, by both measures.
+    """
+    below = [share <= CLEAR_DECAY for share in shares]
+    return REPRODUCED if all(below) else UNRESOLVED if any(below) else FAILED
 
 
 # Intervals.

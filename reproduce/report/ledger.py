@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..store.records import Record
-from .judge import MARGIN, SEEDS, UNTESTED, together
+from .judge import CLEAR_DECAY, MARGIN, SEEDS, UNTESTED, together
 
 SIZE_TOLERANCE = 0.005
 CLASSES = 100  # of ten, five guesses by chance hold the right one every second time
 POINT = 0.01  # of accuracy
 TENTH = (0.08, 0.12)  # shares of parameters that are "almost 10x fewer"
 ALIKE = 0.95  # of the parameters: nearly as large
-CLEAR_DECAY = 0.9  # effective rank of an unfolding over its size
 FASTER = (-0.25, -0.15)  # "up to 20 %"
 TIMING = 0.03  # how well a change of a time is known, as a share: repeats of one command are not on record
 STATEMENTS, SIZES, FINDINGS, OURS = "exact statements", "sizes", "findings", "exact statements of ours"

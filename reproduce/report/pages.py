@@ -11,8 +11,8 @@ from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
 BESIDE = (
-    "RESULTS.md", "CLAIMS.md", "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/ranks.md", "docs/exactness.md",
-    "docs/testing.md", "docs/provenance.md",
+    "RESULTS.md", "CLAIMS.md", "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/ranks.md",
+    "docs/exactness.md", "docs/testing.md", "docs/provenance.md",
 )  # fmt: skip
 PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table has its own name
     "headline": headline.headline,

@@ -5,8 +5,7 @@ import statistics
 from ..models.rows import TABLE2
 from ..store.records import Record
 from .markdown import Table, markdown
-from .query import model_names
-from .words import scale_of
+from .words import mode_titles, scale_of
 
 ORDER = [row.label for row in TABLE2]
 
@@ -16,18 +15,14 @@ def spectra_runs(records: list[Record]) -> list[Table]:
     modes = [(side, mode) for side, layer in records[0].metrics["trained"][0].items() for mode in layer]
     records = sorted(records, key=lambda r: ORDER.index(r.method) if r.method in ORDER else len(ORDER))
     several = len({r.seed for r in records}) > 1
-    named, c = records[0].preset == "models", records[0].config
-    labels = model_names(records) if named else [r.method + (f", seed {r.seed}" if several else "") for r in records]
-    rows = [[label, *(_cell(r, *m) for m in modes)] for label, r in zip(labels, records)]
-    what = "exp(entropy) of the singular values of each unfolding, mean over layers"
-    if named:
-        title = f"**Effective ranks of models that were named.** Each is the {what}."
-    else:
-        title = (
-            f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. "
-            f"Trained for {c['train']['steps']:,} steps. Each is the {what}; in brackets before training; then how many there are."
-        )
-    header = ["model" if named else "GPT-2 row", *mode_titles(modes)]
+    rows = [[r.method + (f", seed {r.seed}" if several else ""), *(_cell(r, *m) for m in modes)] for r in records]
+    c = records[0].config
+    title = (
+        f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. "
+        f"Trained for {c['train']['steps']:,} steps. Each is the exp(entropy) of the singular values of each unfolding, mean over layers; "
+        "in brackets before training; then how many there are."
+    )
+    header = ["GPT-2 row", *mode_titles(modes)]
     return [Table(f"Ranks, {records[0].preset}", title, markdown(header, rows), records)]
 
 
@@ -37,8 +32,3 @@ def _cell(record: Record, side: str, mode: str) -> str:
     means = {state: statistics.mean(x[side][mode]["entropy_rank"] for x in layers) for state, layers in states.items()}
     before = f" ({means['initial']:.1f})" if "initial" in means else ""
     return f"{means['trained']:.1f}{before} of {states['trained'][0][side][mode]['size']}"
-
-
-def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
-    """("pre", "head") as "W head", ("post", "head") as "W~ head"."""
-    return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]

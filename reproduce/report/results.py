@@ -13,7 +13,7 @@ from .gpu import ablation_table, best_table, cures_table, fresh_table, sweep_tab
 from .language import ablation_runs, loss_tables
 from .markdown import Table
 from .opening import opening_table
-from .query import alike, by_command, by_device, complete, grouped, runs_of
+from .query import alike, by_command, by_device, complete, grouped
 from .ranks import spectra_runs
 from .room import compressed_tables, room_tables
 from .sizes import table1_sizes, table2_sizes, table3_sizes
@@ -39,7 +39,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "table1": ("Table 1: parameters and cache", {"sizes": table1_sizes}),
     "table2": ("Table 2: GPT-2", {"sizes": table2_sizes, "runs": each(partial(loss_tables, "table2"))}),
     "ablations": ("What makes it train well", {"runs": ablation_runs}),
-    "spectra": ("Ranks of trained layers", {"runs": each(spectra_runs), "models": spectra_runs}),
+    "spectra": ("Ranks of trained layers", {"runs": each(spectra_runs)}),
     "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": each(partial(loss_tables, "table3"))}),
     "compress": ("Compressed without training", {"runs": compress_runs}),
     "compress_models": ("Models that others trained, compressed", {"models": compressed_tables}),
@@ -56,7 +56,7 @@ TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' rec
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),
     ("ablations", "gpu"): lambda records: cures_table(records) + best_table(records),
-    ("spectra", "models"): lambda records: spectra_runs(runs_of(records, "spectra", "models")) + room_tables(records),
+    ("spectra", "models"): room_tables,
 }
 
 

@@ -1,66 +1,17 @@
 """Which modes of trained attention have room: models of ours and of others side by side, and what they lose when they are made smaller."""
 
-import math
 import statistics
 
-from ..experiments.spectra import MODES
 from ..store.records import Record
-from .findings import decays, effective_rank
-from .judge import FAILED, REPRODUCED, UNRESOLVED
+from .judge import CLEAR_DECAY, FAILED, REPRODUCED, UNRESOLVED, decays
 from .markdown import Table, markdown
 from .query import grouped, runs_of
-from .ranks import mode_titles
+from .unfoldings import MODES, STARTS, WAYS, errors_without, layers_of, models_of, shares
+from .words import mode_titles
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]
 KEPT = (1 / 4, 1 / 2, 3 / 4)  # of the heads
-WAYS = {"trained": "weights", "inputs": "on inputs", "centred": "on inputs, keys about their mean"}
-STARTS = {"trained": "initial", "inputs": "initial_inputs", "centred": "none"}
 IN_WORDS = {REPRODUCED: "decays", UNRESOLVED: "depends on the measure", FAILED: "does not decay"}
-OURS = "GPT-2, ours"
-
-
-def models_of(records: list[Record]) -> dict[str, list[Record]]:
-    """GPT-2 with multi-head attention as it was trained here, then the models that were named.
-
-    Args:
-        records: all that there are.
-
-    Returns:
-        Records of spectra by what the model is called.
-    """
-    ours = [r for r in runs_of(records, "spectra", "gpu") if r.method == "MHA"]
-    named = grouped(runs_of(records, "spectra", "models"), lambda r: r.method)
-    return ({OURS: ours} if ours else {}) | named
-
-
-def layers_of(runs: list[Record], way: str) -> list[dict]:
-    """All layers of these records in one state; empty where it is not on record."""
-    return [layer for r in runs for layer in r.metrics.get(way, ())]
-
-
-def share(mode: dict, power: int) -> float | None:
-    """Effective rank over size, by the values (power 1) or by their squares (2); None where an older record does not say."""
-    if power == 1:
-        return mode["entropy_rank"] / mode["size"]
-    if "square_rank" in mode:
-        return mode["square_rank"] / mode["size"]
-    return effective_rank(mode["values"], 2) / mode["size"] if "values" in mode else None
-
-
-def shares(layers: list[dict], side: str, mode: str) -> list[float | None]:
-    """Means over layers, by the values and by their squares."""
-    found = [[share(layer[side][mode], power) for layer in layers] for power in (1, 2)]
-    return [statistics.mean(x for x in each if x is not None) if None not in each and each else None for each in found]
-
-
-def errors_without(mode: dict) -> list[float]:
-    """Relative errors of a tensor whose head mode keeps 1, 2, ... of its vectors.
-
-    Args:
-        mode: with its singular `values`.
-    """
-    squares = [value**2 for value in mode["values"]]
-    return [math.sqrt(max(0.0, sum(squares[r:])) / (sum(squares) or 1.0)) for r in range(1, len(squares) + 1)]
 
 
 def room_tables(records: list[Record]) -> list[Table]:
@@ -104,7 +55,10 @@ def _judged(models: dict[str, list[Record]]) -> Table:
             found = [shares(layers, *m) for m in ALL_MODES]
             if not any(None in pair for pair in found):
                 rows.append([what, *(IN_WORDS[decays([x for x in pair if x is not None])] for pair in found)])
-    title = "**The rule for the paper's spectra, mode by mode.** A mode decays where both effective ranks are at most 90 % of its size."
+    title = (
+        "**The rule for the paper's spectra, mode by mode.** A mode decays where both effective ranks are at most "
+        f"{100 * CLEAR_DECAY:g} % of its size."
+    )
     return Table("Room by the rule", title, markdown(["model", *mode_titles(ALL_MODES)], rows, words=True), _runs(models))
 
 
@@ -153,14 +107,8 @@ def _compressed(runs: list[Record]) -> Table:
         "cache",
         *(f"{_text(test)}: {said}" for test in tests for said in measures.values()),
     ]
-    rows = [
-        [
-            "as it is",
-            "100 %",
-            "100 %",
-            *(f"{own['tests'][test][m]:.3f}" if predicts else "1" for test in tests for m in measures),
-        ]
-    ]
+    whole = [f"{own['tests'][test][m]:.3f}" if predicts else "1" for test in tests for m in measures]
+    rows = [["as it is", f"{own['attention_parameters']:,}", f"{own['cache']:,}", *whole]]
     for r in runs:
         m = r.metrics
         sizes = [m["attention_parameters"] / own["attention_parameters"], m["cache"] / own["cache"]]
@@ -174,8 +122,8 @@ def _compressed(runs: list[Record]) -> Table:
         "correlation of the similarities of all pairs."
     )
     title = (
-        f"**{c['model']}, compressed without training, knowing the inputs.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_kv_heads']} key "
-        f"heads, {c['n_layers']} layers. {how}"
+        f"**{c['model']}, compressed without training, knowing the inputs.** Width {c['d_model']}, {c['n_layers']} layers of "
+        f"{c['n_heads']} heads. Key heads: {c['n_kv_heads']}. The cache is in numbers a token, of all layers. {how}"
     )
     return Table("Models compressed", title, markdown(header, rows), runs)
 
@@ -213,7 +161,8 @@ def commands(records: list[Record]) -> str:
 
 def minutes(runs: list[Record]) -> str:
     """Of all of them together."""
-    return f"{max(1, round(sum(r.wall_seconds for r in runs) / 60))} minutes"
+    taken = max(1, round(sum(r.wall_seconds for r in runs) / 60))
+    return f"{taken} minute{'s' * (taken > 1)}"
 
 
 def _by_model(records: list[Record]) -> list[list[Record]]:

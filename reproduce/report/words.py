@@ -162,3 +162,8 @@ def patterns(commands: Iterable[str]) -> list[str]:
         fixed = [option for name, option in sorted(named.items()) if name not in ("--records", "--out", *VARIED)]
         varied.setdefault(" ".join([start, *fixed]), set()).update(named.keys() & VARIED.keys())
     return [" ".join([base, *(f"{name} {VARIED[name]}" for name in VARIED if name in used)]) for base, used in varied.items()]
+
+
+def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
+    """("pre", "head") as "W head", ("post", "head") as "W~ head"."""
+    return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]

@@ -58,18 +58,18 @@ def choose_model_ranks(
         Per layer (head, query, key) before the softmax and (head, output, value) after it.
 
     Raises:
-        ValueError: unless exactly one budget is given, for other numbers of moments than of layers, or if even the smallest ranks exceed it.
+        ValueError: unless exactly one budget is given, for other numbers of moments than of layers, or if even the smallest ranks
+            exceed it.
     """
-    if (max_parameters is None) == (max_cache is None):
+    budgets = [budget for budget in (max_parameters, max_cache) if budget is not None]
+    if len(budgets) != 1:
         raise ValueError("choose_model_ranks needs exactly one of max_parameters and max_cache")
     if moments is not None and len(moments) != len(layers):
         raise ValueError(f"{len(moments)} moments for {len(layers)} layers; each needs its own")
-    cost = _parameters if max_cache is None else _cached
-    budget = max_parameters if max_cache is None else max_cache
-    items = []
-    for layer, moment in zip(layers, moments or [None] * len(layers)):
-        both = factored_tensors(layer, moment)
-        items += [choices(tensor, cost) for tensor in both]
+    [budget], items = budgets, []
+    for n, layer in enumerate(layers):
+        both = factored_tensors(layer, None if moments is None else moments[n])
+        items += [choices(tensor, _parameters if max_cache is None else _cached) for tensor in both]
         if max_cache is None and len(both[0].row_basis) > layer.d_model:
             budget -= layer.d_model  # the output bias
     chosen = [choice.ranks for choice in solve(items, budget)]
@@ -100,8 +100,9 @@ def choices(tensor: FactoredTensor, cost: Callable[[FactoredTensor, Ranks], int]
     tried = [_steps(len(mode), even=tensor.turns() and n == 2) for n, mode in enumerate(modes)]
     capped = (0, 1) if tensor.turns() else (0, 1, 2)
     found = []
-    for ranks in product(*tried):
-        if all(ranks[mode] ** 2 <= ranks[0] * ranks[1] * ranks[2] for mode in capped):
+    for r, s, t in product(*tried):
+        ranks = (r, s, t)
+        if all(ranks[mode] ** 2 <= r * s * t for mode in capped):
             found.append(Choice(ranks, cost(tensor, ranks), float(sum(tail[rank] for tail, rank in zip(lost, ranks)))))
     best: list[Choice] = []
     for choice in sorted(found, key=lambda c: (c.cost, c.loss)):

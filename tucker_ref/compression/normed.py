@@ -44,7 +44,7 @@ def between_norms(layer: MultiHeadAttention, moment: torch.Tensor | None = None)
     result = copy.deepcopy(layer)
     result.qk_norm, result.q_norm, result.k_norm = None, nn.Identity(), nn.Identity()
     with torch.no_grad():
-        for projection, norm, size in zip((result.q_proj, result.k_proj), (layer.q_norm, layer.k_norm), _sizes(layer, moment)):
+        for projection, norm, size in zip((result.q_proj, result.k_proj), _norms(layer), _sizes(layer, moment)):
             factor = norm.weight.view(-1, layer.head_dim) / size[:, None]  # (heads, k)
             for parameter in projection.parameters():
                 whole = factor.flatten().view(-1, *[1] * (parameter.ndim - 1))  # (heads k, 1), or (heads k,) of a bias
@@ -52,11 +52,17 @@ def between_norms(layer: MultiHeadAttention, moment: torch.Tensor | None = None)
     return result
 
 
+def _norms(layer: MultiHeadAttention) -> tuple[QKNorm, QKNorm]:
+    """Of its queries and keys."""
+    assert isinstance(layer.q_norm, QKNorm) and isinstance(layer.k_norm, QKNorm)
+    return layer.q_norm, layer.k_norm
+
+
 def _sizes(layer: MultiHeadAttention, moment: torch.Tensor | None) -> list[torch.Tensor]:
     """What the norms divide queries (h,) and keys (g,) by, on average: root mean squares, float64."""
     found = []
     pre = factors_of(layer).pre
-    for weight, norm in ((pre.rows, layer.q_norm), (pre.columns, layer.k_norm)):
+    for weight, norm in zip((pre.rows, pre.columns), _norms(layer)):
         heads = weight.double().unflatten(1, (-1, layer.head_dim))  # (D, heads, k)
         seen = heads if moment is None else torch.einsum("de,ehk->dhk", moment.double(), heads)
         squares = (heads * seen).sum((0, 2)) / layer.head_dim  # (heads,)
@@ -105,7 +111,7 @@ def compress_normed(
     core = torch.einsum("ds,dht,hr->rst", dual, queries, kept.head)
     queries_kept = torch.einsum("rst,hr->hst", core, kept.head).square().sum((1, 2)).mean()  # of k, the mean over heads
     keys_kept = (keys * key_dual).sum() / k_size**2  # of k
-    dtype = layer.q_proj.weight.dtype
+    dtype, (q_norm, k_norm) = layer.q_proj.weight.dtype, _norms(layer)
     value, right, _ = post.project(columns=post_kept.columns).latent()  # (D, v), (h, v, k)
     factors = {"head": kept.head * q_size[:, None], "query": rows, "key": keys}
     tensors = ((core, factors), with_best_core(post, post_kept, right, "output", value=value))
@@ -114,7 +120,7 @@ def compress_normed(
         scale=layer.scale,
         rotary=Rotary([group.frequency for group in pairs]).to(keys.device),
         output_bias=both.output_bias,
-        qk_norms=(_over(layer.q_norm, channels, queries_kept), _over(layer.k_norm, channels, keys_kept)),
+        qk_norms=(_over(q_norm, channels, queries_kept), _over(k_norm, channels, keys_kept)),
     )
 
 

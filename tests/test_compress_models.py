@@ -1,0 +1,199 @@
+"""Models that others trained, made smaller at equal size, and what is judged of them: tiny ones of every kind, end to end."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import run_here
+from tokenizers import Tokenizer, decoders
+
+from reproduce.experiments import compress_models, samples, spectra
+from reproduce.models.sizes import count_parameters
+from reproduce.report import pages, results, room, unfoldings
+from reproduce.store import records
+from reproduce.train.options import Options
+from reproduce.train.public_models import open_model
+from reproduce.trust import opening
+from tucker_ref import MultiHeadAttention, to_mla
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
+BY_NAME = {(a.name, a.which): a for a in opening.ARCHITECTURES}
+GEMMA3 = BY_NAME["Gemma 3", ""]
+KINDS = {
+    "bert": BY_NAME["BERT", "without a head"],
+    "gpt2": BY_NAME["GPT-2", ""],
+    "gemma3": dataclasses.replace(GEMMA3, options=GEMMA3.options | {"num_key_value_heads": 1}),
+}
+SENTENCES = "Some words stand here to be read by it. Other words follow them in this text too. "
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Models by kind, and texts."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind, architecture in KINDS.items():
+        opening.save(architecture, folder / kind)
+    for name, more in (("read", ""), ("test", "And one more. ")):
+        (folder / f"{name}.txt").write_text(
+            "\n".join(f"{more}{SENTENCES}Line {n} of it ends in this place here now." for n in range(60))
+        )
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for module, name, value in (
+        (compress_models, "SHARES", (1 / 2,)), (compress_models, "TEST_WINDOWS", 2), (compress_models, "PAIRS", 5),
+        (compress_models, "WINDOWS", 6), (spectra, "WINDOWS", 6),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+
+
+def options(made, kind, tmp_path, **more) -> Options:
+    given = dict(text=str(made / "read.txt"), test=(str(made / "test.txt"),)) | more
+    given = {"model": str(made / kind)} | given
+    return Options("smoke", tmp_path, tmp_path / "records", **given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_is_smaller_and_what_it_keeps_is_on_record(kind, made, small, tmp_path, capsys):
+    compress_models.run(options(made, kind, tmp_path))
+    rows = records.load(tmp_path / "records", "compress_models")
+    labels = [r.method for r in rows]
+    assert sum(label.startswith("Tucker by layer") for label in labels) == 2 and any(
+        label.startswith("MLA sep") for label in labels
+    )
+    assert any(label.startswith("GQA") for label in labels) == (kind != "gemma3")
+    for r in rows:
+        m, own = r.metrics, r.metrics["before"]
+        assert len(r.config["weights"]) == 16 and m["cache"] < own["cache"]
+        if "with the parameters" in r.method or not r.method.startswith("Tucker by layer"):
+            assert m["attention_parameters"] <= own["attention_parameters"]
+        (test,) = m["tests"].values()
+        if kind == "bert":
+            assert 0 < test["least_cosine"] <= test["cosine"] <= 1 and -1 <= test["rank_correlation"] <= 1
+        else:
+            assert test["loss"] != own["tests"]["test.txt"]["loss"] and test["tokens"] == 2 * 63
+    (table,) = room.compressed_tables(rows)
+    assert table.body.count("\n| ") == len(rows) + 1 and table.name == "Models compressed"
+    said = room.commands(rows)
+    assert f"{len(rows)} rows, 1 minute" in said and "--test test.txt" in said
+    with pytest.raises(ValueError, match="no row is called MHA; there are: "):
+        compress_models.run(options(made, kind, tmp_path, rows=("MHA",)))
+
+
+def test_rows_are_chosen_by_label():
+    ways = [SimpleNamespace(label=label) for label in "abc"]
+    assert compress_models.chosen(ways, ("b",)) == ways[1:2] and compress_models.chosen(ways, ()) == ways
+
+
+def test_mla_as_the_tucker_attention_that_it_is():
+    """Latents of MLA and a Tucker Attention of all heads and outputs are one function; control: one output fewer."""
+    torch.manual_seed(0)
+    layer, x = MultiHeadAttention(24, 3).double(), torch.randn(1, 5, 24).double()
+    for shared in (False, True):
+        ranks = {"ranks": (3, 18, 6), "shared_kv": shared}
+        convert = compress_models.as_tucker_of({"a": layer}, {"a": None}, post=(3, 18, 6), method="sthosvd", **ranks)
+        mla = to_mla(layer, 24, 6, shared_kv=shared)
+        assert (convert("a")(x) - mla(x)).abs().max() < 1e-12
+        fewer = compress_models.as_tucker_of({"a": layer}, {"a": None}, post=(3, 15, 6), method="sthosvd", **ranks)
+        assert (fewer("a")(x) - mla(x)).abs().max() > 1e-4
+
+
+def test_tucker_rows_have_the_parameters_of_mla(made):
+    opened = open_model(str(made / "bert"))
+    known = {place: None for place in opened.layers}
+    found = compress_models.ways(opened.layers, opened.layers, known)
+    budget = {way.share: way.parameters for way in found if way.label.startswith("MLA separated")}
+    for way in found:
+        if way.label.startswith("Tucker [") or "with the parameters" in way.label:
+            size = count_parameters(way.convert(place) for place in opened.layers)
+            assert size <= budget[way.share]
+            assert way.label.startswith("Tucker by") or size > 0.8 * budget[way.share]
+
+
+def test_embeddings_that_turn_keep_their_order():
+    before = torch.nn.functional.normalize(torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    turned = before.roll(1, 1)
+    assert compress_models.moved(before, before) == {"cosine": 1.0, "least_cosine": 1.0, "rank_correlation": 1.0}
+    found = compress_models.moved(turned, before)
+    assert found["rank_correlation"] == 1.0 and found["cosine"] < 0.9
+    assert compress_models.moved(before.flip(0), before)["rank_correlation"] < 0.9  # control
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_path):
+    spectra.run(options(made, kind, tmp_path, test=()))
+    (record,) = records.load(tmp_path / "records", "spectra")
+    states = {"trained", "initial", "inputs", "initial_inputs"} | ({"centred"} if kind in ("bert", "gpt2") else set())
+    assert states == set(record.metrics) - {"opening"} and record.data["tokens"] == 6 * 64
+    heads = {state: record.metrics[state][0]["pre"]["head"] for state in states}
+    assert heads["initial"]["entropy_rank"] > heads["inputs"]["entropy_rank"]
+    errors = unfoldings.errors_without(heads["trained"])
+    assert len(errors) == heads["trained"]["size"] and errors[-1] == 0 and errors == sorted(errors, reverse=True)
+    tables = {table.name: table for table in results.tables([record])["spectra"]}
+    assert set(tables) == {"Room by mode", "Room by the rule", "Room in the head mode"}
+    assert f"{kind}, on inputs, before the softmax" in tables["Room in the head mode"].body
+    assert "as it starts" in tables["Room by the rule"].body
+    assert f"--model models/{kind} --text read.txt" in room.commands([record])
+    assert pages.texts_of(["Room by mode"], [record])["Room by mode"]
+    spectra.run(options(made, kind, tmp_path, text=None, test=()))
+    assert "inputs" not in records.load(tmp_path / "records", "spectra")[1].metrics
+    assert f"--model models/{kind}\n" in room.commands(records.load(tmp_path / "records"))
+
+
+def test_a_record_without_squares_and_values_has_no_second_measure():
+    assert unfoldings.share({"entropy_rank": 6, "size": 12}, 2) is None
+    assert unfoldings.shares([], "pre", "head") == [None, None] and room.commands([]) == ""
+
+
+def test_windows_lie_far_apart_and_bytes_are_counted(made, tmp_path):
+    opened = open_model(str(made / "gpt2"))
+    learned = Tokenizer.from_str(opened.tokenizer)
+    learned.decoder = decoders.ByteLevel()
+    opened.tokenizer = learned.to_str()
+    text = "".join(f"{n:05d} " for n in range(2000))
+    (tmp_path / "t.txt").write_text(text)
+    found = samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+    texts = [learned.decode(row.tolist()[1:]) for row in found.tokens]
+    places = [text.index(part) for part in texts]
+    assert places[0] == 0 and places[1] - places[0] > 4000 < places[2] - places[1]
+    assert found.n_bytes == sum(map(len, texts)) and found.tokens.shape == (3, 20)
+    assert samples.spread(opened, str(tmp_path / "t.txt"), 10**6, 20).tokens.shape[0] > 100
+    learned.post_processor = None  # a first token with nothing before it is not predicted
+    opened.tokenizer = learned.to_str()
+    bare = samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+    assert bare.n_bytes == sum(len(learned.decode(row.tolist()[1:])) for row in bare.tokens)
+    (tmp_path / "few.txt").write_text("a")
+    with pytest.raises(ValueError, match="fewer than one window of 20 tokens"):
+        samples.spread(opened, str(tmp_path / "few.txt"), 3, 20)
+    opened.vocabulary = 3
+    with pytest.raises(ValueError, match="beyond the 3 of its embedding"):
+        samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+    opened.tokenizer = None
+    with pytest.raises(ValueError, match="text needs its tokenizer"):
+        samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+
+
+def test_sentences_come_in_pairs_that_follow_each_other(made, tmp_path):
+    opened = open_model(str(made / "bert"))
+    name, _, sentences = samples.sentence_pairs(opened, str(made / "test.txt"), 4)
+    assert name == "test.txt" and len(sentences) == 8
+    assert sentences[0].startswith("Some words") and sentences[1].startswith("Other words")
+    (tmp_path / "none.txt").write_text("too short. It is.\n" * 30)
+    with pytest.raises(ValueError, match="holds no two sentences of 6 to 40 words"):
+        samples.sentence_pairs(opened, str(tmp_path / "none.txt"), 4)
+
+
+def test_what_is_refused(made, tmp_path, capsys):
+    with pytest.raises(ValueError, match="needs --model, and --test texts"):
+        compress_models.run(options(made, "bert", tmp_path, test=()))
+    opening.save(BY_NAME["ViT", ""], tmp_path / "vit")
+    with pytest.raises(ValueError, match="vit takes images"):
+        compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "vit")))
+    opening.save(BY_NAME["DeepSeek-V2", "yarn"], tmp_path / "mla")
+    with pytest.raises(ValueError, match="normalises its latents"):
+        compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "mla")))
+    assert run_here("spectra", "--text", made / "read.txt", "--out", tmp_path) == 1
+    assert "--text is what a model named with --model reads" in capsys.readouterr().err
