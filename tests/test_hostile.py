@@ -476,7 +476,9 @@ ALL_BACKENDS = ("reference", "sdpa", "math", "flash", "flex", "triton")
 )
 def test_a_scale_that_single_precision_does_not_hold_is_refused(backend, dtype, scale):
     x = torch.ones(1, 2, 5, 16).to(dtype)
-    with pytest.raises(ValueError, match=f"scale is {scale}; for {dtype} it must be from 1.2e-38 to 3.4e\\+38 in size"):
+    with pytest.raises(
+        ValueError, match=f"scale is {re.escape(str(scale))}; for {dtype} it must be from 1.2e-38 to 3.4e\\+38 in size"
+    ):
         attend(x, x, x, scale=scale, causal=True, backend=backend)
 
 
