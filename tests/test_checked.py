@@ -141,6 +141,17 @@ def test_sizes_grow_from_one_to_the_next():
 
 
 @pytest.mark.parametrize(
+    "tests",
+    [{"enwiki_test.txt": {"tokens": 9, "bits_per_byte": 1.0}}, {"novel.txt": {"sentences": 9, "cosine": 1, "rank_correlation": 1}}],
+)
+def test_a_compressed_model_is_judged_as_the_one_it_came_from(tests):
+    entry, named = committed("compress_models.models.json"), ("compress_models", "models")
+    schema.check_record(entry, "f", named)  # control
+    with pytest.raises(ValueError, match="it must be judged as the model before was, on the same texts"):
+        schema.check_record(entry | {"metrics": entry["metrics"] | {"tests": tests}}, "f", named)
+
+
+@pytest.mark.parametrize(
     "experiment, preset, config, metrics, kind",
     [
         ("figure3", "paper", {"train": {}}, {}, (schema.PaperVisionConfig, schema.PaperVisionEnded)),

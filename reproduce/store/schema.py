@@ -362,6 +362,51 @@ class CompressMetrics(Part):
     before: Before
 
 
+class Predicted(Part):
+    """How well a language model predicts one text."""
+
+    tokens: Size
+    bits_per_byte: Amount
+
+
+class Sentences(Part):
+    """Of one text, whose embeddings are those that others are compared with."""
+
+    sentences: Size
+
+
+class Moved(Sentences):
+    """How far embeddings are from those of the model as it came."""
+
+    cosine: Annotated[float, Field(ge=-1.001, le=1.001)]
+    rank_correlation: Annotated[float, Field(ge=-1.001, le=1.001)]
+
+
+class ModelBefore(Part):
+    """A whole model as it came."""
+
+    attention_parameters: Size
+    cache: Size
+    tests: Annotated[dict[str, Predicted] | dict[str, Sentences], Field(min_length=1)]
+
+
+class CompressModelMetrics(Part):
+    """Of a whole model with other layers in place of its own."""
+
+    share: Share
+    attention_parameters: Size
+    cache: Size
+    tests: dict[str, Predicted] | dict[str, Moved]
+    before: ModelBefore
+
+    @model_validator(mode="after")
+    def _same_texts(self):
+        kinds = {isinstance(text, Predicted) for text in (*self.tests.values(), *self.before.tests.values())}
+        if len(kinds) > 1 or self.tests.keys() != self.before.tests.keys():
+            raise ValueError("judged as the model before was, on the same texts")
+        return self
+
+
 class Cost(Part):
     """Of one way to compute the truncated HOSVD."""
 
@@ -714,6 +759,7 @@ TRAINED_LANGUAGE = ("table2", "table3", "ablations")
 REST: dict[str, Kind] = {
     "table1": (SizesConfig, Sizes, None),
     "compress": (OpenedConfig, CompressMetrics, Samples),
+    "compress_models": (OpenedConfig, CompressModelMetrics, Data),
     "compress_speed": (CompressSpeedConfig, CompressSpeedMetrics, None),
     "exactness": (Part, ExactnessMetrics, None),
     "theorems": (Part, TheoremsMetrics, None),
