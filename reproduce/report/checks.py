@@ -164,14 +164,13 @@ def hostile_inputs(records: list[Record]) -> tuple[str, str]:
 def faults(records: list[Record]) -> tuple[str, str]:
     """Of `survival`: how often commands were killed, met a full disk or Ctrl-C, and what was compared afterwards."""
     metrics = records[-1].metrics
-    total = {
-        name: sum(tally[name] for tally in metrics.values()) for name in ("kills", "full_disks", "interrupts", "ends", "files")
-    }
+    kills, ends, files = (sum(tally[name] for tally in metrics.values()) for name in ("kills", "ends", "files"))
+    full, stopped = (sum(tally.get(name, 0) for tally in metrics.values()) for name in ("full_disks", "interrupts"))
     return (
-        f"{total['kills']:,} times kill -9, {total['full_disks']:,} times a full disk, {total['interrupts']:,} times Ctrl-C, in "
-        f"{len(metrics):,} ways to write: {', '.join(metrics)}",
-        f"none of {total['files']:,} files read afterwards damaged; all {total['ends']:,} runs that finished equal to uninterrupted "
-        "ones, to the last bit but for times; every record there once; each message one line",
+        f"{kills:,} times kill -9, {full:,} times a full disk, {stopped:,} times Ctrl-C, in {len(metrics):,} ways to write: "
+        + ", ".join(metrics),
+        f"none of {files:,} files read afterwards damaged; all {ends:,} runs that finished equal to uninterrupted ones, to the last bit "
+        "but for times; every record there once; each message one line",
     )
 
 
