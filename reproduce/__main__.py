@@ -98,26 +98,42 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 """
 
 
+BUG = "This is a fault of the program, not of what it was given: please report it, with the lines above and the command."
+
+
 @console.at_the_terminal
 def main() -> int:
+    """Run what the command line says.
+
+    Returns:
+        0; 1 after one line where something given cannot be used, 2 where the command itself is wrong, 130 after Ctrl-C. Any other
+        error is one of the program: it is raised, with a note that says so.
+    """
+    try:
+        return run_command()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        error.add_note(BUG)
+        raise
+
+
+def run_command() -> int:
     if (command := "".join(sys.argv[1:2])) in TRUST and command not in EXPERIMENTS:
         print(f"error: {command} tests the code and is not in the wheel; run it in the repository", file=sys.stderr)
         return 1
     options = parse()
-    try:
-        if "lock_timeout" in options:
-            locks.wait_at_most(options.lock_timeout)
-        if options.command == "generate":
-            write_text(options)
-        elif options.command == "prepare":
-            prepare(options.text, options.out, options.files, options.bpe, options.validation)
-        elif options.command in ("report", "claims"):
-            show_records(options)
-        else:
-            run(options)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if "lock_timeout" in options:
+        locks.wait_at_most(options.lock_timeout)
+    if options.command == "generate":
+        write_text(options)
+    elif options.command == "prepare":
+        prepare(options.text, options.out, options.files, options.bpe, options.validation)
+    elif options.command in ("report", "claims"):
+        show_records(options)
+    else:
+        run(options)
     return 0
 
 
@@ -155,7 +171,7 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     for name in names:
         EXPERIMENTS[name].run(chosen)
     if workers.is_first and options.command in results.DRAW:  # what tests the code says itself what came out
-        print(aligned(results.render(records.load(options.records), names)), end="\n\n")
+        print(aligned(results.render(records.load(options.records, to_show=True), names)), end="\n\n")
     print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")
 
 
@@ -163,8 +179,8 @@ def check_device(name: str) -> None:
     """Raise ValueError unless tensors can be made there."""
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}") from None
 
 
 def parse() -> argparse.Namespace:

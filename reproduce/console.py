@@ -1,11 +1,16 @@
-"""Between a program and its terminal: its text goes out as UTF-8, and Ctrl-C is answered in one line whenever it comes."""
+"""Between a program and its terminal: its text goes out as UTF-8, and Ctrl-C is answered in one line whenever it comes.
+
+Where nobody listens, since a stream was closed from the start (`2>&-`) or by a reader that has seen enough (`| head -1`), what is said is
+lost, and nothing else: a run goes on, and its records are written.
+"""
 
 import contextlib
 import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that a shell gives
 
@@ -19,6 +24,7 @@ def leave_at_once() -> None:
 
     Whoever started the program with Ctrl-C ignored, as a shell starts its background jobs, finds it ignored.
     """
+    open_closed()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
         sys.excepthook = _leave_or_tell
@@ -41,10 +47,13 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
             if is_program:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             speak_utf8()
-            return main()
+            with patient():
+                return main()
         except Told:
             return INTERRUPTED
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if not is_interrupt(error):
+                raise
             print("stopped", file=sys.stderr)
             return INTERRUPTED
         finally:
@@ -54,6 +63,17 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
                 signal.signal(signal.SIGINT, _leave)
 
     return answering
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether this is Ctrl-C, or what a library made of it: one that is stopped while it loads its compiled parts is an ImportError.
+
+    Args:
+        error: with what it was raised from, or in the course of.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def speak_utf8() -> None:
@@ -75,6 +95,70 @@ def _leave(*_signal) -> None:
 
 def _leave_or_tell(kind, error, where) -> None:
     """Of the program's last exceptions: Ctrl-C between two of its lines is answered as everywhere, others are told as ever."""
-    if issubclass(kind, KeyboardInterrupt):
+    if is_interrupt(error):
         _leave()
     sys.__excepthook__(kind, error, where)
+
+
+def open_closed() -> None:
+    """Open what is closed of standard input, output and error, on nothing.
+
+    The next file that is opened would get the number of the closed one, and everything that is said would go into that file.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (for as long as the process lives)
+
+
+class Patient:
+    """A stream that goes on into nothing once its reader has gone.
+
+    Args:
+        stream: of text.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream's own.  Returns: how many characters were taken."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """As the stream's own."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Put nothing in the place of the pipe; what is still buffered goes there too."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self._stream.fileno())
+        os.close(nothing)
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Standard output and error do not mind that their readers go."""
+    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()

@@ -20,6 +20,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 MATRIX: dict[tuple[str, str], float] = {}
 
 
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A folder of twenty short documents, which models with small vocabularies can read; files with texts of their own redefine it."""
+    folder = tmp_path_factory.mktemp("text")
+    for n in range(20):
+        words = "".join(f"{n} words and {k} words make {n + k}. " for k in range(200))
+        (folder / f"{n:02}.txt").write_text(words, encoding="utf-8")
+    return folder
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
 def pytest_runtest_call(item):
     """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""

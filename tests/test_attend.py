@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import inspect
 import math
 import sys
 import threading
@@ -346,25 +347,29 @@ def test_triton_decodes_where_one_query_needs_no_gradient(monkeypatch, shape, tr
 def test_on_a_gpu_flex_attention_is_compiled_or_an_error(monkeypatch):
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled, real = [], torch.compile
+    compiled, codes, real = [], set(), torch.compile
 
     def compile(function, **options):
-        if function is not flex_attention:  # which compiles parts of its own
+        if inspect.unwrap(function) is not flex_attention:  # which compiles parts of its own
             return real(function, **options)
         compiled.append(options)
+        codes.add(id(function.__code__))
         return lambda *qkv, **how: function(*(t.as_subclass(torch.Tensor) for t in qkv), **how)
 
     monkeypatch.setattr(torch, "compile", compile)
     backends._compiled.cache_clear()
-    q, k, v = (t.detach() for t in inputs(2, 4, 2, 5, 7, 8, 8))
+    q, k, v = (t.detach() for t in inputs(2, 4, 2, 9, 9, 8, 8))
     try:
-        for mask in (None, torch.rand(2, 4, 5, 7, generator=torch.Generator().manual_seed(3)) < 0.7):
+        for mask in (None, torch.rand(2, 4, 9, 9, generator=torch.Generator().manual_seed(3)) < 0.7):
             expected = attend(q, k, v, scale=0.3, causal=True, mask=mask, backend="reference")
             y = attend(q.as_subclass(OnGPU), k, v, scale=0.3, causal=True, mask=mask, backend="flex")
             assert relative_error(y, expected) < TOLERANCE[torch.float64]
+        assert compiled == [{"dynamic": False, "fullgraph": True}]  # once, and never plain unseen
+        for n in range(1, 10):  # each of nine shapes apart, or the ninth would be one too many
+            attend(q[:, :, :n].as_subclass(OnGPU), k, v, scale=0.3, backend="flex")
+        assert len(compiled) == len(codes) == 9
     finally:
         backends._compiled.cache_clear()
-    assert compiled == [{"dynamic": False, "fullgraph": True}]  # once, and never plain unseen
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flash", "math", "efficient"])

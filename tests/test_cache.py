@@ -165,7 +165,7 @@ def test_a_cache_that_is_used_again_forgets_old_positions(name):
     layer, x = layer_of(name), tokens(2, 6, 24)
     cache = layer.new_cache(2, 6)
     layer(x, cache=cache, positions=torch.arange(6) + 100)
-    cache.length = 0
+    cache.truncate(0)
     pieces = [layer(part, cache=cache) for part in x.split([4, 2], dim=1)]
     assert relative_error(torch.cat(pieces, dim=1), layer(x)) < EXACT
 
@@ -218,12 +218,82 @@ def test_dtype_and_device_are_the_layers_by_default():
     assert {t.dtype for t in layer.new_cache(1, 2, dtype=torch.float32).streams.values()} == {torch.float32}
 
 
-def test_what_is_cached_carries_no_gradient():
-    layer, x = layer_of("MHA"), tokens(1, 4, 24)
+@EVERY
+@pytest.mark.parametrize("chunks", [[4], [3, 1], [1, 1, 1, 1]])
+def test_a_gradient_that_is_asked_for_through_a_cache_is_an_error(name, chunks):
+    """Even where nothing was stored before: half of the gradients would be right, and nobody could tell which."""
+    layer, x = layer_of(name), tokens(1, 4, 24)
+    pieces = [layer(part, cache=cache) for cache in [layer.new_cache(1, 4)] for part in x.split(chunks, dim=1)]
+    assert relative_error(torch.cat(pieces, dim=1), layer(x)) < EXACT  # no gradient asked for: no harm
+    for asked in (torch.cat(pieces, dim=1), pieces[0]):
+        with pytest.raises(
+            RuntimeError, match=r"through a cache, which keeps none: call the layer without .* torch.no_grad\(\)"
+        ):
+            asked.sum().backward(retain_graph=True)
+    layer.zero_grad()
+    layer(x).sum().backward()  # control: training without a cache
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@EVERY
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_cache_costs_nothing_where_no_gradients_are_kept(name, mode):
+    layer, x = layer_of(name), tokens(1, 4, 24)
     cache = layer.new_cache(1, 4)
-    layer(x[:, :3], cache=cache)
-    layer(x[:, 3:], cache=cache).sum().backward()
+    with mode():
+        y = layer(x, cache=cache)
+    assert not y.requires_grad and not any(t.requires_grad for t in cache.streams.values())
+
+
+def test_a_gradient_that_needs_nothing_cached_passes():
+    """Where keys and values want none, the output projection's is right."""
+    layer, x = layer_of("MHA RoPE"), tokens(1, 4, 24)
+    for projection in (layer.q_proj, layer.k_proj, layer.v_proj):
+        projection.requires_grad_(False)
+    layer(x).square().sum().backward()
+    expected, layer.o_proj.weight.grad = layer.o_proj.weight.grad, None
+    cache = layer.new_cache(1, 4)
+    torch.cat([layer(part, cache=cache) for part in x.split(2, dim=1)], dim=1).square().sum().backward()
+    assert relative_error(layer.o_proj.weight.grad, expected) < EXACT
+    layer.k_proj.requires_grad_(True)  # control: the key's would be wrong
+    with pytest.raises(RuntimeError, match="through a cache"):
+        layer(x, cache=layer.new_cache(1, 4)).square().sum().backward()
+
+
+def test_tensors_cached_by_hand_are_guarded_as_well():
+    cache = Cache({"key": (1, 2)}, 1, 3, dtype=torch.float32, device="cpu")
+    first, second = torch.ones(2, 1, 1, 1, 2, requires_grad=True).unbind()
+    before = cache.append(key=first)[0]
+    (found,) = cache.append(key=second)
+    for asked in (found, before):
+        with pytest.raises(RuntimeError, match="through a cache"):
+            asked.sum().backward()
+    assert not cache.append(key=torch.ones(1, 1, 1, 2))[0].requires_grad  # control: that wants none
     assert not any(t.requires_grad for t in cache.streams.values())
+    meta = Cache({"key": (1, 2)}, 1, 3, dtype=torch.float32, device="meta")
+    key = torch.ones(1, 1, 2, 2, device="meta", requires_grad=True)
+    meta.append(key=key)[0].sum().backward()
+    assert key.grad.shape == key.shape  # where nothing is computed, shapes are right
+
+
+def test_a_length_is_read_and_cut_but_never_set():
+    layer, x = layer_of("Tucker RoPE"), tokens(1, 6, 24)
+    cache = layer.new_cache(1, 8)
+    layer(x[:, :4], cache=cache)
+    for length in (7, 4, 0):
+        with pytest.raises(AttributeError, match="length"):
+            cache.length = length
+    for length in (5, 8, -1, True, 2.0, None, "2"):
+        with pytest.raises(ValueError, match=f"length is {length!r}; this cache holds 4 tokens.*an integer from 0 to 4"):
+            cache.truncate(length)
+    assert cache.length == 4
+    cache.truncate(4)
+    assert relative_error(layer(x[:, 4:], cache=cache), layer(x)[:, 4:]) < EXACT
+    cache.truncate(2)
+    other = torch.cat([x[:, :2], x[:, 4:]], dim=1)
+    again = layer(x[:, 4:], cache=cache)
+    assert cache.length == 4 and relative_error(again, layer(other)[:, 2:]) < EXACT
+    assert relative_error(again, layer(x)[:, 4:]) > DIFFERENT  # control: what was taken back counts
 
 
 def test_positions_are_made_where_the_tokens_are():
@@ -356,7 +426,7 @@ def test_a_shorter_length_takes_tokens_back(name):
     cache = layer.new_cache(2, 9)
     layer(x[:, :4], cache=cache)
     layer(guess, cache=cache)
-    cache.length = 4
+    cache.truncate(4)
     assert relative_error(layer(x[:, 4:], cache=cache), layer(x)[:, 4:]) < EXACT
 
 

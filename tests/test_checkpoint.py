@@ -1,5 +1,6 @@
 """What a checkpoint's files may do: give a model exactly their weights, and nothing else. What they lack is named."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from helpers import run_here
 from safetensors.torch import load_file, save_file
 
 from reproduce.models.public import checkpoint
-from reproduce.report import query
+from reproduce.report import compression, query, ranks
 from reproduce.store import records
 from reproduce.train.public_models import open_model
 from reproduce.trust import opening
@@ -232,10 +233,26 @@ def test_two_folders_of_one_name_are_two_models_in_the_records(tmp_path):
         record.more["data"] = None
         object.__setattr__(record, "data", {"sha256": "the same"})
     assert len(query.by_model([first, second])) == 2  # a table for each
+    labels = [f"checkpoint-500 ({record.config['weights'][:8]})" for record in (first, second)]
+    assert labels[0] != labels[1] and query.model_names([first, second, first]) == [*labels, labels[0]]
+    assert query.model_names([first, first]) == ["checkpoint-500"] * 2  # control: one model needs no more than its name
+    (both,), (one,) = ranks.spectra_runs([first, second]), ranks.spectra_runs([first])
+    assert all(f"| {label} |" in both.body for label in labels) and "| checkpoint-500 |" in one.body
     shutil.copytree(folder, tmp_path / "elsewhere" / "checkpoint-500")
     assert checkpoint.identity(str(tmp_path / "elsewhere" / "checkpoint-500")) == second.config["weights"]  # wherever it lies
     reconfigured(folder, rms_norm_eps=1e-3)  # the same weights in another model
     assert checkpoint.identity(str(folder)) != second.config["weights"]
+
+
+def test_tables_of_models_of_one_name_tell_them_apart():
+    (kept, *_) = records.load(records.COMMITTED, "compress")
+    named = [kept.config | {"model": "gpt2", "run": by} for by in ("0123456789", "abcdefghij")]
+    runs = [dataclasses.replace(kept, config=config) for config in named]
+    assert [table.title.split(",")[0] for table in compression.compress_runs(runs)] == [
+        "**gpt2 (01234567)",
+        "**gpt2 (abcdefgh)",
+    ]
+    assert compression.compress_runs(runs[:1])[0].title.startswith("**gpt2, ")  # control
 
 
 def test_a_name_on_the_hub_is_known_by_its_commit(monkeypatch, tmp_path):

@@ -39,6 +39,13 @@ def test_hostile_inputs_are_counted_by_kind(monkeypatch, tmp_path, capsys):
     assert "| together | 5 |" in capsys.readouterr().out
 
 
+def test_changed_records_are_summed_over_files(tmp_path):
+    (tmp_path / "tally").write_text("120 1\n30 2\n", encoding="utf-8")
+    assert hostile.changed_records(tmp_path / "tally") == {"records": {"tried": 150, "drawn": 3}}
+    (tmp_path / "tally").write_text("", encoding="utf-8")
+    assert hostile.changed_records(tmp_path / "tally") == {}
+
+
 def test_lines_and_branches_are_summed_by_package(monkeypatch, tmp_path, capsys):
     reported(monkeypatch, "--cov-report=json:", json.dumps({"files": FILES}))
     coverage.run(Options("smoke", tmp_path, tmp_path))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import with_large_weights
 
 from tucker_ref import (
@@ -27,7 +28,7 @@ from tucker_ref import (
     tucker_cost,
     unfold,
 )
-from tutorials.exercises import common, e00, e01, e02, e03, e04, e05, e06, e07, e08, e09
+from tutorials.exercises import common, e00, e01, e02, e03, e04, e05, e06, e07, e08, e09, e10
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 
@@ -51,6 +52,7 @@ def run(path: Path, cell: str) -> None:
     cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     nodes = [node for source in cells if "%" not in source for node in ast.parse(source.rstrip("; \n")).body]
     needed = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
+    needed = [node for node in needed if not getattr(node, "decorator_list", [])]  # Triton reads its kernels from files
     module = f"e{path.stem[:2]}"
     scope = {module: importlib.import_module(f"tutorials.exercises.{module}")}
     exec(compile(ast.Module(needed, []), path.name, "exec"), scope)
@@ -216,6 +218,13 @@ ATTEMPTS = {  # what readers write, and a part of what they must be told
         "there are two tensors",
     ),
     "nats per byte": (e09.check_bits_per_byte, lambda loss, tokens, size: loss * tokens / size, "a bit is ln 2 nats"),
+    "half of the heads": (e08.check_halved, (6, 8, 8), "little in common"),
+    "the mean alone": (e10.check_word, lambda low, high: 1 if (low + high) / 2 > 0 else -1, "the mean alone decides nothing"),
+    "normalised to length 1": (
+        e10.check_qk_bound,
+        lambda q, k: (q * k).abs().max() / len(q) ** 0.5,
+        "has the length sqrt(width)",
+    ),
     "a test that is not paired": (
         e09.check_verdict,
         lambda a, b: (a.mean() - b.mean()) / ((a.var() + b.var()) / len(a)) ** 0.5,
@@ -308,5 +317,11 @@ def test_what_the_exercises_of_kernels_ranks_and_budgets_call_right_is_what_the_
     assert np.linalg.norm(w - hosvd(w, (2, 3, 3)).to_tensor()) / np.linalg.norm(w) <= e08.bound(spectra, (2, 3, 3))
     guesses = [e09.bits_per_byte(math.log(tokens), 1000, 1000 * size) for tokens, size in ((256, 1.0), (512, 2.6))]
     assert guesses == pytest.approx([8, 9 / 2.6])  # a uniform guess: one unit, but the value depends on the tokenizer
+    gains = torch.randn(2, 16, dtype=torch.float64)
+    q, k = (F.rms_norm(torch.randn(1000, 16, dtype=torch.float64), (16,)) * gain for gain in gains)
+    bound, channel = e10.qk_bound(*gains), (gains[0] * gains[1]).abs().argmax()
+    assert ((q @ k.T) / 4).abs().max() <= bound
+    q, k = (4 * torch.eye(16, dtype=torch.float64)[channel] * gain for gain in gains)  # of mean square 1 before the gain
+    assert (q @ k / 4).abs() == pytest.approx(bound.item())
     s = e09.query_rank(21504, 96, 6, 4, 16)
     assert tucker_cost(96, 6, (4, s, 16)).parameters <= 21504 < tucker_cost(96, 6, (4, s + 1, 16)).parameters

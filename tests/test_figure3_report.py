@@ -8,7 +8,7 @@ from helpers import a_record
 
 from paper_figures import __main__ as figures
 from reproduce.experiments.figure3_tiny import ALL_HEADS, PRESETS
-from reproduce.report import claims, findings, results
+from reproduce.report import claims, findings, headline, results
 from reproduce.report.judge import (
     FAILED,
     REPRODUCED,
@@ -255,3 +255,16 @@ def test_the_figure_is_drawn(study, without, tmp_path, monkeypatch):
 def test_the_claims_page_judges_them(study):
     page = claims.render(study)
     assert "- **heads**. " in page and "of a ViT" in page and len(alike([r for r in study if r.is_trained], any_rate=True)) == 2
+
+
+def test_the_first_page_says_top_5_where_images_were_held_out(study):
+    committed = records.load(records.COMMITTED)
+    said = lambda found: next(line for line in headline.six_verdicts(found).splitlines() if "a ViT's" in line)  # noqa: E731
+    assert re.search(r"a ViT's top-1 at a tenth \d\.\d points below\.", said(committed))
+    best = findings.of_a_tenth("GQA n_KV=6")(study)
+    behind = 100 * (0.9 - 0.01 - (0.9 - 0.01 * list(ROWS).index(best[0])))
+    assert said(committed + study).endswith(f"a ViT's top-5 at a tenth {behind:.1f} points below.")
+    better = runs({"GQA n_KV=6": 0.8, "Tucker [12,20,20]": 0.85})
+    assert said(committed + better).endswith("a ViT's top-5 at a tenth 5.0 points above.")
+    alone = runs({"Tucker [12,20,20]": 0.85})  # no rival to be set beside
+    assert "top-1" in said(committed + alone)

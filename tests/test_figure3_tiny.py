@@ -214,6 +214,16 @@ def test_a_model_that_is_gone_is_trained_again_and_one_that_is_there_is_read(tin
     found = run(path, tmp_path, rows=("GQA n_KV=2",), seeds=(0,))
     assert titles[2:] == ["figure3 MHA pretrained seed 0", *2 * ["figure3 GQA n_KV=2 seed 0"]]
     assert sum(r.method == PRETRAINED for r in found) == 2  # the first record stands
+    for again, trained in (
+        ((PRETRAINED,), 2),
+        ((PRETRAINED,), 0),
+        (("GQA n_KV=2",), 0),
+    ):  # both rates, before other processes start
+        titles.clear()
+        for model in (tmp_path / "models").iterdir() if trained or again != (PRETRAINED,) else ():
+            model.unlink()
+        run(path, tmp_path, rows=again, seeds=(0,))
+        assert titles == trained * ["figure3 MHA pretrained seed 0"]
 
 
 def test_each_start_is_a_run_of_its_own(tiny, path, tmp_path):

@@ -143,6 +143,7 @@ def test_a_file_that_is_extended_keeps_what_was_counted(tmp_path):
     with room(1000), pytest.raises(OSError, match=f"cannot be written: File too large: '{path}'"):
         extend(path, 18, bytes(5000))
     assert path.read_bytes() == b"counted, then more"
+    assert path.stat().st_size == 18
     with pytest.raises(ValueError, match=r"train.bin is damaged: it holds 18 bytes, where 20 were written"):
         extend(path, 20, b"")  # and no zeros in the place of what is lost
     assert path.read_bytes() == b"counted, then more"
@@ -236,6 +237,7 @@ def stopped_at(number: int, work, modules: tuple[str, ...]) -> bool:
 
 
 @pytest.mark.no_cover
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_between_any_two_lines_leaves_the_old_file_or_the_new_one(tmp_path):
     path, number, seen = tmp_path / "file", 0, set()
     while True:
@@ -250,6 +252,7 @@ def test_ctrl_c_between_any_two_lines_leaves_the_old_file_or_the_new_one(tmp_pat
 
 
 @pytest.mark.no_cover
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_between_any_two_lines_leaves_no_lock(tmp_path):
     def work():
         with locked(tmp_path):
@@ -326,6 +329,13 @@ def test_a_lock_that_fails_otherwise_is_an_error_that_names_it(tmp_path, monkeyp
 def test_on_a_full_disk_a_lock_is_a_lock_without_a_name(tmp_path):
     with room(0), locked(tmp_path):
         assert (tmp_path / ".lock").read_bytes() == b"" and locks._holder(tmp_path / ".lock") == "another process"
+
+
+def test_a_lock_of_a_file_that_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    answers, asked = iter([False, True]), []
+    monkeypatch.setattr(locks.os.path, "samestat", lambda mine, there: asked.append((mine, there)) or next(answers))
+    with locked(tmp_path):
+        assert len(asked) == 2
 
 
 def count_up(folder: Path) -> None:

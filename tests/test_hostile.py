@@ -33,6 +33,8 @@ from tucker_ref import (
     mla_cost,
     mode_product,
     mode_product_einsum,
+    multi_head_attention,
+    multi_mode_product,
     multilinear_rank,
     post_softmax_tensor,
     pre_softmax_tensor,
@@ -41,12 +43,15 @@ from tucker_ref import (
     spectra,
     sthosvd,
     tail_energies,
+    tensor_attention,
     to_gqa,
     to_mla,
     tucker_cost,
     unfold,
 )
 from tucker_ref.attend import attend
+from tucker_ref.attention_tensors import softmax
+from tucker_ref.checks import check_angles
 
 NAN, INF = math.nan, math.inf
 LAYERS = {
@@ -308,6 +313,46 @@ def test_without_a_rotary_embedding_positions_change_nothing(name, positions):
     assert relative_error(layer(X.flip(1)).flip(1), layer(X)) > DIFFERENT  # control: order does, for later tokens are hidden
 
 
+FAR = table(
+    ("positions: of sixty-two bits", torch.arange(5) + 2**62),
+    ("positions: the most negative", torch.arange(5) - 2**63),
+    ("positions: beyond what float64 counts", torch.arange(5) + 2**53),
+    ("positions: beyond 2^32", torch.arange(5) + 2**32),
+    ("positions: one of them", torch.tensor([0, 1, 2, 3, 2**40])),
+)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().rotary is not None])
+@pytest.mark.parametrize("positions", FAR)
+def test_positions_so_far_that_angles_lose_their_digits_are_refused(name, positions):
+    layer = layer_of(name)
+    cache = layer.new_cache(2, 8)
+    layer(X[:, :2], cache=cache)
+    for places in (positions, positions.expand(2, 5)):
+        with pytest.raises(ValueError, match="positions times frequencies give angles of up to .* let them begin nearer to 0"):
+            layer(X, positions=places, cache=cache)
+    assert cache.length == 2
+    near = (positions - positions[0]).clamp(max=2**30)  # control: the same from a nearer place
+    assert layer(X, positions=near, cache=cache).isfinite().all()
+
+
+def test_far_positions_may_turn_slowly():
+    """What is refused is an angle, not a number of tokens."""
+    slow, far = Rotary([2.0**-40, 0.0]), torch.arange(5) * 2**40
+    assert relative_error(slow(X[..., :4], far), Rotary([1.0, 0.0])(X[..., :4], torch.arange(5))) < EXACT
+    with pytest.raises(ValueError, match="angles of up to"):  # control
+        Rotary([1.0, 0.0])(X[..., :4], far)
+
+
+def test_on_a_gpu_where_values_are_not_read_such_angles_are_nan():
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    near, far = torch.tensor([0.0, -1e-300, 0.1, 2.0**32, -(2.0**32)]).double(), torch.tensor([2.0**34, -(2.0**62)]).double()
+    assert torch.equal(check_angles(near.as_subclass(OnGPU)).as_subclass(torch.Tensor), near)
+    assert check_angles(far.as_subclass(OnGPU)).as_subclass(torch.Tensor).cos().isnan().all()
+
+
 SIZES = ((0, "0"), (-1, "-1"), (True, "True"), (2.0, "2.0"), ("2", "'2'"), (NAN, "nan"))
 CONSTRUCTORS = table(
     *(
@@ -414,6 +459,45 @@ ATTEND = table(
 def test_every_backend_refuses_the_same(backend, inputs, options, message):
     with pytest.raises(ValueError, match=message):
         attend(**inputs, **(dict(scale=1.0) | options), backend=backend)
+
+
+ALL_BACKENDS = ("reference", "sdpa", "math", "flash", "flex", "triton")
+
+
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    "scale",
+    table(
+        *((f"attend: scale {s!r}", s) for s in (1e-300, -1e-300, 5e-324, 1e-39, 1e39, -1e300)),
+        ("attend: scale a large integer", 10**60),
+        ("attend: scale an integer beyond float64", -(10**400)),
+    ),
+)
+def test_a_scale_that_single_precision_does_not_hold_is_refused(backend, dtype, scale):
+    x = torch.ones(1, 2, 5, 16).to(dtype)
+    with pytest.raises(
+        ValueError, match=f"scale is {re.escape(str(scale))}; for {dtype} it must be from 1.2e-38 to 3.4e\\+38 in size"
+    ):
+        attend(x, x, x, scale=scale, causal=True, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ("reference", "sdpa", "math", "flash", "flex"))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    "scale", table(*((f"attend: scale {s!r}", s) for s in (1e-300, 1.2e-38, -1e-30, 1e-6, 1e5, -1e10, 1e30, 1e300)))
+)
+def test_every_scale_that_is_taken_gives_what_it_means(backend, dtype, scale):
+    """Of tiny ones an average, of huge ones the one value whose key fits best, in no precision NaN."""
+    if dtype != torch.float64 and not 1e-38 < abs(scale) < 1e38:
+        pytest.skip("refused, see above")
+    q, k, v = (torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(3))
+    logits = (q.double() @ k.double().mT) * scale  # (b, h, n, m)
+    weights = logits.masked_fill(~torch.ones(5, 5).bool().tril(), -INF).softmax(-1)
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    z = attend(q, k, v, scale=scale, causal=True, backend=backend)
+    assert relative_error(z, weights @ v.double()) < bound
+    assert relative_error(attend(q, k, v, scale=0.7, causal=True, backend=backend), weights @ v.double()) > DIFFERENT  # control
 
 
 @pytest.mark.parametrize("backend", ("reference", "sdpa", "math", "efficient", "flex", "triton"))
@@ -573,6 +657,138 @@ NUMPY = table(
         ("tucker", tucker_cost, (24, 6, (4, 8)), "it must be 3 integers"), ("tucker", tucker_cost, (24, 6, (4, 0, 8)), r"ranks\[1\] is 0"),
     )),
 )  # fmt: skip
+
+
+SQUARE = np.random.default_rng(1).normal(size=(3, 5, 5))  # weights of three heads, and tensors
+TOKENS = np.random.default_rng(2).normal(size=(4, 5))
+NUMPY_RUNGS = {  # each public function of one array; the others are as they should be
+    "unfold": (TENSOR, lambda t: unfold(t, 1)),
+    "fold": (unfold(TENSOR, 1), lambda m: fold(m, 1, TENSOR.shape)),
+    "mode_product tensor": (TENSOR, lambda t: mode_product(t, np.ones((2, 4)), 1)),
+    "mode_product matrix": (np.ones((2, 4)), lambda m: mode_product(TENSOR, m, 1)),
+    "mode_product_einsum tensor": (TENSOR, lambda t: mode_product_einsum(t, np.ones((2, 4)), 1)),
+    "mode_product_einsum matrix": (np.ones((2, 4)), lambda m: mode_product_einsum(TENSOR, m, 1)),
+    "multi_mode_product": (TENSOR, lambda t: multi_mode_product(t, [np.eye(3), np.eye(4), np.eye(5)])),
+    "multilinear_rank": (TENSOR, multilinear_rank),
+    "hosvd": (TENSOR, lambda t: hosvd(t, (2, 2, 2)).to_tensor()),
+    "sthosvd": (TENSOR, lambda t: sthosvd(t, (2, 2, 2)).to_tensor()),
+    "hooi": (TENSOR, lambda t: hooi(t, (2, 2, 2)).to_tensor()),
+    "tail_energies": (TENSOR, lambda t: tail_energies(t, (2, 2, 2))),
+    "core": (TENSOR, lambda t: TuckerTensor(t, [np.eye(3), np.eye(4), np.eye(5)]).to_tensor()),
+    "factor": (np.ones((2, 4)), lambda m: TuckerTensor(TENSOR, [np.eye(3), m, np.eye(5)]).to_tensor()),
+    "pre_softmax_tensor": (SQUARE, lambda w: pre_softmax_tensor(w, SQUARE)),
+    "post_softmax_tensor": (SQUARE, lambda w: post_softmax_tensor(SQUARE, w)),
+    "tensor_attention x": (TOKENS, lambda x: tensor_attention(x, SQUARE, SQUARE, 0.4)),
+    "tensor_attention pre": (SQUARE, lambda w: tensor_attention(TOKENS, w, SQUARE, 0.4)),
+    "tensor_attention post": (SQUARE, lambda w: tensor_attention(TOKENS, SQUARE, w, 0.4)),
+    "multi_head_attention x": (TOKENS, lambda x: multi_head_attention(x, SQUARE, SQUARE, SQUARE, SQUARE)),
+    "multi_head_attention w_q": (SQUARE, lambda w: multi_head_attention(TOKENS, w, SQUARE, SQUARE, SQUARE)),
+    "multi_head_attention w_o": (SQUARE, lambda w: multi_head_attention(TOKENS, SQUARE, SQUARE, SQUARE, w)),
+    "softmax": (TENSOR, softmax),
+}
+EXTENDED = np.dtype(np.longdouble).itemsize > 8  # elsewhere it is float64 by another name
+KINDS = {  # what an array becomes, and whether one that holds the same numbers may be taken
+    "longdouble": (lambda a: a.astype(np.longdouble), not EXTENDED),
+    "float16": (lambda a: a.astype(np.float16), True),
+    "float32": (lambda a: a.astype(np.float32), True),
+    "other bytes": (lambda a: a.astype(">f8"), True),
+    "eight bits": (lambda a: (20 * a).astype(np.int8), True),
+    "unsigned": (lambda a: (np.abs(20 * a)).astype(np.uint8), True),
+    "sixty-four bits": (lambda a: (20 * a).astype(np.int64), True),
+    "booleans": (lambda a: a > 0, True),
+    "a mask": (lambda a: np.ma.masked_greater(a, 0.5), False),
+    "a mask of nothing": (np.ma.masked_array, False),
+    "NaN under a mask": (lambda a: np.ma.masked_invalid(np.where(a > 0.5, NAN, a)), False),
+    "objects": (lambda a: a.astype(object), False),
+    "complex": (lambda a: a + 1j, False),
+    "words": (lambda a: a.astype(str), False),
+    "a record": (lambda a: a.astype([("x", float)]), False),
+    "a subclass": (lambda a: a.view(type("Named", (np.ndarray,), {})), False),
+    "a list": (lambda a: a.tolist(), False),
+    "a tensor": (lambda a: torch.from_numpy(a), False),
+    "nothing": (lambda a: None, False),
+}
+
+
+@pytest.mark.parametrize(
+    "name, kind", table(*((f"numpy: {kind} in {name}", name, kind) for name in NUMPY_RUNGS for kind in KINDS))
+)
+def test_every_kind_of_array_is_taken_as_the_numbers_it_holds_or_refused(name, kind):
+    array, function = NUMPY_RUNGS[name]
+    made, exact = KINDS[kind][0](array), KINDS[kind][1]
+    try:
+        found = function(made)
+    except ValueError as refusal:
+        assert re.match(r"\w+(\[\d\])? is \S.*; it must be a NumPy array of real numbers", str(refusal))
+        assert not exact or (kind == "float16" and "float16; " in str(refusal))
+    else:  # unfolded and folded, numbers of any kind stay what they are
+        assert exact or (name in ("unfold", "fold") and kind in ("longdouble", "objects", "complex", "words", "a record"))
+        if kind not in ("objects", "words", "a record"):
+            expected = function(made.astype(complex if kind == "complex" else float))
+            bound = 1e-5 if kind in ("float16", "float32") else EXACT
+            bound = 1e-2 if (name, kind) == ("hooi", "float32") else bound  # whose sweeps end earlier
+            np.testing.assert_allclose(
+                np.asarray(found, expected.dtype) if name != "multilinear_rank" else found, expected, bound, bound
+            )
+
+
+def test_a_matrix_of_numpys_own_kind_is_refused():
+    with pytest.warns(PendingDeprecationWarning):
+        matrix = np.matrix(np.ones((2, 4)))
+    for function in (lambda: mode_product(TENSOR, matrix, 1), lambda: unfold(matrix, 0), lambda: softmax(matrix)):
+        with pytest.raises(
+            ValueError, match="is matrix; it must be a NumPy array of real numbers, at least float32, and of no subclass"
+        ):
+            function()
+
+
+def test_arrays_that_lie_in_a_file_are_read(tmp_path):
+    np.save(tmp_path / "tensor.npy", TENSOR)
+    mapped = np.load(tmp_path / "tensor.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(hosvd(mapped, (2, 2, 2)).to_tensor(), hosvd(TENSOR, (2, 2, 2)).to_tensor())
+
+
+@pytest.mark.parametrize("product", [mode_product, mode_product_einsum])
+def test_products_of_integers_are_exact_or_refused(product):
+    for dtype in (np.int8, np.uint8, np.int32, np.int64, np.uint64):
+        large = np.full((3, 4), 100, dtype)
+        found = product(large, np.full((2, 4), 100, dtype), 1)
+        assert found.dtype == np.int64 and np.array_equal(found, np.full((3, 2), 40_000))
+    assert np.array_equal(
+        np.full((3, 4), 100, np.int8) @ np.full((4, 2), 100, np.int8), np.full((3, 2), 64)
+    )  # control: NumPy's own
+    edge = np.full((3, 4), 2**60 - 1)
+    assert np.array_equal(product(edge, np.ones((2, 4), int), 1), np.full((3, 2), 2**62 - 4))
+    for tensor, matrix in (
+        (edge, np.full((2, 4), 3)),
+        (np.full((3, 4), -(2**63)), np.ones((2, 4), int)),
+        (edge.astype(np.uint64) * 8, edge[:2]),
+    ):
+        with pytest.raises(
+            ValueError, match=f"tensor is {tensor.dtype} and matrix int64; integers this large must be given as float64"
+        ):
+            product(tensor, matrix, 1)
+    assert product(edge, np.full((2, 4), 3.0), 1)[0, 0] == pytest.approx(12 * 2**60)
+    assert product(np.zeros((3, 0), int), np.zeros((2, 0), int), 1).tolist() == [[0, 0]] * 3
+
+
+@pytest.mark.parametrize("scale", [NAN, INF, 0, True, "1", None, 1j])
+def test_the_specification_refuses_the_same_scales(scale):
+    with pytest.raises(ValueError, match="scale is"):
+        tensor_attention(TOKENS, SQUARE, SQUARE, scale)
+
+
+@pytest.mark.parametrize("rtol", ["1", True, 1j, [0.1], np.ones(2), -1e-3, NAN])
+def test_a_tolerance_is_a_number_of_at_least_zero(rtol):
+    with pytest.raises(ValueError, match="rtol is"):
+        multilinear_rank(TENSOR, rtol)
+    assert multilinear_rank(TENSOR, np.float32(1e-6)) == multilinear_rank(TENSOR, 0) == (3, 4, 5)
+
+
+def test_weights_of_heads_have_three_sizes():
+    with pytest.raises(ValueError, match=r"w_q \(5, 3\), w_k \(5, 3\): each must have three sizes, heads first"):
+        pre_softmax_tensor(np.ones((5, 3)), np.ones((5, 3)))
 
 
 @pytest.mark.parametrize("make, message", NUMPY)

@@ -61,3 +61,11 @@ def test_the_library_imports_numpy_and_torch_and_for_its_kernels_triton():
     assert outside == {"numpy", "torch", "triton"}
     importers = graph.find_modules_that_directly_import("triton")
     assert importers and all(name.startswith("tucker_ref.kernels.") for name in importers)
+
+
+def test_the_ladder_reads_in_an_afternoon():
+    """Rungs 1 to 10 with their docstrings; what stands beside them is read when it is asked for."""
+    rungs = ["tensor_algebra", "decomposition", "attention_tensors", "attend", "rotary", "cache"]
+    rungs += ["mha", "gqa", "mla", "tucker_naive", "tucker"]
+    lines = {name: len((ROOT / "tucker_ref" / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in rungs}
+    assert sum(lines.values()) <= 1250 and max(lines.values()) <= 220, lines

@@ -20,7 +20,9 @@ from tucker_ref import TuckerAttention
 from tucker_ref.norms import QKNorm
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
-GPT2, LLAMA, QWEN3 = (next(a for a in opening.ARCHITECTURES if a.name == name) for name in ("GPT-2", "Llama", "Qwen3"))
+GPT2, LLAMA, QWEN3, MIXTRAL = (
+    next(a for a in opening.ARCHITECTURES if a.name == name) for name in ("GPT-2", "Llama", "Qwen3", "Mixtral")
+)
 DEEPSEEK = next(a for a in opening.ARCHITECTURES if a.name.startswith("DeepSeek"))
 SIGLIP = opening.ARCHITECTURES[-1]
 
@@ -118,6 +120,66 @@ def test_a_layer_that_is_never_called_agrees_with_nothing(llama):
     opened.model.model.layers[1].self_attn = nn.Identity()
     with pytest.raises(agreement.Differs, match="first at model.layers.1.self_attn, whose output differs by nan"):
         agreement.compare(opened, sample(opened))
+
+
+@pytest.fixture
+def mixtral(tmp_path):
+    """Opened, with one expert of four per token; the own layers are the same but for a rounding."""
+    by_one = dataclasses.replace(MIXTRAL, options=MIXTRAL.options | dict(num_local_experts=4, num_experts_per_tok=1))
+    opening.save(by_one, tmp_path / "mixtral")
+    opened = open_model(str(tmp_path / "mixtral"))
+    with torch.no_grad():
+        for layer in opened.layers.values():
+            layer.o_proj.weight.mul_(1 + 3e-6)
+    return opened
+
+
+@torch.no_grad()
+def tie(opened, inputs, token: int) -> None:
+    """Let a token's two best experts in the last layer be as good as tied: closer than the layers' rounding, which tips them over."""
+    seen, gate = [], opened.model.model.layers[-1].mlp.gate
+    for put_back in (False, True):
+        if put_back:
+            originals = {place: opened.model.get_submodule(place) for place in opened.layers}
+            opened.put(opened.layers)
+        hook = gate.register_forward_hook(
+            lambda _module, arguments, _output: seen.append(arguments[0].flatten(0, -2)[token].double())
+        )
+        opened.hidden(opened.model, inputs)
+        hook.remove()
+    for place, module in originals.items():
+        opened.model.set_submodule(place, module)
+    (theirs, ours), weight = seen, gate.weight.double()
+    between, apart = (theirs + ours) / 2, theirs - ours
+    best = weight[(weight @ between).argmax()]
+    # A row that scores as the best one where the token is, more on one side of it, and less on the other.
+    other = best + 1e3 * apart - (1e3 * apart @ between) / (between @ between) * between
+    gate.weight[:] = torch.stack([best, other, weight.min(0)[0] * 0 - best, weight.min(0)[0] * 0 - best]).to(gate.weight)
+
+
+def test_experts_that_are_as_good_as_tied_do_not_refuse_a_model(mixtral):
+    inputs = sample(mixtral)
+    assert agreement.compare(mixtral, inputs).hidden < agreement.HIDDEN
+    tie(mixtral, inputs, token=5)
+    with pytest.raises(agreement.Differs, match="the last hidden state differs by") as refused:
+        agreement.compare(mixtral, inputs)
+    assert refused.value.layers_agree
+    assert agreement.compare_again(mixtral, inputs).hidden < agreement.HIDDEN
+
+
+def test_a_second_comparison_lets_nothing_else_pass(mixtral, monkeypatch):
+    inputs, put = sample(mixtral), type(mixtral).put
+    monkeypatch.setattr(type(mixtral), "put", lambda self, layers: put(self, dict(zip(layers, reversed(layers.values())))))
+    with pytest.raises(agreement.Differs) as refused:  # each layer agrees, and stands in the other's place
+        agreement.compare_again(mixtral, inputs)
+    assert refused.value.layers_agree
+    monkeypatch.undo()
+    compared = []
+    monkeypatch.setattr(agreement, "compare", lambda opened, x, real=agreement.compare: compared.append(x) or real(opened, x))
+    next(iter(mixtral.layers.values())).scale *= 1.1
+    with pytest.raises(agreement.Differs) as refused:
+        agreement.compare_again(mixtral, inputs)
+    assert not refused.value.layers_agree and len(compared) == 1
 
 
 class Skipped(nn.Module):

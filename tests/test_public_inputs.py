@@ -32,16 +32,6 @@ def llama(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(20):
-        (folder / f"{n:02}.txt").write_text(
-            "".join(f"{n} words and {k} words make {n + k}. " for k in range(200)), encoding="utf-8"
-        )
-    return folder
-
-
 def options(tmp_path, model, **more) -> Options:
     return Options("smoke", tmp_path, tmp_path / "records", model=str(model), **more)
 

@@ -111,16 +111,6 @@ def inputs_for(kind: str) -> torch.Tensor:
     return torch.randint(0, 300, (2, 11), generator=generator)
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(20):
-        (folder / f"{n:02}.txt").write_text(
-            "".join(f"{n} words and {k} words make {n + k}. " for k in range(200)), encoding="utf-8"
-        )
-    return folder
-
-
 @EVERY
 @torch.no_grad()
 def test_attention_put_back_changes_nothing(kind, checkpoints):

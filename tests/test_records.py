@@ -79,7 +79,7 @@ def test_two_writers_lose_nothing(tmp_path):
         ("[{", "not a record file"),
         ("{}", "must hold a list"),
         ('[{"id": 1}]', "record 0 lacks experiment"),
-        ("[3]", "record 0 lacks id"),
+        ("[3]", "record 0 is 3; it must be a dict"),
     ],
 )
 def test_a_damaged_file_is_named_and_left_alone(tmp_path, content, message):

@@ -243,8 +243,11 @@ def test_the_tables_of_claims_have_a_line_for_each():
 CHECKS = {
     "mutation": dict(mutants=50, mypy=3, timeouts=1, equivalent=5, survived=1, lot=dict(drawn=2, noticed=1), source="0"),
     "fuzz": dict(inputs=1000, tried={"a": 600, "b": 400}, public_names={"x": 2}, failed=[]),
-    "hostile": dict(kinds={"shape": 30, "mask": 12}, skipped=0),
-    "survival": {"training": dict(kills=4, ends=2, files=9), "recording": dict(kills=3, ends=1, files=5)},
+    "hostile": dict(kinds={"shape": 30, "mask": 12}, skipped=0, records=dict(tried=1500, drawn=9)),
+    "survival": {
+        "table2": dict(kills=4, full_disks=2, interrupts=1, ends=2, files=9),
+        "two writers": dict(kills=3, full_disks=0, interrupts=0, ends=1, files=5),
+    },
     "coverage": {
         "tucker_ref": dict(lines=100, covered_lines=99, branches=50, covered_branches=45, left_out=7),
         "reproduce": dict(lines=200, covered_lines=190, branches=20, covered_branches=19, left_out=1),
@@ -266,8 +269,9 @@ def test_every_check_on_record_has_one_line():
             "50 mutants of 1 modules | tests met 47 and noticed 41; 5 change nothing, 1 survive; types alone rejected 3; "
             "of 2 of these, drawn by lot, tests noticed 1; stale records: 1, modules without one: ",
             "1,000 random inputs for 2 contracts of 1 public names | 0 contracts broken",
-            "42 inputs of 2 kinds, most often shape (30), mask (12) |",
-            "7 times kill -9: 4 while training, 3 while recording | none of 14 files",
+            "42 inputs of 2 kinds, most often shape (30), mask (12); 1,500 records with one leaf changed |",
+            "7 times kill -9, 2 times a full disk, 1 times Ctrl-C, in 2 ways to write: table2, two writers | "
+            "none of 14 files read afterwards damaged; all 3 runs",
             "`tucker_ref`: 99.0% of lines, 90.0% of branches; `reproduce`: 95.0% of lines, 95.0% of branches; 8 lines",
             "combinations of Python, torch and NumPy: 1 | 60 passed, 0 failed",
         ),

@@ -66,6 +66,8 @@ ENDS = {  # a program's text, and what it ends with
     "before its main": ("raise KeyboardInterrupt", 130, "stopped\n"),
     "in its main": ("main(KeyboardInterrupt)", 130, "stopped\n"),
     "in its main, which told": ("main(console.Told)", 130, ""),
+    "in what its main imports": ("main(made_of(KeyboardInterrupt()))", 130, "stopped\n"),
+    "an error in its main": ("main(made_of(KeyError()))", 1, "ImportError: initialization failed\n"),
     "after its main": ("main(None); os.kill(os.getpid(), 2); time.sleep(9)", 130, "stopped\n"),
     "an error": ("raise ValueError('of ours')", 1, "ValueError: of ours\n"),
     "nothing": ("main(None)", 0, ""),
@@ -84,6 +86,10 @@ def work(error):
     if error:
         raise error
     return 0
+def made_of(error):
+    made = ImportError("initialization failed")
+    made.__cause__ = error
+    return made
 def main(error):
     status = console.at_the_terminal(lambda: work(error))()
     if status:

@@ -4,6 +4,8 @@ MHA, GQA        rotated keys and values, per key/value head              2 n_KV 
 MLA             the latent(s), and the decoupled rotary key behind       d_c + d_R, or 2 d_c + d_R separated
 Tucker          the rotated key latent and the value latent              r3 + r~3
 Tucker shared   one latent, unrotated, because values read it too        r3
+
+Which streams a layer keeps, its `cache_streams` says; its `forward` puts them in.
 """
 
 import torch

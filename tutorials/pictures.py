@@ -484,12 +484,53 @@ def exact_where(errors: np.ndarray, layers: list[str], schedules: tuple[str, ...
     return legible(figure)
 
 
+def growth(n: np.ndarray, logits: np.ndarray, rest: np.ndarray) -> Figure:
+    """07: bytes that one layer would store, by the number of tokens: logits, and queries, keys, values and outputs."""
+    figure, ax = panels(1, 1, (6.4, 3))
+    ax.loglog(n, logits / 1e6, color=style.COLOURS["MHA"], label="logits")
+    ax.loglog(n, rest / 1e6, "--", color="#888888", label="queries, keys, values, outputs")
+    ax.set(xlabel="tokens", ylabel="MB ($10^6$ bytes)", title="What one layer of GPT-2's shape would store")
+    ax.legend()
+    return legible(figure)
+
+
+def running(logits: np.ndarray, seen: list[tuple[float, float]]) -> Figure:
+    """07: logits with their running maximum above, the running sum below; seen: (maximum, sum) after each tile."""
+    figure, axes = panels(2, 1, (7, 3.8), sharex=True)
+    width = len(logits) // len(seen)
+    axes[0].plot(logits, ".", color="#777777", markersize=4)
+    for tile, (largest, total) in enumerate(seen):
+        axes[0].plot([width * tile, width * (tile + 1)], [largest, largest], color=style.COLOURS["Tucker"])
+        axes[1].bar(width * (tile + 0.5), total, width=0.75 * width, color=style.COLOURS["Tucker"])
+    axes[0].set(ylabel="logit", title="One pass: running maximum and running sum")
+    axes[1].set(xlabel=f"source token, in tiles of {width}", ylabel="sum so far", xticks=range(0, len(logits) + 1, 2 * width))
+    return legible(figure)
+
+
+def causal_tiles(kind: np.ndarray, queries: int, sources: int) -> Figure:
+    """07: tiles (query tile, source tile) under a causal mask: 0 skip, 1 mask, 2 whole."""
+    figure, ax = panels(1, 1, (6.4, 2.8), grid=False)
+    rows, columns = kind.shape[0] * queries, kind.shape[1] * sources
+    ax.imshow(kind, cmap="Greens", vmin=-0.3, vmax=3, extent=(0, columns, rows, 0), aspect="auto")
+    for (i, j), one in np.ndenumerate(kind):
+        place = sources * (j + 0.5), queries * (i + 0.5)
+        ax.text(*place, ("skip", "mask", "whole")[one], ha="center", va="center", fontsize=8)
+    ax.plot([0, columns], [0, rows], color="black", linewidth=1)
+    ax.set(xticks=range(0, columns + 1, sources), yticks=range(0, rows + 1, queries))
+    ax.set(xlabel="source token", ylabel="query token", title="Three kinds of tiles under a causal mask")
+    return legible(figure)
+
+
 def caches(megabytes: dict[str, float], title: str) -> Figure:
     """07: one bar a row, with its number; the axis is cut for nobody, small bars are read by their numbers."""
-    figure, ax = panels(1, 1, (7, 3.4))
+    figure, ax = panels(1, 1, (7, 3.6))
     bars = ax.barh(list(megabytes), megabytes.values(), color=[style.COLOURS[style.mechanism(name)] for name in megabytes])
     whole = next(iter(megabytes.values()))
     ax.bar_label(bars, [f"{size:.2f} MB, {size / whole:.0%}" for size in megabytes.values()], padding=4, fontsize=9)
+    shared = [bar for bar, name in zip(bars, megabytes) if "shared" in name]
+    for bar in shared:
+        bar.set(hatch="////", edgecolor="white", linewidth=0)
+    ax.legend([shared[-1]], ["keys and values share a latent"], loc="lower right")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="MB ($10^6$ bytes)", xlim=(0, 1.25 * whole), title=title)
@@ -567,7 +608,7 @@ def head_price(tried: dict[str, list[tuple]]) -> Figure:
     return legible(figure)
 
 
-def head_patterns(loads: dict[str, np.ndarray], kept: int | None = None) -> Figure:
+def patterns_of_heads(loads: dict[str, np.ndarray], kept: int | None = None) -> Figure:
     """08, 09: what each head (row) takes of each head pattern (column), its sign left out; dashed: a cut behind `kept` of them.
 
     loads: head factors (h, r) by their name, each column times its singular value.
@@ -700,7 +741,11 @@ def loss_against_size(rows: dict[str, tuple[int, list[float]]]) -> Figure:
         kind, x = style.mechanism(name), parameters / 1e6
         ax.plot([x] * len(losses), losses, color=style.COLOURS[kind], linewidth=1.2)
         ax.plot(x, np.mean(losses), style.MARKERS[kind], color=style.COLOURS[kind], markersize=7)
-        ax.annotate(name, (x, np.mean(losses)), (7, 3), textcoords="offset points", fontsize=9, color=style.INKS[kind])
+        beside = any(
+            1 < size / parameters < 2 and abs(np.mean(other) - np.mean(losses)) < 0.01 for size, other in rows.values()
+        )
+        place = dict(xytext=(-7, 3), ha="right") if beside else dict(xytext=(7, 3))
+        ax.annotate(name, (x, np.mean(losses)), textcoords="offset points", fontsize=9, color=style.INKS[kind], **place)
     ax.set_xscale("log", base=2)
     ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
     ax.minorticks_off()
@@ -726,18 +771,17 @@ def differences(intervals: dict[str, tuple[float, float, float]], base: str, uni
 
 def mode_shares(shares: dict[str, dict[str, tuple[float, float]]]) -> Figure:
     """10: effective rank over size of every mode of every model, by singular values (filled) and by their squares (open)."""
-    figure, ax = panels(1, 1, (9, 3.4))
-    for number, (name, modes) in enumerate(shares.items()):
-        x = np.arange(len(modes)) + 0.16 * (number - (len(shares) - 1) / 2)
-        look = dict(
-            linestyle="", marker="os^Dv"[number % 5], color=plt.get_cmap("viridis")(0.8 * number / max(1, len(shares) - 1))
-        )
+    figure, ax = panels(1, 1, (10.5, 3.8))
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(shares)))
+    for number, ((name, modes), colour) in enumerate(zip(shares.items(), colours)):
+        x = np.arange(len(modes)) + 0.14 * (number - (len(shares) - 1) / 2)
+        look = dict(linestyle="", markersize=7, marker="osDv^"[number % 5], color=colour)
         ax.plot(x, [both[0] for both in modes.values()], label=name, **look)
-        ax.plot(x, [both[1] for both in modes.values()], markerfacecolor="white", label=f"{name}, by squares", **look)
+        ax.plot(x, [both[1] for both in modes.values()], markerfacecolor="white", **look)
     ax.set_xticks(range(len(modes)), list(modes))
     ax.grid(axis="x", visible=False)
     ax.set(ylim=(0, 1.05), ylabel="effective rank / size")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1)
     return legible(figure)
 
 
@@ -758,17 +802,20 @@ def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) 
 
 
 def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
-    """10: losses of each row by learning rate."""
-    figure, ax = panels(1, 1, (9, 4))
-    for name, look in style.lines_of(list(losses)).items():
-        ax.semilogx(
-            list(losses[name]), list(losses[name].values()), marker=style.MARKERS[style.mechanism(name)], label=name, **look
-        )
+    """10: losses of each row by learning rate, the rows as they are beside those with norms."""
+    figure, axes = panels(1, 2, (10.5, 4.2), sharex=True, sharey=True)
     every = sorted({rate for line in losses.values() for rate in line})
-    ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
-    ax.minorticks_off()
-    ax.set(xlabel="learning rate × 1000", ylabel="validation loss (nats/token)")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for ax, title in zip(axes, ("As they are", "With norms")):
+        chosen = [name for name in losses if name.endswith("norms") or name.endswith("-norm")]
+        chosen = chosen if ax is axes[1] else [name for name in losses if name not in chosen]
+        for name, look in style.lines_of(chosen).items():
+            look["marker"] = style.MARKERS[style.mechanism(name)]
+            ax.semilogx(list(losses[name]), list(losses[name].values()), label=name, **look)
+        ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
+        ax.minorticks_off()
+        ax.set(title=title, xlabel="learning rate × 1000")
+        ax.legend(loc="upper center", fontsize=8)
+    axes[0].set_ylabel("validation loss (nats/token)")
     return legible(figure)
 
 

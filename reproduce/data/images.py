@@ -1,6 +1,10 @@
 """Images for the vision transformer. Without a path: scikit-learn's handwritten digits, 1,797 real 8 x 8 scans, no download."""
 
 import hashlib
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -8,8 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ..store.checked import in_words
+
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+MOST_BYTES = 2**34  # of one array, unpacked: a small file can hold any number of zeros
+UNREADABLE = (  # what zipfile and NumPy raise of a damaged archive, one with a password, and one packed in a way that they do not know
+    OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, MemoryError, struct.error, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 MOST_CLASSES = 65536  # above the largest public sets; a larger label is a mistake, and would be a row of the last layer
+
+
+class Unfit(Exception):
+    """Arrays that are no images and labels; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +113,14 @@ def load_images(path: str | None) -> ImageData:
     if not zipfile.is_zipfile(source):
         raise ValueError(f"--images {path} is not a readable .npz file: it is no archive of arrays")
     try:
-        with open(source, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            given = {name: arrays[name] for name in NAMES if name in arrays}
-    except (OSError, EOFError, ValueError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        loaded = _read_arrays(source)
+    except Unfit as error:
+        raise ValueError(str(error)) from None
+    except UNREADABLE as error:
         raise ValueError(f"--images {path} is not a readable .npz file: {error}") from None
-    missing = [name for name in NAMES if name not in given]
-    if missing:
-        raise ValueError(f"--images {path}: {', '.join(missing)} missing; it must hold {', '.join(NAMES)}")
-    loaded = [given[name] for name in NAMES]
-    for name, array in zip(NAMES, loaded):
-        kind = np.uint8 if name[0] == "x" else np.integer
-        if not np.issubdtype(array.dtype, kind) or array.ndim not in ((3, 4) if name[0] == "x" else (1,)):
-            raise ValueError(
-                f"--images {path}: {name} is {array.dtype} {array.shape}; images are uint8 (n, side, side[, channels])"
-            )
     x_train, y_train, x_test, y_test = loaded
     for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
-        if len(x) != len(y) or len(x) == 0 or x.shape[1] != x.shape[2]:
+        if len(x) != len(y) or x.size == 0 or x.shape[1] != x.shape[2]:
             raise ValueError(f"--images {path}: x_{part} {x.shape} and y_{part} {y.shape} are not labelled square images")
         if y.min() < 0 or y.max() >= MOST_CLASSES:
             wrong = y.min() if y.min() < 0 else y.max()
@@ -123,6 +129,42 @@ def load_images(path: str | None) -> ImageData:
         raise ValueError(f"--images {path}: x_train {x_train.shape} and x_test {x_test.shape} are images of different sizes")
     x_train, x_test = (x[..., None] if x.ndim == 3 else x for x in (x_train, x_test))
     return _hashed(source.name, x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
+
+
+def _read_arrays(path: Path) -> list[np.ndarray]:
+    """The arrays of NAMES, in their order; none is unpacked before its type, its shape and its size are known to be right.
+
+    Raises ValueError for other arrays, and one of UNREADABLE for an archive that cannot be read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        packed = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if missing := [name for name in NAMES if name not in packed]:
+            raise Unfit(f"--images {path}: {', '.join(missing)} missing; it must hold {', '.join(NAMES)}")
+        for name in NAMES:
+            with archive.open(packed[name]) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            _check_array(f"--images {path}: {name}", name[0] == "x", shape, dtype, packed[name].file_size)
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return [arrays[name] for name in NAMES]
+
+
+def _check_array(where: str, is_image: bool, shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    """Raise Unfit unless an array of this type and shape is one of images or labels, and no larger than its archive says.
+
+    size: bytes of the member of the archive, its head too.
+    """
+    kind = np.uint8 if is_image else np.integer
+    if not dtype.hasobject and (not np.issubdtype(dtype, kind) or len(shape) not in ((3, 4) if is_image else (1,))):
+        raise Unfit(f"{where} is {dtype} {shape}; images are uint8 (n, side, side[, channels]), labels integers (n,)")
+    needed = math.prod(shape) * dtype.itemsize
+    if max(needed, size) > MOST_BYTES:
+        raise Unfit(
+            f"{where} takes {in_words(max(needed, size))}; an array of images in memory may take {in_words(MOST_BYTES)}"
+        )
+    if needed > size:
+        raise Unfit(f"{where} is said to be {shape}, {in_words(needed)}; there are {in_words(size)} of it")
 
 
 def _digits() -> ImageData:

@@ -19,16 +19,37 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from ..store.checked import Count, Line, Part, check, read_json
 from ..store.files import extend, write_atomically
 from ..store.locks import locked
-from .text import GPT2_VOCABULARY, TextData, bytes_per_token, encode, load_text, read_gpt2_tables
+from .text import GPT2_VOCABULARY, TextData, bytes_per_token, check_tokenizer, encode, load_text, read_gpt2_tables
 
 SOURCES = {"openwebtext": "Skylion007/openwebtext", "openwebtext2": "Geralt-Targaryen/openwebtext2"}  # on the Hugging Face hub
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 HELD_OUT = 2000  # of so many documents the last is held out: our choice
 AT_ONCE = 1000  # documents between two notes of progress
+AT_A_TIME = 2**26  # tokens that are looked at together
 SPLITS = ("train", "validation")
 STATE = "tokens.json"
+
+
+class Counts(Part):
+    """Tokens in the two files."""
+
+    train: Count
+    validation: Count
+
+
+class State(Part):
+    """What `tokens.json` says: which text it is, and how far its files are whole."""
+
+    name: Line
+    files: str | None
+    held_out: int | str
+    documents: Count
+    tokens: Counts
+    sha256: str
+    finished: bool
 
 
 def is_prepared(path: str | None) -> bool:
@@ -57,8 +78,31 @@ def open_prepared(path: str) -> TextData:
                 f"--text {path}: {file.name} should hold {count:,} tokens, more than none; delete {path} and prepare it"
             )
         splits.append(np.memmap(file, dtype=np.uint16, mode="r"))
-    tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return TextData(state["name"], state["sha256"], *splits, bytes_per_token(tokenizer), tokenizer.to_str())
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
+    token_bytes = bytes_per_token(tokenizer)
+    for split, tokens in zip(SPLITS, splits):
+        if (largest := _largest(tokens)) >= len(token_bytes):
+            raise ValueError(
+                f"{folder / split}.bin holds token {largest:,}; its tokenizer.json makes {len(token_bytes):,}, from 0"
+            )
+    return TextData(state["name"], state["sha256"], *splits, token_bytes, tokenizer.to_str())
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a prepared folder.  Raises ValueError, naming the file, if it is none that `prepare` wrote."""
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # the class that tokenizers raises
+        raise ValueError(f"{path} is no tokenizer: {error}") from None
+    check_tokenizer(tokenizer, str(path))
+    return tokenizer
+
+
+def _largest(tokens: np.ndarray) -> int:
+    """The largest token, read piece by piece from the disk."""
+    return max(int(tokens[start : start + AT_A_TIME].max()) for start in range(0, len(tokens), AT_A_TIME))
 
 
 def prepare(
@@ -179,10 +223,14 @@ def import_datasets():
 
 
 def _read_state(folder: Path) -> dict:
+    """What `tokens.json` says, checked.  Raises ValueError, naming the file, if it is damaged."""
+    path = folder / STATE
     try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / STATE} is damaged: {error}; delete {folder} and prepare it again") from None
+        state = read_json(path.read_text(encoding="utf-8"), f"{path} is damaged")
+        check(State, state, f"{path} is damaged: it")
+    except ValueError as error:
+        raise ValueError(f"{error}; delete {folder} and prepare it again") from None
+    return state
 
 
 def _write_state(folder: Path, state: dict) -> None:

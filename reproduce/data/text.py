@@ -5,7 +5,6 @@ Without a path the text is the Python standard library's own source: real, on ev
 
 import gzip
 import hashlib
-import json
 import lzma
 import re
 import sysconfig
@@ -21,6 +20,8 @@ from tqdm import tqdm
 from ..store.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
+MOST_CHARACTERS = 2**30  # of one file: a small packed one can hold any number of them
+PREPARED = "`prepare` takes texts of any size, as .jsonl or .parquet"
 GPT2_VOCABULARY = 50_257
 VALIDATION_SHARE = 10  # every tenth document is held out
 OPENERS = {".txt": open, ".py": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -104,8 +105,12 @@ def load_text(
     try:
         with open(kept, "rb") as file, np.load(file) as arrays:
             tokenizer = arrays["tokenizer"].tobytes().decode()
-            return TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer, not bpe)
-    except (EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            data = TextData(name, sha256, arrays["train"], arrays["validation"], arrays["token_bytes"], tokenizer, not bpe)
+        for tokens in (data.train, data.validation):
+            if tokens.dtype != np.uint16 or tokens.ndim != 1 or tokens.max() >= data.vocab_size:
+                raise ValueError
+        return data
+    except (EOFError, KeyError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
 
 
@@ -146,11 +151,16 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path} is not a text file known here; it must end in {', '.join(OPENERS)}")
     try:
         with opener(path, "rt", encoding="utf-8", newline="") as file:
-            return file.read()
+            text = file.read(MOST_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    except MemoryError:
+        raise ValueError(f"{path} holds more text than there is memory for; {PREPARED}") from None
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{path} holds more than {MOST_CHARACTERS:,} characters, the most that are read at once; {PREPARED}")
+    return text
 
 
 def _stretches(text: str, size: int) -> list[str]:
@@ -213,11 +223,27 @@ def read_gpt2_tables(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     except Exception as error:  # the class that tokenizers raises
         raise ValueError(f"--bpe {folder}: {error}") from None
-    if tokenizer.token_to_id(END_OF_TEXT) is None or tokenizer.get_vocab_size() > 2**16:
-        raise ValueError(f"--bpe {folder}: vocab.json must hold {END_OF_TEXT} and at most {2**16:,} tokens")
+    check_tokenizer(tokenizer, f"--bpe {folder}: vocab.json")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, where: str) -> None:
+    """Refuse tokens that are not numbered from 0 without a gap, that uint16 cannot count, or that lack the end of a text.
+
+    Args:
+        tokenizer: as it was read.
+        where: what the message begins with.
+
+    Raises:
+        ValueError: for what does not fit.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if END_OF_TEXT not in vocabulary or len(vocabulary) > 2**16:
+        raise ValueError(f"{where} must hold {END_OF_TEXT} and at most {2**16:,} tokens")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError(f"{where} must number its {len(vocabulary):,} tokens from 0 to {len(vocabulary) - 1:,}, each once")
 
 
 def encode(tokenizer: Tokenizer, documents: list[str], title: str) -> np.ndarray:
@@ -249,7 +275,7 @@ def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
     Returns:
         (vocab_size,) int64.
     """
-    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    vocabulary = tokenizer.get_vocab()
     lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int64)
     for token, index in vocabulary.items():
         lengths[index] = 0 if token == END_OF_TEXT else len(token)

@@ -116,13 +116,12 @@ def time_in_turns(layers: dict[str, nn.Module], context: int, preset: Preset, de
     """
     caches = {label: layer.new_cache(preset.batch, context + 1) for label, layer in layers.items()}
     for cache in caches.values():
-        for stream in cache.streams.values():
-            stream.normal_()
+        cache.append(**{name: torch.randn_like(stream[:, :, :context]) for name, stream in cache.streams.items()})
     x = torch.randn(preset.batch, 1, SHAPE["d_model"], device=device)
     samples = {label: [] for label in layers}
     for repeat in range(preset.repeats + 2):
         for label, layer in layers.items():
-            caches[label].length = context
+            caches[label].truncate(context)
             synchronize(x)
             start = time.perf_counter()
             layer(x, cache=caches[label])

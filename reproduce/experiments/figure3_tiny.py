@@ -33,7 +33,7 @@ from ..train.options import STARTS, Options
 from ..train.runs import Run, check_labels, override
 from ..train.settings import TrainConfig
 from ..train.vision import ImageSets, build_vit, load_vit, outcome, scaled
-from .compress import moments
+from .moments import moments
 
 PRETRAINED = "MHA pretrained"
 CHOOSES = 0  # the seed whose runs choose every rate
@@ -149,7 +149,7 @@ def run(options: Options) -> list[Plan]:
     for seed in options.seeds or preset.seeds:
         for rate in study.pretrain_rates(seed):
             this = study.pretraining(seed, rate)
-            if not this.is_done():
+            if not this.is_done() or (alone and not study.kept(this)):
                 study.pretrained(this)
         for rate in study.start_rates(seed) if not alone else ():
             start = Start(study, seed, rate)
@@ -298,24 +298,27 @@ class Study:
         Raises:
             Diverged: if its training does.
         """
-        rate = this.config["pretrain"]["learning_rate"]
-        path = model_path(self.options.out, f"{this.title} rate {rate:g}")
-        if not (done(self.options.records, this.identity) and (place := kept(path, this.identity))):
-            place = self.pretrain(this, self.pretrain_settings(rate), path)
-        model = load_vit(place)[0]
+        model = load_vit(self.kept(this) or self.pretrain(this))[0]
         return model.to(self.options.device), weights_hash(model)
 
-    def pretrain(self, this: Run, settings: TrainConfig, path: Path) -> Path:
+    def path(self, this: Run) -> Path:
+        """Where the model of a pretraining is kept."""
+        return model_path(self.options.out, f"{this.title} rate {this.config['pretrain']['learning_rate']:g}")
+
+    def kept(self, this: Run) -> Path | None:
+        """Where the model of a pretraining that is on record lies, if it does."""
+        return kept(self.path(this), this.identity) if done(self.options.records, this.identity) else None
+
+    def pretrain(self, this: Run) -> Path:
         """Train, keep and record a multi-head model.
 
         Args:
             this: which.
-            settings: how.
-            path: where it is kept.
 
         Returns:
-            The path.
+            Where it is kept.
         """
+        settings, path = self.pretrain_settings(this.config["pretrain"]["learning_rate"]), self.path(this)
         torch.manual_seed(this.seed)
         model = build_vit(self.shape).to(self.options.device)
         batch_at = self.images.batches(settings, this.seed, self.preset.augmentation)
@@ -364,7 +367,8 @@ class Start:
         """Second moments of what each block's attention receives, (d, d), on training images as they are."""
         model, images = self.kept[0], self.study.images
         layers: dict[str, nn.Module] = {f"blocks.{n}.attention": block.attention for n, block in enumerate(model.blocks)}
-        opened = OpenModel("ViT", model, layers, lambda m, x: m(scaled(x, images.pixel_range)), lambda _, layer: layer, {})
+        forward = lambda model, x: model(scaled(x, images.pixel_range))  # noqa: E731
+        opened = OpenModel("ViT", model, layers, forward, lambda _, layer: layer, {}, image_size=self.study.shape["image_size"])
         x, _ = images.train
         chosen = torch.linspace(0, len(x) - 1, min(CALIBRATION, len(x))).long()  # from all over, so that no class is missing
         return list(moments(opened, layers, list(x[chosen.to(x.device)].split(100))).values())

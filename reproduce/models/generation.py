@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ..store.checked import check_memory
 from .language_model import LanguageModel
+from .sizes import count_cached
 
 
 def next_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> torch.Tensor:
@@ -26,7 +28,7 @@ def next_token(logits: torch.Tensor, temperature: float, top_p: float, generator
     probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)  # no overflow when cold
     ordered, order = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
-    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    ordered = ordered.masked_fill((before >= top_p) & (before > 0), 0.0)  # the likeliest one stays, however small top_p is
     choice = torch.multinomial(ordered, 1, generator=generator)  # (b, 1)
     return order.gather(-1, choice).squeeze(-1)
 
@@ -57,7 +59,8 @@ def generate(
         (b,), one token per prompt.
 
     Raises:
-        ValueError: for an empty prompt, another temperature or top_p, or more tokens than the model has positions for.
+        ValueError: for an empty prompt, another temperature or top_p, or more tokens than the model has positions for, or this
+            machine memory.
         FloatingPointError: where the logits are not finite.
     """
     if not prompts or not all(prompts):
@@ -74,6 +77,8 @@ def generate(
         raise ValueError(
             f"{longest} prompt tokens and {max_new_tokens} new ones are {total}; this model has positions for {model.context}"
         )
+    cached = 4 * len(prompts) * total * count_cached(block.attention for block in model.blocks)  # bytes, in float32
+    check_memory(cached, f"caching {len(prompts)} x {total:,} tokens")
     padding = torch.tensor([longest - len(p) for p in prompts], device=device)  # (b,)
     tokens = torch.tensor([[p[0]] * (longest - len(p)) + p for p in prompts], device=device)  # (b, n)
     places = (torch.arange(total, device=device) - padding[:, None]).clamp(min=0)  # (b, total)

@@ -13,6 +13,7 @@ from .query import (
     grouped,
     megabytes,
     method_and_rate,
+    rates_of,
     runs_of,
     settled,
     speeds_on_one_card,
@@ -71,17 +72,12 @@ def _settled_table(records: list[Record], experiment: str, groups: dict[str, lis
         "row", "attention MB", "KV cache MB", "rate", "validation loss", f"minus {budget.base}'s", "bits per byte",
         "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),
     ]  # fmt: skip
-    note = f"{LOGITS} {_rates_tried(budget, runs)}"
+    note = f"{LOGITS} {_rates_tried(budget, rates_of(records, experiment))}"
     return Table(name_of(budget), _scale(budget, shown), markdown(header, lines), shown, note)
 
 
-def _rates_tried(budget: Budget, runs: list[Record]) -> str:
-    """How many rates each row had at this budget: the more there were, the better the best of them looks."""
-    train = budget.preset.train
-    tried: dict[str, set[float]] = {}
-    for r in runs:
-        if (r.steps, r.warmup) == (train.steps, train.warmup_steps):
-            tried.setdefault(r.method, set()).add(r.rate)
+def _rates_tried(budget: Budget, tried: dict[str, set[float]]) -> str:
+    """How many rates each row had at this budget."""
     order = [row.label for row in budget.rows if row.label in tried]
     by_count = grouped(order, lambda row: len(tried[row]))
     said = [f"{count} rate{'s' * (count > 1)}: {'; '.join(rows)}" for count, rows in sorted(by_count.items())]

@@ -155,21 +155,23 @@ def hostile_inputs(records: list[Record]) -> tuple[str, str]:
     kinds = sorted(metrics["kinds"].items(), key=lambda item: -item[1])
     return (
         f"{sum(metrics['kinds'].values()):,} inputs of {len(kinds)} kinds, most often "
-        + ", ".join(f"{kind} ({trials:,})" for kind, trials in kinds[:3]),
+        + ", ".join(f"{kind} ({trials:,})" for kind, trials in kinds[:3])
+        + (f"; {metrics['records']['tried']:,} records with one leaf changed" if "records" in metrics else ""),
         "each refused with a message that names what and where, or given its one defined result; nothing saved or cached harmed",
     )
 
 
-def kills(records: list[Record]) -> tuple[str, str]:
-    """Of `survival`: how often what was killed, and what was compared afterwards."""
+def faults(records: list[Record]) -> tuple[str, str]:
+    """Of `survival`: how often commands were killed, met a full disk or Ctrl-C, and what was compared afterwards."""
     metrics = records[-1].metrics
-    total = {name: sum(tally[name] for tally in metrics.values()) for name in ("kills", "files")}
-    ends = sum(tally["ends"] for kind, tally in metrics.items() if kind != "recording")
+    total = {
+        name: sum(tally[name] for tally in metrics.values()) for name in ("kills", "full_disks", "interrupts", "ends", "files")
+    }
     return (
-        f"{total['kills']:,} times kill -9: "
-        + ", ".join(f"{tally['kills']:,} while {kind}" for kind, tally in metrics.items()),
-        f"none of {total['files']:,} files read afterwards damaged; all {ends:,} runs that finished equal to uninterrupted ones "
-        "to the last bit; every record there once",
+        f"{total['kills']:,} times kill -9, {total['full_disks']:,} times a full disk, {total['interrupts']:,} times Ctrl-C, in "
+        f"{len(metrics):,} ways to write: {', '.join(metrics)}",
+        f"none of {total['files']:,} files read afterwards damaged; all {total['ends']:,} runs that finished equal to uninterrupted "
+        "ones, to the last bit but for times; every record there once; each message one line",
     )
 
 
@@ -194,7 +196,7 @@ CHECKS = {
     "mutation": ("small faults put into the code", mutants),
     "fuzz": ("random inputs", random_inputs),
     "hostile": ("hostile inputs", hostile_inputs),
-    "survival": ("killed at random moments", kills),
+    "survival": ("stopped at random moments", faults),
     "coverage": ("lines and branches that tests run", covered),
     "versions": ("oldest and newest versions", versions),
 }

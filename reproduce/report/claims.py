@@ -73,13 +73,14 @@ HOW = (
     f"order, so they are paired. From {SEEDS} seeds on the interval is Student's, between seeds. With fewer it is taken over the articles "
     "of the test text: its width is how much the difference changes when one article after another is left out. It then holds for the "
     "models that were trained, and is marked *these models*: with another seed they may differ by more. Such an interval is shown, but "
-    "the claim stays *not resolved*.\n\n"
+    "the claim stays *not resolved*. Where no run has read the test text yet, the interval shown is between seeds on the validation text, "
+    "and says so: it decides nothing either.\n\n"
     f"*Below* and *above* mean that the interval excludes zero. *Level* means that it lies within {MARGIN:g} nats on both sides. "
     "Anything else is *not resolved*. Of two rows that do not differ at all one is called *below* or *above* the other in about 5 % of "
     "trials; a test simulates it.\n\n"
-    "A row is judged at the setting with the lowest validation loss, and the page says of how many settings. That choice is made on one "
-    f"seed, which then does not judge: {SEEDS} others are asked for. The result is read from the test text, once. A validation loss by "
-    "which a rate was chosen never judges. A run that diverged counts against its row, however many seeds there are."
+    "A row is judged at the setting with the lowest validation loss, and under its table stands how many there were. That choice is "
+    f"made on one seed, which then does not judge: {SEEDS} others are asked for. The result is read from the test text, once. A "
+    "validation loss by which a rate was chosen never judges. A run that diverged counts against its row, however many seeds there are."
 )
 
 
@@ -99,7 +100,8 @@ def table(records: list[Record], *kinds: str) -> str:
         kinds: of STATEMENTS, SIZES, FINDINGS and OURS.
     """
     rows = [[c.where, c.says, measured, verdict, c.rule] for c, measured, verdict in verdicts(records) if c.kind in kinds]
-    return markdown(["place", "the paper says", "measured", "verdict", "rule"], rows, words=True)
+    said = "we say" if kinds == (OURS,) else "the paper says"
+    return markdown(["place", said, "measured", "verdict", "rule"], rows, words=True)
 
 
 def counts(records: list[Record]) -> str:

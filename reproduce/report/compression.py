@@ -4,17 +4,18 @@ import math
 
 from ..store.records import Record
 from .markdown import Table, markdown
-from .query import by_model
+from .query import by_model, model_names
 
 SCORES = {"loss": "loss (nats/token)", "top1": "top-1", "agreement": "same first guess", "similarity": "cosine with before"}
 
 
 def compress_runs(records: list[Record]) -> list[Table]:
     """A table for each model that was compressed."""
-    return [compress_table(group) for group in by_model(records)]
+    names = {id(record): name for record, name in zip(records, model_names(records))}
+    return [compress_table(group, names[id(group[0])]) for group in by_model(records)]
 
 
-def compress_table(records: list[Record]) -> Table:
+def compress_table(records: list[Record], name: str) -> Table:
     """Sizes and errors of each row of one model, truncated for the weights alone and knowing the inputs."""
     c, data, before = records[0].config, records[0].data, records[0].metrics["before"]
     score = next((name for name in ("loss", "top1") if name in before), "agreement")
@@ -22,7 +23,7 @@ def compress_table(records: list[Record]) -> Table:
         score = "similarity"
     scale = "" if records[0].preset == "models" else ", REDUCED SCALE"
     title = (
-        f"**{c['model']}{scale}: trained layers compressed, not trained further.** Width {c['d_model']}, {c['n_heads']} heads, "
+        f"**{name}{scale}: trained layers compressed, not trained further.** Width {c['d_model']}, {c['n_heads']} heads, "
         f"{c['n_layers']} layers. In each cell: truncated for the weights alone / knowing the inputs. These are {data['calibration']:,} "
         f"{data['unit']} of {data['name']}; errors are measured on {data['test']:,} others. Errors are relative, means over layers."
         + (f" The {SCORES[score]} was {before[score]:.3f} before." if score in before else "")

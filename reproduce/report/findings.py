@@ -118,7 +118,14 @@ def _vision_candidates(records: list[Record]) -> list[Record]:
 
 
 def best_vision_runs(records: list[Record]) -> dict[str, Best]:
-    """Rows at the rates that held-out images prefer; empty where no images were held out."""
+    """Rows of Figure 3 at the rates that held-out images prefer.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        By row, started as the paper's; empty where no images were held out.
+    """
     runs = _vision_candidates(records)
     return at_their_best(runs) if any("validation_loss" in r.metrics for r in runs) else {}
 
@@ -132,8 +139,15 @@ def _vision_runs(records: list[Record]) -> dict[str, list[Record]]:
     return grouped(runs, lambda r: f"{r.method} at {r.rate:g}" if len(rates) > 1 else r.method)
 
 
-def _of_a_tenth(rival: str) -> Callable[[list[Record]], Sequence[str]]:
-    """Tucker rows with about a tenth of the rival's attention parameters; where images were held out, the one that they prefer."""
+def of_a_tenth(rival: str) -> Callable[[list[Record]], Sequence[str]]:
+    """Which rows have about a tenth of another one's attention parameters.
+
+    Args:
+        rival: the other row.
+
+    Returns:
+        records -> labels of Tucker rows; where images were held out, of the one that they prefer.
+    """
 
     def rows(records: list[Record]) -> list[str]:
         runs, best = _vision_runs(records), best_vision_runs(records)
@@ -159,7 +173,7 @@ def _accuracy(rival: str, metric: str, tried: bool = False) -> Callable[[list[Re
     """
 
     def judge(records: list[Record], row: str) -> Finding:
-        runs, tries = _vision_runs(records), max(1, len(_of_a_tenth(rival)(records)))
+        runs, tries = _vision_runs(records), max(1, len(of_a_tenth(rival)(records)))
         found = [_accuracies(runs[row], other, metric, tries, tried) for other in runs.values() if other[0].method == rival]
         return "; ".join(said for said, _ in found), together(verdict for _, verdict in found)
 
@@ -184,7 +198,7 @@ def _accuracy_claim(rival: str) -> Claim:
         f"comparable accuracy with almost 10x fewer attention parameters than {rival}",
         "accuracy",
         _accuracy(rival, "top5"),
-        _of_a_tenth(rival),
+        of_a_tenth(rival),
         f"top-1 of ten classes, beside {rival}",
         every=False,
         others=lambda records: [row for row, runs in _vision_runs(records).items() if runs[0].method != rival],

@@ -78,10 +78,7 @@ def fresh_table(records: list[Record]) -> list[Table]:
     as_they_are = sorted(tried.get(row.label, 0) for row in TABLE2_BEST)
     note = f"Every row as it is was tried at as many rates: {as_they_are[0]}."
     if as_they_are[0] < as_they_are[-1]:
-        note = (
-            f"The rows were not tried equally yet, at {as_they_are[0]} to {as_they_are[-1]} rates each, so no row is set against another "
-            "here."
-        )
+        note = f"The rows were not tried equally yet, at {as_they_are[0]} to {as_they_are[-1]} rates each, so no verdict is drawn here."
     if missing := [row.label for row in table2.FRESH_ROWS if row.label not in tried]:
         note += f" Not run at any rate: {'; '.join(missing)}."
     return [Table("Table 2, fresh text", title, body, runs, note)]

@@ -43,11 +43,10 @@ RULES = {
     "and fails the one that calls it comparable: both are the paper's.",
     "accuracy": f"Top-5 accuracy on images of at least {CLASSES} classes. Reproduced where the whole interval is above minus one "
     f"point, not reproduced where it is below that, else not resolved. With fewer classes, or fewer than {SEEDS} seeds, always not "
-    "resolved. A row that is tried has 8 to 12 % of the other's parameters. Where training images were held out, they choose every rate, "
-    "and which of these rows is judged, all by the runs of one seed that then does not judge. The interval knows of other seeds and of "
-    "other images. Otherwise every such row is tried, and "
-    "the best counts; each interval is wider by so much that all hold together (Bonferroni). Against every rate of the other row it "
-    "must then hold.",
+    f"resolved. A row that is tried has {100 * TENTH[0]:g} to {100 * TENTH[1]:g} % of the other's parameters. Where training images were "
+    "held out, they choose every rate, and which of these rows is judged, all by the runs of one seed that then does not judge. "
+    "The interval knows of other seeds and of other images. Otherwise every such row is tried, and the best counts; each interval is "
+    "wider by so much that all hold together (Bonferroni). Against every rate of the other row it must then hold.",
     "heads": "Judged as accuracy is, and by the same images: a Tucker row with fewer heads than the model, beside the largest row with all "
     f"heads that has no more parameters. It must have at least {100 * ALIKE:g} % of them. What was saved at the heads went elsewhere: if "
     "the head mode has room, the row is not behind. It has to hold at every size. Reproduced where every whole interval is above minus one "
@@ -56,7 +55,8 @@ RULES = {
     f"mean over layers. A mode decays where both are at most {CLEAR_DECAY:g}, and does not where both are more; else it depends on the "
     "measure. Reproduced where all six decay, not reproduced where one does not, else not resolved. Of the paper's figure we know these "
     "words, and no value.",
-    "time": "Each Tucker row is judged by itself, and one that holds is enough. It holds where it saves 15 to 25 % of a training step. "
+    "time": "Each Tucker row is judged by itself, and one that holds is enough. It holds where it saves "
+    f"{-100 * FASTER[1]:g} to {-100 * FASTER[0]:g} % of a training step. "
     f"Times of one record, and so of one device, are compared. Repeats are not on record, so a saving is taken as known to "
     f"{100 * TIMING:g} points on both sides: closer to a limit it is not resolved. Which row the paper compares with is not known to us: "
     "it must hold beside MHA and beside GQA-8 on every device, and fail everywhere to be not reproduced.",

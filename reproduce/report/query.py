@@ -183,11 +183,21 @@ def by_device(records: list[Record]) -> list[list[Record]]:
     return list(grouped(records, lambda r: r.device).values())
 
 
+def _model(record: Record) -> tuple[str, str]:
+    """A model's name, and what it is known by: its run, or the hash of its weights."""
+    return record.config["model"], record.config.get("run", record.config.get("weights", ""))
+
+
+def model_names(records: list[Record]) -> list[str]:
+    """What each record's model is called; where several models have one name, with the beginning of what it is known by."""
+    models = [_model(record) for record in records]
+    known = {name: {by for called, by in models if called == name} for name, _ in models}
+    return [f"{name} ({by[:8]})" if by and len(known[name]) > 1 else name for name, by in models]
+
+
 def by_model(records: list[Record]) -> list[list[Record]]:
     """Records of one model on one set of samples together."""
-    return list(
-        grouped(records, lambda r: (r.config["model"], r.config.get("run", r.config.get("weights")), r.data["sha256"])).values()
-    )
+    return list(grouped(records, lambda r: (*_model(r), r.data["sha256"])).values())
 
 
 def budget_of(record: Record) -> tuple:
@@ -345,6 +355,21 @@ def settled(records: list[Record], experiment: str) -> dict[str, list[Record]]:
 
     runs = largest(alike([r for r in runs_of(records, experiment, "gpu") if is_settled(r)]))
     return grouped(runs, lambda r: r.method)
+
+
+def rates_of(records: list[Record], experiment: str) -> dict[str, set[float]]:
+    """Which rates each row had at the steps and warm-up of the preset `gpu`: the more there were, the better the best of them looks.
+
+    Args:
+        records: all that there are.
+        experiment: "table2" or "table3".
+    """
+    train = BUDGETS[experiment].preset.train
+    tried: dict[str, set[float]] = {}
+    for r in runs_of(records, experiment, "gpu"):
+        if (r.steps, r.warmup) == (train.steps, train.warmup_steps):
+            tried.setdefault(r.method, set()).add(r.rate)
+    return tried
 
 
 def sweep_runs(records: list[Record]) -> list[Record]:

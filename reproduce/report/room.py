@@ -3,7 +3,7 @@
 import statistics
 
 from ..store.records import Record
-from .judge import FAILED, REPRODUCED, UNRESOLVED, decays
+from .judge import CLEAR_DECAY, FAILED, REPRODUCED, UNRESOLVED, decays
 from .markdown import Table, markdown
 from .query import grouped, runs_of
 from .unfoldings import MODES, STARTS, WAYS, errors_without, layers_of, models_of, shares
@@ -55,7 +55,10 @@ def _judged(models: dict[str, list[Record]]) -> Table:
             found = [shares(layers, *m) for m in ALL_MODES]
             if not any(None in pair for pair in found):
                 rows.append([what, *(IN_WORDS[decays([x for x in pair if x is not None])] for pair in found)])
-    title = "**The rule for the paper's spectra, mode by mode.** A mode decays where both effective ranks are at most 90 % of its size."
+    title = (
+        "**The rule for the paper's spectra, mode by mode.** A mode decays where both effective ranks are at most "
+        f"{100 * CLEAR_DECAY:g} % of its size."
+    )
     return Table("Room by the rule", title, markdown(["model", *mode_titles(ALL_MODES)], rows, words=True), _runs(models))
 
 

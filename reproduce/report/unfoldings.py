@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..experiments.spectra import MODES as MODES
 from ..store.records import Record
-from .query import grouped, runs_of
+from .query import model_names, runs_of
 
 WAYS = {"trained": "weights", "inputs": "on inputs", "centred": "on inputs, keys about their mean"}
 STARTS = {"trained": "initial", "inputs": "initial_inputs", "centred": "none"}
@@ -35,8 +35,11 @@ def models_of(records: list[Record]) -> dict[str, list[Record]]:
         Records of spectra by what the model is called.
     """
     ours = [r for r in runs_of(records, "spectra", "gpu") if r.method == "MHA"]
-    named = grouped(runs_of(records, "spectra", "models"), lambda r: r.method)
-    return ({OURS: ours} if ours else {}) | named
+    models = {OURS: ours} if ours else {}
+    others = runs_of(records, "spectra", "models")
+    for name, record in zip(model_names(others), others):
+        models.setdefault(name, []).append(record)
+    return models
 
 
 def layers_of(runs: list[Record], way: str) -> list[dict]:

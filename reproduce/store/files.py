@@ -63,13 +63,14 @@ def extend(path: Path, size: int, content: bytes) -> None:
         ValueError: if the file holds fewer bytes.
         OSError: naming the file, if they cannot all be written; it holds its first bytes then.
     """
-    with _naming(path), open(path, "ab") as file:
+    with _naming(path), open(path, "ab", buffering=0) as file:  # nothing is left for close() to write
         if (found := os.fstat(file.fileno()).st_size) < size:
             raise ValueError(f"{path} is damaged: it holds {found:,} bytes, where {size:,} were written")
         try:
             file.truncate(size)
-            file.write(content)
-            file.flush()
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except OSError:
             os.truncate(path, size)

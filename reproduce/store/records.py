@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy
 import torch
 
+from .checked import check, read_json
 from .files import write_atomically
 from .locks import locked
+from .schema import Entry, check_record
 
 COMMITTED = Path(__file__).parents[1] / "results"
 EXPERIMENTS = (  # a file named otherwise holds no records: copies that an editor or a person left beside one are not read
@@ -42,7 +44,7 @@ class Record:
         config: all that defines the run; `train` in it, where it was trained.
         seed: of weights and batches, None where there is no chance.
         data: what it was trained on, None where nothing was: `name`, `sha256` and sizes.
-        metrics: all that it measured.
+        metrics: all that it measured. A language model's are put together in train/language.py, a ViT's in train/vision.py.
         command, commit, versions, device: what made it, and on what.
         wall_seconds: how long it took.
         finished: when, in UTC.
@@ -111,8 +113,6 @@ class Record:
 
 
 FIELDS = tuple(f.name for f in fields(Record))[:-1]  # what every record has; `more` is not one of them
-TYPES = {"id": str, "experiment": str, "preset": str, "method": str, "config": dict, "metrics": dict, "versions": dict,
-         "command": str, "commit": str, "device": str}  # fmt: skip
 
 
 def run_id(experiment: str, preset: str, method: str, config: dict, seed: int | None, data: dict | None) -> str:
@@ -174,12 +174,13 @@ def new_record(
     )
 
 
-def load(folder: Path, experiment: str | None = None, preset: str | None = None) -> list[Record]:
+def load(folder: Path, experiment: str | None = None, preset: str | None = None, *, to_show: bool = False) -> list[Record]:
     """The records of a folder.
 
     Args:
         folder: where they are; files that are not named `<experiment>.<preset>.json`, after an experiment of ours, are left alone.
         experiment, preset: only those of this one.
+        to_show: whether tables, claims or figures will read them, so that they must hold all that these ask for (schema.py).
 
     Raises:
         ValueError: naming file and record, if one is damaged, or naming both files if one is there twice.
@@ -187,7 +188,9 @@ def load(folder: Path, experiment: str | None = None, preset: str | None = None)
     records: dict[str, Record] = {}
     places: dict[str, Path] = {}
     for path in _files(folder, experiment, preset):
-        for entry in _read(path):
+        for number, entry in enumerate(_read(path)):
+            if to_show:
+                check_record(entry, f"{path}: record {number}", tuple(path.name.split(".")[:2]))
             record = Record(**{f: entry[f] for f in FIELDS}, more={f: v for f, v in entry.items() if f not in FIELDS})
             if record.id in records:
                 raise ValueError(
@@ -198,12 +201,12 @@ def load(folder: Path, experiment: str | None = None, preset: str | None = None)
 
 
 def load_some(folder: Path) -> list[Record]:
-    """All records of a folder.
+    """All records of a folder, to be shown.
 
     Raises:
         ValueError: where there is none, and as `load` does.
     """
-    if records := load(folder):
+    if records := load(folder, to_show=True):
         return records
     raise ValueError(f"{folder} holds no records; run an experiment first, or name another folder")
 
@@ -256,22 +259,16 @@ def _files(folder: Path, experiment: str | None, preset: str | None) -> Iterator
 
 
 def _read(path: Path) -> list[dict]:
-    """What a file of records holds, checked.  Raises ValueError, naming file and record, if it is damaged."""
+    """What a file of records holds, of each the fields that all have.  Raises ValueError, naming file and record, if it is damaged."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a record file: {error}") from None
+    records = read_json(text, f"{path} is not a record file")
     if not isinstance(records, list):
         raise ValueError(f"{path} is not a record file: it must hold a list of records")
     for number, record in enumerate(records):
-        missing = [f for f in FIELDS if not isinstance(record, dict) or f not in record]
-        if missing:
-            raise ValueError(f"{path}: record {number} lacks {', '.join(missing)}")
-        for name, kind in TYPES.items():
-            if not isinstance(record[name], kind):
-                raise ValueError(
-                    f"{path}: record {number} has {name} {json.dumps(record[name])[:40]}; it must be a {kind.__name__}"
-                )
+        check(Entry, record, f"{path}: record {number}")
     return records
 
 
@@ -293,7 +290,8 @@ def git_commit() -> str:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, encoding="utf-8", check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", root, *arguments]  # a lock would stay where this is killed
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")

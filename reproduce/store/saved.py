@@ -1,6 +1,7 @@
 """Model files: weights in safetensors, and beside them as JSON what it takes to build the model again. Nothing is ever unpickled."""
 
 import json
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,15 +54,66 @@ def read_model(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], d
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a readable safetensors file: there is no such file")
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys() if with_tensors else []
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+    with _opened(path) as file:
+        names = file.keys() if with_tensors else []
+        metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     if "attention" not in metadata:
         raise ValueError(f"{path} was not saved by this program: it does not describe its model")
     return metadata, tensors
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors by their names, from its head alone.
+
+    Raises:
+        ValueError: as `read_model` does.
+    """
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+
+
+@contextmanager
+def _opened(path: Path):
+    """The file, of safetensors.  Raises ValueError where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def built(path: Path, build: Callable[[], nn.Module], layers: int) -> nn.Module:
+    """The model that a file describes, made only when the file is known to hold its weights.
+
+    Args:
+        path: the file.
+        build: makes the model, without the file's Tucker layers.
+        layers: how many attention layers it is said to have.
+
+    Returns:
+        What `build` makes, freshly initialised.
+
+    Raises:
+        ValueError: if its weights have other names or shapes than the file's, or it cannot be built.
+    """
+    shapes = read_shapes(path)
+    if layers > len(shapes):
+        raise ValueError(f"{path} describes a model of {layers:,} layers; its {len(shapes):,} tensors are too few for them")
+    with described(path):
+        with torch.device("meta"):  # shapes without memory
+            skeleton = put_layers(build(), read_metadata(path))
+        own = {name: tuple(tensor.shape) for name, tensor in _tensors(skeleton).items()}
+    if own != shapes:
+        raise ValueError(f"{path}: its weights do not fit the model that it describes")
+    with described(path):
+        return build()
+
+
+def put_layers(model: nn.Module, metadata: dict[str, str]) -> nn.Module:
+    """The same model with the Tucker layers that a file's metadata describe in their places, freshly initialised."""
+    for place, description in json.loads(metadata["attention"]).items():
+        model.set_submodule(place, layer_of(description))
+    return model
 
 
 def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
@@ -79,8 +131,7 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
         ValueError: if they do not fit.
     """
     with described(path):
-        for place, description in json.loads(metadata["attention"]).items():
-            model.set_submodule(place, layer_of(description))
+        put_layers(model, metadata)
     own = _tensors(model)
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
         raise ValueError(f"{path}: its weights do not fit the model that it describes")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data.prepared import SOURCES
+from ..store.checked import LARGEST, MOST
 from ..store.locks import PATIENCE
 from .distributed import SHARDINGS
 from .options import STARTS
@@ -59,7 +60,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     """Which rows of a table to run."""
     parser.add_argument(
         "--rows",
-        type=labels,
+        type=some_labels,
         default=(),
         help="which to run, separated by commas: rows by the labels of their table, recipes, sections or modules (default: all)",
     )
@@ -124,7 +125,7 @@ def add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test",
         metavar="PATH[,PATH]",
-        type=labels,
+        type=some_labels,
         default=(),
         help="texts that a finished model reads once, document by document, for its record; no setting may be chosen by them",
     )
@@ -247,7 +248,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     """What `generate` takes."""
     parser.add_argument("--model", type=Path, required=True, help="a .safetensors file from out/models")
-    parser.add_argument("--prompt", action="append", required=True, help="text to continue; give it several times for a batch")
+    parser.add_argument(
+        "--prompt", type=utf8, action="append", required=True, help="text to continue; give it several times for a batch"
+    )
     parser.add_argument("--tokens", type=positive, default=100, help="how many tokens to add (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability to choose from (default: 0.95)")
@@ -278,13 +281,13 @@ def seed(text: str) -> int:
 
 
 def rate(text: str) -> float:
-    """A positive, finite number."""
+    """A positive number that float32 holds."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    if not 0 < number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of at most {LARGEST:g}")
     return number
 
 
@@ -303,9 +306,25 @@ def triples(text: str) -> tuple[tuple[int, int, int], ...]:
 
 def positive(text: str) -> int:
     """An integer of 1 or more."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of 1 or more, and at most {MOST:,}")
     return int(text)
+
+
+def utf8(text: str) -> str:
+    """Text that was UTF-8 on the command line; Python gives other bytes as halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8 text: character {error.start} cannot be read") from None
+    return text
+
+
+def some_labels(text: str) -> tuple[str, ...]:
+    """As `labels`, of which there must be one: none would mean all."""
+    if not (found := labels(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} names none; leave the option out for the default")
+    return found
 
 
 def labels(text: str) -> tuple[str, ...]:

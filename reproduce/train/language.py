@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from ..models.language_model import LanguageModel
 from ..models.llama import Llama
 from ..models.rows import Row
 from ..models.sizes import count_cached, count_parameters
-from ..store.saved import described, fill, kept, make_room, read_metadata, read_model, write_model
+from ..store import schema
+from ..store.checked import Above, Part, Size, check, read_json
+from ..store.saved import built, described, fill, kept, make_room, read_metadata, read_model, write_model
 from .dry_run import Plan
 from .held_out import UnseenText, measure_unseen, read_unseen, validate
 from .loop import Diverged, TrainResult, train
@@ -75,6 +78,19 @@ class LanguagePreset:
             method: as `method_of` names it, if it is trained otherwise.
         """
         return self.learning_rates.get(method, self.learning_rates.get(row, self.train.learning_rate))
+
+
+class ModelConfig(Part):
+    """What `build_model` builds a model from."""
+
+    model: Literal["gpt2", "llama"]
+    attention: schema.Row
+    d_model: Size
+    n_heads: Size
+    n_layers: Size
+    context: Size
+    vocab_size: Size
+    rope_base: Above = 1e4
 
 
 def method_of(row: str, recipe: Recipe) -> str:
@@ -477,7 +493,10 @@ def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
     if not {"config", "tokenizer"} <= set(metadata):
         raise ValueError(f"{path} holds no language model of this program: it names no config and tokenizer")
     with described(path):
-        config = json.loads(metadata["config"])
-        model = build_model(config)
-        Tokenizer.from_str(metadata["tokenizer"])
+        config = read_json(metadata["config"], "its config")
+        check(ModelConfig, config, "its config")
+        tokens = Tokenizer.from_str(metadata["tokenizer"]).get_vocab().values()
+        if max(tokens, default=0) >= config["vocab_size"]:
+            raise ValueError(f"its tokenizer makes token {max(tokens):,}, beyond a vocabulary of {config['vocab_size']:,}")
+    model = built(path, lambda: build_model(config), config["n_layers"])
     return fill(model, metadata, tensors, path), metadata["tokenizer"], config

@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from ..console import Told
+from ..store.checked import Amount, Part, Size, check, read_json
 from ..store.files import write_atomically
 from ..store.records import device_in_words
+from ..store.schema import Curve
 from .distributed import ALONE, Workers, accumulating, clip_gradients, counted, gathered, sharded_like
 from .optimizers import Together, make_optimizer
 from .settings import TrainConfig, learning_rate_at
@@ -171,13 +174,34 @@ def _save(path, model, optimizer, config, step, result, workers) -> None:
         write_atomically(path, lambda file: torch.save(state, file))
 
 
+class Checkpoint(Part):
+    """What a checkpoint says beside weights and moments."""
+
+    config: str
+    step: Size
+    curve: Curve
+    seconds: Amount
+    observations: list[dict[str, Any]]
+    machines: list[str] = []
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+
+
 def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # workers of one machine share its pages
-        kept, step = json.loads(state["config"]), state["step"]
-        result = TrainResult(state["curve"], state["seconds"], state["observations"], state.get("machines", []))
-    except Exception as error:
+    except Exception as error:  # whatever torch and pickle raise
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
+    try:
+        check(Checkpoint, state, f"{path} is not a readable checkpoint: it")
+        kept, step = read_json(state["config"], f"{path} is not a readable checkpoint: its config"), state["step"]
+        if not isinstance(kept, dict):
+            raise ValueError(f"{path} is not a readable checkpoint: its config is no dict")
+        if kept == config.config() and step > config.steps:
+            raise ValueError(f"{path} is not a readable checkpoint: its step is {step:,} of {config.steps:,}")
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it to start again") from None
+    result = TrainResult(state["curve"], state["seconds"], state["observations"], state.get("machines", []))
     if kept != config.config():
         changed = [k for k in {**kept, **config.config()} if kept.get(k) != config.config().get(k)]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
@@ -191,6 +215,6 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
         for number, moments in state["optimizer"]["state"].items():
             moments |= {name: sharded_like(parameters[number], tensor) for name, tensor in moments.items()}
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, AttributeError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} holds the weights of another model; delete it to start again") from error
     return step, result

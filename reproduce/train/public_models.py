@@ -94,7 +94,7 @@ def _compare(opened: OpenModel, trust_layers: bool) -> None:
     if trust_layers:
         opened.remarks |= agreement.TRUSTED
     else:
-        opened.agreement = agreement.as_record(agreement.compare(opened, sample(opened)))
+        opened.agreement = agreement.as_record(agreement.compare_again(opened, sample(opened)))
 
 
 def sample(opened: OpenModel) -> torch.Tensor:

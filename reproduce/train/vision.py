@@ -1,7 +1,6 @@
 """What training and judging vision transformers needs: the model and its file, batches, loss and accuracy."""
 
 import functools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,25 @@ from ..data.images import ImageData
 from ..models.rows import Row
 from ..models.vit import ViT
 from ..store.bits import packed
-from ..store.saved import described, fill, read_model
+from ..store.checked import Part, Size, check, read_json
+from ..store.saved import built, described, fill, read_model
 from .distributed import ALONE, Workers
 from .loop import Diverged, TrainResult
 from .settings import TrainConfig
 
 SHIFT = 4  # pixels
+
+
+class VitShape(Part):
+    """The arguments of ViT but `attention`."""
+
+    image_size: Size
+    patch_size: Size
+    channels: Size
+    n_classes: Size
+    d_model: Size
+    n_heads: Size
+    n_layers: Size
 
 
 def build_vit(shape: dict) -> ViT:
@@ -50,7 +62,9 @@ def load_vit(path: Path) -> tuple[ViT, dict]:
     if "vit" not in metadata:
         raise ValueError(f"{path} holds no vision transformer of this program")
     with described(path):
-        model = build_vit(json.loads(metadata["vit"]))
+        shape = read_json(metadata["vit"], "its vit")
+        check(VitShape, shape, "its vit")
+    model = built(path, lambda: build_vit(shape), shape["n_layers"])
     return fill(model, metadata, tensors, path), metadata
 
 

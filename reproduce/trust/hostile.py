@@ -1,9 +1,11 @@
 """Hostile input: the tables of cases in tests/test_hostile*.py, tried and counted by kind.
 
 Every case must be refused with a message that names what, where and what is allowed, or have one defined result; whatever was saved or
-cached before must be there afterwards. A case counts once for each layer and each backend on which it is tried.
+cached before must be there afterwards. A case counts once for each layer and each backend on which it is tried; of committed records
+every change of one leaf counts, and those that a table or a figure was then drawn of count apart.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +21,8 @@ from ..train.options import Options
 
 TAKES = ()
 ROOT = Path(__file__).parents[2]
-FILES = ("tests/test_hostile.py", "tests/test_hostile_cli.py")
+FILES = ("tests/test_hostile.py", "tests/test_hostile_cli.py", "tests/test_hostile_records.py")
+TALLY = "HOSTILE_RECORDS_TRIED"  # names the file in which the last of them says how many records it changed
 KIND = re.compile(r"[\[-]([a-z][a-z ]*): ")  # within a test's id; those without are tests of one case
 
 
@@ -34,12 +37,13 @@ def run(options: Options) -> None:
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
+        report, tally = Path(folder) / "report.xml", Path(folder) / "tally.txt"
+        tally.touch()
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *FILES]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env=os.environ | {TALLY: str(tally)})
         if done.returncode:
             raise ValueError(f"not every hostile input met its end: {(done.stdout + done.stderr)[-2000:]}")
-        metrics = count(report)
+        metrics = count(report) | changed_records(tally)
     print(table(metrics))
     wall = time.perf_counter() - started
     append(options.records, new_record("hostile", "tests", "pytest", {}, metrics, wall_seconds=wall), replace=True)
@@ -62,6 +66,19 @@ def count(report: Path) -> dict:
             kind = KIND.search(case.get("name"))
             passed[kind[1] if kind else "others"] += 1
     return {"kinds": dict(passed.most_common()), "skipped": skipped}
+
+
+def changed_records(tally: Path) -> dict:
+    """How many records with one leaf changed were tried, and of how many of them everything was drawn.
+
+    Args:
+        tally: a line for each file of records, with both numbers.
+
+    Returns:
+        `records` with `tried` and `drawn`; nothing where none was tried.
+    """
+    lines = [[int(number) for number in line.split()] for line in tally.read_text(encoding="utf-8").splitlines()]
+    return {"records": dict(zip(("tried", "drawn"), map(sum, zip(*lines))))} if lines else {}
 
 
 def table(metrics: dict) -> str:

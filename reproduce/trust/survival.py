@@ -6,8 +6,8 @@ it leaves at the end must equal what an uninterrupted run leaves, to the last bi
 file and one of them is killed.
 
 Commands run whole, as `python -m reproduce` runs them, on toy models: every worker is forked from one warm process that has imported
-PyTorch already, so that three hundred of them take minutes. Left out are those that test the code and `compress_speed`: they take
-minutes each, and write one record, as `table1` does.
+PyTorch already, so that three hundred of them take minutes. Left out are those that test the code, `compress_speed` and
+`compress_models`: they take minutes each, and write one record at a time, as `table1` does.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ from ..train.options import Options
 from ..train.settings import TrainConfig
 
 TAKES = ()
-KILL, FULL, INTERRUPT = "kills", "full disks", "interrupts"
+KILL, FULL, INTERRUPT = "kills", "full_disks", "interrupts"
 FAULTS = (KILL, FULL, INTERRUPT)
 SHAPE = {"model": "gpt2", "d_model": 768, "n_heads": 12}
 TOY = LanguagePreset(
@@ -88,8 +88,8 @@ COMMANDS = {  # as they are typed, in a folder of their own; {0} is the one with
 OFTEN = ("table2", "figure3", "compress", "prepare", "prepare --validation", "paper_figures")  # they write more than one record
 PRESETS = {  # how often each command meets each fault; a hundred of each
     "smoke": {
-        **{name: dict.fromkeys(FAULTS, 10) if name in OFTEN else dict.fromkeys(FAULTS, 4) for name in COMMANDS},
-        WRITERS: {KILL: 25},
+        **{name: {KILL: 6, FULL: 10, INTERRUPT: 10} if name in OFTEN else dict.fromkeys(FAULTS, 4) for name in COMMANDS},
+        WRITERS: {KILL: 24},
     },
     "quick": {name: dict.fromkeys(FAULTS, 1) for name in ("table2", "prepare --validation", "report")} | {WRITERS: {KILL: 2}},
 }
@@ -100,7 +100,7 @@ class Tally:
     """What came of the faults that one command met.
 
     Args:
-        points: how often it met each fault.
+        kills, full_disks, interrupts: how often it met each fault.
         ends: finished runs that were compared.
         files: read and found whole after faults.
         parts: temporary files that kills left behind; nothing reads them.
@@ -108,12 +108,19 @@ class Tally:
         moments: of the faults, as shares of an uninterrupted run.
     """
 
-    points: dict = field(default_factory=lambda: dict.fromkeys(FAULTS, 0))
+    kills: int = 0
+    full_disks: int = 0
+    interrupts: int = 0
     ends: int = 0
     files: int = 0
     parts: int = 0
     seconds: float = 0.0
     moments: list = field(default_factory=list)
+
+    def count(self, fault: str, moment: float) -> None:
+        """One more of these, at this share of a run."""
+        setattr(self, fault, getattr(self, fault) + 1)
+        self.moments.append(round(moment, 3))
 
 
 def run(options: Options) -> None:
@@ -125,7 +132,7 @@ def run(options: Options) -> None:
     Raises:
         ValueError: at the first file that is damaged or differs, or the first message that is not as it should be.
     """
-    CONTEXT.set_forkserver_preload(["reproduce.__main__", "paper_figures.__main__", "datasets"])
+    CONTEXT.set_forkserver_preload(["reproduce.__main__", "paper_figures.__main__", "datasets", "sklearn.datasets"])
     options.out.mkdir(parents=True, exist_ok=True)
     tallies, chance, started = {}, random.Random(0), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.out, prefix="survival-") as temporary:
@@ -139,7 +146,7 @@ def run(options: Options) -> None:
                 chance.shuffle(faults)
                 work = functools.partial(command, shlex.split(COMMANDS[name].format(place)))
                 tallies[name] = survive(work, place / name.replace(" ", ""), faults, chance, same_files)
-            print(f"{name}: {in_words(tallies[name].points)}, {tallies[name].files} files read, {tallies[name].seconds:.0f} s")
+            print(f"{name}: {sum(points.values())} faults, {tallies[name].files} files read, {tallies[name].seconds:.0f} s")
     config = {"points": PRESETS[options.preset], "seed": 0, "steps": TOY.train.steps, "appends": APPENDS}
     metrics = {name: dataclasses.asdict(tally) for name, tally in tallies.items()}
     print(table(metrics))
@@ -149,22 +156,24 @@ def run(options: Options) -> None:
     records.append(options.records, record, replace=True)
 
 
-def in_words(points: dict) -> str:
-    """ "2 kills, 1 full disks"."""
-    return ", ".join(f"{count:,} {fault}" for fault, count in points.items() if count)
-
-
 def table(metrics: dict) -> str:
     """Markdown: one line per command, and the sum.
 
     Args:
         metrics: of the record, a `Tally` as a dictionary by command.
     """
-    tallies = [[name, tally["points"], tally["ends"], tally["files"], tally["parts"]] for name, tally in metrics.items()]
-    together = {fault: sum(points[fault] for _, points, *_ in tallies) for fault in FAULTS}
-    tallies.append(["together", together, *(sum(column) for column in list(zip(*tallies))[2:])])
-    rows = [[name, *(f"{n:,}" for n in (*points.values(), *counts))] for name, points, *counts in tallies]
-    header = ["command", *FAULTS, "ends equal to an uninterrupted run", "files read after them", "unread parts left"]
+    columns = (*FAULTS, "ends", "files", "parts")
+    rows = [[name, *(f"{tally[c]:,}" for c in columns)] for name, tally in metrics.items()]
+    rows.append(["together", *(f"{sum(tally[c] for tally in metrics.values()):,}" for c in columns)])
+    header = [
+        "command",
+        "kills",
+        "full disks",
+        "interrupts",
+        "ends equal to an uninterrupted run",
+        "files read after them",
+        "unread parts left",
+    ]
     return markdown(header, rows)
 
 
@@ -199,8 +208,7 @@ def survive(
                 check_end(fault, process)
                 if fault != KILL and (left := set(attempt.rglob("*.part")) - before):
                     raise ValueError(f"one of the {fault} left {', '.join(map(str, left))} behind")
-                tally.points[fault] += 1
-                tally.moments.append(round(moment, 3))
+                tally.count(fault, moment)
                 tally.files += check_files(attempt)
                 continue
         length = min(length, finish(process))
@@ -323,22 +331,21 @@ def command(arguments: list[str], folder: Path) -> None:
 
 def make_small() -> None:
     """The presets of this process, as toys."""
-    toy = dataclasses.replace(TOY, n_layers=1, train=dataclasses.replace(TOY.train, steps=30))
+    toy = dataclasses.replace(TOY, n_layers=1, train=dataclasses.replace(TOY.train, steps=20))
     table2.PRESETS["smoke"] = toy
     table3.PRESETS["smoke"] = dataclasses.replace(toy, narrower=32)
     ablations.PRESETS["smoke"] = dataclasses.replace(toy, keep_models=False)
-    full = figure3.PRESETS["smoke"]
-    often = {"batch_size": 128, "warmup_steps": 2, "log_every": 4, "checkpoint_every": 4}
+    full, often = figure3.PRESETS["smoke"], {"warmup_steps": 1, "log_every": 2, "checkpoint_every": 2}
     figure3.PRESETS["smoke"] = dataclasses.replace(
         full,
         d_model=16,
         n_heads=4,
         n_layers=1,
-        rows=full.rows[:2],
+        rows=full.rows[1:2],
         seeds=(0,),
         epochs=1,
-        pretrain=dataclasses.replace(full.pretrain, steps=20, **often),
-        finetune=dataclasses.replace(full.finetune, **often),
+        pretrain=dataclasses.replace(full.pretrain, steps=8, **often),
+        finetune=dataclasses.replace(full.finetune, batch_size=256, **often),
     )
     decode.PRESETS["smoke"] = dataclasses.replace(decode.PRESETS["smoke"], contexts=(16, 32), repeats=2)
     cells = exactness.cells
@@ -366,7 +373,9 @@ def make_what_is_read(place: Path) -> None:
     for name in ("table2", "table1", "decode"):
         finish(start(functools.partial(command, shlex.split(COMMANDS[name].format(place))), place / "made"))
     shutil.copy(next((place / "made" / "models").iterdir()), place / "model.safetensors")
-    shutil.copytree(place / "made" / "records", place / "records")
+    (place / "records").mkdir()
+    for record in place.glob("made/records/*.sizes.json"), place.glob("made/records/decode.*.json"):
+        shutil.copy(next(record), place / "records")
 
 
 def make_what_is_replaced(folder: Path) -> None:
@@ -440,7 +449,7 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
     writer = write_records if writer is None else writer
     tally, started, folder = Tally(), time.perf_counter(), place / "recording"
     example = records.new_record("table2", "smoke", "MHA", {}, {})
-    while tally.points[KILL] < kills:
+    while tally.kills < kills:
         attempt = folder / str(tally.ends)
         known = [CONTEXT.RawValue("i", 0) for _ in range(2)]  # records that are surely on disk
         turns = [CONTEXT.RawValue("i", 0) for _ in range(2)]  # appends of the process that runs now
@@ -450,12 +459,11 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
             while turns[victim].value == 0 and writers[victim].is_alive():
                 time.sleep(0.001)
             time.sleep(chance.random() * 0.02)
-            if tally.points[KILL] < kills:
+            if tally.kills < kills:
                 writers[victim].kill()
-            writers[victim].join(timeout=None if tally.points[KILL] < kills else 0.01)
+            writers[victim].join(timeout=None if tally.kills < kills else 0.01)
             if writers[victim].exitcode == -signal.SIGKILL:
-                tally.points[KILL] += 1
-                tally.moments.append(round(known[victim].value / APPENDS, 3))
+                tally.count(KILL, known[victim].value / APPENDS)
                 tally.files += check_files(attempt)
                 kept = {r.seed for r in whole(records.load, attempt) if r.method == f"writer {victim}"}
                 if not set(range(known[victim].value)) <= kept:

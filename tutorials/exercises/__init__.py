@@ -1,1 +1,1 @@
-"""The checks of the exercises: one module per notebook, e00 to e09. They say what is wrong, not only that it is."""
+"""The checks of the exercises: one module per notebook, e00 to e10. They say what is wrong, not only that it is."""

@@ -1,8 +1,25 @@
-"""Checks of notebook 07: parts of a softmax joined, tiles under a causal mask, tokens that fit into a cache."""
+"""Checks of notebook 07: the running sum, tiles under a causal mask, caches, parts of a softmax joined."""
 
 import torch
 
-from .common import judge
+from .common import judge, judge_value
+
+
+def check_reason(answer) -> bool:
+    mistakes = {
+        "exponentials are positive: a negative logit adds little, but it takes nothing away": 1,
+        "rounding changes the sixteenth digit, not half of a bar": 3,
+    }
+    return judge_value(answer, 2, mistakes, "the sum is multiplied by exp(old maximum - new maximum), which is less than 1")
+
+
+def check_megabytes(answer) -> bool:
+    mistakes = {
+        "that is with a latent for keys and another for values; here they share one": 3,
+        "heads do not count: one latent of 64 numbers a token and layer, for all twelve": 13,
+    }
+    right = "64 numbers of two bytes, 12 layers, 1,024 tokens: 1.57 MB, a 24th of MHA's"
+    return judge_value(answer, 1.6, mistakes, right, rtol=0.03)
 
 
 def join(z1, lse1, z2, lse2):

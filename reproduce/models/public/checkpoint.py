@@ -4,15 +4,15 @@ What a checkpoint lacks is an error that names it, where transformers would put 
 """
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ...store.checked import Part, check, check_memory, read_json
 from .family import Family
 
 NO_CODE = dict(trust_remote_code=False)  # said at each call: left out, transformers asks on stdin
@@ -23,8 +23,16 @@ PREFIXES = {
     "model.": "saved from inside another module",
 }
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+REPEATED = ("num_hidden_layers", "num_experts", "num_local_experts", "n_routed_experts")  # each a module of Python
+MOST_REPEATED = 1024  # some times as many as the largest models have
 SHOWN = 4  # names in a message
 OLDEST = 5  # the major version that reads weights as this file relies on
+
+
+class Index(Part):
+    """Which file holds which weight."""
+
+    weight_map: dict[str, str]
 
 
 def library(name):
@@ -62,6 +70,7 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     of = class_of(family, architecture)
     if not head:
         config.num_labels = 0  # transformers then makes no classifier
+    check_size(config, lambda: fresh(of, family, config))
     options = dict(weights_only=True, attn_implementation="sdpa", dtype=torch.float32, ignore_mismatched_sizes=True)
     options |= NO_CODE | {"config": config} if of.__name__ == family.head else family.bare
     model, found = of.from_pretrained(name, output_loading_info=True, **options)
@@ -71,6 +80,26 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise ValueError(f"NaN or infinity is in {_named(spoiled)}")
     return model.eval()
+
+
+def fresh(of, family: Family, config) -> nn.Module:
+    """The architecture that a configuration describes, with random weights; of: as `class_of` gives it."""
+    make, more = (of.from_config, NO_CODE) if of.__name__ == family.head else (of._from_config, family.bare)
+    if not isinstance(config, getattr(of, "config_class", object)):  # SigLIP's has one for each of its towers
+        config = config.vision_config
+    return make(config, attn_implementation="sdpa", dtype=torch.float32, **more)
+
+
+def check_size(config, make: Callable[[], nn.Module]) -> None:
+    """Raise ValueError for a configuration of more layers or numbers than a machine takes, before any of them is made."""
+    for part in (config, getattr(config, "vision_config", None), getattr(config, "text_config", None)):
+        for name in REPEATED:
+            count = getattr(part, name, 1)
+            if isinstance(count, int) and not 0 <= count <= MOST_REPEATED:
+                raise ValueError(f"its {name} is {count:,}; it must be from 0 to {MOST_REPEATED:,}")
+    with torch.device("meta"):  # shapes without memory
+        needed = sum(parameter.nbytes for parameter in make().parameters())
+    check_memory(needed, "a model of its config.json")
 
 
 def check_weights(missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple] = (), saved: str = "") -> None:
@@ -115,7 +144,8 @@ def check_indices(name: str) -> None:
     """Raise ValueError where an index names weights outside its folder, or the folder holds changes to another model."""
     for index in INDICES:
         if path := beside(name, index):
-            for file in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
+            weight_map = check(Index, read_json(path.read_text(encoding="utf-8"), index), index).weight_map
+            for file in set(weight_map.values()):
                 if Path(file).name != file or file in ("", ".."):
                     raise ValueError(f"{index} names {file}, which is outside its folder")
     if beside(name, "adapter_config.json"):

@@ -1,14 +1,23 @@
 """The text or the images that a model takes, as it was trained on them: its tokens, its pixels."""
 
-import json
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 
+from ...store.checked import Part, Real, check, read_json
 from .checkpoint import NO_CODE, beside, library
 
 RESIZES = ("do_resize", "do_center_crop", "do_convert_rgb")  # framing, and what is so here already
 HONOURED = ("do_rescale", "do_normalize")
+
+
+class Pixels(Part):
+    """How images enter a vision transformer, as `pixels_of` gives it."""
+
+    factor: Real
+    standard: Annotated[list[list[Real]], Field(min_length=2, max_length=2)] | None
 
 
 def tokenizer_of(name: str) -> str:
@@ -40,7 +49,8 @@ def pixels_of(name: str, channels: int) -> dict | None:
     path = beside(name, "preprocessor_config.json")
     if path is None:
         return None
-    said = json.loads(path.read_text(encoding="utf-8"))
+    said = read_json(path.read_text(encoding="utf-8"), path.name)
+    check(Part, said, path.name)
     for option, value in said.items():
         if option.startswith("do_") and value and option not in RESIZES + HONOURED:
             raise ValueError(f"preprocessor_config.json says {option}, which is not known here")
@@ -49,7 +59,9 @@ def pixels_of(name: str, channels: int) -> dict | None:
         if not {"image_mean", "image_std"} <= said.keys():
             raise ValueError("preprocessor_config.json standardises images, and has no image_mean and image_std")
         standard = [_per_channel(said, option, channels) for option in ("image_mean", "image_std")]
-    return {"factor": said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0, "standard": standard}
+    pixels = {"factor": said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0, "standard": standard}
+    check(Pixels, pixels, path.name)
+    return pixels
 
 
 def _per_channel(said: dict, option: str, channels: int) -> list[float]:

@@ -2,17 +2,27 @@
 
 import json
 import re
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from ...store.checked import Part, check
 from .adapter import Adapter
 from .checkpoint import identity_of
 from .inputs import as_trained
 from .layers import multi_head
 from .opened import CLASS, OpenModel
 
+MOST_CLASSES = 65536  # above the largest public sets
 OLDEST = (1, 0, 9)  # the first that was looked at whose pretrained weights are read without unpickling objects
+
+
+class Arguments(Part):
+    """What of a model's arguments its file says."""
+
+    num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)]
 
 
 def open_timm(name: str) -> OpenModel | None:
@@ -38,8 +48,7 @@ def from_description(public: dict) -> OpenModel:
     name, arguments = public["timm"], public["arguments"]
     if not timm.is_model(name.split(".")[0]):  # "hf-hub:" and "local-dir:" lead elsewhere
         raise ValueError(f"timm knows no model {name}")
-    if not isinstance(arguments["num_classes"], int):
-        raise ValueError("num_classes is no number")
+    check(Arguments, arguments, "it")
     return adapted(name, timm.create_model(name, pretrained=False, num_classes=arguments["num_classes"]), public)
 
 

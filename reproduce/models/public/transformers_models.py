@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...store.checked import check
 from . import checkpoint, inputs
 from .adapter import Adapter
 from .families import family_of
@@ -39,11 +40,13 @@ def from_description(name: str, public: dict, tokenizer: str | None) -> OpenMode
     family = family_of(config)
     check_options(family, config)
     of = checkpoint.class_of(family, public.get("class", ""))
-    make, more = (of.from_config, checkpoint.NO_CODE) if of.__name__ == family.head else (of._from_config, family.bare)
-    model = make(config, attn_implementation="sdpa", dtype=torch.float32, **more)
+    checkpoint.check_size(config, lambda: checkpoint.fresh(of, family, config))
+    model = checkpoint.fresh(of, family, config)
     pixels = public.get("pixels")
     if isinstance(pixels, list):  # as older files have them: mean and std alone
         pixels = {"factor": 1 / 255, "standard": pixels}
+    if pixels is not None:
+        check(inputs.Pixels, pixels, "its pixels")
     return adapted(name, model.eval(), family, pixels, tokenizer=tokenizer)
 
 

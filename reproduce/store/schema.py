@@ -1,0 +1,793 @@
+"""What a record of each experiment must hold to be shown: one class per experiment, its `config` and its `metrics`.
+
+`records.load_some` asks this of every record before a table, a claim or a figure reads it, so that none of them meets what it cannot
+read. Runs that only look for their own record (`records.load`) ask for the fields that all records have.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from .checked import Above, Amount, Count, Line, Part, Real, Seed, Share, Size, check
+
+
+class Data(Part):
+    """What a run was trained or measured on."""
+
+    name: Line
+    sha256: Line
+    byte_pairs: Line = "known"
+
+
+class Entry(Part):
+    """The fields of every record."""
+
+    id: Line
+    experiment: Line
+    preset: Line
+    method: str
+    config: dict[str, Any]
+    seed: Seed | None
+    data: dict[str, Any] | None
+    metrics: dict[str, Any]
+    command: str
+    commit: str
+    versions: dict[str, str]
+    device: str
+    wall_seconds: Amount
+    finished: str
+
+
+# What several experiments have.
+
+
+def _three_or_none(ranks: list[int]) -> list[int]:
+    if len(ranks) not in (0, 3):
+        raise ValueError("three ranks or none")
+    return ranks
+
+
+Ranks = Annotated[list[Size], AfterValidator(_three_or_none)]
+Curve = list[Annotated[list[Real], Field(min_length=3, max_length=3)]]  # [step, loss, gradient norm] each
+
+
+class Row(Part):
+    """One attention configuration, as `models.rows.Row.config` writes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mechanism: Literal["MHA", "GQA", "MLA", "Tucker"]
+    n_kv_heads: Count = 0
+    latent: Count = 0
+    ranks: Ranks = []
+    shared_kv: bool = False
+    qk_norm: Literal["head", "all"] | None = None
+    latent_norm: bool = False
+    post_ranks: Ranks = []
+
+
+class Train(Part):
+    """How a run was trained, as `train.settings.TrainConfig.config` writes it."""
+
+    steps: Size
+    batch_size: Size
+    learning_rate: Amount
+    warmup_steps: Count
+    log_every: Size
+    precision: Line
+    optimizer: Line = "adamw"
+    qk_clip: Amount | None = None
+
+
+class Shape(Part):
+    """Of a model: no larger than the largest that there are, since a figure builds one."""
+
+    d_model: Annotated[int, Field(ge=1, le=2**16)]
+    n_heads: Annotated[int, Field(ge=1, le=2**10)]
+    n_layers: Annotated[int, Field(ge=1, le=2**10)]
+
+
+class Text(Data):
+    """Tokens to train on."""
+
+    vocab_size: Size
+    train_tokens: Size
+    validation_tokens: Size
+
+
+class Images(Data):
+    """Images to train on."""
+
+    train_images: Size
+    test_images: Size
+    classes: Size
+
+
+# Language models: tables 2 and 3, and the ablations.
+
+
+class LanguageConfig(Shape):
+    """What defines a run, and its model."""
+
+    model: Literal["gpt2", "llama"] = "gpt2"  # which the first records do not say
+    context: Size
+    vocab_size: Size
+    row: Row
+    attention: Row
+    train: Train
+    recipe: dict[str, Any] = {}
+
+
+class Workers(Part):
+    """Who trained together."""
+
+    workers: Size
+
+
+class Observation(Part):
+    """Norms and logits at one step."""
+
+    step: Count
+    largest_logit: Real
+    gradients: dict[str, Real]
+    weights: dict[str, Real]
+    activations: dict[str, Real]
+
+
+class Unseen(Part):
+    """What a finished model made of a text of --test."""
+
+    sha256: Line
+    loss: Amount
+    bits_per_byte: Amount
+    tokens: Size
+    articles: list[Annotated[list[Amount], Field(min_length=2, max_length=2)]]  # [nats, tokens] each
+
+
+class LanguageMetrics(Part):
+    """Of a run that ended, or broke off."""
+
+    attention_parameters: Size
+    cache_per_token: Size
+    curve: Curve
+    observations: list[Observation] = []
+    workers: Workers = Workers(workers=1)
+    machines: list[str] = []
+
+
+class Ended(LanguageMetrics):
+    """Of a run that ended."""
+
+    validation_loss: Amount
+    bits_per_byte: Amount
+    validation_tokens: Size
+    tokens_seen: Size
+    tokens_per_second: Amount | None
+    test: dict[str, Unseen] = {}
+
+
+class Diverged(Part):
+    """Of a run that broke off."""
+
+    diverged_at: Size
+
+
+class LanguageDiverged(LanguageMetrics, Diverged):
+    """Of a language model's run that broke off."""
+
+
+# Sizes, which no training changes.
+
+
+class SizesRow(Part):
+    """One line of a table of sizes."""
+
+    label: Line
+    parameters: Size
+    counted_parameters: Size
+    cache_per_token: Size
+    counted_cache_per_token: Size
+    paper: dict[str, Amount]
+
+
+class SizesConfig(Part):
+    """The paper's shape."""
+
+    d_model: Size
+    n_heads: Size
+
+
+class ShapedSizesConfig(Shape):
+    """The paper's shape, with the length of a cache."""
+
+    context: Size
+
+
+class Sizes(Part):
+    """Of all rows."""
+
+    rows: Annotated[list[SizesRow], Field(min_length=1)]
+
+
+# Vision transformers.
+
+
+class VisionConfig(Shape):
+    """What defines a fine-tuning, and the model that it begins with."""
+
+    row: Row
+    train: Train
+    pretrain: Train | None = None
+    epochs: Amount
+
+
+class PaperVisionConfig(Part):
+    """What defines a fine-tuning of a model that others pretrained."""
+
+    model: Line
+    row: Row
+    train: Train
+    epochs: Amount
+
+
+class PretrainedConfig(Shape):
+    """What defines a model to start from."""
+
+    pretrain: Train
+
+
+class Accuracy(Part):
+    """Shares of images."""
+
+    top1: Share
+    top5: Share
+
+
+class VisionMetrics(Part):
+    """Of any run."""
+
+    attention_parameters: Size
+    curve: Curve
+
+
+class VisionEnded(VisionMetrics, Accuracy):
+    """Of a run that ended."""
+
+    converted: Accuracy | None = None
+
+
+class PaperVisionEnded(VisionEnded):
+    """Of a run on many GPUs that ended."""
+
+    workers: Workers
+
+
+class VisionDiverged(VisionMetrics, Diverged):
+    """Of a run that broke off."""
+
+
+# Spectra and compression.
+
+
+class Unfolding(Part):
+    """The singular values of one unfolding, the largest of which is 1."""
+
+    size: Size
+    rank: Count
+    entropy_rank: Amount
+    energy_rank_99: Count
+    floor: Amount
+    values: list[Amount] = []
+
+
+class Pre(Part):
+    """Unfoldings of W."""
+
+    head: Unfolding
+    query: Unfolding
+    key: Unfolding
+
+
+class Post(Part):
+    """Unfoldings of W~."""
+
+    head: Unfolding
+    output: Unfolding
+    value: Unfolding
+
+
+class Layer(Part):
+    """Both tensors of a layer."""
+
+    pre: Pre
+    post: Post
+
+
+class SpectraMetrics(Part):
+    """Of a model's layers."""
+
+    trained: Annotated[list[Layer], Field(min_length=1)]
+    initial: Annotated[list[Layer], Field(min_length=1)] = []
+
+
+class OpenedConfig(Shape):
+    """A model that was opened, here or elsewhere."""
+
+    model: Line
+    rotary: bool
+
+
+class Samples(Data):
+    """What a compressed model was judged on."""
+
+    unit: Line
+    calibration: Count
+    test: Size
+
+
+class Way(Part):
+    """One way to compress: errors of both tensors by weights and by inputs, and what the model then reaches."""
+
+    weights: Annotated[list[Amount], Field(min_length=2, max_length=2)]
+    inputs: Annotated[list[Amount], Field(min_length=2, max_length=2)]
+    loss: Amount = 0.0
+    top1: Share = 0.0
+    agreement: Share = 0.0
+    similarity: Real = 0.0
+
+
+class Ways(Part):
+    """Truncated for the weights alone, and knowing the inputs; mean pooling where there are heads to pool."""
+
+    plain: Way
+    aware: Way
+    mean: Way = None  # type: ignore[assignment]  # left out where there is none, and never null
+
+
+class Before(Part):
+    """The model as it came."""
+
+    attention_parameters: Size
+    loss: Amount = 0.0
+    top1: Share = 0.0
+
+
+class CompressMetrics(Part):
+    """Of a model with one row in place of its layers."""
+
+    attention_parameters: Size
+    cache_per_token: Size
+    ways: Ways
+    before: Before
+
+
+class Cost(Part):
+    """Of one way to compute the truncated HOSVD."""
+
+    seconds: Above
+    megabytes: Above
+
+
+class CostSize(Part):
+    """One layer that was compressed."""
+
+    d_model: Size
+    n_heads: Size
+    ranks: Ranks
+    factors: Cost
+    tensors: Cost
+
+
+class CompressSpeedConfig(Part):
+    """What the layers have in common."""
+
+    head_dim: Size
+    repeats: Size
+
+
+class CompressSpeedMetrics(Part):
+    """From small layers to large ones, two at least."""
+
+    sizes: Annotated[list[CostSize], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _grows(self):
+        widths = [size.d_model for size in self.sizes]
+        if sorted(set(widths)) != widths:
+            raise ValueError("from the narrowest layer to the widest")
+        return self
+
+
+# Proofs in numbers.
+
+
+class Cell(Part):
+    """One special case: which layer, and how it was compared."""
+
+    mechanism: Line
+    rotary: Annotated[str, Field(pattern=r"^(none|head-width.*|decoupled|coupled)$")]
+    bias: Line
+    norm: bool
+    absorb: bool
+    qk_norm: str | None = None
+
+
+class Compared(Part):
+    """Errors of a cell by way, and of its controls."""
+
+    cell: Cell
+    name: Line
+    errors: Annotated[dict[str, Amount], Field(min_length=1)]
+    controls: Annotated[dict[str, Amount], Field(min_length=1)]
+
+
+class ExactnessMetrics(Part):
+    """Of all cells."""
+
+    cells: Annotated[list[Compared], Field(min_length=1)]
+
+
+class RankEntry(Part):
+    """Multilinear ranks of both tensors of a layer: by the theorem, as found, and of a control."""
+
+    layer: Line
+    theorem: list[Size]
+    found: list[Size]
+    control: list[Size]
+
+
+class ErrorEntry(Part):
+    """The error of a layer, and of a control."""
+
+    layer: Line
+    error: Amount
+    control: Amount
+
+
+class GrowthEntry(Part):
+    """Parameters of a layer of width d and, where it has them, of ranks r and r1."""
+
+    layer: Line
+    d: Size
+    r: Size = 1
+    r1: Size = 1
+    parameters: Size
+
+
+class TheoremsMetrics(Part):
+    """What four theorems say, in numbers."""
+
+    ranks: list[RankEntry]
+    positions: list[ErrorEntry]
+    flash: list[ErrorEntry]
+    growth: list[GrowthEntry]
+
+
+# Times.
+
+
+class DecodeConfig(Part):
+    """One layer that decodes."""
+
+    d_model: Size
+    n_heads: Size
+    row: Row
+    batch: Size
+    repeats: Size
+    precision: Line
+
+
+class DecodeMetrics(Part):
+    """Milliseconds by how many tokens are in the cache."""
+
+    cache_bytes_per_token: Size
+    milliseconds: Annotated[dict[Annotated[str, Field(pattern=r"^[1-9]\d{0,14}$")], Above], Field(min_length=1)]
+
+
+class Limit(Part):
+    """What the device itself reaches, of copies or of matrix products."""
+
+    what: Line
+    gigabytes_per_second: Above = 1.0
+    teraflops: Above = 1.0
+
+
+class LayerCase(Part):
+    """One layer of a model's shape."""
+
+    shape: Line
+    row: Line
+    backend: Line
+
+
+class ContextCase(Part):
+    """One layer at one context."""
+
+    tokens: Size
+    batch: Size
+    row: Line
+    backend: Line
+
+
+class DecodeCase(Part):
+    """One new token against its cache."""
+
+    context: Size
+    batch: Size
+    side: Line
+    backend: Line
+
+
+class ModelCase(Part):
+    """One step of a whole model."""
+
+    model: Line
+    row: Line
+
+
+class Refused(Part):
+    """Why it was not timed."""
+
+    refused: Line
+
+
+class Timed(Part):
+    """Forward and backward."""
+
+    milliseconds: Above
+    megabytes: Above | None
+    error: Amount = 0.0
+
+
+class DecodeTime(Part):
+    """A kernel's time, and the share of the device's bandwidth that it has."""
+
+    microseconds: Above
+    cache_megabytes: Above
+    share_of_copy: Amount
+    flops: Size
+    bytes: Size
+    error: Amount
+
+
+class ModelTime(Timed):
+    """A step's time, and the share of the device's matrix products that it has."""
+
+    parameters: Size
+    tokens_per_second: Above
+    share_of_matmul: Amount
+
+
+class SpeedMetrics(Part):
+    """Of one section: what its `speed_rows` are."""
+
+    rows: list[dict[str, Any]]
+
+
+SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a section says, and those that were timed
+    "limits": (Limit, Limit),
+    "layers": (LayerCase, Timed),
+    "contexts": (ContextCase, Timed),
+    "decode": (DecodeCase, DecodeTime),
+    "models": (ModelCase, ModelTime),
+}
+
+
+OF_A_ROW = r"^(MHA|MQA|GQA|MLA|Tucker)(,? .*)?$"  # labels of rows, with what was changed in how they are trained
+
+
+class RowEntry(Entry):
+    """The fields of a record that stands for a row of a table."""
+
+    method: Annotated[str, Field(pattern=OF_A_ROW)]
+
+
+def check_section(method: str, rows: list[dict], where: str) -> None:
+    """Rows of one section of `speed`, each timed or refused.
+
+    Args:
+        method: the section's name.
+        rows: its rows.
+        where: what messages begin with.
+
+    Raises:
+        ValueError: as `check` does.
+    """
+    case, timed = SECTIONS.get(method, (Part, Part))
+    for number, row in enumerate(rows):
+        for part in (case, Refused if "refused" in row else timed):
+            check(part, row, where, f"metrics.rows[{number}]")
+
+
+# Checks on the code itself.
+
+
+class Tally(Part):
+    """Of one kind of process that was killed."""
+
+    kills: Count
+    ends: Count
+    files: Count
+
+
+class ChangedRecords(Part):
+    """Records with one leaf changed, and those of them of which everything was drawn."""
+
+    tried: Count
+    drawn: Count
+
+
+class HostileMetrics(Part):
+    """Inputs that met their end, by kind."""
+
+    records: ChangedRecords = ChangedRecords(tried=0, drawn=0)
+    kinds: Annotated[dict[Line, Count], Field(min_length=1)]
+    skipped: Count
+
+
+class Package(Part):
+    """What tests run of a package."""
+
+    lines: Size
+    covered_lines: Count
+    branches: Size
+    covered_branches: Count
+    left_out: Count
+
+
+class Lot(Part):
+    """Mutants that types rejected, drawn by lot and tried on the tests."""
+
+    drawn: Count
+    noticed: Count
+
+
+class MutationMetrics(Part):
+    """Faults put into one module."""
+
+    mutants: Count
+    mypy: Count
+    equivalent: Count
+    survived: Count
+    lot: Lot = Lot(drawn=0, noticed=0)
+    source: str = ""
+
+
+class FuzzMetrics(Part):
+    """Random inputs by contract, and contracts by public name."""
+
+    tried: dict[str, Count]
+    inputs: Count
+    public_names: dict[str, Count]
+    failed: list[str]
+
+
+class VersionsMetrics(Part):
+    """Of tests on one combination of versions."""
+
+    passed: Count
+    failed: Count
+
+
+class Generated(Part):
+    """Tokens that were generated, and how many are the model's own."""
+
+    tokens: Count
+    same: Count
+
+
+class OpeningErrors(Part):
+    """Relative differences of the logits; other forms of the layers by their names."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Amount]
+
+    opened: Amount
+    Tucker: Amount
+    saved: Amount
+
+
+class Architecture(Part):
+    """One that opens."""
+
+    name: str
+    which: str
+    type: Line
+    errors: OpeningErrors
+    generated: dict[str, Generated | None]
+    option: str
+    refused: Amount
+    refuses: list[str]
+
+
+class OpeningMetrics(Part):
+    """All that open."""
+
+    architectures: list[Architecture]
+
+
+# Which of them a record is asked for.
+
+Kind = tuple[type[Part], type[Part], type[Data] | None]  # of its config, its metrics and its data; None where it may have none
+TRAINED_LANGUAGE = ("table2", "table3", "ablations")
+REST: dict[str, Kind] = {
+    "table1": (SizesConfig, Sizes, None),
+    "compress": (OpenedConfig, CompressMetrics, Samples),
+    "compress_speed": (CompressSpeedConfig, CompressSpeedMetrics, None),
+    "exactness": (Part, ExactnessMetrics, None),
+    "theorems": (Part, TheoremsMetrics, None),
+    "decode": (DecodeConfig, DecodeMetrics, None),
+    "speed": (Part, SpeedMetrics, None),
+    "hostile": (Part, HostileMetrics, None),
+    "mutation": (Part, MutationMetrics, None),
+    "fuzz": (Part, FuzzMetrics, None),
+    "versions": (Part, VersionsMetrics, None),
+    "opening": (Part, OpeningMetrics, None),
+}
+
+
+def kind_of(entry: Entry) -> Kind:
+    """What this record must hold, by its experiment, its preset and what came of it."""
+    ended = "diverged_at" not in entry.metrics
+    if entry.experiment in TRAINED_LANGUAGE:
+        if entry.preset == "sizes":
+            return ShapedSizesConfig if entry.experiment == "table2" else SizesConfig, Sizes, None
+        return LanguageConfig, Ended if ended else LanguageDiverged, Text
+    if entry.experiment == "figure3":
+        if entry.preset == "paper":
+            return PaperVisionConfig, PaperVisionEnded if ended else VisionDiverged, Images
+        return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
+    if entry.experiment == "spectra":
+        return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
+    return REST.get(entry.experiment, (Part, Part, None))
+
+
+def check_curve(value: dict, where: str) -> None:
+    """Refuse the curve of a run that ended unless it has an entry after every `log_every` steps, and one after the last.
+
+    Args:
+        value: a record whose fields are known to be right, each by itself.
+        where: what messages begin with.
+
+    Raises:
+        ValueError: for other steps than these.
+    """
+    curve, settings = value["metrics"]["curve"], value["config"].get("train") or value["config"]["pretrain"]
+    steps, every = settings["steps"], settings["log_every"]
+    if len(curve) != math.ceil(steps / every) or any(step != min((n + 1) * every, steps) for n, (step, *_) in enumerate(curve)):
+        raise ValueError(
+            f"{where} has a metrics.curve that does not tell of its {steps:,} steps, one entry after every {every}"
+        )
+
+
+def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
+    """Refuse a record that some table, claim or figure could not read.
+
+    Args:
+        value: as its file has it.
+        where: what messages begin with: the file, and which record of it.
+        named: experiment and preset in the file's name.
+
+    Raises:
+        ValueError: in one line, naming the field and what is allowed there.
+    """
+    entry = check(Entry, value, where)
+    if (entry.experiment, entry.preset) != named:
+        raise ValueError(f"{where} is of {entry.experiment}.{entry.preset}; it must be of {'.'.join(named)}, as its file is")
+    config, metrics, data = kind_of(entry)
+    if "row" in config.model_fields or entry.experiment == "compress":
+        check(RowEntry, value, where)
+    for name, part in (("config", config), ("metrics", metrics), ("data", data or Data)):
+        if name == "data" and data is None and entry.data is None:
+            continue
+        check(part, value[name], where, name)
+    for group, tally in (value["metrics"] if entry.experiment in TALLIES else {}).items():
+        check(TALLIES[entry.experiment], tally, where, f"metrics.{group}")
+    if entry.experiment == "speed":
+        check_section(entry.method, value["metrics"]["rows"], where)
+    if metrics in (Ended, VisionEnded):
+        check_curve(value, where)
+
+
+TALLIES: dict[str, type[Part]] = {"survival": Tally, "coverage": Package}  # metrics that are a group of these, by name

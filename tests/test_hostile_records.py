@@ -1,0 +1,146 @@
+"""One leaf of a committed record is changed at a time. Whatever reads it is drawn, or ends in one line that says what is wrong.
+
+Of each file a sample, the same in every run. HOSTILE_RECORDS=all tries every kind of leaf with every change, and draws whatever passes the
+schema, which takes an hour.
+"""
+
+import copy
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import pytest
+
+from paper_figures import __main__ as figures
+from paper_figures import style
+from reproduce.report import claims, pages, results
+from reproduce.store import records
+from reproduce.store.checked import read_json
+from reproduce.store.schema import check_record
+
+ALL = os.environ.get("HOSTILE_RECORDS") == "all"
+CHECKED, DRAWN = (10**6, 10**6) if ALL else (120, 1)  # of each file: changes that meet the schema, and that are then drawn
+FEW = 8  # records of a file that are drawn together; the tables of one experiment alone have lines enough
+FILES = sorted(path.name for path in records.COMMITTED.glob("*.json"))
+
+DELETED = object()
+CHANGES = {
+    "deleted": DELETED,
+    "null": None,
+    "a string": "x",
+    "no string": "",
+    "a surrogate": "\udcff",
+    "negative": -1,
+    "zero": 0,
+    "huge": 10**30,
+    "beyond float": 10**400,
+    "a huge float": 1e308,
+    "a tiny float": 1e-320,
+    "true": True,
+    "a dict": {},
+    "a list": [],
+    "a list in lists": json.loads("[" * 300 + "]" * 300),
+    "NaN": float("nan"),
+}
+
+
+def kinds(value: object, place: tuple = (), pattern: tuple = ()) -> Iterator[tuple[tuple, tuple]]:
+    """Every place within a JSON value, with its kind: the same place in any entry of a list."""
+    if place:
+        yield place, pattern
+    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in steps:
+        yield from kinds(inner, (*place, step), (*pattern, "[]" if isinstance(value, list) else step))
+
+
+def changed(entry: dict, place: tuple, change: object) -> dict:
+    """The record with this one leaf changed; what is not on the way to it is shared with the record as it is."""
+    new = copy.copy(entry)
+    inner = new
+    for step in place[:-1]:
+        inner[step] = copy.copy(inner[step])
+        inner = inner[step]
+    if change is DELETED:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = change
+    return new
+
+
+def trials(entries: list[dict]) -> list[tuple[int, tuple, str]]:
+    """(record, place, change): one place of every kind that any of the records has, with every change."""
+    places = {}
+    for number, entry in enumerate(entries):
+        for place, pattern in kinds(entry):
+            places.setdefault(pattern, (number, place))
+    return [(number, place, name) for (number, place), name in itertools.product(places.values(), CHANGES)]
+
+
+def drawn(some: list[records.Record], monkeypatch, folder) -> None:
+    """Everything that is ever shown of records: tables, claims, pages, figures."""
+    results.render(some)
+    claims.render(some)
+    pages.texts_of(pages.PARTS, some)
+
+    def no_file(figure, path, **options):
+        figure.draw_without_rendering()
+        plt.close(figure)
+
+    monkeypatch.setattr(style, "write", no_file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of matplotlib, of axes without anything on them
+        figures.draw_counts(some, folder)
+        figures.draw_losses(some, folder)
+        figures.draw_trained(some, folder, ("smoke", "gpu"))
+        figures.draw_times(some, folder)
+
+
+def spread(items: list, count: int) -> list:
+    """So many of them, evenly spread."""
+    return items if len(items) <= count else [items[n * len(items) // count] for n in range(count)]
+
+
+def passes(entry: dict, named: tuple[str, ...]) -> dict | None:
+    """The record as it is read back from its file, None where it is refused: in one line that names the file."""
+    try:
+        read = read_json(json.dumps(entry), "file")
+        check_record(read, "file", named)
+        return read
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith("file") and "\n" not in said and len(said) < 1000
+        return None
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("name", FILES)
+def test_one_leaf_changed_ends_in_no_traceback(name, monkeypatch, tmp_path):
+    named = tuple(name.split(".")[:2])
+    entries = json.loads((records.COMMITTED / name).read_text(encoding="utf-8"))
+    entries = sorted(entries, key=lambda entry: len(json.dumps(entry)))[:FEW]
+    for entry in entries:  # of layers with thousands of singular values the first two
+        entry["metrics"] |= {part: entry["metrics"][part][:2] for part in ("trained", "initial") if part in entry["metrics"]}
+    assert all(passes(entry, named) for entry in entries)  # control: as they are
+    tried = spread(trials(entries), CHECKED)
+    passed = []
+    for number, place, change in tried:
+        if read := passes(changed(entries[number], place, CHANGES[change]), named):
+            passed.append((number, place, change, read))
+    assert 0 < len(passed) < len(tried)  # some change what it says, and some are refused
+    several = spread(passed, DRAWN)
+    for number, place, change, read in several:
+        some = [read if n == number else entry for n, entry in enumerate(entries)]
+        (tmp_path / name).write_text(json.dumps(some), encoding="utf-8")
+        try:
+            drawn(records.load_some(tmp_path), monkeypatch, tmp_path / "figures")
+        except ValueError as error:
+            assert "\n" not in str(error), (place, change)
+        except Exception as error:
+            error.add_note(f"{name}: {place} {change}")
+            raise
+    if tally := os.environ.get("HOSTILE_RECORDS_TRIED"):
+        with open(tally, "a", encoding="utf-8") as file:
+            file.write(f"{len(tried)} {len(several)}\n")

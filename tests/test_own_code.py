@@ -1,0 +1,114 @@
+"""Whatever is compiled apart is counted apart: nine layers of nine sizes are nine compilations, and none falls back."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from helpers import EXACT, relative_error, tokens, with_large_weights
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from tucker_ref import GroupedQueryAttention, MultiHeadAttention, MultiHeadLatentAttention, Rotary, TuckerAttention
+from tucker_ref.own_code import with_own_code
+
+SIZES = {
+    "MHA": lambda size: MultiHeadAttention(24, 3, head_dim=size),
+    "GQA": lambda size: GroupedQueryAttention(24, 6, 2, head_dim=2 * size, rotary=Rotary.heads(2 * size)),
+    "MLA": lambda size: MultiHeadLatentAttention(24, 3, 10, size),
+    "MLA absorbed": lambda size: MultiHeadLatentAttention(24, 3, 10, size, absorb=True),
+    "Tucker": lambda size: TuckerAttention(24, 6, (4, 9, size)),
+}
+
+
+class Shared(TuckerAttention):
+    """As if all layers called one function."""
+
+    __call__ = nn.Module.__call__
+
+
+def compiled(layer, x, in_place: bool, **options):
+    """What the layer gives after torch.compile."""
+    if in_place:
+        layer.compile(**options)
+        return layer(x)
+    return torch.compile(layer, **options)(x)
+
+
+@pytest.mark.no_cover  # of which the compiler would take twice as long
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile(layer)", "layer.compile()"])
+def test_nine_layers_of_nine_sizes_are_compiled(name, in_place):
+    torch.compiler.reset()
+    x, counter, kept = tokens(1, 5, 24), CompileCounter(), []
+    for size in range(3, 12):
+        layer = with_large_weights(SIZES[name](size))
+        expected = layer(x)
+        kept.append(layer)
+        assert relative_error(compiled(layer, x, in_place, fullgraph=True, backend=counter), expected) < EXACT
+    assert counter.frame_count == 9
+
+
+@pytest.mark.no_cover
+def test_control_nine_sizes_are_too_many_for_one_function():
+    torch.compiler.reset()
+    x, counter = tokens(1, 5, 24), CompileCounter()
+    layers = [Shared(24, 6, (4, 9, size)).double() for size in range(3, 12)]
+    for layer in layers[:8]:
+        compiled(layer, x, False, fullgraph=True, backend=counter)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        compiled(layers[8], x, False, fullgraph=True, backend=counter)
+    assert counter.frame_count == 8
+    torch.compiler.reset()
+
+
+@pytest.mark.no_cover
+def test_inside_of_models_layers_of_one_size_share_a_compilation():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = TuckerAttention(24, 6, (4, 9, 8)).double()
+
+        def forward(self, x):
+            return x + self.attention(x)
+
+    torch.compiler.reset()
+    x, counter = tokens(1, 5, 24).requires_grad_(), CompileCounter()
+    for _ in range(4):
+        block = Block()
+        assert relative_error(torch.compile(block, fullgraph=True, backend=counter)(x), block(x)) < EXACT
+    assert counter.frame_count == 1
+
+
+def test_each_layer_has_one_function_of_its_own_and_may_be_copied_and_stored():
+    layer, x = TuckerAttention(24, 6, (4, 9, 8)).double(), tokens(1, 5, 24)
+    other = copy.deepcopy(layer)
+    assert layer.__call__.__func__ is layer.__call__.__func__  # or it would be compiled anew each time
+    assert layer.__call__.__code__ is not other.__call__.__code__
+    assert TuckerAttention.__call__ is nn.Module.__call__
+    for copied in (other, pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(x), layer(x)) and torch.equal(copied.__call__(x), layer(x))
+    seen = []
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    layer(x)
+    assert seen == [1]
+
+
+def test_a_layer_compiled_in_place_calls_what_was_compiled(monkeypatch):
+    called, layer, x = [], TuckerAttention(24, 6, (4, 9, 8)).double(), tokens(1, 5, 24)
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: lambda *a, **o: called.append(options) or function(*a, **o)
+    )
+    expected = layer(x)
+    layer.compile(dynamic=False)
+    assert torch.equal(layer(x), expected) and called == [{"dynamic": False}]
+
+
+def test_code_of_ones_own_does_the_same():
+    def product(a, b=2):
+        """Of two."""
+        return a * b
+
+    first, second = with_own_code(product), with_own_code(product)
+    assert first(3) == second(3, b=2) == 6 and first.__doc__ == "Of two."
+    assert first.__code__ is not second.__code__
