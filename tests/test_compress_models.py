@@ -15,7 +15,7 @@ from reproduce.store import records
 from reproduce.train.options import Options
 from reproduce.train.public_models import open_model
 from reproduce.trust import opening
-from tucker_ref import MultiHeadAttention, to_mla
+from tucker_ref import MultiHeadAttention, compress, to_mla
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
 BY_NAME = {(a.name, a.which): a for a in opening.ARCHITECTURES}
@@ -184,6 +184,14 @@ def test_sentences_come_in_pairs_that_follow_each_other(made, tmp_path):
     (tmp_path / "none.txt").write_text("too short. It is.\n" * 30)
     with pytest.raises(ValueError, match="holds no two sentences of 6 to 40 words"):
         samples.sentence_pairs(opened, str(tmp_path / "none.txt"), 4)
+
+
+def test_a_layer_without_key_heads_is_refused(made, tmp_path, monkeypatch):
+    opened = open_model(str(made / "bert"))
+    opened.layers = {place: compress(layer, (3, 9, 9)) for place, layer in opened.layers.items()}
+    monkeypatch.setattr(compress_models, "open_model", lambda *_, **__: opened)
+    with pytest.raises(ValueError, match="bert: only multi-head and grouped-query attention is compressed here"):
+        compress_models.run(options(made, "bert", tmp_path))
 
 
 def test_what_is_refused(made, tmp_path, capsys):
