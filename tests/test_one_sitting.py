@@ -114,11 +114,11 @@ def test_each_text_cell_begins_a_slide_with_the_code_below_it(tmp_path):
 
 
 def minutes_needed(notebook: dict) -> dict[str, float]:
-    """Section ("0" before the first; else the first word of its heading): minutes, as teaching.md reckons them."""
+    """Section ("0" before the first; else the first word of its heading, without The): minutes, as teaching.md reckons them."""
     section, needed = "0", {"0": 0.0}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            heading = re.search(r"^## (\w+)", source(cell), re.MULTILINE)
+            heading = re.search(r"^## (?:The )?(\w+)", source(cell), re.MULTILINE)
             section = heading[1] if heading else section
             needed[section] = needed.get(section, 0) + words(source(cell)) / WORDS_A_MINUTE
         elif ".check_" not in source(cell):  # exercises have minutes of their own
