@@ -6,12 +6,13 @@ RUN := $(VENV)/bin/python
 # pip would compile on one core; what packages ship for newer Pythons alone does not compile, and is never imported.
 PIP := $(RUN) -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install reproduce test book figures lint mutation fuzz versions clean
+.PHONY: help install reproduce test book slides figures lint mutation fuzz versions clean
 
 help:
 	@echo "make reproduce   train and measure everything at smoke scale; tables, records and figures go to out/"
 	@echo "make test        run all tests"
 	@echo "make book        build the tutorials and the API as web pages: out/book/index.html"
+	@echo "make slides      the one-hour lecture as slides: out/slides; REVEAL=folder shows them without a network"
 	@echo "make figures     redraw paper_figures/images from the committed records"
 	@echo "make lint        check style, types and who imports whom"
 	@echo "make mutation    put faults into the code one by one: do the tests notice? (an hour or two)"
@@ -50,6 +51,14 @@ book: install
 	rm -rf out/book
 	$(RUN) -m sphinx -q -W --keep-going -c tutorials/book tutorials out/book
 	$(RUN) -m tutorials.book.check out/book
+
+# nbconvert puts the pictures into the page; reveal.js and MathJax come from where these two point, when the page is opened.
+REVEAL ?= https://unpkg.com/reveal.js@4.0.2
+MATHJAX ?= https://cdnjs.cloudflare.com/ajax/libs/mathjax/2.7.7/latest.js?config=TeX-AMS_CHTML-full,Safe
+slides: install
+	$(VENV)/bin/jupyter nbconvert --to slides --output-dir out/slides tutorials/tucker_in_one_sitting.ipynb \
+		--SlidesExporter.reveal_scroll=True --SlidesExporter.reveal_number=c/t \
+		--SlidesExporter.reveal_url_prefix='$(REVEAL)' --SlidesExporter.mathjax_url='$(MATHJAX)'
 
 figures: install
 	$(RUN) -m paper_figures

@@ -26,7 +26,7 @@ from tutorials.book.check import faults as faults_of_book
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tutorials"
-NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.ipynb"))}
+NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("[0-9]*.ipynb"))}
 SOLUTIONS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "solutions").glob("*.ipynb"))}
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
 
