@@ -142,7 +142,10 @@ def test_sizes_grow_from_one_to_the_next():
 
 @pytest.mark.parametrize(
     "tests",
-    [{"enwiki_test.txt": {"tokens": 9, "bits_per_byte": 1.0}}, {"novel.txt": {"sentences": 9, "cosine": 1, "rank_correlation": 1}}],
+    [
+        {"enwiki_test.txt": {"tokens": 9, "bits_per_byte": 1.0}},
+        {"novel.txt": {"sentences": 9, "cosine": 1, "rank_correlation": 1}},
+    ],
 )
 def test_a_compressed_model_is_judged_as_the_one_it_came_from(tests):
     entry, named = committed("compress_models.models.json"), ("compress_models", "models")
