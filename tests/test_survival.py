@@ -149,6 +149,13 @@ def test_a_run_that_ends_before_its_kill_is_compared_and_another_begins(tmp_path
     assert compared == [("whole", "0"), ("whole", "1")] and (tally.kills, tally.ends) == (1, 2)
 
 
+def test_a_fault_that_stops_nothing_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(survival, "start", lambda *_: ended(0))
+    with pytest.raises(ValueError, match="41 runs ended, and the interrupts did not stop one"):
+        monkeypatch.setattr(survival, "strike", lambda *_: None)
+        survival.survive(None, tmp_path, [survival.INTERRUPT], random.Random(0), lambda *_: None)
+
+
 def test_a_part_that_no_kill_left_is_a_fault(tmp_path, monkeypatch):
     codes = iter([0, 0, 130])
 

@@ -219,6 +219,8 @@ def survive(
         if not waiting:
             tally.seconds = round(time.perf_counter() - started, 1)
             return tally
+        if tally.ends > 20 * (len(faults) + 1):
+            raise ValueError(f"{tally.ends} runs ended, and the {waiting[0]} did not stop one")
         attempt = folder / str(tally.ends)
 
 
@@ -309,6 +311,7 @@ def quietly(said, work: Callable, *arguments) -> None:
     os.dup2(said.fileno(), 2)
     said.close()
     sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its background jobs ignore
     console.leave_at_once()  # as every program does that answers Ctrl-C
     os.write(2, BEGUN.encode())
     work(*arguments)
