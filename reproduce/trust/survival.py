@@ -277,7 +277,7 @@ def strike(process: multiprocessing.Process, fault: str, chance: random.Random) 
     """
     try:
         if fault == FULL:
-            room = int(4000 * chance.random() ** 3)
+            room = 64 + int(4000 * chance.random() ** 3)  # the limit counts shared memory too, where libraries keep a number
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         else:
             os.kill(process.pid, signal.SIGKILL if fault == KILL else signal.SIGINT)
