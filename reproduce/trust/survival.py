@@ -43,6 +43,7 @@ from ..models.rows import Row
 from ..report import pages
 from ..report.markdown import markdown
 from ..store import records
+from ..store.files import write_atomically
 from ..store.saved import read_model
 from ..train.language import LanguagePreset
 from ..train.options import Options
@@ -390,7 +391,7 @@ def make_what_is_replaced(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "page.md").exists():
         begin, end = (mark.format("results") for mark in pages.MARK)
-        (folder / "page.md").write_text(f"{begin}\n{end}\n", encoding="utf-8")
+        write_atomically(folder / "page.md", lambda file: file.write(f"{begin}\n{end}\n".encode()))  # it may be killed here
 
 
 def check_files(folder: Path) -> int:
