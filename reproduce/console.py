@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TextIO
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that a shell gives
@@ -45,7 +46,7 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
         is_program = signal.getsignal(signal.SIGINT) is _leave
         try:
             if is_program:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, _stop)
             speak_utf8()
             with patient():
                 return main()
@@ -91,6 +92,25 @@ def _leave(*_signal) -> None:
     """One line on stderr, past everything that Python would still do."""
     os.write(2, b"stopped\n")
     os._exit(INTERRUPTED)
+
+
+def _stop(_signal, frame: FrameType | None) -> None:
+    """An exception, as Ctrl-C is otherwise; but the end at once while a library is loaded, which many do when first used.
+
+    Compiled parts that are stopped while they load abort the program (nanobind), or make an error of their own of it.
+
+    Raises:
+        KeyboardInterrupt: everywhere else, and where a file is being written, whose part is to be removed.
+    """
+    loads = False
+    while frame is not None:
+        if frame.f_code.co_name == "write_atomically":
+            raise KeyboardInterrupt
+        loads |= frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        frame = frame.f_back
+    if loads:
+        _leave()
+    raise KeyboardInterrupt
 
 
 def _leave_or_tell(kind, error, where) -> None:

@@ -115,7 +115,33 @@ def test_while_main_runs_ctrl_c_is_an_exception_again(monkeypatch):
         seen.append(signal.getsignal(signal.SIGINT))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert seen == [signal.default_int_handler, console._leave, signal.SIG_IGN]  # who started it to ignore Ctrl-C is obeyed
+    assert seen == [console._stop, console._leave, signal.SIG_IGN]  # who started it to ignore Ctrl-C is obeyed
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_while_main_loads_a_library_the_program_ends_at_once(tmp_path, writes):
+    """No exception passes through compiled parts; but where a file is written, its part is removed first."""
+    (tmp_path / "late.py").write_text(
+        "import os, time\ntry:\n    os.kill(os.getpid(), 2)\n    time.sleep(9)\nfinally:\n    print('through', flush=True)\n",
+        encoding="utf-8",
+    )
+    program = f"""
+import importlib, sys
+from pathlib import Path
+from reproduce import console
+from reproduce.store.files import write_atomically
+console.leave_at_once()
+@console.at_the_terminal
+def main():
+    if {writes}:
+        write_atomically(Path(sys.argv[1]), lambda file: importlib.import_module("late"))
+    importlib.import_module("late")
+sys.exit(main())
+"""
+    process = started("-c", program, tmp_path / "file", PYTHONPATH=f"{tmp_path}:{ROOT}")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "through\n" if writes else "", "stopped\n")
+    assert not list(tmp_path.glob("file*"))
 
 
 def test_without_a_program_around_it_main_answers_all_the_same(monkeypatch, capsys):
