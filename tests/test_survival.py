@@ -161,7 +161,7 @@ def test_a_part_that_no_kill_left_is_a_fault(tmp_path, monkeypatch):
 
     def littering(*_):
         if (code := next(codes)) == 130:
-            (tmp_path / "0").mkdir()
+            (tmp_path / "0").mkdir(exist_ok=True)
         return ended(code, "begun\n")
 
     def strike(*_):

@@ -43,7 +43,6 @@ from ..models.rows import Row
 from ..report import pages
 from ..report.markdown import markdown
 from ..store import records
-from ..store.files import write_atomically
 from ..store.saved import read_model
 from ..train.language import LanguagePreset
 from ..train.options import Options
@@ -196,9 +195,11 @@ def survive(
     tally, started, waiting = Tally(), time.perf_counter(), list(faults)
     untouched = folder / "whole"
     finish(start(check_files, folder))  # the first worker waits until the process is warm
+    make_what_is_replaced(untouched)
     length = finish(start(work, untouched))
     attempt = folder / "0"
     while True:
+        make_what_is_replaced(attempt)
         before, moment, process = set(attempt.rglob("*.part")), chance.random(), start(work, attempt)
         if waiting:
             time.sleep(moment * length)
@@ -323,10 +324,9 @@ def command(arguments: list[str], folder: Path) -> None:
 
     Args:
         arguments: as they are typed.
-        folder: where it writes.
+        folder: where it writes, with what it replaces.
     """
     make_small()
-    make_what_is_replaced(folder)
     os.chdir(folder)
     is_figures = arguments[0] == "paper_figures"
     sys.argv = arguments if is_figures else ["reproduce", *arguments]
@@ -374,6 +374,7 @@ def make_what_is_read(place: Path) -> None:
     (place / "bpe" / "vocab.json").write_text(json.dumps(learned["vocab"]), encoding="utf-8")
     merges = "\n".join(" ".join(pair) for pair in learned["merges"])
     (place / "bpe" / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    make_what_is_replaced(place / "made")
     for name in ("table2", "table1", "decode"):
         finish(start(functools.partial(command, shlex.split(COMMANDS[name].format(place))), place / "made"))
     shutil.copy(next((place / "made" / "models").iterdir()), place / "model.safetensors")
@@ -383,7 +384,7 @@ def make_what_is_read(place: Path) -> None:
 
 
 def make_what_is_replaced(folder: Path) -> None:
-    """A page to write into, unless an earlier call has made it.
+    """A page to write into, unless it is there.
 
     Args:
         folder: is made.
@@ -391,7 +392,7 @@ def make_what_is_replaced(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "page.md").exists():
         begin, end = (mark.format("results") for mark in pages.MARK)
-        write_atomically(folder / "page.md", lambda file: file.write(f"{begin}\n{end}\n".encode()))  # it may be killed here
+        (folder / "page.md").write_text(f"{begin}\n{end}\n", encoding="utf-8")
 
 
 def check_files(folder: Path) -> int:
