@@ -90,7 +90,7 @@ def speak_utf8() -> None:
 
 
 def _clear_away_unheard() -> None:
-    """Say nothing of what a library had half made when Ctrl-C came: Python reports that its clearing away failed, and nobody can mend it."""
+    """Say nothing of what a library had half made when Ctrl-C came: Python would report that it could not be cleared away."""
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = lambda _: None
 

@@ -52,6 +52,10 @@ def hits(share: float, seed: int = 0) -> str:
     return packed(np.arange(IMAGES) < round(IMAGES * share) + seed)
 
 
+def curve_of(train: dict) -> list[list[float]]:
+    return [[min(step, train["steps"]), 4.0, 1.0] for step in range(10, train["steps"] + 10, 10)]
+
+
 def a_run(row: str, top5: float, seed: int, rate=3e-4, loss=1.0, start="hosvd", **more) -> Record:
     reached = {"top1": top5 - 0.2, "top5": top5, "validation_loss": loss, "validation_top5": top5}
     reached["hits"] = {"top1": hits(top5 - 0.2, seed), "top5": hits(top5, seed)}
@@ -59,6 +63,7 @@ def a_run(row: str, top5: float, seed: int, rate=3e-4, loss=1.0, start="hosvd", 
         "converted": reached,
         "attention_parameters": 12 * ROWS[row].cost(384, 12).parameters,
         "start": f"of {seed}",
+        "curve": curve_of(TRAIN),
     }
     config = {**CONFIG, "row": ROWS[row].config(), "train": TRAIN | {"learning_rate": rate}}
     config |= {} if start == "hosvd" else {"start": start}
@@ -210,7 +215,7 @@ def study() -> list[Record]:
     found += [a_run("Tucker [8,16,16]", 0.6, 0), a_run("Tucker [12,16,16]", 0.9, 7, diverged_at=12)]
     found += runs({"GQA n_KV=6": 0.91, "Tucker [12,20,20]": 0.8}, start="moment")
     pretrained = {name: value for name, value in CONFIG.items() if name != "epochs"}
-    first = a_run("MHA", 0.9, 0).metrics
+    first = a_run("MHA", 0.9, 0).metrics | {"curve": curve_of(PRETRAIN)}
     return [
         *found,
         a_record(experiment="figure3", preset=NAME, method="MHA pretrained", config=pretrained, data=DATA, metrics=first),
