@@ -51,10 +51,12 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
             with patient():
                 return main()
         except Told:
+            _clear_away_unheard()
             return INTERRUPTED
         except (KeyboardInterrupt, Exception) as error:
             if not is_interrupt(error):
                 raise
+            _clear_away_unheard()
             print("stopped", file=sys.stderr)
             return INTERRUPTED
         finally:
@@ -86,6 +88,12 @@ def speak_utf8() -> None:
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors=errors)
+
+
+def _clear_away_unheard() -> None:
+    """Say nothing of what a library had half made when Ctrl-C came: Python would report that it could not be cleared away."""
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = lambda _: None
 
 
 def _leave(*_signal) -> None:

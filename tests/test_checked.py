@@ -22,7 +22,7 @@ from reproduce.models.generation import generate, next_token
 from reproduce.models.llama import Llama
 from reproduce.models.public import checkpoint
 from reproduce.models.rows import Row
-from reproduce.store import checked, records, schema
+from reproduce.store import checked, records, saved, schema
 from reproduce.train import arguments
 from reproduce.train.language import load_model, save_model
 from reproduce.train.loop import train
@@ -493,12 +493,20 @@ def test_an_internal_error_stays_one_and_says_so(monkeypatch):
     assert raised.value.__notes__ == [__main__.BUG]
 
 
+def test_weights_of_another_shape_fill_no_model():
+    metadata, model = {"attention": "{}"}, nn.Linear(2, 3)
+    weights = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    assert torch.equal(saved.fill(model, metadata, weights, Path("m")).bias, weights["bias"])  # control
+    with pytest.raises(ValueError, match="m: its weights do not fit the model that it describes"):
+        saved.fill(model, metadata, weights | {"bias": torch.zeros(2)}, Path("m"))
+
+
 # Streams that nobody reads.
 
 
 def piped(tmp_path: Path, command: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "2>&1 | true"])

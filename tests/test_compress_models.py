@@ -36,7 +36,8 @@ def made(tmp_path_factory):
         opening.save(architecture, folder / kind)
     for name, more in (("read", ""), ("test", "And one more. ")):
         (folder / f"{name}.txt").write_text(
-            "\n".join(f"{more}{SENTENCES}Line {n} of it ends in this place here now." for n in range(60))
+            "\n".join(f"{more}{SENTENCES}Line {n} of it ends in this place here now." for n in range(60)),
+            encoding="utf-8",
         )
     return folder
 
@@ -154,7 +155,7 @@ def test_windows_lie_far_apart_and_bytes_are_counted(made, tmp_path):
     learned.decoder = decoders.ByteLevel()
     opened.tokenizer = learned.to_str()
     text = "".join(f"{n:05d} " for n in range(2000))
-    (tmp_path / "t.txt").write_text(text)
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
     found = samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
     texts = [learned.decode(row.tolist()[1:]) for row in found.tokens]
     places = [text.index(part) for part in texts]
@@ -165,7 +166,7 @@ def test_windows_lie_far_apart_and_bytes_are_counted(made, tmp_path):
     opened.tokenizer = learned.to_str()
     bare = samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
     assert bare.n_bytes == sum(len(learned.decode(row.tolist()[1:])) for row in bare.tokens)
-    (tmp_path / "few.txt").write_text("a")
+    (tmp_path / "few.txt").write_text("a", encoding="utf-8")
     with pytest.raises(ValueError, match="fewer than one window of 20 tokens"):
         samples.spread(opened, str(tmp_path / "few.txt"), 3, 20)
     opened.vocabulary = 3
@@ -181,7 +182,7 @@ def test_sentences_come_in_pairs_that_follow_each_other(made, tmp_path):
     name, _, sentences = samples.sentence_pairs(opened, str(made / "test.txt"), 4)
     assert name == "test.txt" and len(sentences) == 8
     assert sentences[0].startswith("Some words") and sentences[1].startswith("Other words")
-    (tmp_path / "none.txt").write_text("too short. It is.\n" * 30)
+    (tmp_path / "none.txt").write_text("too short. It is.\n" * 30, encoding="utf-8")
     with pytest.raises(ValueError, match="holds no two sentences of 6 to 40 words"):
         samples.sentence_pairs(opened, str(tmp_path / "none.txt"), 4)
 

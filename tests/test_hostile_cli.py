@@ -375,7 +375,7 @@ def test_what_is_not_hostile_runs(place, capsys):
     said = capsys.readouterr().out
     assert (
         "Table 3, Llama, REDUCED SCALE, not the paper's: validation loss" in said
-        and "Effective ranks of models that were named" in said
+        and "Effective ranks of trained models, in per cent of their size" in said
         and re.search(r"\| verdict +\| rule", said)
     )
 

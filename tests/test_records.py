@@ -80,14 +80,15 @@ def test_two_writers_lose_nothing(tmp_path):
         ("{}", "must hold a list"),
         ('[{"id": 1}]', "record 0 lacks experiment"),
         ("[3]", "record 0 is 3; it must be a dict"),
+        (b"[\xff]", "not a record file"),  # not UTF-8
     ],
 )
 def test_a_damaged_file_is_named_and_left_alone(tmp_path, content, message):
-    path = tmp_path / "table2.smoke.json"
-    path.write_text(content, encoding="utf-8")
+    path, written = tmp_path / "table2.smoke.json", content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(written)
     with pytest.raises(ValueError, match=f"table2.smoke.json.*{message}"):
         records.append(tmp_path, record())
-    assert path.read_text(encoding="utf-8") == content
+    assert path.read_bytes() == written
 
 
 @pytest.mark.parametrize("copy", ["table2.smoke copy.json", "table2.smoke.bak.json", "table2.smoke (1).json", "old.smoke.json"])

@@ -144,6 +144,23 @@ sys.exit(main())
     assert not list(tmp_path.glob("file*"))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, console.Told])
+def test_what_was_half_made_when_it_was_stopped_is_cleared_away_unheard(error, monkeypatch, capsys):
+    class HalfMade:
+        def __del__(self):
+            raise AttributeError("half made")
+
+    def stopped() -> int:
+        half = HalfMade()
+        raise error(half)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    assert console.at_the_terminal(stopped)() == 130
+    assert "half made" not in capsys.readouterr().err
+    monkeypatch.setattr(sys, "unraisablehook", theirs := lambda _: None)  # control: another program's is left to it
+    assert console.at_the_terminal(stopped)() == 130 and sys.unraisablehook is theirs
+
+
 def test_without_a_program_around_it_main_answers_all_the_same(monkeypatch, capsys):
     def stopped(_):
         raise KeyboardInterrupt
