@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from reproduce.report.judge import Estimate, accuracy, at_their_best
@@ -48,15 +49,8 @@ def accuracy_against_parameters(records: list[Record], path: Path) -> None:
                 x, y, yerr=(spread, np.minimum(spread, 100 - y)), marker=MARKERS[mechanism(line)], markersize=4.5, capsize=2,
                 linewidth=1.1, zorder=3 if line == "MHA" else 2, **styles[line],
             )  # fmt: skip
-        if start:
-            before = statistics.mean(100 * r.metrics["top5" if "top-5" in name else "top1"] for r in start)
-            ax.axhline(before, color=GREY, linewidth=1, linestyle=":")
-        ax.set(xscale="log", xlabel="attention parameters", title=name)
-        ax.margins(x=0.12, y=0.1)
-        logarithmic(ax.xaxis, words=in_thousands)
-    axes[0].set_ylabel("accuracy in %")
-    handles = [Line2D([], [], marker=MARKERS[mechanism(line)], markersize=3.5, label=line, **styles[line]) for line in lines]
-    axes[0].legend(handles=handles, loc="lower right", handlelength=2.4, handletextpad=0.5, borderaxespad=0, labelspacing=0.2)
+        finish(ax, name, "top5" if "top-5" in name else "top1", start)
+    name_the_lines(axes[0], styles)
     save(figure, path, title, caption)
 
 
@@ -90,15 +84,27 @@ def chosen_accuracy_against_parameters(records: list[Record], path: Path) -> Non
             ax.errorbar(
                 x, y, yerr=(below, above), marker=MARKERS[mechanism(line)], markersize=4.5, capsize=2, linewidth=1.1, **look
             )
-        if start:
-            ax.axhline(statistics.mean(100 * r.metrics[metric] for r in start), color=GREY, linewidth=1, linestyle=":")
-        ax.set(xscale="log", xlabel="attention parameters", title=name)
-        ax.margins(x=0.12, y=0.1)
-        logarithmic(ax.xaxis, words=in_thousands)
-    axes[0].set_ylabel("accuracy in %")
-    handles = [Line2D([], [], marker=MARKERS[mechanism(line)], markersize=3.5, label=line, **styles[line]) for line in styles]
-    axes[0].legend(handles=handles, loc="lower right", handlelength=2.4, handletextpad=0.5, borderaxespad=0, labelspacing=0.2)
+        finish(ax, name, metric, start)
+    name_the_lines(axes[0], styles)
     save(figure, path, title, caption)
+
+
+def finish(ax: Axes, name: str, metric: str, start: list[Record]) -> None:
+    """One panel's title and axis, and dotted what the models reached from which all others were made."""
+    if start:
+        ax.axhline(statistics.mean(100 * r.metrics[metric] for r in start), color=GREY, linewidth=1, linestyle=":")
+    ax.set(xscale="log", xlabel="attention parameters", title=name)
+    ax.margins(x=0.12, y=0.1)
+    logarithmic(ax.xaxis, words=in_thousands)
+
+
+def name_the_lines(ax: Axes, styles: dict[str, dict]) -> None:
+    """The first panel's vertical axis, and a legend of all lines."""
+    ax.set_ylabel("accuracy in %")
+    handles = [
+        Line2D([], [], marker=MARKERS[mechanism(line)], markersize=3.5, label=line, **look) for line, look in styles.items()
+    ]
+    ax.legend(handles=handles, loc="lower right", handlelength=2.4, handletextpad=0.5, borderaxespad=0, labelspacing=0.2)
 
 
 HOLLOW = ", unequal ranks"  # behind the name of the line that such rows belong to

@@ -50,14 +50,12 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
             speak_utf8()
             with patient():
                 return main()
-        except Told:
-            _clear_away_unheard()
-            return INTERRUPTED
         except (KeyboardInterrupt, Exception) as error:
             if not is_interrupt(error):
                 raise
             _clear_away_unheard()
-            print("stopped", file=sys.stderr)
+            if not isinstance(error, Told):
+                print("stopped", file=sys.stderr)
             return INTERRUPTED
         finally:
             if is_program:

@@ -59,7 +59,8 @@ def headline(records: list[Record]) -> str:
             shares = (runs[0].attention_parameters / parameters, megabytes(runs[0])[1] / cache)
             loss = f"{statistics.mean(losses_of(runs)):.3f}"
             lines.append([row, *(f"{100 * share:.0f}" for share in shares), loss, above_cell(runs, base)])
-    counts = sorted(len(rates_of(records, "table2")[row]) for row in groups)
+    rates = rates_of(records, "table2")
+    counts = sorted(len(rates[row]) for row in groups)
     title = (
         f"**GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(base)}, {SEEDS} seeds a row.** Each row at the best of {counts[0]} to "
         f"{counts[-1]} rates."
