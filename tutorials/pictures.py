@@ -804,7 +804,7 @@ def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) 
 
 def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
     """10: losses of each row by learning rate, the rows as they are beside those with norms."""
-    figure, axes = panels(1, 2, (10.5, 4.2), sharex=True, sharey=True)
+    figure, axes = panels(1, 2, (10.5, 5), sharex=True, sharey=True)
     every = sorted({rate for line in losses.values() for rate in line})
     for ax, title in zip(axes, ("As they are", "With norms")):
         chosen = [name for name in losses if name.endswith("norms") or name.endswith("-norm")]
@@ -815,7 +815,7 @@ def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
         ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
         ax.minorticks_off()
         ax.set(title=title, xlabel="learning rate × 1000")
-        ax.legend(loc="upper center", fontsize=8)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9)  # below: lines go everywhere
     axes[0].set_ylabel("validation loss (nats/token)")
     return legible(figure)
 
