@@ -7,13 +7,17 @@ from .targets import HOW_SET, TARGETS, Sections, decoding, layer
 TITLES = {
     "layers": "**One attention layer, forward and backward, as a CUDA graph: milliseconds by backend.**",
     "contexts": "**One attention layer of LLaMA3-1B's shape by context, forward and backward: milliseconds, and the ratio to MHA's.**",
+    "memory": "**A stack of layers of LLaMA3-1B's shape, forward and backward, compiled: what it keeps in between, and its peak.**",
     "decode": "**One new token against its cache, as a CUDA graph: microseconds by backend.**",
     "models": "**One training step of a whole model, AdamW, bf16 autocast, compiled block by block.**",
+    "step": "**The same at the largest batch that fits into 80 GB, each batch tried.**",
 }
 NOTES = {
     "layers": "Medians, the L2 cache full of other lines before each call. —: our kernel was timed for Tucker Attention's latents alone.",
     "contexts": "The batch shrinks as the context grows, so that every line has as many tokens.",
     "decode": "Medians, the L2 cache full of other lines before each call.",
+    "memory": "In brackets the ratio to the first line of the same row, which keeps all, in the same run.",
+    "step": "In brackets the ratio to multi-head attention that keeps all.",
     "models": "MFU is the share of the rate at which matrix products ran in the same process.",
 }
 
@@ -25,7 +29,14 @@ def speed_tables(records: list[Record]) -> list[Table]:
         records: one per section of `reproduce speed`, all of one run.
     """
     sections = {r.method: r.metrics["rows"] for r in records}
-    drawn = {"layers": layer_table, "contexts": context_table, "decode": decode_table, "models": model_table}
+    drawn = {
+        "layers": layer_table,
+        "contexts": context_table,
+        "memory": memory_table,
+        "decode": decode_table,
+        "models": model_table,
+        "step": step_table,
+    }
     tables = [short_table(records, sections), targets_table(records, sections)]
     for name, draw in drawn.items():
         if sections.get(name):
@@ -133,6 +144,44 @@ def context_table(rows: list[dict]) -> str:
         ]
         lines.append([f"{tokens:,} x {batch}", *(cell + ratio for cell, ratio in zip(cells, ratios))])
     return markdown(["context x batch", *(f"{row}, {backend}" for row, backend in kinds)], lines)
+
+
+def memory_table(rows: list[dict]) -> str:
+    """One line per row, backend and way: milliseconds, kept and peak megabytes, each against the first line of that row.
+
+    Args:
+        rows: of the section "memory".
+    """
+    lines = []
+    for r in rows:
+        plain = next(other for other in rows if other["row"] == r["row"])
+        cells = [_against(r, plain, what, form) for what, form in (("milliseconds", ".1f"), *MEGABYTES)]
+        lines.append([f"{r['layers']} x {r['row']}", r["backend"], r["way"], *cells])
+    return markdown(["layers", "backend", "way", "ms", "kept MB", "peak MB"], lines)
+
+
+MEGABYTES = (("kept_megabytes", ",.0f"), ("megabytes", ",.0f"))
+
+
+def step_table(rows: list[dict]) -> str:
+    """One line per row and way: the largest batch, and tokens a second against the first line.
+
+    Args:
+        rows: of the section "step".
+    """
+    columns = (("batch", "d"), ("milliseconds", ",.0f"), ("tokens_per_second", ",.0f"), ("megabytes", ",.0f"))
+    lines = [
+        [f"{r['model']} {r['row']}", r["way"], *(_against(r, rows[0], what, form) for what, form in columns)] for r in rows
+    ]
+    return markdown(["model", "way", f"sequences of {rows[0]['tokens']:,}", "ms a step", "tokens/s", "peak MB"], lines)
+
+
+def _against(row: dict, first: dict, what: str, form: str) -> str:
+    """A cell, and in brackets what it is of another row's."""
+    if row.get(what) is None:
+        return "refused" if "refused" in row else "—"
+    ratio = f" ({row[what] / first[what]:.2f})" if first.get(what) else ""
+    return format(row[what], form) + ratio
 
 
 def decode_table(rows: list[dict]) -> str:
