@@ -19,7 +19,7 @@ TUCKER = Row("Tucker", ranks=(8, 8, 8))
 def test_every_section_is_recorded(tmp_path):
     speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     found = {r.method: r.metrics["rows"] for r in records.load(tmp_path / "records", "speed")}
-    assert list(found) == ["limits", "layers", "contexts", "memory", "decode", "models", "step"]
+    assert list(found) == ["limits", "layers", "contexts", "memory", "decode", "models", "step", "curves"]
     assert {row["what"] for row in found["limits"]} == {"copy", "matmul"}
     assert len(found["layers"]) == len(SHAPE.rows) * 2 and all(row["milliseconds"] > 0 for row in found["layers"])
     assert {row["tokens"] for row in found["contexts"]} == {32, 64}
@@ -27,6 +27,10 @@ def test_every_section_is_recorded(tmp_path):
     assert [(row["row"], row["way"]) for row in found["memory"]] == both
     assert [(row["row"], row["way"]) for row in found["step"]] == [(row, way) for row, way in both if way in speed.WAYS[:2]]
     assert all(row["batch"] == SHAPE.batch and row["tokens_per_second"] > 0 for row in found["step"])
+    assert len(found["curves"]) == 3 * 3 * 2 and all(row["microseconds"] > 0 for row in found["curves"])
+    table = speed_report.curve_table(found["curves"])
+    assert "| d 24 to 96 | MHA | 2.00 (0%) | 1.00 (0%) |" in table  # 4 d^2 parameters, 2 d a token
+    assert "| N 16 to 64 | Tucker [2,8,8] | 0.00 (0%) | 1.00 (0%) |" in table and "| — |" in table  # a CPU counts no memory
     assert [path.name for path in tmp_path.iterdir()] == ["records"]  # nothing of a section that ended is left
     assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32"}
     assert all(row["share_of_matmul"] > 0 for row in found["models"])
@@ -107,6 +111,30 @@ def test_a_step_takes_the_largest_batch(monkeypatch):
     assert found["batch"] == 6 and found["milliseconds"] == 6.0
     refused = speed.timed_step(dataclasses.replace(SHAPE, batch=7), TUCKER, True, 1.0, preset, "cpu")
     assert refused == {"refused": "out of memory"}
+
+
+def test_powers_are_found_and_what_is_no_power_shows():
+    sizes = [1.0, 2.0, 4.0, 8.0]
+    exponent, off = speed_report.fitted_power(sizes, [3 * n**1.5 for n in sizes])
+    assert exponent == pytest.approx(1.5, abs=1e-12) and off < 1e-12
+    assert speed_report.fitted_power(sizes, [3 + n**1.5 for n in sizes])[1] > 0.1  # control
+
+
+def test_sizes_along_the_curves_are_those_of_layers_with_memory():
+    for row in (Row("MHA"), TUCKER):
+        layer = row.build(SHAPE.d_model, SHAPE.n_heads)
+        cache = layer.new_cache(1, SHAPE.tokens, dtype=torch.bfloat16)
+        expected = {"parameters": sum(p.numel() for p in layer.parameters()), "cache_bytes": cache.nbytes}
+        assert speed.counted(SHAPE, row, torch.bfloat16) == expected
+
+
+def test_a_point_that_refuses_to_train_or_to_decode_has_a_reason(monkeypatch):
+    preset = speed.PRESETS["smoke"]
+    assert "microseconds" in speed.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu")
+    for name in ("timed_layer", "timed_decode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(speed, name, lambda *_: {"refused": "for a reason"})
+            assert speed.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu") == {"refused": "for a reason"}
 
 
 def test_tables_of_memory_and_steps_hold_ratios_to_what_keeps_all():

@@ -65,6 +65,21 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """One layer against its sizes, one of which is varied at a time.
+
+    Args:
+        shape: the layer from which they start, with the rows that are followed.
+        values: what each of "d", "n_H" and "N" takes in its turn.
+        decode_batch: sequences that decode one token.
+    """
+
+    shape: Shape
+    values: dict[str, tuple[int, ...]]
+    decode_batch: int
+
+
+@dataclass(frozen=True)
 class Preset:
     """What is timed.
 
@@ -83,6 +98,7 @@ class Preset:
         dtype: of everything that is timed.
         matmul: rows and columns of the matrices that give the device's rate.
         repeats: timings of each, of which the median counts.
+        curves: of one layer.
     """
 
     shapes: tuple[Shape, ...]
@@ -99,6 +115,7 @@ class Preset:
     dtype: torch.dtype
     matmul: int
     repeats: int
+    curves: Curves
 
 
 TAKES = ("device", "rows")
@@ -118,6 +135,11 @@ PRESETS = {
         dtype=torch.float32,
         matmul=256,
         repeats=3,
+        curves=Curves(
+            Shape("toy", 1, 16, 48, 4, (Row("MHA"), Row("Tucker", ranks=(2, 8, 8)))),
+            {"d": (24, 48, 96), "n_H": (4, 8, 12), "N": (16, 32, 64)},
+            decode_batch=1,
+        ),
     ),
     "gpu": Preset(
         shapes=(
@@ -137,6 +159,12 @@ PRESETS = {
         dtype=torch.bfloat16,
         matmul=8192,
         repeats=20,
+        # Heads stay between 16 and 128 wide, where every kernel takes them.
+        curves=Curves(
+            Shape("LLaMA", 2, 4096, 2048, 32, (Row("MHA"), Row("Tucker", ranks=(8, 64, 64))), ROPE_BASE),
+            {"d": (512, 1024, 2048, 4096), "n_H": (16, 32, 64, 128), "N": (1024, 2048, 4096, 8192, 16384)},
+            decode_batch=16,
+        ),
     ),
 }
 
@@ -159,6 +187,7 @@ def run(options: Options) -> None:
         "decode": decode,
         "models": models,
         "step": steps,
+        "curves": curves,
     }
     check_labels("section", options.rows, sections)
     rates = limits(preset, options.device)
@@ -359,6 +388,58 @@ def compiled(layer: nn.Module, device: str) -> Callable[..., torch.Tensor]:
     if device.startswith("cuda"):
         return torch.compile(layer, fullgraph=True, dynamic=False)
     return layer
+
+
+def curves(preset: Preset, device: str, rates: Limits) -> Iterator[Case]:
+    """One layer's parameters, cache, training and decoding against d, n_H and N, each varied by itself.
+
+    Args:
+        preset: what is timed.
+        device: as torch names it.
+        rates: of which the copy's bandwidth counts.
+
+    Yields:
+        Rows of the record, counted, and timed by `timed_point`.
+    """
+    start = preset.curves.shape
+    for along, values in preset.curves.values.items():
+        for value in values:
+            shape = dataclasses.replace(start, **{{"d": "d_model", "n_H": "n_heads", "N": "tokens"}[along]: value})
+            for row in start.rows:
+                case = {"along": along, "value": value, "row": row.label, **counted(shape, row, preset.dtype)}
+                yield case, functools.partial(timed_point, shape, row, rates.copy, preset, device)
+
+
+def counted(shape: Shape, row: Row, dtype: torch.dtype) -> dict:
+    """`parameters` of a layer, and `cache_bytes` of one sequence, counted without memory for either."""
+    with torch.device("meta"):
+        layer = row.build(shape.d_model, shape.n_heads, shape.rope_base)
+        cache = layer.new_cache(1, shape.tokens, dtype=dtype, device="meta")
+    return {"parameters": sum(p.numel() for p in layer.parameters()), "cache_bytes": cache.nbytes}
+
+
+def timed_point(shape: Shape, row: Row, copy: float, preset: Preset, device: str) -> dict:
+    """Training and decoding of one layer, or why they are not timed.
+
+    Args:
+        shape, row: which layer.
+        copy, preset, device: as in `timed_decode`.
+
+    Returns:
+        As `timed_layer`, with the `microseconds` of one token against a full cache.
+    """
+    trained = timed_layer(shape, row, preset.backends[0], preset, device)
+    with torch.device("meta"):
+        streams = row.build(shape.d_model, shape.n_heads).cache_streams()
+    k, v = (
+        torch.randn(preset.curves.decode_batch, groups, shape.tokens, width, device=device, dtype=preset.dtype)
+        for groups, width in (streams["key"], streams["value"])
+    )
+    q = torch.randn(preset.curves.decode_batch, shape.n_heads, 1, k.shape[3], device=device, dtype=preset.dtype)
+    decoded = timed_decode(q, k, v, (preset.latent_backends or preset.backends)[0], copy, preset, device)
+    if "refused" in decoded:
+        return decoded
+    return trained if "refused" in trained else {**trained, "microseconds": decoded["microseconds"]}
 
 
 def work(shape: Shape, row: Row) -> dict:

@@ -1,5 +1,9 @@
 """Speed on a GPU: in short, layer by layer, one token at a time, whole models, and every target with its verdict, of one speed run."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from ..store.records import Record
 from .markdown import Table, markdown
 from .targets import HOW_SET, TARGETS, Sections, decoding, layer
@@ -10,6 +14,7 @@ TITLES = {
     "memory": "**A stack of layers of LLaMA3-1B's shape, forward and backward, compiled: what it keeps in between, and its peak.**",
     "decode": "**One new token against its cache, as a CUDA graph: microseconds by backend.**",
     "models": "**One training step of a whole model, AdamW, bf16 autocast, compiled block by block.**",
+    "curves": "**One layer against its sizes: the exponent of the power law that fits best.**",
     "step": "**The same at the largest batch that fits into 80 GB, each batch tried.**",
 }
 NOTES = {
@@ -17,6 +22,8 @@ NOTES = {
     "contexts": "The batch shrinks as the context grows, so that every line has as many tokens.",
     "decode": "Medians, the L2 cache full of other lines before each call.",
     "memory": "In brackets the ratio to the first line of the same row, which keeps all, in the same run.",
+    "curves": "Exponents of d, n_H and N, fitted to logarithms, one size varied at a time from LLaMA3-1B's layer. In brackets how far the "
+    "furthest value is from the fit. Decoding is the kernel's time on a full cache.",
     "step": "In brackets the ratio to multi-head attention that keeps all.",
     "models": "MFU is the share of the rate at which matrix products ran in the same process.",
 }
@@ -36,6 +43,7 @@ def speed_tables(records: list[Record]) -> list[Table]:
         "decode": decode_table,
         "models": model_table,
         "step": step_table,
+        "curves": curve_table,
     }
     tables = [short_table(records, sections), targets_table(records, sections)]
     for name, draw in drawn.items():
@@ -174,6 +182,51 @@ def step_table(rows: list[dict]) -> str:
         [f"{r['model']} {r['row']}", r["way"], *(_against(r, rows[0], what, form) for what, form in columns)] for r in rows
     ]
     return markdown(["model", "way", f"sequences of {rows[0]['tokens']:,}", "ms a step", "tokens/s", "peak MB"], lines)
+
+
+CURVES = {
+    "parameters": "parameters",
+    "cache_bytes": "cache",
+    "milliseconds": "training, ms",
+    "megabytes": "training, peak MB",
+    "microseconds": "decoding, µs",
+}
+
+
+def curve_table(rows: list[dict]) -> str:
+    """One line per size and row, one column per quantity: its exponent.
+
+    Args:
+        rows: of the section "curves".
+    """
+    lines = []
+    for along, row in dict.fromkeys((r["along"], r["row"]) for r in rows):
+        points = [r for r in rows if (r["along"], r["row"]) == (along, row)]
+        span = f"{along} {points[0]['value']:,} to {points[-1]['value']:,}"
+        lines.append([span, row, *(_power(points, what) for what in CURVES)])
+    return markdown(["size", "row", *CURVES.values()], lines)
+
+
+def _power(points: list[dict], what: str) -> str:
+    found = [(r["value"], r[what]) for r in points if r.get(what)]
+    if len(found) < 3:
+        return "—"
+    exponent, off = fitted_power(*zip(*found))
+    return f"{round(exponent, 2) + 0.0:.2f} ({off:.0%})"  # + 0.0: no minus before zero
+
+
+def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The straight line through the logarithms.
+
+    Args:
+        sizes, values: as many, above zero.
+
+    Returns:
+        Its slope, the exponent; and the largest relative distance of a value from it.
+    """
+    x, y = np.log(sizes), np.log(values)
+    slope, constant = np.polyfit(x, y, 1)
+    return float(slope), float(np.abs(np.expm1(y - slope * x - constant)).max())
 
 
 def _against(row: dict, first: dict, what: str, form: str) -> str:

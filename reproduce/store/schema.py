@@ -600,6 +600,22 @@ class MemoryTime(Timed):
     kept_megabytes: Above | None
 
 
+class CurveCase(Part):
+    """One layer, counted, where one of its sizes has some value."""
+
+    along: Literal["d", "n_H", "N"]
+    value: Size
+    row: Line
+    parameters: Size
+    cache_bytes: Size
+
+
+class CurveTime(Timed):
+    """Its training, and one token against its cache."""
+
+    microseconds: Above
+
+
 class StepCase(ModelCase):
     """One step of a whole model at its largest batch."""
 
@@ -646,6 +662,7 @@ SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a se
     "decode": (DecodeCase, DecodeTime),
     "models": (ModelCase, ModelTime),
     "step": (StepCase, StepTime),
+    "curves": (CurveCase, CurveTime),
 }
 
 
