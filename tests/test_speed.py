@@ -220,6 +220,20 @@ def test_targets_are_judged_from_the_best_backend_of_each_side():
     assert verdict(sections, "LLaMA layer [32,128,128], forward")[1].startswith("missed")
 
 
+def test_targets_of_memory_are_judged_against_what_keeps_all_with_the_same_kernels():
+    def stack(way, milliseconds, megabytes, backend="cudnn"):
+        sizes = {"milliseconds": milliseconds, "megabytes": megabytes}
+        return {"row": "Tucker [32,64,64]", "backend": backend, "way": way, **sizes}
+
+    rows = [stack("plain", 10.0, 1000.0), stack("queries again", 10.4, 500.0), stack("plain", 1.0, 1.0, "triton")]
+    assert verdict({"memory": rows}, "[32,64,64], queries made again: peak") == ("0.5", "met")
+    assert verdict({"memory": rows}, "[32,64,64], queries made again: time") == ("1.04", "met")
+    assert verdict({"memory": rows}, "[32,128,128], queries made again: time") is None
+    rows[1] = stack("queries again", 11.0, 600.0)  # control
+    assert verdict({"memory": rows}, "[32,64,64], queries made again: peak") == ("0.6", "missed")
+    assert verdict({"memory": rows[1:]}, "[32,64,64], queries made again: time") is None
+
+
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
     q, k, v = torch.ones(1, 2, 1, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8)
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
