@@ -97,7 +97,7 @@ def _again(row: str) -> list[Target]:
 
     stack = f"LLaMA layers {row.removeprefix('Tucker ')}, queries made again"
     return [
-        Target(f"{stack}: peak memory over that with all kept", 0.55, lambda s: over_plain(s, "megabytes")),
+        Target(f"{stack}: peak over that with all kept", 0.55, lambda s: over_plain(s, "megabytes")),
         Target(f"{stack}: time over that with all kept", 1.05, lambda s: over_plain(s, "milliseconds")),
     ]
 
