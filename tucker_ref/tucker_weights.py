@@ -47,7 +47,7 @@ class TuckerWeights(nn.Module):
         return torch.einsum("rst,hr->hst", self.core, self.head)
 
     def to_tensor(self) -> torch.Tensor:
-        """The dense tensor (n_H, d, d), for proofs and spectra; the layer itself never forms it (d + 1 where biased)."""
+        """The dense tensor (n_H, d, d), for checks and spectra; the layer itself never forms it (d + 1 where biased)."""
         return torch.einsum("hst,ds,et->hde", self.head_cores(), *self.factors[1:])
 
     def numpy(self) -> TuckerTensor:
