@@ -112,7 +112,7 @@ def committed(name: str) -> dict:
         ("table2.gpu.json", {"data": None}, "has data null; it must be a dict"),
         ("survival.smoke.json", {"metrics": {"training": {}}}, "lacks metrics.training.kills, metrics.training.ends"),
         ("speed.gpu.json", {"metrics": {"rows": [{}]}}, r"lacks metrics.rows\[0\].what"),
-        ("spectra.smoke.json", {"metrics": {"trained": []}}, r"has metrics.trained \[\]; it must be a list of at least 1"),
+        ("spectra.smoke.json", {"metrics": {"trained": []}}, r"has metrics.trained \[\]; it must be a list of 1 or more"),
         ("compress_speed.paper.json", {"config": {}}, "lacks config.head_dim, config.repeats"),
     ],
 )
@@ -418,7 +418,7 @@ def toy(path: Path):
         ({"step": 0}, "it has step 0; it must be at least 1"),
         ({"step": "5"}, 'it has step "5"; it must be an integer'),
         ({"curve": None}, "it has curve null; it must be a list"),
-        ({"curve": [[1, 2]]}, r"it has curve\[0\] \[1, 2\]; it must be a list of at least 3"),
+        ({"curve": [[1, 2]]}, r"it has curve\[0\] \[1, 2\]; it must be a list of 3 or more"),
         ({"seconds": float("nan")}, "it has seconds NaN; it must be"),
         ({"config": "[]"}, "its config is no dict"),
         ({"config": "{"}, "its config: Expecting"),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST = 10**15  # of whatever is counted: tokens, parameters, bytes
 LARGEST = 3.4028234663852886e38  # of whatever is measured: what float32 holds
-HALF = re.compile(r"\\u[dD][89abAB]", re.ASCII)  # how JSON writes the halves of a character beyond 16 bits
+HALF = re.compile(r"\\u[dD][89a-fA-F]", re.ASCII)  # how JSON writes the halves of a character beyond 16 bits
 SHOWN = 40  # characters of a value in a message
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -68,7 +68,7 @@ ALLOWED = {  # in our words; what is not here is said in pydantic's
     "greater_than": "more than {gt}",
     "less_than_equal": "at most {le:,g}",
     "less_than": "less than {lt:,g}",
-    "too_short": "a list of at least {min_length}",
+    "too_short": "a list of {min_length} or more",
     "too_long": "a list of at most {max_length}",
     "literal_error": "{expected}",
     "value_error": "{error}",
