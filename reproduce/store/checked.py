@@ -111,7 +111,8 @@ def read_json(text: str, where: str) -> Any:
     """What a JSON text holds.
 
     Args:
-        text: JSON, without NaN and infinity, which it does not know, and without integers that 64 bits do not hold.
+        text: JSON, without NaN and infinity, which it does not know, without integers that 64 bits do not hold, and without a key
+            that an object has twice, of which one value would be lost.
         where: what the message begins with.
 
     Raises:
@@ -126,8 +127,15 @@ def read_json(text: str, where: str) -> Any:
             raise ValueError(f"it holds an integer of {len(digits)} digits; 64 bits do not hold it")
         return int(digits)
 
+    def once(pairs: list[tuple[str, Any]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+            raise ValueError(f"it holds {_shown(twice)} twice in one object")
+        return found
+
     try:
-        value = json.loads(text, parse_constant=refused, parse_int=integer)
+        value = json.loads(text, parse_constant=refused, parse_int=integer, object_pairs_hook=once)
         if HALF.search(text):  # two of them make a character, one alone is none
             json.dumps(value, ensure_ascii=False).encode()
         return value
