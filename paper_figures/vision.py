@@ -122,7 +122,7 @@ def grouped_lines(points: dict[str, tuple], best: dict[str, list[Record]]) -> di
     lines: dict[str, list[tuple]] = {}
     for row, point in points.items():
         config = best[row][0].config["row"]
-        line = f"Tucker, head rank {config['ranks'][0]}" if config["ranks"] else mechanism(row)
+        line = f"Tucker, head rank {config['ranks'][0]}" if config.get("ranks") else mechanism(row)
         lines.setdefault(line + (HOLLOW if config.get("post_ranks") else ""), []).append(point)
     return {line: sorted(lines[line]) for line in sorted(lines, key=place_of)}
 
@@ -147,7 +147,7 @@ def lines_by_head_rank(tuned: dict[str, list[Record]], value) -> dict[str, list[
     lines: dict[str, list[tuple[float, float, float]]] = {}
     for label, group in tuned.items():
         values = [100 * value(r.metrics) for r in group]
-        ranks = group[0].config["row"]["ranks"]
+        ranks = group[0].config["row"].get("ranks")
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         line = f"Tucker, head rank {ranks[0]}" if ranks else mechanism(label)
         lines.setdefault(line, []).append((group[0].attention_parameters, statistics.mean(values), spread))

@@ -1,5 +1,6 @@
 """The benchmark of the compression: it measures, and shows no ratio where the two results differ."""
 
+import dataclasses
 import itertools
 import sys
 
@@ -74,3 +75,12 @@ def test_without_tensorly_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorly", None)
     with pytest.raises(ValueError, match="compress_speed compares with TensorLy: pip install tensorly"):
         compress_speed.run(Options("smoke", tmp_path, tmp_path))
+
+
+def test_of_one_size_nothing_is_said_to_grow(tmp_path):
+    (record,) = records.load(records.COMMITTED, "compress_speed", "paper")
+    one = dataclasses.replace(record, metrics={"sizes": record.metrics["sizes"][:1]})
+    records.append(tmp_path, one)
+    text = results.render(records.load_some(tmp_path))
+    assert "| 256, 4 " in text and " grow as d " not in text and "Peak memory is what the call adds" in text
+    assert " grow as d " in results.render([record])  # control

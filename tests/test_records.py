@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import re
 
 import pytest
@@ -220,3 +221,9 @@ def test_the_hash_of_code_does_not_hang_on_what_is_said_about_it(tmp_path):
     other = (code.replace("2 * x", "3 * x"), code.replace("f(x)", "f(x=1)"), code + "y = 1\n")
     assert {hashed(source) for source in same} == {hashed(code)} and len(hashed(code)) == 16
     assert all(hashed(source) != hashed(code) for source in other)  # control
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "table1.sizes.json")
+    with pytest.raises(ValueError, match="table1.sizes.json is not a record file: it is no regular file"):
+        records.load(tmp_path)

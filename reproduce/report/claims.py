@@ -9,7 +9,7 @@ from .findings import difference_of, judged_runs
 from .judge import ABOVE, BELOW, CONFIDENCE, FAILED, LEVEL, MARGIN, REPRODUCED, SEEDS, UNRESOLVED, VERDICTS
 from .ledger import FINDINGS, OURS, RULES, SIZES, STATEMENTS, Claim
 from .markdown import markdown
-from .query import BUDGETS, complete
+from .query import BUDGETS
 from .statements import all_statements
 
 
@@ -27,12 +27,8 @@ def verdicts(records: list[Record]) -> list[tuple[Claim, str, str]]:
 
     Args:
         records: all that there are.
-
-    Raises:
-        ValueError: if a record lacks what is asked of it.
     """
-    with complete("a record lacks what the claims are judged by"):
-        return [(claim, *claim.finding(records)) for claim in all_claims(records)]
+    return [(claim, *claim.finding(records)) for claim in all_claims(records)]
 
 
 # The page.
@@ -43,9 +39,6 @@ def render(records: list[Record]) -> str:
 
     Args:
         records: all that there are.
-
-    Raises:
-        ValueError: as `verdicts` does.
     """
     parts = [
         counts(records),

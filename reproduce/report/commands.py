@@ -7,7 +7,7 @@ from ..experiments.ablations import CASES, CURES, ROW, SLOWER
 from ..experiments.ablations import PRESETS as ABLATIONS
 from ..store.records import Record
 from .markdown import markdown
-from .query import BUDGETS, complete, grouped, row_label, runs_of, settled
+from .query import BUDGETS, grouped, row_label, runs_of, settled
 from .words import divergence, mean_and_spread
 
 
@@ -16,15 +16,7 @@ def render(records: list[Record]) -> str:
 
     Args:
         records: all that there are.
-
-    Raises:
-        ValueError: for a record that lacks what is shown.
     """
-    with complete("a record of the preset gpu lacks what its commands show"):
-        return _commands(records)
-
-
-def _commands(records: list[Record]) -> str:
     swept = [r for r in runs_of(records, "table2", "gpu-sweep") if (r.rate, r.warmup) == (2.4e-3, 400)]
     sweep = "table2 --preset gpu-sweep --learning-rate 2.4e-3 --warmup-steps 400 $TEXT"
     changed = [r for r in runs_of(records, "ablations", "gpu-sweep") if r.rate == ABLATIONS["gpu-sweep"].train.learning_rate]

@@ -81,12 +81,19 @@ def compress_speed_runs(records: list[Record]) -> list[Table]:
         "`compress`, the latter TensorLy's Tucker without sweeps. Both find the same core norms before a ratio is taken."
     )
     header = ["d, heads", "ranks", "s, factors", "s, tensors", "ratio", "peak MB, factors", "peak MB, tensors", "ratio"]
+    note = f"{_laws(sizes)}Peak memory is what the call adds to the layer itself."
+    return [Table("Cost of compressing", title, markdown(header, rows), records[-1:], note)]
+
+
+def _laws(sizes: list[dict]) -> str:
+    """How seconds and megabytes grow, as sentences; none of a single size."""
+    if len(sizes) < 2:
+        return ""
     grown = {what: [f"{growth(sizes, way, what):.1f}" for way in ("factors", "tensors")] for what in ("seconds", "megabytes")}
     laws = (
         f"{what.capitalize()} grow as d to the {a} from factors, to the {b} from tensors." for what, (a, b) in grown.items()
     )
-    note = f"{' '.join(laws)} That is between the two largest sizes. Peak memory is what the call adds to the layer itself."
-    return [Table("Cost of compressing", title, markdown(header, rows), records[-1:], note)]
+    return f"{' '.join(laws)} That is between the two largest sizes. "
 
 
 def growth(sizes: list[dict], way: str, what: str) -> float:

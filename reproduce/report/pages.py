@@ -84,7 +84,7 @@ def write(path: Path, records: list[Record]) -> None:
         records: all that there are.
 
     Raises:
-        ValueError: if it has no marks, is no UTF-8, or a record lacks what is shown.
+        ValueError: if it has no marks, or is no UTF-8.
     """
     beside = [path.parent / name for name in BESIDE] if path.name == FIRST else []
     pages = {page: _read(page) for page in (path, *(page for page in beside if page.exists()))}

@@ -3,8 +3,7 @@
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from ..experiments import table2, table3
@@ -68,22 +67,6 @@ BUDGETS = {
         note=" Rotary embeddings turn whole heads in MHA, GQA and MQA, latents in MLA and Tucker.",
     ),
 }
-
-
-@contextmanager
-def complete(complaint: str) -> Iterator[None]:
-    """What the records within turn out to lack becomes an error with a name.
-
-    Args:
-        complaint: how its message begins.
-
-    Raises:
-        ValueError: for a key that is not there, or of another type.
-    """
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{complaint}: {error}") from error
 
 
 # What belongs together.

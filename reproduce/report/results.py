@@ -14,7 +14,7 @@ from .gpu import ablation_table, best_table, cures_table, sweep_table
 from .language import ablation_runs, loss_tables
 from .markdown import Table
 from .opening import opening_table
-from .query import alike, by_command, by_device, complete, grouped
+from .query import alike, by_command, by_device, grouped
 from .ranks import spectra_runs
 from .room import compressed_tables, room_tables
 from .sizes import table1_sizes, table2_sizes, table3_sizes
@@ -76,18 +76,14 @@ def tables(records: list[Record], experiments: Container[str] | None = None) -> 
 
     Returns:
         Those that there are, by experiment.
-
-    Raises:
-        ValueError: naming the file, if a record lacks what its table shows.
     """
     groups = sorted(grouped(records, lambda r: (r.experiment, r.preset)).items(), key=lambda item: item[0][1] != "sizes")
     drawn: dict[str, list[Table]] = {}
     for experiment, (_, draw) in DRAW.items():
         for (name, preset), group in groups:  # sizes first
             if name == experiment and (experiments is None or name in experiments):
-                with complete(f"{name}.{preset}.json: a record lacks what its table shows"):
-                    together = TOGETHER.get((name, preset))
-                    found = together(records) if together else draw[preset if preset in draw else "runs"](group)
+                together = TOGETHER.get((name, preset))
+                found = together(records) if together else draw[preset if preset in draw else "runs"](group)
                 drawn.setdefault(experiment, []).extend(found)
     return {experiment: found for experiment, found in drawn.items() if found}
 
@@ -100,9 +96,6 @@ def render(records: list[Record], experiments: Container[str] | None = None) -> 
 
     Returns:
         Markdown, empty where nothing is to be shown.
-
-    Raises:
-        ValueError: naming the file, if a record lacks what its table shows.
     """
     sections = []
     for experiment, found in tables(records, experiments).items():

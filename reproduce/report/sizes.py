@@ -21,7 +21,7 @@ def table1_sizes(records: list[Record]) -> list[Table]:
     """One layer of each kind at GPT-2's shape: formulas against the real module and the real cache."""
 
     def formulas(label: str) -> list[str]:
-        said = zip(("parameters", "cache"), FORMULAS[label])
+        said = zip(("parameters", "cache"), FORMULAS.get(label, ("", "")))
         return [formula + (" (ours)" if column in OURS.get(label, ()) else "") for column, formula in said]
 
     rows = []

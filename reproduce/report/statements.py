@@ -275,7 +275,7 @@ def _share_claim(where: str, says: str, experiment: str, rows: Sequence[str], of
 
     def judge(records: list[Record], row: str) -> Finding:
         parameters = {r["label"]: r["parameters"] for r in _rows(records, experiment)}
-        if not parameters:
+        if not {row, of} <= parameters.keys():
             return NOT_RUN
         share = 100 * parameters[row] / parameters[of]
         return f"{share:.1f} %", REPRODUCED if low <= share <= high else FAILED

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST = 10**15  # of whatever is counted: tokens, parameters, bytes
 LARGEST = 3.4028234663852886e38  # of whatever is measured: what float32 holds
-HALF = re.compile(r"\\u[dD][89abAB]", re.ASCII)  # how JSON writes the halves of a character beyond 16 bits
+HALF = re.compile(r"\\u[dD][89a-fA-F]", re.ASCII)  # how JSON writes the halves of a character beyond 16 bits
 SHOWN = 40  # characters of a value in a message
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -68,7 +68,7 @@ ALLOWED = {  # in our words; what is not here is said in pydantic's
     "greater_than": "more than {gt}",
     "less_than_equal": "at most {le:,g}",
     "less_than": "less than {lt:,g}",
-    "too_short": "a list of at least {min_length}",
+    "too_short": "a list of {min_length} or more",
     "too_long": "a list of at most {max_length}",
     "literal_error": "{expected}",
     "value_error": "{error}",
@@ -111,7 +111,8 @@ def read_json(text: str, where: str) -> Any:
     """What a JSON text holds.
 
     Args:
-        text: JSON, without NaN and infinity, which it does not know, and without integers that 64 bits do not hold.
+        text: JSON, without NaN and infinity, which it does not know, without integers that 64 bits do not hold, and without a key
+            that an object has twice, of which one value would be lost.
         where: what the message begins with.
 
     Raises:
@@ -126,8 +127,15 @@ def read_json(text: str, where: str) -> Any:
             raise ValueError(f"it holds an integer of {len(digits)} digits; 64 bits do not hold it")
         return int(digits)
 
+    def once(pairs: list[tuple[str, Any]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+            raise ValueError(f"it holds {_shown(twice)} twice in one object")
+        return found
+
     try:
-        value = json.loads(text, parse_constant=refused, parse_int=integer)
+        value = json.loads(text, parse_constant=refused, parse_int=integer, object_pairs_hook=once)
         if HALF.search(text):  # two of them make a character, one alone is none
             json.dumps(value, ensure_ascii=False).encode()
         return value

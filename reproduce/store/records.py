@@ -260,6 +260,8 @@ def _files(folder: Path, experiment: str | None, preset: str | None) -> Iterator
 
 def _read(path: Path) -> list[dict]:
     """What a file of records holds, of each the fields that all have.  Raises ValueError, naming file and record, if it is damaged."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and for ever
+        raise ValueError(f"{path} is not a record file: it is no regular file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

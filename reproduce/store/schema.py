@@ -5,7 +5,7 @@ read. Runs that only look for their own record (`records.load`) ask for the fiel
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -48,6 +48,7 @@ def _three_or_none(ranks: list[int]) -> list[int]:
     return ranks
 
 
+Label = Annotated[str, Field(pattern=r"^(MHA|MQA|GQA|MLA|Tucker)(,? .*)?$")]  # of a row, with what was changed in its training
 Ranks = Annotated[list[Size], AfterValidator(_three_or_none)]
 Curve = list[Annotated[list[Real], Field(min_length=3, max_length=3)]]  # [step, loss, gradient norm] each
 
@@ -118,6 +119,7 @@ class LanguageConfig(Shape):
     attention: Row
     train: Train
     recipe: dict[str, Any] = {}
+    passes: Size = 1
 
 
 class Workers(Part):
@@ -184,12 +186,11 @@ class LanguageDiverged(LanguageMetrics, Diverged):
 class SizesRow(Part):
     """One line of a table of sizes."""
 
-    label: Line
+    label: Label
     parameters: Size
     counted_parameters: Size
     cache_per_token: Size
     counted_cache_per_token: Size
-    paper: dict[str, Amount]
 
 
 class SizesConfig(Part):
@@ -205,10 +206,38 @@ class ShapedSizesConfig(Shape):
     context: Size
 
 
-class Sizes(Part):
+class Megabytes(Part):
+    """What the paper's Table 2 says of a row."""
+
+    attention_mb: Above
+    cache_mb: Above
+
+
+class OneSize(Part):
+    """What the paper's Table 3 says of a row."""
+
+    size: Above
+
+
+class SizesRow2(SizesRow):
+    """One line of Table 2's sizes."""
+
+    paper: Megabytes
+
+
+class SizesRow3(SizesRow):
+    """One line of Table 3's sizes."""
+
+    paper: OneSize
+
+
+SomeRow = TypeVar("SomeRow", bound=SizesRow)
+
+
+class Sizes(Part, Generic[SomeRow]):
     """Of all rows."""
 
-    rows: Annotated[list[SizesRow], Field(min_length=1)]
+    rows: Annotated[list[SomeRow], Field(min_length=1)]
 
 
 # Vision transformers.
@@ -221,6 +250,13 @@ class VisionConfig(Shape):
     train: Train
     pretrain: Train | None = None
     epochs: Amount
+
+
+class ChosenVisionConfig(VisionConfig):
+    """What defines a fine-tuning at a rate that held-out images chose."""
+
+    pretrain: Train
+    start: Literal["hosvd", "hooi", "moment"] = "hosvd"
 
 
 class PaperVisionConfig(Part):
@@ -238,11 +274,19 @@ class PretrainedConfig(Shape):
     pretrain: Train
 
 
+class Hits(Part):
+    """Which images were right, as `bits.packed` writes it."""
+
+    top1: Line
+    top5: Line
+
+
 class Accuracy(Part):
     """Shares of images."""
 
     top1: Share
     top5: Share
+    hits: Hits = None  # type: ignore[assignment]  # left out where it is not kept, and never null
 
 
 class VisionMetrics(Part):
@@ -264,8 +308,24 @@ class PaperVisionEnded(VisionEnded):
     workers: Workers
 
 
+class ChosenVisionEnded(VisionEnded):
+    """Of a run at a rate that held-out images chose, or was not."""
+
+    converted: Accuracy
+    start: Line
+    validation_loss: Amount
+    validation_top5: Share
+
+
 class VisionDiverged(VisionMetrics, Diverged):
     """Of a run that broke off."""
+
+
+class ChosenVisionDiverged(VisionDiverged):
+    """Of such a run that broke off."""
+
+    converted: Accuracy
+    start: Line
 
 
 # Spectra and compression.
@@ -279,37 +339,50 @@ class Unfolding(Part):
     entropy_rank: Amount
     energy_rank_99: Count
     floor: Amount
-    values: list[Amount] = []
+    square_rank: Amount = 0.0
+    values: Annotated[list[Amount], Field(min_length=1)] = [1.0]
 
 
-class Pre(Part):
+class Drawn(Unfolding):
+    """One whose singular values are kept, to be drawn."""
+
+    values: Annotated[list[Amount], Field(min_length=1)]
+
+
+Mode = TypeVar("Mode", bound=Unfolding)
+
+
+class Pre(Part, Generic[Mode]):
     """Unfoldings of W."""
 
-    head: Unfolding
-    query: Unfolding
-    key: Unfolding
+    head: Mode
+    query: Mode
+    key: Mode
 
 
-class Post(Part):
+class Post(Part, Generic[Mode]):
     """Unfoldings of W~."""
 
-    head: Unfolding
-    output: Unfolding
-    value: Unfolding
+    head: Mode
+    output: Mode
+    value: Mode
 
 
-class Layer(Part):
+class Layer(Part, Generic[Mode]):
     """Both tensors of a layer."""
 
-    pre: Pre
-    post: Post
+    pre: Pre[Mode]
+    post: Post[Mode]
 
 
 class SpectraMetrics(Part):
-    """Of a model's layers."""
+    """Of a model's layers: their weights, as trained and as they began, and their weights on inputs."""
 
-    trained: Annotated[list[Layer], Field(min_length=1)]
-    initial: Annotated[list[Layer], Field(min_length=1)] = []
+    trained: Annotated[list[Layer[Drawn]], Field(min_length=1)]
+    initial: Annotated[list[Layer[Unfolding]], Field(min_length=1)] = []
+    inputs: list[Layer[Drawn]] = []
+    initial_inputs: list[Layer[Unfolding]] = []
+    centred: list[Layer[Drawn]] = []
 
 
 class OpenedConfig(Shape):
@@ -317,6 +390,8 @@ class OpenedConfig(Shape):
 
     model: Line
     rotary: bool
+    run: str = ""
+    weights: str = ""
 
 
 class Samples(Data):
@@ -327,7 +402,18 @@ class Samples(Data):
     test: Size
 
 
-class Way(Part):
+SCORES = ("loss", "top1", "agreement", "similarity")
+
+
+class Scored(Part):
+    """What a model reaches, by some of the scores."""
+
+    def scores(self) -> set[str]:
+        """Which are given."""
+        return self.model_fields_set & {*SCORES}
+
+
+class Way(Scored):
     """One way to compress: errors of both tensors by weights and by inputs, and what the model then reaches."""
 
     weights: Annotated[list[Amount], Field(min_length=2, max_length=2)]
@@ -346,7 +432,7 @@ class Ways(Part):
     mean: Way = None  # type: ignore[assignment]  # left out where there is none, and never null
 
 
-class Before(Part):
+class Before(Scored):
     """The model as it came."""
 
     attention_parameters: Size
@@ -361,6 +447,13 @@ class CompressMetrics(Part):
     cache_per_token: Size
     ways: Ways
     before: Before
+
+    @model_validator(mode="after")
+    def _alike(self):
+        scores = [way.scores() for way in (self.ways.plain, self.ways.aware, self.ways.mean) if way]
+        if not scores[0] or scores != [scores[0]] * len(scores) or not self.before.scores() <= scores[0]:
+            raise ValueError("judged by one or more of " + ", ".join(SCORES) + ", every way and the model before by the same")
+        return self
 
 
 class Predicted(Part):
@@ -433,9 +526,9 @@ class CompressSpeedConfig(Part):
 
 
 class CompressSpeedMetrics(Part):
-    """From small layers to large ones, two at least."""
+    """From small layers to large ones."""
 
-    sizes: Annotated[list[CostSize], Field(min_length=2)]
+    sizes: Annotated[list[CostSize], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _grows(self):
@@ -557,12 +650,30 @@ class Generating(Part):
     error_float64: Amount = 0.0
 
 
-class Limit(Part):
-    """What the device itself reaches, of copies or of matrix products."""
+class Copied(Part):
+    """What the device itself reaches, of copies."""
 
-    what: Line
-    gigabytes_per_second: Above = 1.0
-    teraflops: Above = 1.0
+    what: Literal["copy"]
+    gigabytes_per_second: Above
+
+
+class Multiplied(Part):
+    """Of matrix products."""
+
+    what: Literal["matmul"]
+    teraflops: Above
+
+
+class Limits(Part):
+    """All rows of that section."""
+
+    rows: list[Annotated[Copied | Multiplied, Field(discriminator="what")]]
+
+    @model_validator(mode="after")
+    def _both(self):
+        if sorted(row.what for row in self.rows) != ["copy", "matmul"]:
+            raise ValueError("one row of copies and one of matrix products")
+        return self
 
 
 class LayerCase(Part):
@@ -650,6 +761,13 @@ class StepCase(ModelCase):
     tokens: Size
 
 
+class LayerTime(Timed):
+    """With what was computed and moved, for a roofline."""
+
+    flops: Size
+    bytes: Size
+
+
 class DecodeTime(Part):
     """A kernel's time, and the share of the device's bandwidth that it has."""
 
@@ -675,6 +793,13 @@ class StepTime(ModelTime):
     batch: Size
 
 
+class SpeedConfig(Part):
+    """How all sections were timed."""
+
+    dtype: Line
+    repeats: Size
+
+
 class SpeedMetrics(Part):
     """Of one section: what its `speed_rows` are."""
 
@@ -682,8 +807,7 @@ class SpeedMetrics(Part):
 
 
 SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a section says, and those that were timed
-    "limits": (Limit, Limit),
-    "layers": (LayerCase, Timed),
+    "layers": (LayerCase, LayerTime),
     "contexts": (ContextCase, Timed),
     "memory": (MemoryCase, MemoryTime),
     "decode": (DecodeCase, DecodeTime),
@@ -693,13 +817,10 @@ SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a se
 }
 
 
-OF_A_ROW = r"^(MHA|MQA|GQA|MLA|Tucker)(,? .*)?$"  # labels of rows, with what was changed in how they are trained
-
-
 class RowEntry(Entry):
     """The fields of a record that stands for a row of a table."""
 
-    method: Annotated[str, Field(pattern=OF_A_ROW)]
+    method: Label
 
 
 def check_section(method: str, rows: list[dict], where: str) -> None:
@@ -713,6 +834,8 @@ def check_section(method: str, rows: list[dict], where: str) -> None:
     Raises:
         ValueError: as `check` does.
     """
+    if method == "limits":
+        check(Limits, {"rows": rows}, where, "metrics")
     case, timed = SECTIONS.get(method, (Part, Part))
     for number, row in enumerate(rows):
         for part in (case, Refused if "refused" in row else timed):
@@ -728,6 +851,8 @@ class Tally(Part):
     kills: Count
     ends: Count
     files: Count
+    full_disks: Count = 0
+    interrupts: Count = 0
 
 
 class ChangedRecords(Part):
@@ -803,6 +928,7 @@ class OpeningErrors(Part):
     __pydantic_extra__: dict[str, Amount]
 
     opened: Amount
+    own_layers: Annotated[Amount, Field(alias="own layers")]
     Tucker: Amount
     saved: Amount
 
@@ -831,14 +957,14 @@ class OpeningMetrics(Part):
 Kind = tuple[type[Part], type[Part], type[Data] | None]  # of its config, its metrics and its data; None where it may have none
 TRAINED_LANGUAGE = ("table2", "table3", "ablations")
 REST: dict[str, Kind] = {
-    "table1": (SizesConfig, Sizes, None),
+    "table1": (SizesConfig, Sizes[SizesRow], None),
     "compress": (OpenedConfig, CompressMetrics, Samples),
     "compress_models": (OpenedConfig, CompressModelMetrics, Data),
     "compress_speed": (CompressSpeedConfig, CompressSpeedMetrics, None),
     "exactness": (Part, ExactnessMetrics, None),
     "theorems": (Part, TheoremsMetrics, None),
     "decode": (DecodeConfig, DecodeMetrics, None),
-    "speed": (Part, SpeedMetrics, None),
+    "speed": (SpeedConfig, SpeedMetrics, None),
     "hostile": (Part, HostileMetrics, None),
     "mutation": (Part, MutationMetrics, None),
     "fuzz": (Part, FuzzMetrics, None),
@@ -852,11 +978,17 @@ def kind_of(entry: Entry) -> Kind:
     ended = "diverged_at" not in entry.metrics
     if entry.experiment in TRAINED_LANGUAGE:
         if entry.preset == "sizes":
-            return ShapedSizesConfig if entry.experiment == "table2" else SizesConfig, Sizes, None
+            return (
+                (ShapedSizesConfig, Sizes[SizesRow2], None)
+                if entry.experiment == "table2"
+                else (SizesConfig, Sizes[SizesRow3], None)
+            )
         return LanguageConfig, Ended if ended else LanguageDiverged, Text
     if entry.experiment == "figure3":
         if entry.preset == "paper":
             return PaperVisionConfig, PaperVisionEnded if ended else VisionDiverged, Images
+        if entry.preset == "gpu-tiny-imagenet" and "train" in entry.config:
+            return ChosenVisionConfig, ChosenVisionEnded if ended else ChosenVisionDiverged, Images
         return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
         return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
@@ -908,7 +1040,7 @@ def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
         check(TALLIES[entry.experiment], tally, where, f"metrics.{group}")
     if entry.experiment == "speed":
         check_section(entry.method, value["metrics"]["rows"], where)
-    if metrics in (Ended, VisionEnded):
+    if issubclass(metrics, (Ended, VisionEnded)):
         check_curve(value, where)
 
 
