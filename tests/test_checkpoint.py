@@ -213,7 +213,7 @@ REFUSED = {
         "its attention holds q_layernorm.norms.0.weight, .* which is not known here",
     ),
     "numbers that grow": (
-        lambda: transformers.Ministral3ForCausalLM(transformers.Ministral3Config(**LLAMA.options | {"head_dim": 8, "rope_parameters": None})),
+        lambda: transformers.Ministral3Config(),
         r"its model type is ministral3 \(it multiplies queries by a number that grows",
     ),
     "GPT-2 with cross-attention": (
