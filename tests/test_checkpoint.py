@@ -78,6 +78,41 @@ DAMAGED = {
         ),
         "model.safetensors.index.json names ../other.safetensors, which is outside its folder",
     ),
+    "weights that are whole numbers": (
+        lambda f: rewritten(f, lambda t: t | {Q_PROJ: torch.ones(48, 48, dtype=torch.int8)}),
+        f"{Q_PROJ} is of type I8 in its file; open a checkpoint in F64, F32, F16, BF16$",
+    ),
+    "an empty quantisation": (lambda f: reconfigured(f, quantization_config={}), "weights are quantised"),
+    "a class that transformers lacks": (
+        lambda f: reconfigured(f, architectures=["LlamaEncoder"]), "its architecture is LlamaEncoder, which transformers does not know"
+    ),
+    "a class that is a number": (lambda f: reconfigured(f, architectures=[3]), "its architecture is 3, which transformers does not"),
+    "a window that Llama has not": (
+        lambda f: reconfigured(f, sliding_window=5), "sliding_window is 5, which llama has not: remove it from config.json$"
+    ),
+    "no position": (lambda f: reconfigured(f, max_position_embeddings=0), "max_position_embeddings is 0; it must be above 0$"),
+    "a position of no type": (
+        lambda f: reconfigured(f, max_position_embeddings=None),
+        "field 'max_position_embeddings': TypeError: .* expected int, got NoneType",
+    ),
+    "a rotary embedding of transformers 4": (
+        lambda f: reconfigured(f, rope_parameters={"rope_type": "ntk", "factor": 2.0}), "ntk"
+    ),
+    "an activation that nobody knows": (
+        lambda f: reconfigured(f, hidden_act="nothing"), r"its library makes nothing of what its files say \(KeyError: 'nothing'\)$"
+    ),
+    "code of its own": (
+        lambda f: reconfigured(f, model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
+        r"it brings code of its own \(auto_map\), which is never run",
+    ),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(), "it holds no model.safetensors and no pytorch_model.bin$"
+    ),
+    "weights of another format": (
+        lambda f: (f / "model.safetensors").rename(f / "model.onnx"),
+        r"no pytorch_model.bin, but weights of ONNX \(\*.onnx\), which are not read",
+    ),
+    "no configuration": (lambda f: (f / "config.json").rename(f / "m.gguf"), r"no config.json, but weights of llama.cpp \(\*.gguf\)"),
     "an index to an absolute path": (
         lambda f: (f / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "/tmp/other.bin"}}), encoding="utf-8"),
         "pytorch_model.bin.index.json names /tmp/other.bin, which is outside its folder",
@@ -139,7 +174,48 @@ def test_what_a_checkpoint_holds_beside_its_model_is_known(tmp_path):
     torch.testing.assert_close(opened.logits(opened.model, x), teacher(x).logits)
 
 
+def test_what_config_json_says_of_a_head_and_of_outputs_is_no_hindrance(llama, tmp_path):
+    """A head of its own where a tied one is promised is used, saved and opened again; outputs as a tuple are outputs."""
+    x, expected = torch.arange(24)[None], open_model(str(llama))
+    want = expected.logits(expected.model, x)
+    for said in ({"tie_word_embeddings": True}, {"return_dict": False}, {"output_hidden_states": True}, {"sliding_window": 64}):
+        reconfigured(llama, **said)
+        opened = open_model(str(llama))
+        assert torch.equal(opened.logits(opened.model, x), want)
+        opened.put({place: opening.as_tucker(layer) for place, layer in opened.layers.items()})
+        opened.save(tmp_path / "m.safetensors")
+        again = open_model(str(tmp_path / "m.safetensors"))
+        assert torch.equal(again.logits(again.model, x), opened.logits(opened.model, x))
+
+
+def test_a_file_is_no_folder(llama):
+    with pytest.raises(ValueError, match="config.json cannot be opened: it is a file; --model takes a folder with config.json"):
+        open_model(str(llama / "config.json"))
+
+
 REFUSED = {
+    "a model without layers": (
+        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA.options | {"num_hidden_layers": 0})),
+        "it has no attention layer",
+    ),
+    "RoBERTa without padding": (
+        lambda: transformers.RobertaForMaskedLM(transformers.RobertaConfig(**BERT.options | {"pad_token_id": None})),
+        "pad_token_id is null: its positions count from there",
+    ),
+    "OLMo that cuts off": (
+        lambda: transformers.OlmoForCausalLM(transformers.OlmoConfig(**BY_NAME["OLMo", ""].options, clip_qkv=8.0)),
+        "clip_qkv is 8.0: it cuts off what is large",
+    ),
+    "StableLM with norms": (
+        lambda: transformers.StableLmForCausalLM(
+            transformers.StableLmConfig(**BY_NAME["StableLM", "partial rotary embedding"].options, qk_layernorm=True)
+        ),
+        "its attention holds q_layernorm.norms.0.weight, .* which is not known here",
+    ),
+    "numbers that grow": (
+        lambda: transformers.Ministral3Config(),
+        r"its model type is ministral3 \(it multiplies queries by a number that grows",
+    ),
     "GPT-2 with cross-attention": (
         lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=48, n_head=6, n_layer=1, add_cross_attention=True)),
         r"add_cross_attention is True: its layers look at a second text",
@@ -213,7 +289,10 @@ def test_code_of_a_checkpoint_is_never_run_whatever_stdin_says(tmp_path):
             "AutoTokenizer": ["evil.Evil", "evil.Evil"],
         }
         (tmp_path / "m" / part).write_text(json.dumps(said | {"auto_map": classes}), encoding="utf-8")
-        open_model(str(tmp_path / "m"))
+        remarks = open_model(str(tmp_path / "m")).remarks
+        assert remarks.get("code", "none").startswith(
+            "its own (auto_map), not run: opened as transformers' Llama" if part == "config.json" else "none"
+        )
         assert not (tmp_path / "ran").exists()
 
 

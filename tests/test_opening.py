@@ -114,6 +114,25 @@ def test_a_difference_that_later_layers_hide_is_found_in_the_layer(llama):
     assert refused.value.hidden < agreement.HIDDEN
 
 
+def test_what_changes_with_the_position_alone_is_found_at_the_last_ones(llama, monkeypatch):
+    """Ministral 3 and Llama 4 multiply late queries: two sentences never get there."""
+    opened = open_model(str(llama))
+    original = transformers.models.llama.modeling_llama.LlamaAttention.forward
+
+    def grown(self, hidden_states, *arguments, position_ids=None, **options):
+        y, weights = original(self, hidden_states, *arguments, position_ids=position_ids, **options)
+        return y * torch.where(position_ids > 60, 1.1, 1.0)[..., None], weights
+
+    agreement.compare_far(opened, sample(opened))  # control
+    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaAttention, "forward", grown)
+    agreement.compare(opened, sample(opened))  # nothing to be seen
+    with pytest.raises(ValueError, match=r"m.*cannot be opened: .* from position 40 on the output of .*self_attn differs by"):
+        open_model(str(llama))
+    assert open_model(str(llama), trust_layers=True).layers
+    monkeypatch.setattr(opened, "context", 60)
+    agreement.compare_far(opened, sample(opened))  # a shorter text never gets there either
+
+
 def test_a_layer_that_is_never_called_agrees_with_nothing(llama):
     opened = open_model(str(llama))
     opened.model.model.layers[1] = Skipped()
@@ -153,7 +172,7 @@ def tie(opened, inputs, token: int) -> None:
     between, apart = (theirs + ours) / 2, theirs - ours
     best = weight[(weight @ between).argmax()]
     # A row that scores as the best one where the token is, more on one side of it, and less on the other.
-    other = best + 1e3 * apart - (1e3 * apart @ between) / (between @ between) * between
+    other = best + 1e5 * apart - (1e5 * apart @ between) / (between @ between) * between
     gate.weight[:] = torch.stack([best, other, weight.min(0)[0] * 0 - best, weight.min(0)[0] * 0 - best]).to(gate.weight)
 
 

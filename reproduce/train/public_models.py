@@ -9,6 +9,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,22 @@ def _opening(name: str):
     try:
         yield
     except Exception as error:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"--model {name} cannot be opened: {line}") from error
+        raise ValueError(f"--model {name} cannot be opened: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """In one line, without the advice of some libraries to trust what is in a file."""
+    if isinstance(error, UnpicklingError):
+        return "a file of its weights holds more than tensors, and is not unpickled; save them as safetensors"
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own (auto_map), which is never run, and transformers has none for it"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(
+        error, (ArithmeticError, AttributeError, LookupError, TypeError)
+    ):  # of a library that did not expect such values
+        return f"its library makes nothing of what its files say ({type(error).__name__}: {line})"
+    return line
 
 
 def configured(name: str) -> tuple[str, int] | None:
@@ -94,7 +109,9 @@ def _compare(opened: OpenModel, trust_layers: bool) -> None:
     if trust_layers:
         opened.remarks |= agreement.TRUSTED
     else:
-        opened.agreement = agreement.as_record(agreement.compare_again(opened, sample(opened)))
+        inputs = sample(opened)
+        opened.agreement = agreement.as_record(agreement.compare_again(opened, inputs))
+        agreement.compare_far(opened, inputs)
 
 
 def sample(opened: OpenModel) -> torch.Tensor:

@@ -111,6 +111,11 @@ ARCHITECTURES = (
         "rope_theta", on_rotary("inv_freq", torch.sqrt), "sliding window",
     ),
     Architecture(
+        "Ministral", "MinistralConfig", "MinistralForCausalLM",
+        GROUPED | dict(head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]), "scaling",
+        on_attention("scaling", twice), "sliding window in one layer of two",
+    ),
+    Architecture(
         "Gemma", "GemmaConfig", "GemmaForCausalLM", TEXT | dict(num_key_value_heads=1, head_dim=12), "rope_theta",
         on_rotary("inv_freq", twice),
     ),
@@ -123,6 +128,11 @@ ARCHITECTURES = (
         "Qwen2", "Qwen2Config", "Qwen2ForCausalLM", TEXT | dict(num_key_value_heads=6), "scaling", on_attention("scaling", twice)
     ),
     Architecture(
+        "Qwen2-MoE", "Qwen2MoeConfig", "Qwen2MoeForCausalLM",
+        GROUPED | dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32),
+        "rope_theta", on_rotary("inv_freq", torch.sqrt),
+    ),
+    Architecture(
         "Qwen3", "Qwen3Config", "Qwen3ForCausalLM", GROUPED | dict(head_dim=12), "rms_norm_eps",
         on_attention("variance_epsilon", 1.0, "q_norm"),
     ),
@@ -131,6 +141,7 @@ ARCHITECTURES = (
         GROUPED | dict(head_dim=12, query_pre_attn_scalar=20, sliding_window=5, layer_types=["sliding_attention", "full_attention"]),
         "rope_local_base_freq", on_rotary("sliding_attention_inv_freq", twice),
     ),
+    Architecture("OLMo", "OlmoConfig", "OlmoForCausalLM", GROUPED, "rope_theta", on_rotary("inv_freq", twice)),
     Architecture(
         "OLMo 2", "Olmo2Config", "Olmo2ForCausalLM", GROUPED, "rms_norm_eps", on_attention("variance_epsilon", 1.0, "k_norm")
     ),
@@ -186,6 +197,13 @@ ARCHITECTURES = (
     ),
     Architecture("Granite", "GraniteConfig", "GraniteForCausalLM", GROUPED | dict(attention_multiplier=0.2, residual_multiplier=0.5),
                  "attention_multiplier", on_attention("scaling", 1.0)),
+    Architecture("Granite-MoE", "GraniteMoeConfig", "GraniteMoeForCausalLM",
+                 GROUPED | dict(attention_multiplier=0.2, num_local_experts=4, num_experts_per_tok=2), "attention_multiplier",
+                 on_attention("scaling", 1.0)),
+    Architecture("StarCoder2", "Starcoder2Config", "Starcoder2ForCausalLM", GROUPED | dict(sliding_window=5), "rope_theta",
+                 on_rotary("inv_freq", twice), "sliding window, biases"),
+    Architecture("StableLM", "StableLmConfig", "StableLmForCausalLM", GROUPED | dict(use_qkv_bias=True), "rope_theta",
+                 on_rotary("inv_freq", twice), "partial rotary embedding"),
     Architecture("SmolLM3", "SmolLM3Config", "SmolLM3ForCausalLM", GROUPED | dict(no_rope_layers=[1, 0], pad_token_id=0),
                  "no_rope_layers", on_attention("use_rope", lambda on: 1 - on)),
     Architecture("Mixtral", "MixtralConfig", "MixtralForCausalLM", GROUPED | dict(num_local_experts=2), "rope_theta",

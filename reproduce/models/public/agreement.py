@@ -14,6 +14,8 @@ from .opened import OpenModel
 
 HIDDEN = 1e-4  # relative difference of the last hidden state in float32
 ROUNDED = 1e-5  # of one layer's output: it is the same layer, and what else differs comes of roundings
+FAR = 1e-2  # of one layer's output at the last positions, whose angles transformers has in single precision
+FARTHEST = 2**18  # tokens of a text whose end is looked at: behind them that precision hides what differs
 LAYER = 1e-3  # of one layer's output: with logits in the hundreds, as some trained layers have, float32 keeps no more
 TRUSTED = {"layers": "trusted, not compared"}  # what a record says where the rule was left out
 
@@ -63,6 +65,33 @@ def compare_again(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
         return compare(opened, inputs.flip(1))
 
 
+def compare_far(opened: OpenModel, inputs: torch.Tensor) -> None:
+    """Each layer once more on the same tokens, at the last positions of the longest text that the model takes.
+
+    What changes with the position alone is nothing to a short text: queries that grow (Llama 4, Ministral 3), frequencies that are
+    exchanged. Only layers that turn their queries and keys are told positions, and are looked at.
+
+    Args:
+        opened, inputs: as in `compare`.
+
+    Raises:
+        Differs: with the position and the layer that differs most.
+    """
+    if not (opened.takes_text and any(layer.rotary is not None for layer in opened.layers.values())):
+        return
+    length = inputs.shape[1]
+    last = min(opened.context, FARTHEST)
+    _, errors = layer_by_layer(opened, inputs, position_ids=torch.arange(last - length, last)[None])
+    worst = max(errors, key=errors.__getitem__)
+    if not errors[worst] <= FAR:
+        raise Differs(
+            math.nan,
+            f"its attention is not what is known here: from position {last - length:,} on the output of {worst} differs by "
+            f"{errors[worst]:.1e} (at most {FAR:.0e}); --trust-layers opens it all the same",
+            False,
+        )
+
+
 @torch.no_grad()
 def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
     """How far a model differs from itself with its layers put back. It is left as it was.
@@ -73,6 +102,34 @@ def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
 
     Raises:
         Differs: with the number and the first layer that differs, where it is another model.
+    """
+    expected, errors = layer_by_layer(opened, inputs)
+    modules = {place: opened.model.get_submodule(place) for place in opened.layers}
+    opened.put(opened.layers)
+    try:
+        hidden = relative(opened.hidden(opened.model, inputs), expected)
+    finally:
+        for place, module in modules.items():
+            opened.model.set_submodule(place, module)
+    if not (hidden <= HIDDEN and all(error <= LAYER for error in errors.values())):
+        first = next((place for place, error in errors.items() if not error <= HIDDEN), max(errors, key=errors.__getitem__))
+        raise Differs(
+            hidden,
+            f"its attention is not what is known here: with its own layers put back the last hidden state differs by {hidden:.1e} "
+            f"(at most {HIDDEN:.0e}), first at {first}, whose output differs by {errors[first]:.1e}; --trust-layers opens it all "
+            "the same",
+            all(error <= ROUNDED for error in errors.values()),
+        )
+    return Agreement(hidden, max(errors.values()))
+
+
+@torch.no_grad()
+def layer_by_layer(opened: OpenModel, inputs: torch.Tensor, **options) -> tuple[torch.Tensor, dict[str, float]]:
+    """The last hidden state of the model itself, (b, n, d), and by how much each layer's output differs on what the original receives.
+
+    Args:
+        opened, inputs: as in `compare`.
+        options: what else the model is told.
     """
     errors = dict.fromkeys(opened.layers, math.nan)  # what is never called is not compared, and agrees with nothing
     with tqdm(total=len(opened.layers), desc=f"comparing the layers of {opened.name}", leave=False, delay=1) as progress:
@@ -90,26 +147,10 @@ def compare(opened: OpenModel, inputs: torch.Tensor) -> Agreement:
         modules = {place: opened.model.get_submodule(place) for place in opened.layers}
         hooks = [module.register_forward_hook(compares(place), with_kwargs=True) for place, module in modules.items()]
         try:
-            expected = opened.hidden(opened.model, inputs)
+            return opened.hidden(opened.model, inputs, **options), errors
         finally:
             for hook in hooks:
                 hook.remove()
-    opened.put(opened.layers)
-    try:
-        hidden = relative(opened.hidden(opened.model, inputs), expected)
-    finally:
-        for place, module in modules.items():
-            opened.model.set_submodule(place, module)
-    if not (hidden <= HIDDEN and all(error <= LAYER for error in errors.values())):
-        first = next((place for place, error in errors.items() if not error <= HIDDEN), max(errors, key=errors.__getitem__))
-        raise Differs(
-            hidden,
-            f"its attention is not what is known here: with its own layers put back the last hidden state differs by {hidden:.1e} "
-            f"(at most {HIDDEN:.0e}), first at {first}, whose output differs by {errors[first]:.1e}; --trust-layers opens it all "
-            "the same",
-            all(error <= ROUNDED for error in errors.values()),
-        )
-    return Agreement(hidden, max(errors.values()))
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from ...store.checked import Part, check, check_memory, read_json
@@ -25,6 +26,9 @@ PREFIXES = {
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 REPEATED = ("num_hidden_layers", "num_experts", "num_local_experts", "n_routed_experts")  # each a module of Python
 MOST_REPEATED = 1024  # some times as many as the largest models have
+WEIGHTS = (*INDICES, "model.safetensors", "pytorch_model.bin")
+FORMATS = {".gguf": "llama.cpp", ".onnx": "ONNX", ".h5": "TensorFlow", ".msgpack": "Flax", ".pth": "PyTorch alone"}
+KINDS = ("F64", "F32", "F16", "BF16")  # of numbers, as safetensors calls them
 SHOWN = 4  # names in a message
 OLDEST = 5  # the major version that reads weights as this file relies on
 
@@ -66,7 +70,7 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     Raises ValueError naming what is missing, what is there beside it, or what has another shape.
     """
     check_indices(name)
-    architecture = (config.architectures or [""])[0]
+    architecture = architecture_of(config)
     of = class_of(family, architecture)
     if not head:
         config.num_labels = 0  # transformers then makes no classifier
@@ -77,6 +81,7 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     unused = "|".join((EVERYWHERE, family.unused, *(["classifier\\."] if not head else [])))
     unexpected = [name for name in found["unexpected_keys"] if not re.match(unused, name)]
     check_weights(found["missing_keys"], unexpected, found["mismatched_keys"], architecture)
+    check_types(name, model)
     if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise ValueError(f"NaN or infinity is in {_named(spoiled)}")
     return model.eval()
@@ -141,17 +146,70 @@ def beside(name: str, file: str) -> Path | None:
 
 
 def check_indices(name: str) -> None:
-    """Raise ValueError where an index names weights outside its folder, or the folder holds changes to another model."""
+    """Raise ValueError for weights outside their folder, in none of the files that are read here, or of changes to another model."""
     for index in INDICES:
         if path := beside(name, index):
             weight_map = check(Index, read_json(path.read_text(encoding="utf-8"), index), index).weight_map
             for file in set(weight_map.values()):
                 if Path(file).name != file or file in ("", ".."):
                     raise ValueError(f"{index} names {file}, which is outside its folder")
+    check_adapter(name)
+    if os.path.isdir(name) and not any(beside(name, file) for file in WEIGHTS):
+        raise ValueError(f"it holds no model.safetensors and no pytorch_model.bin{_elsewhere(Path(name))}")
+
+
+def check_adapter(name: str) -> None:
+    """Raise ValueError where a folder holds changes to another model."""
     if beside(name, "adapter_config.json"):
         raise ValueError(
             "it holds an adapter (adapter_config.json), changes to another model; merge them and save the whole model"
         )
+
+
+def check_folder(name: str) -> None:
+    """Raise ValueError for a path that is no folder of transformers' making, and say what it holds instead.
+
+    name: as --model takes it; names on the hub pass.
+    """
+    path = Path(name)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(
+            "it is a file; --model takes a folder with config.json and weights, or a .safetensors file written here"
+        )
+    check_adapter(name)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"it holds no config.json{_elsewhere(path)}")
+
+
+def _elsewhere(path: Path) -> str:
+    """What a folder holds that is not read here."""
+    endings = sorted({file.suffix for file in path.rglob("*") if file.suffix in FORMATS})
+    held = " and ".join(f"weights of {FORMATS[ending]} (*{ending})" for ending in endings)
+    return f", but {held}, which are not read: save it as transformers does (save_pretrained)" if held else ""
+
+
+def check_types(name: str, model: nn.Module) -> None:
+    """Raise ValueError where a file keeps a weight as something else than the numbers it is: integers, quantised numbers."""
+    weights = dict(model.named_parameters())
+    for path in sorted(beside(name, "config.json").parent.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for weight in weights.keys() & set(file.keys()):
+                kind = file.get_slice(weight).get_dtype()
+                if kind not in KINDS:
+                    raise ValueError(f"{weight} is of type {kind} in its file; open a checkpoint in {', '.join(KINDS)}")
+
+
+def architecture_of(config) -> str:
+    """The class that config.json names, "" if none.  Raises ValueError for one of the checkpoint's own code."""
+    named = config.architectures or [""]
+    architecture = str(named if isinstance(named, str) else named[0])
+    if architecture and not hasattr(library(architecture), architecture):
+        raise ValueError(
+            f"its architecture is {architecture}, which transformers does not know; code that a checkpoint brings along is never run"
+        )
+    return architecture
 
 
 def identity(name: str) -> str:

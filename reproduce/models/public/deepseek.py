@@ -44,7 +44,7 @@ def layer_of(attention: nn.Module, turning: Turning | None) -> nn.Module:
 
 def pairing_of(config) -> str:
     """V2 turns neighbours; V3 does, unless it says otherwise."""
-    return "interleaved" if getattr(config, "rope_interleave", True) else "half"
+    return "interleaved" if config.model_type == "deepseek_v2" or config.rope_interleave else "half"
 
 
 DEEPSEEK = Family(

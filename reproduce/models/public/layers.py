@@ -39,6 +39,16 @@ class Turning:
         return Rotary(frequencies, self.pairing, (self.width, rest) if rest else None)
 
 
+def check_rope_types(config) -> None:
+    """Raise ValueError where frequencies change with the length of the text, or transformers does not know them."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for part in [part for part in parameters.values() if isinstance(part, dict)] or [parameters]:  # one per kind of layer
+        kind = part.get("rope_type", "default")
+        if kind not in ROPE_TYPES:
+            known = f"{', '.join(ROPE_TYPES[:-1])} and {ROPE_TYPES[-1]}"
+            raise ValueError(f"its rotary embedding is of type {kind}; known are {known}")
+
+
 def turning_of(model: nn.Module, attention: nn.Module, pairing: str) -> Turning | None:
     """How the model turns the queries and keys of one of its attention modules; None where it does not.
 
@@ -46,9 +56,6 @@ def turning_of(model: nn.Module, attention: nn.Module, pairing: str) -> Turning 
         model: of transformers.
         attention: the module.
         pairing: as in `Rotary`; transformers does not say it.
-
-    Raises:
-        ValueError: where the frequencies change with the length of the text.
     """
     embedding = next((module for module in model.modules() if hasattr(module, "rope_type")), None)
     if embedding is None or not getattr(attention, "use_rope", True):
@@ -57,8 +64,6 @@ def turning_of(model: nn.Module, attention: nn.Module, pairing: str) -> Turning 
     if isinstance(kind, dict):  # one embedding per kind of layer (Gemma 3)
         layer_type = attention.layer_type
         kind, parameters, prefix = kind[layer_type], parameters[layer_type], f"{layer_type}_"
-    if kind not in ROPE_TYPES:
-        raise ValueError(f"its rotary embedding is of type {kind}; known are {', '.join(ROPE_TYPES[:-1])} and {ROPE_TYPES[-1]}")
     return Turning(
         getattr(embedding, f"{prefix}inv_freq").double(),
         getattr(embedding, f"{prefix}attention_scaling"),

@@ -5,6 +5,8 @@ its layers of either kind have frequencies of their own. SmolLM3 leaves some lay
 between its attention layers changes none of them.
 """
 
+from dataclasses import replace
+
 from torch import nn
 
 from .family import Family
@@ -29,16 +31,25 @@ def _eps(attention: nn.Module) -> float | None:
 
 
 LLAMA = Family(
-    types=("llama", "mistral", "gemma", "qwen2", "qwen3", "qwen3_moe", "olmo2", "mixtral", "granite", "smollm3"),
+    types=(
+        "llama", "mistral", "ministral", "gemma", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "olmo2", "mixtral",
+        "granite", "granitemoe", "smollm3", "starcoder2", "stablelm",
+    ),
     head="AutoModelForCausalLM",
     predicts=NEXT,
     attention=(
-        "LlamaAttention", "MistralAttention", "GemmaAttention", "Qwen2Attention", "Qwen3Attention", "Qwen3MoeAttention",
-        "Olmo2Attention", "MixtralAttention",
-        "GraniteAttention", "SmolLM3Attention",
+        "LlamaAttention", "MistralAttention", "MinistralAttention", "GemmaAttention", "Qwen2Attention", "Qwen2MoeAttention",
+        "Qwen3Attention", "Qwen3MoeAttention", "Olmo2Attention", "MixtralAttention", "GraniteAttention",
+        "GraniteMoeAttention", "SmolLM3Attention", "Starcoder2Attention", "StableLmAttention",
     ),
     layer_of=layer_of,
 )  # fmt: skip
+OLMO = replace(
+    LLAMA,
+    types=("olmo",),
+    attention=("OlmoAttention",),
+    needed={"clip_qkv": (None, "it cuts off what is large in queries, keys and values, and is no product of weights then")},
+)
 GEMMA = Family(
     types=("gemma3_text",),
     head="AutoModelForCausalLM",

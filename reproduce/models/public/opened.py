@@ -24,7 +24,7 @@ class OpenModel:
         logits: (model, inputs) -> logits; features, the last hidden state as a rule, where the model predicts nothing.
         wrap: (place, layer) -> what stands in that place.
         metadata: what a file of its weights must say to be opened again.
-        hidden: (model, inputs) -> the last hidden state, None for models that were trained here.
+        hidden: (model, inputs, options) -> the last hidden state, None for models that were trained here.
         predicts: what the logits are for: NEXT, MASKED, CLASS or NOTHING.
         context: the longest text it takes, in tokens; None for images.
         image_size: side of its images in pixels, None for text.
@@ -43,7 +43,7 @@ class OpenModel:
     logits: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     wrap: Callable[[str, nn.Module], nn.Module]
     metadata: dict[str, str]
-    hidden: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
+    hidden: Callable[..., torch.Tensor] | None = None
     predicts: str = NEXT
     context: int | None = None
     image_size: int | None = None

@@ -17,6 +17,7 @@ from .opened import CLASS, NOTHING, OpenModel
 
 def open_folder(name: str, head: bool = True) -> OpenModel:
     """A folder or hub name.  head: False where a classifier will be replaced.  Raises whatever a damaged checkpoint makes."""
+    checkpoint.check_folder(name)
     config = checkpoint.config_of(name)
     family = family_of(config)
     check_options(family, config)
@@ -31,6 +32,8 @@ def open_folder(name: str, head: bool = True) -> OpenModel:
             more["no_tokenizer"] = str(error).strip().split("\n")[0]
     opened = adapted(known_as(name), model, family, pixels, **more)
     opened.weights = checkpoint.identity(name)
+    if getattr(config, "auto_map", None):
+        opened.remarks["code"] = f"its own (auto_map), not run: opened as transformers' {type(model).__name__}"
     return opened
 
 
@@ -79,11 +82,15 @@ def adapted(name: str, model: nn.Module, family: Family, pixels: dict | None, **
     """Every attention layer found and read.  pixels: as `inputs.pixels_of` gives them; more: what else is known of it."""
     config, has_head = model.config, type(model).__name__ not in family.without_head.values()
     is_text = family.predicts != CLASS
+    config.return_dict = True
     if is_text:
         config.use_cache = False
+        config.tie_word_embeddings = config.tie_word_embeddings and _tied(model)
     modules = {place: module for place, module in model.named_modules() if type(module).__name__ in family.attention}
     turnings = {place: turning_of(model, module, family.pairing(config)) for place, module in modules.items()}
     layers = {place: family.layer_of(module, turnings[place]) for place, module in modules.items()}
+    if not layers:
+        raise ValueError("it has no attention layer")
     limits = [turning.limit for turning in turnings.values() if turning and turning.limit]
     public = {"class": type(model).__name__, "config": config.to_dict()} | ({"pixels": pixels} if pixels else {})
     metadata = {"public": json.dumps(public)} | ({"tokenizer": more["tokenizer"]} if more.get("tokenizer") else {})
@@ -101,13 +108,19 @@ def adapted(name: str, model: nn.Module, family: Family, pixels: dict | None, **
         logits,
         wrapping(family, modules, turnings),
         metadata,
-        hidden=lambda model, x: called(model, x, output_hidden_states=True).hidden_states[-1],
+        hidden=lambda model, x, **more: called(model, x, output_hidden_states=True, **more).hidden_states[-1],
         predicts=(family.predicts if sees_the_past_alone(config) else NOTHING) if has_head else NOTHING,
         context=min([context_of(config), *limits]) if is_text else None,
         image_size=None if is_text else image_size_of(config),
         vocabulary=model.get_input_embeddings().num_embeddings if is_text else None,
         **more,
     )
+
+
+def _tied(model: nn.Module) -> bool:
+    """Whether no head of its own stands in the file of a model whose head may be its embedding."""
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def wrapping(family: Family, modules: dict[str, nn.Module], turnings: dict[str, Turning | None]):
@@ -129,6 +142,12 @@ def sees_the_past_alone(config) -> bool:
 
 
 def context_of(config) -> int:
-    """RoBERTa's positions count from behind its padding token."""
-    skipped = config.pad_token_id + 1 if config.model_type.endswith("roberta") else 0
+    """RoBERTa's positions count from behind its padding token.  Raises ValueError where no token has a position."""
+    skipped = 0
+    if config.model_type.endswith("roberta"):
+        if config.pad_token_id is None:
+            raise ValueError("pad_token_id is null: its positions count from there")
+        skipped = config.pad_token_id + 1
+    if config.max_position_embeddings <= skipped:
+        raise ValueError(f"max_position_embeddings is {config.max_position_embeddings}; it must be above {skipped}")
     return config.max_position_embeddings - skipped
