@@ -62,6 +62,14 @@ def test_tables_are_chosen_by_name(tmp_path, monkeypatch):
     assert [r.method for r in records.load(tmp_path / "records", "two_gpus")] == ["table3"]
 
 
+@pytest.mark.parametrize("name, case", two_gpus.PRESETS["gpu"].items())
+def test_every_run_can_be_shared_and_killed_twice(name, case):
+    settings = case.preset.train
+    for micro_batch in (case.preset.micro_batch, case.other_micro_batch):
+        assert settings.batch_size % (2 * micro_batch) == 0
+    assert case.other_micro_batch < case.preset.micro_batch and 2 * settings.checkpoint_every < settings.steps
+
+
 def test_one_gpu_is_not_enough(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match="two_gpus needs two GPUs"):
