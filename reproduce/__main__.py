@@ -31,6 +31,7 @@ from .experiments import (
     table2,
     table3,
     theorems,
+    two_gpus,
 )
 from .models.generation import generate
 from .report import checks, claims, pages, plans, results
@@ -56,6 +57,7 @@ EXPERIMENTS = {
     "decode": decode,
     "speed": speed,
     "generation_speed": generation_speed,
+    "two_gpus": two_gpus,
 }
 TRUST = (
     "survival",
@@ -69,7 +71,7 @@ TRUST = (
 IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
-ON_A_GPU = ("ablations", "speed", "generation_speed")  # they say nothing at smoke scale
+ON_A_GPU = ("ablations", "speed", "generation_speed", "two_gpus")  # they say nothing at smoke scale
 OF_A_MODEL = ("compress_models",)  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale

@@ -19,6 +19,7 @@ from .ranks import spectra_runs
 from .room import compressed_tables, room_tables
 from .sizes import table1_sizes, table2_sizes, table3_sizes
 from .speed import speed_tables
+from .two_gpus import two_gpus_table
 from .vision import chosen_runs, figure3_runs
 from .words import patterns, sources
 
@@ -50,6 +51,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
     "generation_speed": ("Generation", {"runs": each(generation_tables, by_device)}),
+    "two_gpus": ("One GPU and two", {"runs": each(two_gpus_table, by_device)}),
 }
 TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,

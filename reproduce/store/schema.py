@@ -842,6 +842,30 @@ def check_section(method: str, rows: list[dict], where: str) -> None:
             check(part, row, where, f"metrics.rows[{number}]")
 
 
+class TwoGpusConfig(Part):
+    """What one and two workers trained."""
+
+    row: Line
+    sharding: Line
+    steps: Size
+    global_batch: Size
+    context: Size
+    paper_tokens: Size
+    device: Line
+
+
+class TwoGpusMetrics(Part):
+    """How far apart their losses are, in nats, and how fast each was."""
+
+    noise: Amount
+    two_apart: Amount
+    resumed_apart: Amount
+    next_batch: Amount
+    within_noise: bool
+    tokens_per_second: Annotated[list[Above], Field(min_length=2, max_length=2)]
+    resumed_after: Annotated[list[Size], Field(min_length=2, max_length=2)]
+
+
 # Checks on the code itself.
 
 
@@ -965,6 +989,7 @@ REST: dict[str, Kind] = {
     "theorems": (Part, TheoremsMetrics, None),
     "decode": (DecodeConfig, DecodeMetrics, None),
     "speed": (SpeedConfig, SpeedMetrics, None),
+    "two_gpus": (TwoGpusConfig, TwoGpusMetrics, None),
     "hostile": (Part, HostileMetrics, None),
     "mutation": (Part, MutationMetrics, None),
     "fuzz": (Part, FuzzMetrics, None),

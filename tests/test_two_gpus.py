@@ -1,0 +1,107 @@
+"""One worker and two take the same steps, killed and resumed or not: the experiment at toy size, on a CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from reproduce.experiments import two_gpus
+from reproduce.report.two_gpus import two_gpus_table
+from reproduce.store import records
+from reproduce.train.options import Options
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The whole experiment, once."""
+    folder = tmp_path_factory.mktemp("two")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} times {k} makes {n * k}.\n" for n in range(40) for k in range(100)), encoding="utf-8")
+    options = Options("smoke", folder, folder / "records", text=str(text))
+    two_gpus.run(options)
+    return options
+
+
+def test_two_workers_killed_or_not_reach_the_losses_of_one(found):
+    (record,) = records.load(found.records, "two_gpus")
+    metrics, every = record.metrics, two_gpus.TOY.train.checkpoint_every
+    assert metrics["within_noise"] and max(metrics["two_apart"], metrics["resumed_apart"]) <= 3e-4
+    assert metrics["next_batch"] > 1e-2  # control: what another batch does
+    first, second = metrics["resumed_after"]
+    assert 0 < first < second < two_gpus.TOY.train.steps and first % every == second % every == 0
+    losses = metrics["losses"]
+    assert len(losses) == two_gpus.TOY.train.steps and losses[-1] < 0.9 * losses[0]
+    machines = json.loads((found.out / "two_gpus-smoke-table2" / "killed" / "result.json").read_text(encoding="utf-8"))[
+        "machines"
+    ]
+    assert [machine.rpartition(", ")[2] for machine in machines] == ["2 workers", "1 worker"]
+    assert not list(found.out.glob("two_gpus*/*/checkpoint.pt"))
+
+
+def test_what_has_ended_is_not_run_again(found, monkeypatch):
+    before = records.load(found.records, "two_gpus")[0].metrics
+
+    def refused(*_):
+        raise AssertionError("it starts again")
+
+    monkeypatch.setattr(two_gpus.Command, "start", refused)
+    two_gpus.run(found)
+    assert records.load(found.records, "two_gpus")[0].metrics == before
+    with pytest.raises(ValueError, match="no table is called table9"):
+        two_gpus.run(Options("smoke", found.out, found.records, rows=("table9",)))
+
+
+def test_tables_are_chosen_by_name(tmp_path, monkeypatch):
+    cases = dict.fromkeys(("table2", "table3"), two_gpus.PRESETS["smoke"]["table2"])
+    monkeypatch.setitem(two_gpus.PRESETS, "smoke", cases)
+    measured = {"noise": 0.0, "two_apart": 0.0, "resumed_apart": 0.0, "next_batch": 1.0, "within_noise": True}
+    measured |= {"tokens_per_second": [1.0, 2.0], "resumed_after": [5, 10]}
+    monkeypatch.setattr(two_gpus, "measured", lambda *_: measured)
+    two_gpus.run(Options("smoke", tmp_path, tmp_path / "records", rows=("table3",)))
+    assert [r.method for r in records.load(tmp_path / "records", "two_gpus")] == ["table3"]
+
+
+@pytest.mark.parametrize("name, case", two_gpus.PRESETS["gpu"].items())
+def test_every_run_can_be_shared_and_killed_twice(name, case):
+    settings = case.preset.train
+    for micro_batch in (case.preset.micro_batch, case.other_micro_batch):
+        assert settings.batch_size % (2 * micro_batch) == 0
+    assert case.other_micro_batch < case.preset.micro_batch and 2 * settings.checkpoint_every < settings.steps
+
+
+def test_one_gpu_is_not_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match="two_gpus needs two GPUs"):
+        two_gpus.run(Options("smoke", tmp_path, tmp_path / "records", device="cuda"))
+
+
+def test_a_worker_that_fails_or_ends_too_early_is_told(tmp_path):
+    command = two_gpus.Command("table2", Options("smoke", tmp_path, tmp_path), tmp_path, 5)
+    failing, ending = (subprocess.Popen([sys.executable, "-c", code]) for code in ("raise SystemExit(1)", ""))
+    with pytest.raises(ValueError, match="table2, one: a worker failed; see .*log.txt"):
+        command.end("one", failing, expected=0)
+    with pytest.raises(ValueError, match="ended before it was killed"):
+        command.await_checkpoint("one", ending, beyond=0)
+
+
+def test_losses_that_are_further_apart_than_noise_are_told(monkeypatch, found):
+    curves = {"one": 0.0, "one, other sums": 0.001, "two": 0.0015}
+
+    def whole(_, title, *__):
+        return {"curve": [[1, 2.0 + curves[title], 1.0], [2, 1.5, 1.0]], "step_seconds": 1.0}
+
+    monkeypatch.setattr(two_gpus.Command, "whole", whole)
+    monkeypatch.setattr(two_gpus.Command, "killed", lambda self, _: {**whole(self, "two"), "resumed_after": [1, 2]})
+    case = two_gpus.PRESETS["smoke"]["table2"]
+    assert two_gpus.measured("table2", case, found)["within_noise"]
+    curves["two"] = 0.003  # control
+    assert not two_gpus.measured("table2", case, found)["within_noise"]
+
+
+def test_the_table_gives_the_hours_of_the_papers_run(found):
+    (record,) = records.load(found.records, "two_gpus")
+    record.metrics["tokens_per_second"] = [1e6, 1.9e6]
+    (table,) = two_gpus_table([record])
+    hours = two_gpus.tokens_of(two_gpus.GPT2) / 1.9e6 / 3600
+    assert f"| 1,000,000 | 1,900,000 | 1.90 | {hours:,.0f} |" in table.body and "1 of 1" in table.note
