@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from reproduce.models.rows import TABLE2, TABLE3
+from reproduce.report.best import trend as trend_of
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
 from reproduce.report.unfoldings import models_of
 from reproduce.store import records
 from reproduce.store.records import Record
 
-from . import breaking, curves, diagram, differences, layers, rates, room, sizes, speed, style, vision
+from . import breaking, curves, diagram, differences, layers, rates, room, sizes, speed, style, trend, vision
 
 IMAGES = Path(__file__).parent / "images"
 CHOSEN = "gpu-tiny-imagenet"  # the preset of Figure 3 whose rates are chosen on held-out images
@@ -80,6 +81,8 @@ def draw_losses(everything: list[Record], out: Path) -> None:
             curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}.png")
     if sections := differences.sections_of(everything):
         differences.differences(sections, out / "differences_to_mha.png")
+    if points := trend_of(everything):
+        trend.against_tokens(points, out / "difference_against_tokens.png")
     if ways := rates.sweep_ways(unbroken(everything)):
         rates.learning_rates(ways, 1.15, out / "learning_rates_gpt2.png")
     if ways := rates.full_budget_ways(unbroken(everything)):

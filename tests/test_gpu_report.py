@@ -7,7 +7,7 @@ import pytest
 from helpers import a_record
 
 from reproduce.experiments import table2
-from reproduce.report import breakdown, budgets, cells, commands, gpu, headline, query, words
+from reproduce.report import breakdown, budgets, cells, commands, fresh, gpu, headline, query, words
 from reproduce.report.query import grouped
 from reproduce.store import records
 from reproduce.train.recipes import Recipe
@@ -349,7 +349,7 @@ def test_a_row_of_which_a_run_broke_off_has_no_mean():
 def test_fresh_text_says_how_equally_rows_were_tried():
     rates = {"MHA": (1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3), "GQA n_KV=2": (2.4e-3,)}
     runs = [r for r in COMMITTED if r.preset == "gpu-fresh" and r.seed == 0 and r.rate in rates.get(r.method, ())]
-    (table,) = gpu.fresh_table(runs)
+    (table,) = fresh.rates_table(runs)
     assert "not tried equally yet, at 0 to 4 rates each" in table.note
     assert "Not run at any rate: GQA n_KV=4; MQA; " in table.note and table.note.endswith("Tucker [8,64,64] QK-norm.")
     assert [row_of(table.body, label)[-1] for label in ("MHA", "GQA n_KV=2")] == ["4", "1"]  # the table says how many
@@ -363,15 +363,15 @@ def test_fresh_text_says_how_equally_rows_were_tried():
         for n, row in enumerate(table2.FRESH_ROWS)
         for rate in ((1e-3, 2e-3) if row in table2.TABLE2_BEST else (2e-3,))
     ]
-    assert gpu.fresh_table(every)[0].note == "Every row as it is was tried at as many rates: 2."
-    assert "at 1 to 2 rates each" in gpu.fresh_table(every[1:])[0].note  # control
+    assert fresh.rates_table(every)[0].note == "Every row as it is was tried at as many rates: 2."
+    assert "at 1 to 2 rates each" in fresh.rates_table(every[1:])[0].note  # control
 
 
 def test_fresh_text_shows_the_seed_that_chose_and_what_broke_off():
     runs = [r for r in COMMITTED if r.preset == "gpu-fresh" and r.method == "MHA"]
     later = dataclasses.replace(runs[0], id="later", seed=5, metrics=runs[0].metrics | {"validation_loss": 1.0})
-    assert gpu.fresh_table([*runs, later]) == gpu.fresh_table(runs)
+    assert fresh.rates_table([*runs, later]) == fresh.rates_table(runs)
     left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = [dataclasses.replace(r, method="MQA", id=f"{r.rate}", metrics=left | {"diverged_at": 300}) for r in runs[:2]]
-    cells = row_of(gpu.fresh_table([*runs, *broken])[0].body, "MQA")
+    cells = row_of(fresh.rates_table([*runs, *broken])[0].body, "MQA")
     assert cells.count("diverged at step 300") == 2 and cells[-1] == "2"

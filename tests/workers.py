@@ -57,14 +57,19 @@ def run(
     stop: int = -1,
     compiled: bool = False,
     muon: bool = False,
+    again: bool = False,
 ) -> list[float]:
-    """Train a toy GPT-2.  rows: in place of this worker's own; stop: a step that raises Stopped; muon: in place of AdamW.
+    """Train a toy GPT-2.
+
+    rows: in place of this worker's own; stop: a step that raises Stopped; muon: in place of AdamW; again: queries made again.
 
     Returns: the loss of every step; on the first worker also that of the trained model, made whole, on the first batch.
     """
     fresh = lambda: GPT2(64, CONTEXT, 48, 12, 2, (MUON_ROW if muon else ROWS[dtype]).build).to(dtype)  # noqa: E731
     torch.manual_seed(0)
     model = fresh()
+    for block in model.blocks:
+        block.attention.recompute = again
     workers = workers.settled(CONFIG.batch_size, parameters=1)
     seen = []
 
@@ -104,6 +109,7 @@ def together(folder: Path) -> None:
         for sharding in ("ddp", "fsdp"):
             chosen = dataclasses.replace(workers, sharding=sharding, micro_batch=2)
             curves[f"compiled {sharding}"] = this(chosen, checkpoint=folder / f"compiled {sharding}.pt", compiled=True)
+            curves[f"again {sharding}"] = this(chosen, checkpoint=folder / f"again {sharding}.pt", again=True)
             curves[f"muon {sharding}"] = this(chosen, checkpoint=folder / f"muon {sharding}.pt", muon=True)
         curves["wrong rows"] = this(workers, checkpoint=folder / "rows.pt", rows=slice(0, CONFIG.batch_size // 2))
         apart = Apart(workers.rank, workers.count)

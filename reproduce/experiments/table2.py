@@ -23,7 +23,7 @@ ROWS = {  # by preset; the paper's elsewhere
     "gpu": ON_GPU_ROWS,
     "gpu-fresh": FRESH_ROWS,
     "gpu-fresh-narrow": FRESH_ROWS,
-    "gpu-fresh-allocations": tuple(itertools.chain(*TABLE2_ALLOCATIONS.values())),
+    "gpu-fresh-allocations": tuple(row.normed() for row in itertools.chain(*TABLE2_ALLOCATIONS.values())),
 }
 
 FULL_SHAPE = dict(narrower=1, n_layers=12, context=1024, vocab_size=50_257, validation_tokens=300_000)
@@ -85,8 +85,9 @@ PRESETS = {
     "gpu-fresh": FRESH,
     # The same rows with 5.3M parameters beside the embedding of multi-head attention, 12 tokens for each.
     "gpu-fresh-narrow": dataclasses.replace(FRESH, narrower=4),
-    # Where a given number of parameters should go; Tucker's own rows stand in "gpu-fresh", with the same batches.
-    "gpu-fresh-allocations": FRESH,
+    # Where a given number of parameters should go, at the setting that is best for the three rows whose parameters they are; these
+    # stand in "gpu-fresh", with the same batches.
+    "gpu-fresh-allocations": dataclasses.replace(FRESH, train=dataclasses.replace(FRESH.train, learning_rate=9.6e-3)),
     # The paper's own scale; where it tells no setting, those of nanoGPT's GPT-2, which takes as many steps on the same text.
     "paper": LanguagePreset(
         **(FULL_SHAPE | {"validation_tokens": 4_000_000, "keep_models": True}),

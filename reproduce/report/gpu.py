@@ -1,20 +1,17 @@
-"""Tables of how Table 2's rows train on one GPU: learning rates, fresh text, and what was changed in the training."""
+"""Tables of how Table 2's rows train on one GPU with AdamW: learning rates, and what was changed in the training."""
 
 from collections.abc import Callable
 
-from ..experiments import table2
 from ..experiments.ablations import CASES, CURES, ROW
-from ..models.rows import TABLE2_BEST
 from ..store.records import Record
 from ..train.language import method_of
 from ..train.recipes import Recipe
-from .cells import above_cell, logit_cell, loss_cell
+from .cells import BOLD, above_cell, logit_cell, loss_cell
 from .markdown import Table, markdown
 from .query import (
     BUDGETS,
     budget_of,
     diverged,
-    fresh_runs,
     full_budget_runs,
     grouped,
     mean_loss,
@@ -26,8 +23,6 @@ from .query import (
     sweep_runs,
 )
 from .words import change_of, seeds_in_words, tokens_of
-
-BOLD = "Validation loss in nats per token, each row's best in bold."
 
 
 def sweep_table(records: list[Record]) -> list[Table]:
@@ -50,44 +45,6 @@ def _order(best: dict[str, float], runs: list[Record]) -> str:
     tried = {row: sorted({r.warmup for r in runs if r.method == row}) for row in best}
     alone = {row: f" (warm-up {warmups[0]} alone)" if len(warmups) == 1 else "" for row, warmups in tried.items()}
     return f"From the lowest best loss up: {'; '.join(f'{row}{alone[row]}' for row in sorted(best, key=best.__getitem__))}."
-
-
-def fresh_table(records: list[Record]) -> list[Table]:
-    """Table 2 with Muon, every token read once: each row by learning rate, its best in bold, and how many rates it was tried at.
-
-    Other seeds than the preset's own came after a rate was chosen: the grid leaves them out.
-
-    Args:
-        records: all that there are.
-    """
-    runs = [r for r in fresh_runs(records) if r.seed in table2.PRESETS["gpu-fresh"].seeds]
-    rates, lines, tried = sorted({r.rate for r in runs}), [], {}
-    for label, group in grouped(runs, clipped_label).items():
-        cells = grouped(group, lambda r: r.rate)
-        losses = {rate: mean_loss(cell) for rate, cell in cells.items()}
-        best = min((loss for loss in losses.values() if loss is not None), default=None)
-        marks = ["**" if best is not None and losses.get(rate) == best else "" for rate in rates]
-        shown = [f"{mark}{loss_cell(cells.get(rate, []))}{mark}" for rate, mark in zip(rates, marks)]
-        lines.append([label, f"{group[0].attention_parameters / 1e6:.2f}M", *shown, f"{len(cells)}"])
-        tried[label] = len(cells)
-    title = (
-        f"**Learning rates for GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET: {tokens_of(runs)}, no token read "
-        f"twice, {seeds_in_words(runs)}.** {BOLD}"
-    )
-    body = markdown(["peak learning rate", "attention", *(f"{rate:g}" for rate in rates), "rates tried"], lines)
-    as_they_are = sorted(tried.get(row.label, 0) for row in TABLE2_BEST)
-    note = f"Every row as it is was tried at as many rates: {as_they_are[0]}."
-    if as_they_are[0] < as_they_are[-1]:
-        note = f"The rows were not tried equally yet, at {as_they_are[0]} to {as_they_are[-1]} rates each, so no verdict is drawn here."
-    if missing := [row.label for row in table2.FRESH_ROWS if row.label not in tried]:
-        note += f" Not run at any rate: {'; '.join(missing)}."
-    return [Table("Table 2, fresh text", title, body, runs, note)]
-
-
-def clipped_label(record: Record) -> str:
-    """The row of a run, and the limit of its logits where it had one: with QK-clip it is another setting, not another seed."""
-    clip = record.train.get("qk_clip")
-    return record.method if clip is None else f"{record.method}, QK-clip {clip:g}"
 
 
 def gaps(runs: list[Record]) -> str:

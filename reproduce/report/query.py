@@ -386,16 +386,17 @@ def sweep_runs(records: list[Record]) -> list[Record]:
     return sorted(runs, key=lambda r: (_place(r), r.warmup, r.rate))
 
 
-def fresh_runs(records: list[Record]) -> list[Record]:
+def fresh_runs(records: list[Record], preset: str = "gpu-fresh") -> list[Record]:
     """Table 2's runs with Muon on fresh text, which differ in row, rate and QK-clip alone.
 
     Args:
         records: all that there are.
+        preset: of Table 2.
 
     Returns:
         Ordered by the row's place in Table 2, QK-clip and rate.
     """
-    runs = of_one_budget(runs_of(records, "table2", "gpu-fresh"))
+    runs = of_one_budget(runs_of(records, "table2", preset))
     return sorted(runs, key=lambda r: (_place(r, table2.FRESH_ROWS), r.train.get("qk_clip") or 0.0, r.rate))
 
 

@@ -7,9 +7,10 @@ from ..store.records import Record
 from .breakdown import breakdown_tables
 from .budgets import budget_tables
 from .compression import compress_runs, compress_speed_runs
-from .decoding import decode_runs
+from .decoding import decode_runs, generation_tables
 from .exactness import exactness_cells
-from .gpu import ablation_table, best_table, cures_table, fresh_table, sweep_table
+from .fresh import allocation_tables, best_tables, rates_table
+from .gpu import ablation_table, best_table, cures_table, sweep_table
 from .language import ablation_runs, loss_tables
 from .markdown import Table
 from .opening import opening_table
@@ -48,10 +49,16 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
+    "generation_speed": ("Generation", {"runs": each(generation_tables, by_device)}),
 }
 TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
-    ("table2", "gpu-fresh"): fresh_table,
+    ("table2", "gpu-fresh"): lambda records: rates_table(records) + best_tables("table2", "gpu-fresh", records),
+    ("table2", "gpu-fresh-narrow"): lambda records: (
+        rates_table(records, "gpu-fresh-narrow") + best_tables("table2", "gpu-fresh-narrow", records)
+    ),
+    ("table2", "gpu-fresh-allocations"): allocation_tables,
+    ("table3", "gpu-fresh"): partial(best_tables, "table3", "gpu-fresh"),
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),

@@ -1,0 +1,175 @@
+"""Tables and the figure of Muon on fresh text: each row at its best, the trend, and where parameters should go."""
+
+import dataclasses
+
+import pytest
+from helpers import a_record
+
+from paper_figures import trend
+from reproduce.experiments import table2
+from reproduce.models.rows import TABLE2_ALLOCATIONS, Row
+from reproduce.report import best, fresh, headline, results
+from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED
+from reproduce.store.records import Record
+
+MHA, TUCKER = Row("MHA"), Row("Tucker", ranks=(8, 64, 64))
+JUDGES = range(1, 1 + SEEDS)
+TRAIN = {"steps": 1980, "batch_size": 32, "learning_rate": 4.8e-3}
+
+
+def a_run(
+    row: Row, seed: int, loss: float, *, rate=4.8e-3, narrower=1, steps=1980, preset="gpu-fresh", test=True, **more
+) -> Record:
+    """As table2 makes it; loss: on validation text, on the first test text 0.1 more, on the other one 0.2 more."""
+    config = {
+        "model": "gpt2", "d_model": 768 // narrower, "n_heads": 12, "n_layers": 12, "context": 1024, "vocab_size": 50_257,
+        "row": row.config(), "attention": row.narrowed(narrower).config(), "train": TRAIN | {"learning_rate": rate, "steps": steps},
+        "one_pass": True,
+    }  # fmt: skip
+    articles = [[10 * (loss + 0.1), 10]] * 30
+    texts = {"kept": {"loss": loss + 0.1, "tokens": 300, "articles": articles}, "other": {"loss": loss + 0.2, "tokens": 7}}
+    metrics = {
+        "validation_loss": loss, "attention_parameters": 200 if row.mechanism == "MHA" else 100, "cache_per_token": 10,
+        "tokens_seen": steps * 32 * 1024,
+    } | ({"test": texts} if test else {})  # fmt: skip
+    return a_record(
+        id=f"{row.label}{seed}{rate}{narrower}{steps}", experiment="table2", preset=preset, method=row.label, seed=seed, config=config,
+        data={"name": "wiki", "sha256": "0"}, metrics=metrics | more,
+    )  # fmt: skip
+
+
+def study(gap: float, spread: float = 0.0, **more) -> list[Record]:
+    """Two rows: two rates and a norm tried with seed 0, the best of them again with the seeds that judge."""
+    tried = [
+        a_run(row, 0, loss, rate=rate, test=False, **more)
+        for row, lowest in ((MHA, 4.0), (TUCKER, 4.0 + gap))
+        for plain in (row,)
+        for row, rate, loss in ((plain, 2.4e-3, lowest + 0.2), (plain, 4.8e-3, lowest + 0.1), (plain.normed(), 9.6e-3, lowest))
+    ]
+    judged = [
+        a_run(row.normed(), seed, lowest + spread * (seed % 2) * (row is TUCKER), rate=9.6e-3, **more)
+        for row, lowest in ((MHA, 4.0), (TUCKER, 4.0 + gap))
+        for seed in JUDGES
+    ]
+    return tried + judged
+
+
+def cells(table: str, label: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {label} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_each_row_stands_at_its_best_with_the_number_of_settings_and_its_interval():
+    (table,) = fresh.best_tables("table2", "gpu-fresh", study(-0.05, 0.01))
+    mha, tucker = cells(table.body, "MHA"), cells(table.body, "Tucker [8,64,64]")
+    assert mha[:2] == tucker[:2] == ["QK-norm, 0.0096", "3"]
+    assert mha[4:] == ["4.100 ± 0.000 (5)", "", "", ""]  # the seed that chose does not count
+    assert tucker[4] == "4.056 ± 0.005 (5)" and tucker[5].startswith("−0.044 [−0.05") and tucker[6] == BELOW
+    assert tucker[7] == tucker[5]  # the other text, which is as far above for both
+    assert "no token read twice" in table.title.lower() and "on kept" in table.title
+
+
+@pytest.mark.parametrize("gap, spread, word", [(0.001, 0.001, ABOVE), (-0.002, 0.004, LEVEL), (0.02, 0.3, UNRESOLVED)])
+def test_the_word_follows_the_interval(gap, spread, word):
+    (table,) = fresh.best_tables("table2", "gpu-fresh", study(gap, spread))
+    assert cells(table.body, "Tucker [8,64,64]")[6] == word
+
+
+def test_with_few_seeds_the_word_is_of_these_models():
+    few = [r for r in study(-0.05) if r.seed < 3]
+    (table,) = fresh.best_tables("table2", "gpu-fresh", few)
+    assert cells(table.body, "Tucker [8,64,64]")[6] == f"{BELOW}, these models"
+    alone = [r for r in few if r.seed < 2]
+    assert (
+        cells(fresh.best_tables("table2", "gpu-fresh", alone)[0].body, "Tucker [8,64,64]")[7] == ""
+    )  # one pair has no interval
+
+
+def test_a_row_that_diverged_or_has_no_base_has_no_difference():
+    runs = study(-0.05)
+    broken = [
+        dataclasses.replace(
+            r, metrics={"diverged_at": 7, "attention_parameters": 100, "cache_per_token": 10}
+        ) if r.method.startswith("Tucker") and r.seed == 3 else r
+        for r in runs
+    ]  # fmt: skip
+    (table,) = fresh.best_tables("table2", "gpu-fresh", broken)
+    assert cells(table.body, "Tucker [8,64,64]")[4:] == ["diverged at step 7", "", "", ""]
+    alone = [r for r in runs if r.method.startswith("Tucker")]
+    assert cells(fresh.best_tables("table2", "gpu-fresh", alone)[0].body, "Tucker [8,64,64]")[5:7] == ["", ""]
+
+
+def test_without_a_test_text_there_is_no_table():
+    assert fresh.best_tables("table2", "gpu-fresh", [r for r in study(0.0) if r.seed == 0]) == []
+
+
+def test_a_setting_names_norms_clip_and_rate():
+    (rows,) = best.at_best([a_run(Row("MLA", latent=128).normed(), 0, 4.0)], "table2", "gpu-fresh")
+    assert [fresh.setting_of(own) for own in rows.values()] == ["latent norms, 0.0048"]
+    clipped = a_run(MHA, 0, 4.0)
+    clipped.config["train"]["qk_clip"] = 100.0
+    (rows,) = best.at_best([clipped], "table2", "gpu-fresh")
+    assert fresh.setting_of(rows["MHA"]) == "QK-clip 100, 0.0048"
+
+
+def test_tokens_per_parameter_leave_the_embedding_out():
+    d, n = 768, 1980 * 32 * 1024
+    blocks = 12 * (12 * d**2 + 4 * d)  # attention 4 d², MLP 8 d², two norms with bias; no other biases
+    assert best.tokens_per_parameter(a_run(MHA, 0, 4.0)) == pytest.approx(n / blocks, rel=1e-3)
+    assert best.tokens_per_parameter(a_run(MHA, 0, 4.0, narrower=4)) == pytest.approx(12.2, abs=0.2)
+    assert best.tokens_per_parameter(a_run(TUCKER, 0, 4.0)) > 1.3 * best.tokens_per_parameter(a_run(MHA, 0, 4.0))  # control
+
+
+def test_the_trend_goes_from_few_tokens_to_many(tmp_path):
+    runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + study(-0.01, steps=3960)
+    found = best.trend(runs)
+    assert list(found) == ["Tucker [8,64,64]"]
+    tokens, estimates = zip(*found["Tucker [8,64,64]"])
+    assert list(tokens) == sorted(tokens) and tokens[1] == pytest.approx(2 * tokens[0])
+    assert [round(e.value, 3) for e in estimates] == [-0.05, -0.01, 0.02]
+    assert best.trend(study(-0.05)) == {}  # one budget is no trend
+    trend.against_tokens(found, tmp_path / "trend.png")
+    assert (tmp_path / "trend.png").stat().st_size > 10_000
+
+
+def allocated(triple: str, losses: list[float], rate: float = 9.6e-3) -> list[Record]:
+    rows = [row.normed() for row in TABLE2_ALLOCATIONS[triple]]
+    return [a_run(row, 0, loss, rate=rate, preset="gpu-fresh-allocations", test=False) for row, loss in zip(rows, losses)]
+
+
+def test_allocations_stand_from_the_lowest_loss_up_beside_the_paper_s():
+    own = allocated("Tucker [8,64,64]", [4.01, 3.98])
+    paper = [a_run(TUCKER.normed(), 0, 4.0, rate=rate) for rate in (4.8e-3, 9.6e-3)]
+    (table,) = fresh.allocation_tables(own + paper)
+    lines = [line.split("|")[1:-1] for line in table.body.splitlines()[2:]]
+    assert [line[0].strip() for line in lines] == [own[1].method, f"{paper[1].method} (the paper's)", own[0].method]
+    assert [line[3].strip() for line in lines] == ["−0.020", "", "+0.010"]
+    assert table.runs[0] is paper[1]  # the one at the same rate
+    (without,) = fresh.allocation_tables(own + paper[:1])  # control: of another rate
+    assert "the paper's)" not in without.body and without.body.splitlines()[2].split("|")[4].strip() == ""
+    assert fresh.allocation_tables(paper) == []
+
+
+def test_the_rows_of_the_allocations_have_the_best_setting_of_their_sizes():
+    assert table2.PRESETS["gpu-fresh-allocations"].train.learning_rate == 9.6e-3
+    assert all(row.qk_norm == "head" for row in table2.ROWS["gpu-fresh-allocations"])
+
+
+def test_all_of_them_are_drawn_for_the_pages():
+    runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + allocated("Tucker [8,64,64]", [4.0])
+    names = [table.name for table in results.tables(runs)["table2"]]
+    assert names == [
+        "Table 2, fresh text", "Table 2, fresh text, at best", "Table 2, fresh text, narrow", "Table 2, fresh text, narrow, at best",
+        "Table 2, fresh text, allocations",
+    ]  # fmt: skip
+
+
+def test_the_first_page_shows_fresh_text_as_soon_as_seeds_judge_there():
+    shown = headline.headline(study(-0.05, 0.01))
+    assert (
+        cells(shown, "Tucker [8,64,64]")[:2] == ["50", "100"]
+        and "best of 3 settings" in shown
+        and BELOW in shown
+        and "read once" in shown
+    )
+    assert headline.headline([r for r in study(-0.05) if r.seed < 3]) == ""  # control: too few
