@@ -66,7 +66,7 @@ def test_the_library_imports_numpy_and_torch_and_for_its_kernels_triton():
 def test_the_program_starts_without_what_few_commands_need():
     """Each of these takes from a third of a second to one, in every start."""
     slow = {"matplotlib", "scipy.stats", "sklearn", "sympy", "torch._dynamo", "torch.distributed.fsdp", "transformers"}
-    program = "import sys, reproduce.__main__; print(*sys.modules, sep='\\n')"
+    program = "import sys, reproduce.__main__, tucker_ref as t; t.as_tucker(t.MultiHeadAttention(8, 2)); print(*sys.modules, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8")
     loaded = set(done.stdout.splitlines())
     assert {"torch", "tokenizers", "reproduce.report.pages"} <= loaded and not slow & loaded, done.stderr  # first, the control

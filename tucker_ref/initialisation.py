@@ -7,8 +7,12 @@ d std^2 * d (std output_gain)^2; the core variances give the same two.
 Tucker, "xavier": said to be the authors' choice; output_gain scales the post-softmax core.  Biases start at zero, norms at one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .norms import LatentNorm
 
@@ -47,7 +51,7 @@ def initialise_tucker(layer, std: float, output_gain: float) -> None:
             if name != "core":
                 rows = len(factor) if name == "head" else layer.d_model
                 at_least_float32 = torch.promote_types(factor.dtype, torch.float32)  # QR knows no bfloat16
-                factor[:rows] = fill(torch.empty_like(factor[:rows], dtype=at_least_float32))
+                factor[:rows] = fill(torch.empty(rows, factor.shape[1], dtype=at_least_float32, device=factor.device))
                 factor[rows:] = 0.0  # the bias row, where there is one
     if layer.output_bias is not None:
         layer.output_bias.zero_()
@@ -73,3 +77,19 @@ def _fill_cores(layer, std: float, output_gain: float) -> None:
     core_size, post_core_size = layer.pre.core.numel() * narrow, layer.post.core.numel() * post_narrow
     layer.pre.core.normal_(std=(logit_variance * layer.n_heads / layer.scale**2 / core_size) ** 0.5)
     layer.post.core.normal_(std=(output_variance * d / post_core_size) ** 0.5)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """What is built inside has shapes, but no memory and no numbers: it stands on the device "meta"."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
+class _Unfilled(TorchFunctionMode):
+    """Nothing is drawn: for a normal number on that device PyTorch imports its compiler, which takes a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") == "normal_":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))

@@ -5,6 +5,7 @@ from torch import nn
 
 from .checks import check_weights
 from .decomposition import TuckerTensor
+from .initialisation import shapes_alone
 from .norms import kind_of
 
 
@@ -98,7 +99,7 @@ def assembled(cls, pre: TuckerWeights, post: TuckerWeights, scale: float, rotary
     post = beside(pre, post)
     sizes = (len(post.output), len(pre.head), pre.core.shape, post.core.shape)
     options = dict(shared_kv=isinstance(post, SharedLatentWeights), bias=output_bias is not None, scale=scale)
-    with torch.device("meta"):  # sizes and checks only: no memory, no random numbers
+    with shapes_alone():  # and checks
         layer = cls(*sizes, **options, rotary=rotary, latent_norm=norms is not None, qk_norm=kind_of(qk_norms))
     layer.pre, layer.post = pre, post
     if output_bias is not None:

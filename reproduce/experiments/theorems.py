@@ -17,6 +17,7 @@ from tucker_ref import (
     as_tucker,
     multilinear_rank,
 )
+from tucker_ref.initialisation import shapes_alone
 
 from ..models.rows import Row
 from ..models.sizes import count_parameters
@@ -108,7 +109,7 @@ def growth() -> list[dict]:
     """How many parameters layers of several widths d and ranks (r1, r, r) have, and multi-head attention of these widths."""
 
     def counted(row: Row, d: int) -> int:
-        with torch.device("meta"):
+        with shapes_alone():
             return count_parameters([row.build(d, 12)])
 
     found = []

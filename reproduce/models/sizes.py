@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import nn
+
+from tucker_ref.initialisation import shapes_alone
 
 from .rows import Row
 
@@ -30,7 +31,7 @@ def measure(row: Row, d_model: int, n_heads: int) -> dict:
         `label`; `parameters` and `cache_per_token` by Table 1's formula; both as module and cache hold them, named
         `counted_...`; and what the `paper` prints. Counts of numbers, not bytes.
     """
-    with torch.device("meta"):  # counts without memory
+    with shapes_alone():
         layer = row.build(d_model, n_heads)
         counted, cached = count_parameters([layer]), count_cached([layer])
     cost = row.cost(d_model, n_heads)

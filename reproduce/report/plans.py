@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from textwrap import fill
 
-import torch
+from tucker_ref.initialisation import shapes_alone
 
 from ..models.sizes import count_parameters
 from ..train.distributed import Workers, counted
@@ -68,7 +68,7 @@ def _show_models(plan: Plan, options: Options) -> None:
 
 def _row(plan: Plan, label: str, options: Options) -> tuple[list[str], Workers, float]:
     """A row's cells, the workers as they would share it, and the bytes that it takes on one GPU."""
-    with torch.device("meta"):
+    with shapes_alone():
         model = plan.build(label)
     parameters = count_parameters([model])
     attention = count_parameters(block.attention for block in model.blocks)
@@ -93,7 +93,7 @@ def _hours(plan: Plan, count: int) -> str:
 
 def _estimate(plan: Plan, count: int) -> str:
     """Minutes of one run by the rule of thumb of six operations per parameter and token."""
-    with torch.device("meta"):
+    with shapes_alone():
         operations = {label: 6 * count_parameters([plan.build(label)]) * plan.all_tokens for label in plan.labels}
     said = (f"{label} {n / GUESSED_SPEED / count / 60:,.1f}" for label, n in operations.items())
     return f"Minutes of one run, guessed at {GUESSED_SPEED / 1e12:.0f} TFLOP/s on each of {counted(count, 'GPU')}: {'; '.join(said)}."

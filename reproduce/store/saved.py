@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import LatentNorm, Rotary, TuckerAttention
+from tucker_ref.initialisation import shapes_alone
 from tucker_ref.norms import QKNorm
 
 from .files import write_atomically
@@ -100,7 +101,7 @@ def built(path: Path, build: Callable[[], nn.Module], layers: int) -> nn.Module:
     if layers > len(shapes):
         raise ValueError(f"{path} describes a model of {layers:,} layers; its {len(shapes):,} tensors are too few for them")
     with described(path):
-        with torch.device("meta"):  # shapes without memory
+        with shapes_alone():
             skeleton = put_layers(build(), read_metadata(path))
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(skeleton).items()}
     if own != shapes:
