@@ -65,6 +65,7 @@ class Row(Part):
     qk_norm: Literal["head", "all"] | None = None
     latent_norm: bool = False
     post_ranks: Ranks = []
+    rope_dim: Count = 0
 
 
 class Train(Part):
@@ -530,6 +531,32 @@ class DecodeMetrics(Part):
     milliseconds: Annotated[dict[Annotated[str, Field(pattern=r"^[1-9]\d{0,14}$")], Above], Field(min_length=1)]
 
 
+class GenerationConfig(Shape):
+    """A whole model that writes."""
+
+    model: Line
+    row: Row
+    way: Line
+    context: Size
+    batch: Size
+    steps: Size
+    repeats: Size
+    precision: Line
+
+
+class Generating(Part):
+    """Its speed and memory."""
+
+    milliseconds: Above
+    tokens_per_second: Above
+    parameters: Size
+    cache_megabytes: Above
+    megabytes: Above | None
+    largest_batch: Count
+    error: Amount = 0.0
+    error_float64: Amount = 0.0
+
+
 class Limit(Part):
     """What the device itself reaches, of copies or of matrix products."""
 
@@ -585,6 +612,44 @@ class Timed(Part):
     error: Amount = 0.0
 
 
+class MemoryCase(Part):
+    """A stack of layers, and how much of it is kept between the passes."""
+
+    row: Line
+    backend: Line
+    way: Line
+    layers: Size
+
+
+class MemoryTime(Timed):
+    """The stack's time, and what it keeps."""
+
+    kept_megabytes: Above | None
+
+
+class CurveCase(Part):
+    """One layer, counted, where one of its sizes has some value."""
+
+    along: Literal["d", "n_H", "N"]
+    value: Size
+    row: Line
+    parameters: Size
+    cache_bytes: Size
+
+
+class CurveTime(Timed):
+    """Its training, and one token against its cache."""
+
+    microseconds: Above
+
+
+class StepCase(ModelCase):
+    """One step of a whole model at its largest batch."""
+
+    way: Line
+    tokens: Size
+
+
 class DecodeTime(Part):
     """A kernel's time, and the share of the device's bandwidth that it has."""
 
@@ -604,6 +669,12 @@ class ModelTime(Timed):
     share_of_matmul: Amount
 
 
+class StepTime(ModelTime):
+    """The largest batch that fits, and its step."""
+
+    batch: Size
+
+
 class SpeedMetrics(Part):
     """Of one section: what its `speed_rows` are."""
 
@@ -614,8 +685,11 @@ SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a se
     "limits": (Limit, Limit),
     "layers": (LayerCase, Timed),
     "contexts": (ContextCase, Timed),
+    "memory": (MemoryCase, MemoryTime),
     "decode": (DecodeCase, DecodeTime),
     "models": (ModelCase, ModelTime),
+    "step": (StepCase, StepTime),
+    "curves": (CurveCase, CurveTime),
 }
 
 
@@ -786,6 +860,8 @@ def kind_of(entry: Entry) -> Kind:
         return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
         return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
+    if entry.experiment == "generation_speed":
+        return GenerationConfig, Refused if "refused" in entry.metrics else Generating, None
     return REST.get(entry.experiment, (Part, Part, None))
 
 
