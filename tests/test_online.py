@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_pages import faults_of_length
 
 from tutorials.book import online
 
@@ -52,6 +53,7 @@ def test_an_address_is_written_everywhere_and_can_be_taken_back(copy):
     assert all(f'tucker-ref[reproduce,tutorials] @ git+{ADDRESS}\\"' in after[path] for path in PATHS)
     assert "colab.research.google.com/github/owner/name)" in after[Path("README.md")]
     assert "mybinder.org/v2/gh/owner/name/HEAD?labpath=tutorials" in after[Path("README.md")]
+    assert faults_of_length(after[Path("README.md")]) == []
     assert online.launch_buttons(ADDRESS)["repository_url"] == ADDRESS
     settings.write_text(text, encoding="utf-8")
     online.write(copy)

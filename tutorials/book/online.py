@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ("tutorials/[0-9]*.ipynb", "tutorials/solutions/*.ipynb")  # those that import `tucker_ref`
 EXTRAS = "[reproduce,tutorials]"
 TAG = "remove-cell"  # the book leaves such a cell out
-BADGES = re.compile(
-    r"(?<=<!-- badges: written by `python -m tutorials.book.online` -->\n).*?(?=<!-- end of badges -->)", re.DOTALL
-)
+BADGES = re.compile(r"(?<=<!-- badges -->).*?(?=<!-- -->)")  # in one line of README.md, which has room for no more
 
 
 def repository(root: Path = ROOT) -> str | None:
@@ -60,15 +58,12 @@ def with_cell(notebook: dict, cell: dict) -> dict:
 
 
 def badges(address: str | None) -> str:
-    """A line of Markdown, empty without an address."""
+    """Links in one line, empty without an address; the book has a button on every notebook's page."""
     if not address:
         return ""
     place = address.removeprefix("https://github.com/").strip("/")
     colab, binder = "https://colab.research.google.com", "https://mybinder.org"
-    return (
-        f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{place}) "
-        f"[![Open in Binder]({binder}/badge_logo.svg)]({binder}/v2/gh/{place}/HEAD?labpath=tutorials)\n\n"
-    )
+    return f" Open in [Colab]({colab}/github/{place}) or [Binder]({binder}/v2/gh/{place}/HEAD?labpath=tutorials)."
 
 
 def launch_buttons(address: str | None) -> dict:
