@@ -52,12 +52,12 @@ book: install
 	$(RUN) -m sphinx -q -W --keep-going -c tutorials/book tutorials out/book
 	$(RUN) -m tutorials.book.check out/book
 
-# nbconvert puts the pictures into the page; reveal.js and MathJax come from where these two point, when the page is opened.
+# The pictures are in the page; reveal.js and MathJax, and nothing else, come from where these two point, when it is opened.
 REVEAL ?= https://unpkg.com/reveal.js@4.0.2
 MATHJAX ?= https://cdnjs.cloudflare.com/ajax/libs/mathjax/2.7.7/latest.js?config=TeX-AMS_CHTML-full,Safe
 slides: install
 	$(VENV)/bin/jupyter nbconvert --to slides --output-dir out/slides tutorials/tucker_in_one_sitting.ipynb \
-		--SlidesExporter.reveal_scroll=True --SlidesExporter.reveal_number=c/t \
+		--template slides --TemplateExporter.extra_template_basedirs=tutorials/book --SlidesExporter.reveal_number=c/t \
 		--SlidesExporter.reveal_url_prefix='$(REVEAL)' --SlidesExporter.mathjax_url='$(MATHJAX)'
 
 figures: install

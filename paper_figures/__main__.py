@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from reproduce.models.rows import TABLE2, TABLE3
-from reproduce.report import fresh
+from reproduce.report.best import trend as trend_of
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
 from reproduce.report.unfoldings import models_of
 from reproduce.store import records
@@ -81,7 +81,7 @@ def draw_losses(everything: list[Record], out: Path) -> None:
             curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}.png")
     if sections := differences.sections_of(everything):
         differences.differences(sections, out / "differences_to_mha.png")
-    if points := fresh.trend(everything):
+    if points := trend_of(everything):
         trend.against_tokens(points, out / "difference_against_tokens.png")
     if ways := rates.sweep_ways(unbroken(everything)):
         rates.learning_rates(ways, 1.15, out / "learning_rates_gpt2.png")

@@ -14,7 +14,7 @@ def against_tokens(points: dict[str, list[tuple[float, Estimate]]], path: Path) 
     """One line for each row, over both sizes of the model and all budgets.
 
     Args:
-        points: as `reproduce.report.fresh.trend` gives them, at least one row.
+        points: as `reproduce.report.best.trend` gives them, at least one row.
         path: of the file.
     """
     figure, ax = panels(1, 1, 4.2)

@@ -8,7 +8,7 @@ from helpers import a_record
 from paper_figures import trend
 from reproduce.experiments import table2
 from reproduce.models.rows import TABLE2_ALLOCATIONS, Row
-from reproduce.report import fresh, headline, results
+from reproduce.report import best, fresh, headline, results
 from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED
 from reproduce.store.records import Record
 
@@ -42,13 +42,13 @@ def study(gap: float, spread: float = 0.0, **more) -> list[Record]:
     """Two rows: two rates and a norm tried with seed 0, the best of them again with the seeds that judge."""
     tried = [
         a_run(row, 0, loss, rate=rate, test=False, **more)
-        for row, best in ((MHA, 4.0), (TUCKER, 4.0 + gap))
+        for row, lowest in ((MHA, 4.0), (TUCKER, 4.0 + gap))
         for plain in (row,)
-        for row, rate, loss in ((plain, 2.4e-3, best + 0.2), (plain, 4.8e-3, best + 0.1), (plain.normed(), 9.6e-3, best))
+        for row, rate, loss in ((plain, 2.4e-3, lowest + 0.2), (plain, 4.8e-3, lowest + 0.1), (plain.normed(), 9.6e-3, lowest))
     ]
     judged = [
-        a_run(row.normed(), seed, best + spread * (seed % 2) * (row is TUCKER), rate=9.6e-3, **more)
-        for row, best in ((MHA, 4.0), (TUCKER, 4.0 + gap))
+        a_run(row.normed(), seed, lowest + spread * (seed % 2) * (row is TUCKER), rate=9.6e-3, **more)
+        for row, lowest in ((MHA, 4.0), (TUCKER, 4.0 + gap))
         for seed in JUDGES
     ]
     return tried + judged
@@ -104,30 +104,30 @@ def test_without_a_test_text_there_is_no_table():
 
 
 def test_a_setting_names_norms_clip_and_rate():
-    (best,) = fresh.at_best([a_run(Row("MLA", latent=128).normed(), 0, 4.0)], "table2", "gpu-fresh")
-    assert [fresh.setting_of(own) for own in best.values()] == ["latent norms, 0.0048"]
+    (rows,) = best.at_best([a_run(Row("MLA", latent=128).normed(), 0, 4.0)], "table2", "gpu-fresh")
+    assert [fresh.setting_of(own) for own in rows.values()] == ["latent norms, 0.0048"]
     clipped = a_run(MHA, 0, 4.0)
     clipped.config["train"]["qk_clip"] = 100.0
-    (best,) = fresh.at_best([clipped], "table2", "gpu-fresh")
-    assert fresh.setting_of(best["MHA"]) == "QK-clip 100, 0.0048"
+    (rows,) = best.at_best([clipped], "table2", "gpu-fresh")
+    assert fresh.setting_of(rows["MHA"]) == "QK-clip 100, 0.0048"
 
 
 def test_tokens_per_parameter_leave_the_embedding_out():
     d, n = 768, 1980 * 32 * 1024
     blocks = 12 * (12 * d**2 + 4 * d)  # attention 4 d², MLP 8 d², two norms with bias; no other biases
-    assert fresh.tokens_per_parameter(a_run(MHA, 0, 4.0)) == pytest.approx(n / blocks, rel=1e-3)
-    assert fresh.tokens_per_parameter(a_run(MHA, 0, 4.0, narrower=4)) == pytest.approx(12.2, abs=0.2)
-    assert fresh.tokens_per_parameter(a_run(TUCKER, 0, 4.0)) > 1.3 * fresh.tokens_per_parameter(a_run(MHA, 0, 4.0))  # control
+    assert best.tokens_per_parameter(a_run(MHA, 0, 4.0)) == pytest.approx(n / blocks, rel=1e-3)
+    assert best.tokens_per_parameter(a_run(MHA, 0, 4.0, narrower=4)) == pytest.approx(12.2, abs=0.2)
+    assert best.tokens_per_parameter(a_run(TUCKER, 0, 4.0)) > 1.3 * best.tokens_per_parameter(a_run(MHA, 0, 4.0))  # control
 
 
 def test_the_trend_goes_from_few_tokens_to_many(tmp_path):
     runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + study(-0.01, steps=3960)
-    found = fresh.trend(runs)
+    found = best.trend(runs)
     assert list(found) == ["Tucker [8,64,64]"]
     tokens, estimates = zip(*found["Tucker [8,64,64]"])
     assert list(tokens) == sorted(tokens) and tokens[1] == pytest.approx(2 * tokens[0])
     assert [round(e.value, 3) for e in estimates] == [-0.05, -0.01, 0.02]
-    assert fresh.trend(study(-0.05)) == {}  # one budget is no trend
+    assert best.trend(study(-0.05)) == {}  # one budget is no trend
     trend.against_tokens(found, tmp_path / "trend.png")
     assert (tmp_path / "trend.png").stat().st_size > 10_000
 

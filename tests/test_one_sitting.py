@@ -96,6 +96,22 @@ def slides_of(path: Path, out: Path, command: str) -> list[str]:
     return re.findall(r"<section>(?!\s*<section)(.*?)</section>", page, re.DOTALL)
 
 
+def fetched(page: str) -> list[str]:
+    """The addresses that a browser asks when it opens the page."""
+    return re.findall(r"""(?:<(?:script|link|img)[^>]*(?:src|href)=|\bimport\b[^"']*)["'](https?:[^"']*)""", page)
+
+
+def test_what_slides_fetch_is_what_teaching_says():
+    assert "reveal.js with its styles, and MathJax with its fonts" in TEACHING
+    for control in (
+        "<script defer src='https://a.org/jquery.js'>",
+        "import mermaid from 'https://a.org/m.mjs'",
+        '<link href="https://a.org">',
+    ):
+        assert len(fetched(control)) == 1
+    assert fetched("<a href='https://a.org'>a</a> <img src='data:image/png;base64,AAAA'> <script src='reveal.js'>") == []
+
+
 def test_each_text_cell_begins_a_slide_with_the_code_below_it(tmp_path):
     kinds = [(cell["cell_type"], cell["metadata"]["slideshow"]["slide_type"]) for cell in NOTEBOOK["cells"]]
     assert {kind for which, kind in kinds if which == "code"} == {"-"}
@@ -104,6 +120,8 @@ def test_each_text_cell_begins_a_slide_with_the_code_below_it(tmp_path):
     slides = slides_of(FOLDER / f"{NAME}.ipynb", tmp_path, recipe("slides"))
     assert len(slides) == len(texts) == 12
     assert sum("data:image/png" in slide for slide in slides) == 2  # pictures are in the page, not beside it
+    page = (tmp_path / f"{NAME}.slides.html").read_text(encoding="utf-8")
+    assert {re.search(r"reveal\.js@|mathjax/", address)[0] for address in fetched(page)} == {"reveal.js@", "mathjax/"}
     joined = copy.deepcopy(NOTEBOOK)  # control
     joined["cells"][2]["metadata"] = {}
     (tmp_path / f"{NAME}.ipynb").write_text(json.dumps(joined), encoding="utf-8")
@@ -121,7 +139,7 @@ def minutes_needed(notebook: dict) -> dict[str, float]:
             heading = re.search(r"^## (?:The )?(\w+)", source(cell), re.MULTILINE)
             section = heading[1] if heading else section
             needed[section] = needed.get(section, 0) + words(source(cell)) / WORDS_A_MINUTE
-        elif ".check_" not in source(cell):  # exercises have minutes of their own
+        elif ".check_" not in source(cell) and cell["id"] != "install":  # exercises have minutes of their own
             needed[section] += MINUTES_A_CELL
     return needed
 

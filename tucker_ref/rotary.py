@@ -11,13 +11,12 @@ ordinary rotary embeddings exact for Tucker Attention:
 """
 
 import torch
-from torch import nn
 
 from .checks import check_blocks, check_even, check_pairing, check_positive, check_turned
-from .rope_frequencies import constants, cos_sin, schedule
+from .rope_frequencies import Angles, constants, schedule
 
 
-class Rotary(nn.Module):
+class Rotary(Angles):
     """Turns channel pairs by position times frequency.
 
     Args:
@@ -37,7 +36,6 @@ class Rotary(nn.Module):
         self.width, self.pairing = 2 * len(frequencies), pairing
         self.blocks = (self.width,) if blocks is None else tuple(blocks)
         check_blocks(self.blocks, self.width)
-        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn, recurse=True):
@@ -55,34 +53,33 @@ class Rotary(nn.Module):
             positions: (n,), or (b, n) where sequences differ.
 
         Returns:
-            Like x.
+            Like x; the heads of one token lie side by side in memory, as the products before and after attention have them.
 
         Raises:
             ValueError: for another width, or positions of another shape or device.
         """
         check_turned(x, positions, self.width)
         cos, sin = self.cos_sin(positions, x.dtype)  # ([b,] n, width / 2)
-        if positions.ndim == 2 and x.ndim == 4:
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (b, 1, n, width / 2)
+        if x.ndim == 3:
+            return self._turned(x, cos, sin)
+        return self._turned(x.transpose(1, 2), cos.unsqueeze(-2), sin.unsqueeze(-2)).transpose(1, 2)
+
+    def _turned(self, x, cos, sin):
         first, second = self.pairs(x)
         return self.unpaired(first * cos - second * sin, second * cos + first * sin)
-
-    def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of every pair's angle, ([b,] n, width / 2) each."""
-        return cos_sin(positions, self.frequencies, dtype)
 
     def pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The first and the second channel of every pair.  x: (..., width).  Returns: (..., width / 2) each."""
         # By slices and not by a list of channels, whose gradient would be a slow scatter.
         apart = (lambda y: y.chunk(2, -1)) if self.pairing == "half" else (lambda y: y.unflatten(-1, (-1, 2)).unbind(-1))
         first, second = zip(*(apart(block) for block in x.split(self.blocks, dim=-1)))
-        return torch.cat(first, dim=-1), torch.cat(second, dim=-1)
+        return joined(first), joined(second)
 
     def unpaired(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """The inverse of `pairs`: every channel back in its place."""
         together = torch.cat if self.pairing == "half" else (lambda pair, dim: torch.stack(pair, dim).flatten(-2))
         halves = [block // 2 for block in self.blocks]
-        return torch.cat([together(pair, -1) for pair in zip(first.split(halves, -1), second.split(halves, -1))], dim=-1)
+        return joined([together(pair, -1) for pair in zip(first.split(halves, -1), second.split(halves, -1))])
 
     @classmethod
     def heads(cls, head_dim: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
@@ -114,3 +111,8 @@ class Rotary(nn.Module):
         check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))
+
+
+def joined(blocks) -> torch.Tensor:
+    """Side by side in the last axis; one alone as it is, which torch.cat would copy."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)

@@ -237,14 +237,15 @@ def masks(tables: dict[str, np.ndarray]) -> Figure:
     figure, axes = panels(1, len(tables), (8.5, 2.8), grid=False)
     for ax, (name, table) in zip(axes, tables.items()):
         ax.imshow(table, cmap="Greys", vmin=0, vmax=1.3)
-        ax.set(title=name, xlabel="source m", ylabel="query n", xticks=range(table.shape[1]), yticks=range(len(table)))
+        n, m = table.shape
+        ax.set(title=name, xlabel="source m", ylabel="query n", xticks=range(m))
+        ax.set_yticks(range(n), range(m - n, m))  # the last n of m tokens
     return legible(figure)
 
 
 def routing(core: np.ndarray, width: int) -> Figure:
-    """02, 03: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
-    heads = len(core)
-    figure, axes = panels(1, heads, (1.7 * heads if heads > 3 else 7.5, 2.7), grid=False, sharey=True)
+    """02: slices of a core (head, query channel, key channel) of zeros and ones; black is one, lines part heads."""
+    figure, axes = panels(1, len(core), (2.5 * len(core), 2.7), grid=False, sharey=True)
     for head, (ax, table) in enumerate(zip(axes, core)):
         ax.imshow(table, cmap="Greys", vmin=0, vmax=1)
         ax.set(title=f"Head {head}", xlabel="key channel")
@@ -780,7 +781,7 @@ def mode_shares(shares: dict[str, dict[str, tuple[float, float]]]) -> Figure:
         ax.plot(x, [both[1] for both in modes.values()], markerfacecolor="white", **look)
     ax.set_xticks(range(len(modes)), list(modes))
     ax.grid(axis="x", visible=False)
-    ax.set(ylim=(0, 1.05), ylabel="effective rank / size")
+    ax.set(ylim=(0, 1.05), ylabel="effective rank / size", title="Filled: of singular values; open: of their squares")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1)
     return legible(figure)
 
@@ -803,7 +804,7 @@ def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) 
 
 def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
     """10: losses of each row by learning rate, the rows as they are beside those with norms."""
-    figure, axes = panels(1, 2, (10.5, 4.2), sharex=True, sharey=True)
+    figure, axes = panels(1, 2, (10.5, 5), sharex=True, sharey=True)
     every = sorted({rate for line in losses.values() for rate in line})
     for ax, title in zip(axes, ("As they are", "With norms")):
         chosen = [name for name in losses if name.endswith("norms") or name.endswith("-norm")]
@@ -814,7 +815,7 @@ def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
         ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
         ax.minorticks_off()
         ax.set(title=title, xlabel="learning rate × 1000")
-        ax.legend(loc="upper center", fontsize=8)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9)  # below: lines go everywhere
     axes[0].set_ylabel("validation loss (nats/token)")
     return legible(figure)
 

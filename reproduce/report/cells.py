@@ -5,6 +5,7 @@ from .pairs import paired_difference
 from .query import diverged, largest_logit, losses_of
 from .words import divergence, mean_and_spread, signed
 
+BOLD = "Validation loss in nats per token, each row's best in bold."
 UNKNOWN = "The paper's losses are not available to us."
 
 

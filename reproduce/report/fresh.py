@@ -1,25 +1,18 @@
 """Tables of Muon on fresh text: each row by learning rate, each at its best on text that was held back, and what else its parameters
 could be spent on."""
 
-import functools
-import json
 from collections.abc import Callable
-
-import torch
 
 from ..experiments import table2
 from ..models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST
-from ..models.sizes import count_parameters
 from ..store.records import Record
-from ..train.language import build_model
-from .cells import above_cell, loss_cell
-from .gpu import BOLD
-from .judge import Best, Estimate, at_their_best, between_seeds, broken, loss_difference, on_test_text
+from .best import BASE, at_best, tokens_per_parameter
+from .cells import BOLD, above_cell, loss_cell
+from .judge import Best, Estimate, between_seeds, broken, loss_difference, on_test_text
 from .markdown import Table, markdown
 from .query import BUDGETS, budget_of, fresh_runs, grouped, mean_loss, of_one_budget, runs_of
 from .words import divergence, mean_and_spread, seeds_in_words, signed, tokens_of
 
-BASE = "MHA"
 TITLES = {"table2": "GPT-2", "table3": "Llama"}
 
 # By learning rate.
@@ -80,24 +73,6 @@ def _text(runs: list[Record]) -> str:
 
 
 # Each row at its best.
-
-
-def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[str, Best]]:
-    """The rows whose best setting was judged on a test text.
-
-    Args:
-        records: all that there are.
-        experiment: "table2" or "table3".
-        preset: of it.
-
-    Returns:
-        For each budget that has some, by row, from the largest attention to the smallest.
-    """
-    found = []
-    for runs in grouped(runs_of(records, experiment, preset), budget_of).values():
-        best = {row: own for row, own in at_their_best(runs).items() if any(map(on_test_text, own.runs))}
-        found.append(dict(sorted(best.items(), key=lambda item: -item[1].runs[0].attention_parameters)))
-    return [best for best in found if best]
 
 
 def best_tables(experiment: str, preset: str, records: list[Record]) -> list[Table]:
@@ -174,43 +149,6 @@ def transfer_cell(runs: list[Record], base: list[Record], name: str) -> str:
 
 def _interval(estimate: Estimate) -> str:
     return f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
-
-
-# Against tokens per parameter.
-
-
-def tokens_per_parameter(record: Record) -> float:
-    """Tokens that a run is trained on, for each parameter beside the embedding."""
-    tokens = record.steps * record.train["batch_size"] * record.config["context"]
-    return tokens / _beside_embedding(json.dumps(record.config))
-
-
-@functools.cache
-def _beside_embedding(config: str) -> int:
-    """Parameters of all blocks.  config: as JSON."""
-    with torch.device("meta"):
-        return count_parameters(build_model(json.loads(config)).blocks)
-
-
-def trend(records: list[Record]) -> dict[str, list[tuple[float, Estimate]]]:
-    """How far each row of Table 2 is from multi-head attention, the more tokens there are for each parameter.
-
-    Args:
-        records: all that there are.
-
-    Returns:
-        By row, from few tokens to many: those for each parameter of the multi-head model, and the difference of test losses. Empty
-        where no two budgets have one.
-    """
-    points: dict[str, list[tuple[float, Estimate]]] = {}
-    for preset in ("gpu-fresh", "gpu-fresh-narrow"):
-        for best in at_best(records, "table2", preset):
-            base = best[BASE].runs if BASE in best else []
-            for row, own in best.items():
-                if base and row != BASE and (estimate := loss_difference(own.runs, base)):
-                    points.setdefault(row, []).append((tokens_per_parameter(base[0]), estimate))
-    several = {row: sorted(own, key=lambda point: point[0]) for row, own in points.items() if len(own) > 1}
-    return several
 
 
 # Where the parameters should go.

@@ -6,7 +6,7 @@ from ..experiments.ablations import CASES, CURES, ROW
 from ..store.records import Record
 from ..train.language import method_of
 from ..train.recipes import Recipe
-from .cells import above_cell, logit_cell, loss_cell
+from .cells import BOLD, above_cell, logit_cell, loss_cell
 from .markdown import Table, markdown
 from .query import (
     BUDGETS,
@@ -23,8 +23,6 @@ from .query import (
     sweep_runs,
 )
 from .words import change_of, seeds_in_words, tokens_of
-
-BOLD = "Validation loss in nats per token, each row's best in bold."
 
 
 def sweep_table(records: list[Record]) -> list[Table]:

@@ -3,11 +3,12 @@
 import statistics
 
 from ..store.records import Record
-from . import fresh
+from .best import BASE, at_best
 from .cells import above_cell
 from .claims import verdicts
 from .exactness import comparisons, worst_error
 from .findings import TIMED_BESIDE, best_vision_runs, decays, mode_ranks, of_a_tenth
+from .fresh import difference_cells, setting_of, test_loss_cell
 from .judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED, Best, together
 from .judge import SEEDS as ENOUGH
 from .ledger import SIZE_TOLERANCE, short
@@ -75,27 +76,27 @@ def headline(records: list[Record]) -> str:
 
 def _judged_at_best(records: list[Record]) -> dict[str, Best]:
     """Of the budget with the most runs, the rows that enough seeds judge; empty where multi-head attention is none of them."""
-    budgets = fresh.at_best(records, "table2", "gpu-fresh")
+    budgets = at_best(records, "table2", "gpu-fresh")
     best = max(budgets, key=lambda best: sum(len(own.runs) for own in best.values()), default={})
     enough = {row: own for row, own in best.items() if len(own.runs) >= ENOUGH and not diverged(own.runs)}
-    return enough if fresh.BASE in enough else {}
+    return enough if BASE in enough else {}
 
 
 def _at_best(best: dict[str, Best]) -> str:
-    base = best[fresh.BASE].runs
+    base = best[BASE].runs
     parameters, (_, cache) = base[0].attention_parameters, megabytes(base[0])
     lines = []
     for row, own in best.items():
         shares = (own.runs[0].attention_parameters / parameters, megabytes(own.runs[0])[1] / cache)
-        lines.append([row, *(f"{100 * share:.0f}" for share in shares), fresh.setting_of(own), fresh.test_loss_cell(own.runs)])
-        lines[-1] += fresh.difference_cells(own.runs, base)
+        lines.append([row, *(f"{100 * share:.0f}" for share in shares), setting_of(own), test_loss_cell(own.runs)])
+        lines[-1] += difference_cells(own.runs, base)
     settings = sorted({own.settings for own in best.values()})
     title = (
         f"**GPT-2 at the paper's shape with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: "
         f"{tokens_of(base)}, read once.** Losses on a test text."
     )
     sizes = [f"attention, % of {parameters / 1e6:.1f}M", f"cache, % of {cache:.1f} MB"]
-    header = ["row", *sizes, "setting", "loss", f"minus {fresh.BASE}'s [95 % interval]", "that is"]
+    header = ["row", *sizes, "setting", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
     return f"{title}\n\n{markdown(header, lines)}"
 
 

@@ -66,6 +66,7 @@ class Row(Part):
     qk_norm: Literal["head", "all"] | None = None
     latent_norm: bool = False
     post_ranks: Ranks = []
+    rope_dim: Count = 0
 
 
 class Train(Part):
@@ -623,6 +624,32 @@ class DecodeMetrics(Part):
     milliseconds: Annotated[dict[Annotated[str, Field(pattern=r"^[1-9]\d{0,14}$")], Above], Field(min_length=1)]
 
 
+class GenerationConfig(Shape):
+    """A whole model that writes."""
+
+    model: Line
+    row: Row
+    way: Line
+    context: Size
+    batch: Size
+    steps: Size
+    repeats: Size
+    precision: Line
+
+
+class Generating(Part):
+    """Its speed and memory."""
+
+    milliseconds: Above
+    tokens_per_second: Above
+    parameters: Size
+    cache_megabytes: Above
+    megabytes: Above | None
+    largest_batch: Count
+    error: Amount = 0.0
+    error_float64: Amount = 0.0
+
+
 class Copied(Part):
     """What the device itself reaches, of copies."""
 
@@ -696,11 +723,50 @@ class Timed(Part):
     error: Amount = 0.0
 
 
+<<<<<<< HEAD
 class LayerTime(Timed):
     """With what was computed and moved, for a roofline."""
 
     flops: Size
     bytes: Size
+=======
+class MemoryCase(Part):
+    """A stack of layers, and how much of it is kept between the passes."""
+
+    row: Line
+    backend: Line
+    way: Line
+    layers: Size
+
+
+class MemoryTime(Timed):
+    """The stack's time, and what it keeps."""
+
+    kept_megabytes: Above | None
+
+
+class CurveCase(Part):
+    """One layer, counted, where one of its sizes has some value."""
+
+    along: Literal["d", "n_H", "N"]
+    value: Size
+    row: Line
+    parameters: Size
+    cache_bytes: Size
+
+
+class CurveTime(Timed):
+    """Its training, and one token against its cache."""
+
+    microseconds: Above
+
+
+class StepCase(ModelCase):
+    """One step of a whole model at its largest batch."""
+
+    way: Line
+    tokens: Size
+>>>>>>> main
 
 
 class DecodeTime(Part):
@@ -722,11 +788,18 @@ class ModelTime(Timed):
     share_of_matmul: Amount
 
 
+<<<<<<< HEAD
 class SpeedConfig(Part):
     """How all sections were timed."""
 
     dtype: Line
     repeats: Size
+=======
+class StepTime(ModelTime):
+    """The largest batch that fits, and its step."""
+
+    batch: Size
+>>>>>>> main
 
 
 class SpeedMetrics(Part):
@@ -738,8 +811,11 @@ class SpeedMetrics(Part):
 SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a section says, and those that were timed
     "layers": (LayerCase, LayerTime),
     "contexts": (ContextCase, Timed),
+    "memory": (MemoryCase, MemoryTime),
     "decode": (DecodeCase, DecodeTime),
     "models": (ModelCase, ModelTime),
+    "step": (StepCase, StepTime),
+    "curves": (CurveCase, CurveTime),
 }
 
 
@@ -918,6 +994,8 @@ def kind_of(entry: Entry) -> Kind:
         return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
         return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
+    if entry.experiment == "generation_speed":
+        return GenerationConfig, Refused if "refused" in entry.metrics else Generating, None
     return REST.get(entry.experiment, (Part, Part, None))
 
 

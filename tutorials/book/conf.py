@@ -7,6 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from tutorials.book import interactive, online
 from tutorials.book.chapters import as_chapter
 
 MATHJAX = Path(importlib.util.find_spec("mathjax").submodule_search_locations[0])  # from the package django-static-mathjax
@@ -23,7 +24,7 @@ myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_ipywidgets_js = {}  # widgets would be fetched from another host; their static pictures are shown
+nb_ipywidgets_js = {}  # widgets would be fetched from another host; the page `interactive` has what needs sliders
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 
 mathjax_path = "tex-svg-full.js"  # one file: glyphs are drawn as paths, no font is fetched
@@ -36,12 +37,12 @@ napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = project
-html_static_path = ["book.css", str(MATHJAX / "static/mathjax/es5" / mathjax_path)]
+html_static_path = ["book.css", str(interactive.STATIC), str(MATHJAX / "static/mathjax/es5" / mathjax_path)]
 html_css_files = ["book.css"]
 html_copy_source = False
 html_use_index = html_domain_indices = False
 html_context = {"default_mode": "auto"}  # light or dark as the system has it
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2} | online.launch_buttons(online.repository())
 
 
 def as_restructured_text(app, what, name, obj, options, lines):
@@ -69,6 +70,13 @@ def show_chapter(app, name, source):
     source[0] = as_chapter(source[0], Path(app.env.doc2path(name)))
 
 
+def write_numbers(app, error):
+    """What the interactive page shows, from the records of the day."""
+    if error is None:
+        interactive.write_numbers(Path(app.outdir) / "_static")
+
+
 def setup(app):
+    app.connect("build-finished", write_numbers)
     app.connect("source-read", show_chapter)
     app.connect("autodoc-process-docstring", as_restructured_text, priority=900)  # after napoleon

@@ -98,8 +98,8 @@ def check_mode(answer) -> bool:
 
 def check_partner(answer) -> bool:
     mistakes = {
-        "that would be so if heads were dealt out in turn; see which columns are black": 0,
-        "head 4 begins the third group; see which columns are black": 4,
+        "that would be so if heads were dealt out in turn; see which columns have ones": 0,
+        "head 4 begins the third group; see which columns have ones": 4,
         "another head than 3 itself": 3,
     }
     return judge_value(answer, 2, mistakes, "both have their ones in the columns 4 to 7: the second group")
