@@ -723,13 +723,13 @@ class Timed(Part):
     error: Amount = 0.0
 
 
-<<<<<<< HEAD
 class LayerTime(Timed):
     """With what was computed and moved, for a roofline."""
 
     flops: Size
     bytes: Size
-=======
+
+
 class MemoryCase(Part):
     """A stack of layers, and how much of it is kept between the passes."""
 
@@ -766,7 +766,6 @@ class StepCase(ModelCase):
 
     way: Line
     tokens: Size
->>>>>>> main
 
 
 class DecodeTime(Part):
@@ -788,18 +787,17 @@ class ModelTime(Timed):
     share_of_matmul: Amount
 
 
-<<<<<<< HEAD
+class StepTime(ModelTime):
+    """The largest batch that fits, and its step."""
+
+    batch: Size
+
+
 class SpeedConfig(Part):
     """How all sections were timed."""
 
     dtype: Line
     repeats: Size
-=======
-class StepTime(ModelTime):
-    """The largest batch that fits, and its step."""
-
-    batch: Size
->>>>>>> main
 
 
 class SpeedMetrics(Part):
