@@ -55,7 +55,8 @@ def learning_curves(records: list[Record], experiment: str, path: Path) -> None:
     )
     if ends:
         low, high = (f([f(values) for values in later]) for f in (np.min, np.max))
-        right.set(ylim=(low - (high - low) / 10, high + (high - low) / 10))
+        if margin := (high - low) / 10:  # none where all curves are one: matplotlib's own limits then
+            right.set(ylim=(low - margin, high + margin))
     else:  # nothing to compare with
         right.remove()
     describe(figure, title, caption)

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 
 from paper_figures import __main__ as figures_main
-from paper_figures import differences, labels, layers, sizes, speed, style
+from paper_figures import curves, differences, labels, layers, sizes, speed, style
 from reproduce.report import judge, pairs
 from reproduce.report.query import runs_of, settled
 from reproduce.store import records
@@ -217,3 +217,16 @@ def test_every_case_of_decoding_is_named_once():
     ]
     cases = {(r["side"], r["context"], r["batch"]) for r in rows}
     assert len(named) == len(set(named)) == len(cases) > len(speed.decode_points(rows))
+
+
+def test_a_flat_curve_is_drawn_without_a_warning(monkeypatch, tmp_path):
+    """All rows lose alike at every step: there is no range to leave a margin in, and matplotlib would warn of limits that coincide."""
+    runs = records.load(records.COMMITTED, "table2", "smoke")
+    flat = [
+        dataclasses.replace(r, metrics=r.metrics | {"curve": [[n, 1.0, 1.0] for n, *_ in r.metrics["curve"]]}) for r in runs
+    ]
+    seen = []
+    monkeypatch.setattr(style, "write", lambda figure, path, **_: (seen.append(figure.axes[1].get_ylim()), plt.close(figure)))
+    for some in (flat, runs):
+        curves.learning_curves(some, "table2", tmp_path / "c.png")
+    assert seen[0][0] < 0 < seen[0][1] and seen[1] != seen[0]

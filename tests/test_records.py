@@ -227,3 +227,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "table1.sizes.json")
     with pytest.raises(ValueError, match="table1.sizes.json is not a record file: it is no regular file"):
         records.load(tmp_path)
+
+
+def test_a_path_that_is_no_text_leaves_a_record_that_is_read_again(tmp_path):
+    for name in ("plain", "caf\udce9"):
+        command = f"python -m reproduce table1 --records {name}"
+        records.append(
+            tmp_path, dataclasses.replace(a_record(experiment="table1", preset="sizes"), id=name[:4], command=command)
+        )
+    assert [r.command.split()[-1] for r in records.load(tmp_path)] == ["plain", "caf\ufffd"]

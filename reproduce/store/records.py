@@ -229,7 +229,7 @@ def append(folder: Path, record: Record, *, replace: bool = False) -> None:
     if record.experiment not in EXPERIMENTS:
         raise ValueError(f"no experiment is called {record.experiment}; there are: {', '.join(EXPERIMENTS)}")
     path = folder / f"{record.experiment}.{record.preset}.json"
-    entry = {name: getattr(record, name) for name in FIELDS} | record.more
+    entry = _legible({name: getattr(record, name) for name in FIELDS} | record.more)
     with locked(folder):
         entries = _read(path) if path.exists() else []
         known = [e["id"] for e in entries]
@@ -244,6 +244,15 @@ def append(folder: Path, record: Record, *, replace: bool = False) -> None:
         except ValueError:
             raise ValueError(f"{path}: {record.method} measured NaN or infinity, which is not recorded") from None
         write_atomically(path, lambda file: file.write(f"[\n{lines}\n]\n".encode()))
+
+
+def _legible(entry: dict) -> dict:
+    """The entry with the bytes of paths that are no text as U+FFFD: a page could not show them."""
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+        return entry
+    except UnicodeEncodeError:
+        return json.loads(json.dumps(entry, ensure_ascii=False).encode(errors="surrogateescape").decode(errors="replace"))
 
 
 def done(folder: Path, identity: str) -> bool:

@@ -723,6 +723,13 @@ class Timed(Part):
     error: Amount = 0.0
 
 
+class LayerTime(Timed):
+    """With what was computed and moved, for a roofline."""
+
+    flops: Size
+    bytes: Size
+
+
 class MemoryCase(Part):
     """A stack of layers, and how much of it is kept between the passes."""
 
@@ -759,13 +766,6 @@ class StepCase(ModelCase):
 
     way: Line
     tokens: Size
-
-
-class LayerTime(Timed):
-    """With what was computed and moved, for a roofline."""
-
-    flops: Size
-    bytes: Size
 
 
 class DecodeTime(Part):
