@@ -85,6 +85,11 @@ def test_compiled_blocks_can_be_shared_too(curves, alone, sharding):
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_queries_can_be_made_again_by_several_workers(curves, alone, sharding):
+    assert furthest(curves[f"again {sharding}"], alone[torch.float64]) < BOUND[torch.float64]
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_muon_takes_the_same_steps_whoever_shares_the_work(curves, alone, tmp_path, sharding):
     """Its matrices must be whole to be made orthogonal, wherever their parts lie."""
     expected = toy.run(Workers(), torch.float64, tmp_path / "muon.pt", muon=True)

@@ -19,15 +19,19 @@ TUCKER = Row("Tucker", ranks=(8, 8, 8))
 def test_every_section_is_recorded(tmp_path):
     speed.run(Options("smoke", tmp_path, tmp_path / "records"))
     found = {r.method: r.metrics["rows"] for r in records.load(tmp_path / "records", "speed")}
-    assert list(found) == ["limits", "layers", "contexts", "memory", "decode", "models"]
+    assert list(found) == ["limits", "layers", "contexts", "memory", "decode", "models", "step", "curves"]
     assert {row["what"] for row in found["limits"]} == {"copy", "matmul"}
     assert len(found["layers"]) == len(SHAPE.rows) * 2 and all(row["milliseconds"] > 0 for row in found["layers"])
     assert {row["tokens"] for row in found["contexts"]} == {32, 64}
-    assert [(row["row"], row["again"]) for row in found["memory"]] == [
-        ("MHA", False),
-        ("Tucker [8,8,8]", False),
-        ("Tucker [8,8,8]", True),
-    ]
+    both = [(row, way) for row in ("MHA", "Tucker [8,8,8]") for way in speed.WAYS]
+    assert [(row["row"], row["way"]) for row in found["memory"]] == both
+    assert [(row["row"], row["way"]) for row in found["step"]] == [(row, way) for row, way in both if way in speed.WAYS[:2]]
+    assert all(row["batch"] == SHAPE.batch and row["tokens_per_second"] > 0 for row in found["step"])
+    assert len(found["curves"]) == 3 * 3 * 2 and all(row["microseconds"] > 0 for row in found["curves"])
+    table = speed_report.curve_table(found["curves"])
+    assert "| d 24 to 96 | MHA | 2.00 (0%) | 1.00 (0%) |" in table  # 4 d^2 parameters, 2 d a token
+    assert "| N 16 to 64 | Tucker [2,8,8] | 0.00 (0%) | 1.00 (0%) |" in table and "| — |" in table  # a CPU counts no memory
+    assert [path.name for path in tmp_path.iterdir()] == ["records"]  # nothing of a section that ended is left
     assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32"}
     assert all(row["share_of_matmul"] > 0 for row in found["models"])
 
@@ -43,13 +47,111 @@ def test_a_section_that_is_broken_off_leaves_the_record_that_was_there(tmp_path,
     before = records.load(tmp_path / "records", "speed")
 
     def stopped(*_):
-        yield {"what": "copy", "gigabytes_per_second": 1.0}
+        yield {"what": "copy"}, lambda: {"gigabytes_per_second": 1.0}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(speed, "limit_rows", stopped)
     with pytest.raises(KeyboardInterrupt):
         speed.run(options)
     assert records.load(tmp_path / "records", "speed") == before
+
+
+def counted(stop: int, config: dict, partial) -> tuple[list[dict], int]:
+    """The rows of a section of four, and how many of them were measured; it is stopped at one of them."""
+    measured = []
+
+    def measure(number):
+        if number == stop:
+            raise KeyboardInterrupt
+        measured.append(number)
+        return {"value": 10 * number}
+
+    try:
+        rows, _ = speed.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config)
+    except KeyboardInterrupt:
+        rows = []
+    return rows, len(measured)
+
+
+def test_a_section_that_is_stopped_goes_on_where_it_was(tmp_path):
+    partial = tmp_path / "toy.json"
+    assert counted(2, {"device": "A"}, partial) == ([], 2)
+    whole = [{"number": n, "value": 10 * n} for n in range(4)]
+    assert counted(-1, {"device": "A"}, partial) == (whole, 2)
+    assert counted(-1, {"device": "B"}, partial) == (whole, 4)  # control: of another device nothing is taken over
+    partial.write_text('{"rows": 3}', encoding="utf-8")
+    with pytest.raises(ValueError, match="delete it to start this section again"):
+        counted(-1, {"device": "B"}, partial)
+
+
+@pytest.mark.parametrize("most", [4, 5, 9, 12])
+@pytest.mark.parametrize("bent", [-2.0, 0.0, 2.0], ids=["fewer", "as predicted", "more"])
+def test_the_largest_batch_fits_and_the_next_does_not(most, bent):
+    """bent: how far from the straight line through the first batch memory is where it runs out, in batches."""
+    tried = []
+
+    def peak(batch):
+        tried.append(batch)
+        return None if batch > most else 10.0 + batch
+
+    limit = 10.0 + max(4, most + bent) + 0.5
+    assert speed.largest_batch(peak, 4, 14.0, 10.0, limit) == most
+    assert most + 1 in tried and len(tried) <= 4
+
+
+def test_a_step_takes_the_largest_batch(monkeypatch):
+    def timed(shape, *_):
+        if shape.batch > 6:
+            return {"refused": "out of memory"}
+        return {"megabytes": 20e3 + 1e4 * shape.batch, "parameters": 10**9, "milliseconds": 1.0 * shape.batch}
+
+    monkeypatch.setattr(speed, "timed_model", timed)
+    preset = speed.PRESETS["smoke"]
+    found = speed.timed_step(dataclasses.replace(SHAPE, batch=4), TUCKER, True, 1.0, preset, "cpu")
+    assert found["batch"] == 6 and found["milliseconds"] == 6.0
+    refused = speed.timed_step(dataclasses.replace(SHAPE, batch=7), TUCKER, True, 1.0, preset, "cpu")
+    assert refused == {"refused": "out of memory"}
+
+
+def test_powers_are_found_and_what_is_no_power_shows():
+    sizes = [1.0, 2.0, 4.0, 8.0]
+    exponent, off = speed_report.fitted_power(sizes, [3 * n**1.5 for n in sizes])
+    assert exponent == pytest.approx(1.5, abs=1e-12) and off < 1e-12
+    assert speed_report.fitted_power(sizes, [3 + n**1.5 for n in sizes])[1] > 0.1  # control
+
+
+def test_sizes_along_the_curves_are_those_of_layers_with_memory():
+    for row in (Row("MHA"), TUCKER):
+        layer = row.build(SHAPE.d_model, SHAPE.n_heads)
+        cache = layer.new_cache(1, SHAPE.tokens, dtype=torch.bfloat16)
+        expected = {"parameters": sum(p.numel() for p in layer.parameters()), "cache_bytes": cache.nbytes}
+        assert speed.counted(SHAPE, row, torch.bfloat16) == expected
+
+
+def test_a_point_that_refuses_to_train_or_to_decode_has_a_reason(monkeypatch):
+    preset = speed.PRESETS["smoke"]
+    assert "microseconds" in speed.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu")
+    for name in ("timed_layer", "timed_decode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(speed, name, lambda *_: {"refused": "for a reason"})
+            assert speed.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu") == {"refused": "for a reason"}
+
+
+def test_tables_of_memory_and_steps_hold_ratios_to_what_keeps_all():
+    case = {"row": "MHA", "backend": "cudnn", "way": "plain", "layers": 8}
+    rows = [
+        case | {"milliseconds": 40.0, "megabytes": 3000.0, "kept_megabytes": 2000.0},
+        case | {"way": "queries again", "milliseconds": 42.0, "megabytes": 1500.0, "kept_megabytes": 1000.0},
+        case | {"way": "budget 0.6", "refused": "out of memory"},
+        case | {"row": "MQA", "milliseconds": 1.0, "megabytes": None, "kept_megabytes": None},
+    ]
+    lines = speed_report.memory_table(rows).splitlines()[2:]
+    assert "42.0 (1.05) | 1,000 (0.50) | 1,500 (0.50)" in lines[1]
+    assert lines[2].endswith("| refused | refused | refused |") and lines[3].endswith("| 1.0 (1.00) | — | — |")
+    step = {"model": "LLaMA", "row": "MHA", "way": "plain", "tokens": 4096, "batch": 8, "milliseconds": 500.0}
+    step |= {"tokens_per_second": 64e3, "megabytes": 79e3}
+    table = speed_report.step_table([step, step | {"batch": 12, "tokens_per_second": 66e3}])
+    assert "sequences of 4,096" in table and "12 (1.50)" in table and "66,000 (1.03)" in table
 
 
 def test_a_backend_that_refuses_has_a_reason_and_no_time():
@@ -62,10 +164,12 @@ def test_a_backend_that_refuses_has_a_reason_and_no_time():
 def test_a_stack_that_refuses_or_is_wrong_has_a_reason_and_no_time(monkeypatch):
     preset = speed.PRESETS["smoke"]
     if not torch.cuda.is_available():
-        refused = speed.timed_stack(SHAPE, TUCKER, "cudnn", False, preset, "cpu")
+        refused = speed.timed_stack(SHAPE, TUCKER, "cudnn", "plain", preset, "cpu")
         assert set(refused) == {"refused"} and "backend 'cudnn' refuses" in refused["refused"]
     monkeypatch.setattr(speed, "gate", lambda *_: 1.0)
-    assert speed.timed_stack(SHAPE, TUCKER, "math", True, preset, "cpu") == {"refused": "differs from the reference by 1.0e+00"}
+    assert speed.timed_stack(SHAPE, TUCKER, "math", "plain", preset, "cpu") == {
+        "refused": "differs from the reference by 1.0e+00"
+    }
 
 
 def test_a_wrong_backend_is_not_timed(monkeypatch):
@@ -116,6 +220,20 @@ def test_targets_are_judged_from_the_best_backend_of_each_side():
     assert verdict(sections, "LLaMA layer [32,128,128], forward")[1].startswith("missed")
 
 
+def test_targets_of_memory_are_judged_against_what_keeps_all_with_the_same_kernels():
+    def stack(way, milliseconds, megabytes, backend="cudnn"):
+        sizes = {"milliseconds": milliseconds, "megabytes": megabytes}
+        return {"row": "Tucker [32,64,64]", "backend": backend, "way": way, **sizes}
+
+    rows = [stack("plain", 10.0, 1000.0), stack("queries again", 10.4, 500.0), stack("plain", 1.0, 1.0, "triton")]
+    assert verdict({"memory": rows}, "[32,64,64], queries made again: peak") == ("0.5", "met")
+    assert verdict({"memory": rows}, "[32,64,64], queries made again: time") == ("1.04", "met")
+    assert verdict({"memory": rows}, "[32,128,128], queries made again: time") is None
+    rows[1] = stack("queries again", 11.0, 600.0)  # control
+    assert verdict({"memory": rows}, "[32,64,64], queries made again: peak") == ("0.6", "missed")
+    assert verdict({"memory": rows[1:]}, "[32,64,64], queries made again: time") is None
+
+
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
     q, k, v = torch.ones(1, 2, 1, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8)
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
@@ -136,7 +254,7 @@ def test_decoding_is_timed_at_the_scale_of_the_heads(monkeypatch):
         preset = dataclasses.replace(
             speed.PRESETS["smoke"], decode=((9, 1),), decode_heads=(2, width), decode_latents=(8, 32), repeats=1
         )
-        assert all("error" in row for row in speed.decode(preset, "cpu", speed.Limits(1.0, 1.0)))
+        assert all("error" in measure() for _, measure in speed.decode(preset, "cpu", speed.Limits(1.0, 1.0)))
         assert scales == {scale}  # of latents too
     assert speed.PRESETS["gpu"].decode_heads[1] ** -0.5 == 0.125
 

@@ -9,7 +9,7 @@ from .cached_attention import CachedAttention, keeps_cache, token_positions
 from .checks import check_bias, check_qk_norm, check_rotary, resolve_head_dim
 from .initialisation import initialise_heads
 from .norms import QKNorm
-from .recompute import laid_by_token
+from .recompute import laid_by_token, queries_made_again
 from .rotary import Rotary
 
 
@@ -44,6 +44,7 @@ class MultiHeadAttention(CachedAttention):
         check_rotary(rotary, self.head_dim, "head_dim")
         check_qk_norm(qk_norm)
         self.bias, self.rotary, self.qk_norm, self.scale = bias, rotary, qk_norm, self.head_dim**-0.5
+        self.recompute = False  # True makes queries, keys and values again in the backward pass, unless a cache keeps them
         inner = n_heads * self.head_dim
         self.q_proj = nn.Linear(d_model, inner, bias=bool(bias))
         self.k_proj = nn.Linear(d_model, inner, bias=bool(bias))
@@ -88,17 +89,22 @@ class MultiHeadAttention(CachedAttention):
             ValueError: for an argument that does not fit or a kernel that refuses; the cache is then as it was.
         """
         self.check_call(x, causal, mask, positions, cache, backend)
+        positions = None if self.rotary is None else token_positions(x, positions, cache)
+        options = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
+        again = self.recompute and cache is None
+        z = queries_made_again(self._attention, x, positions, cache, options, when=again)  # (b, h, n, k)
+        return self.o_proj(merge_heads(z))  # (b, n, d)
+
+    def _attention(self, x, positions, cache, options):
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)
         k = split_heads(self.k_proj(x), self.head_dim)  # (b, g, n, k), g = h in multi-head attention
         v = split_heads(self.v_proj(x), self.head_dim)  # (b, g, n, k)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
-            positions = token_positions(x, positions, cache)
             q, k = laid_by_token(self.rotary(q, positions)), self.rotary(k, positions)
         if cache is not None:
             k, v = cache.append(key=k, value=v)  # (b, g, m, k)
-        z = attend(q, k, v, scale=self.scale, causal=causal, mask=mask, backend=backend)  # (b, h, n, k)
-        return self.o_proj(merge_heads(z))  # (b, n, d)
+        return attend(q, k, v, **options)
 
 
 def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:

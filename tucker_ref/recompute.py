@@ -5,6 +5,8 @@ has of its own: queries (b, h, n, t) and outputs (b, h, n, v), while the latents
 The outputs are dear, since attention made them. The queries are cheap: one small product Q_h = P T_h, and a rotation.
 
 So `queries_made_again` keeps the latents and what the kernel gave back, its output and the logarithms of its sums, and drops the rest.
+Multi-head attention has no latents: queries, keys and values come from x again, three products as large as the layer's fourth.
+
 PyTorch calls this selective activation checkpointing: torch.compile knows it too, and does not undo it. A kernel that is not in KEPT, as
 "math", "reference" and "flex", is run again as well: right, but slower.
 """

@@ -53,15 +53,18 @@ class Rotary(Angles):
             positions: (n,), or (b, n) where sequences differ.
 
         Returns:
-            Like x.
+            Like x; the heads of one token lie side by side in memory, as the products before and after attention have them.
 
         Raises:
             ValueError: for another width, or positions of another shape or device.
         """
         check_turned(x, positions, self.width)
         cos, sin = self.cos_sin(positions, x.dtype)  # ([b,] n, width / 2)
-        if positions.ndim == 2 and x.ndim == 4:
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (b, 1, n, width / 2)
+        if x.ndim == 3:
+            return self._turned(x, cos, sin)
+        return self._turned(x.transpose(1, 2), cos.unsqueeze(-2), sin.unsqueeze(-2)).transpose(1, 2)
+
+    def _turned(self, x, cos, sin):
         first, second = self.pairs(x)
         return self.unpaired(first * cos - second * sin, second * cos + first * sin)
 
@@ -70,13 +73,13 @@ class Rotary(Angles):
         # By slices and not by a list of channels, whose gradient would be a slow scatter.
         apart = (lambda y: y.chunk(2, -1)) if self.pairing == "half" else (lambda y: y.unflatten(-1, (-1, 2)).unbind(-1))
         first, second = zip(*(apart(block) for block in x.split(self.blocks, dim=-1)))
-        return torch.cat(first, dim=-1), torch.cat(second, dim=-1)
+        return joined(first), joined(second)
 
     def unpaired(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """The inverse of `pairs`: every channel back in its place."""
         together = torch.cat if self.pairing == "half" else (lambda pair, dim: torch.stack(pair, dim).flatten(-2))
         halves = [block // 2 for block in self.blocks]
-        return torch.cat([together(pair, -1) for pair in zip(first.split(halves, -1), second.split(halves, -1))], dim=-1)
+        return joined([together(pair, -1) for pair in zip(first.split(halves, -1), second.split(halves, -1))])
 
     @classmethod
     def heads(cls, head_dim: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
@@ -108,3 +111,8 @@ class Rotary(Angles):
         check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))
+
+
+def joined(blocks) -> torch.Tensor:
+    """Side by side in the last axis; one alone as it is, which torch.cat would copy."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)

@@ -1,5 +1,9 @@
 """Speed on a GPU: in short, layer by layer, one token at a time, whole models, and every target with its verdict, of one speed run."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from ..store.records import Record
 from .markdown import Table, markdown
 from .targets import HOW_SET, TARGETS, Sections, decoding, layer
@@ -7,13 +11,20 @@ from .targets import HOW_SET, TARGETS, Sections, decoding, layer
 TITLES = {
     "layers": "**One attention layer, forward and backward, as a CUDA graph: milliseconds by backend.**",
     "contexts": "**One attention layer of LLaMA3-1B's shape by context, forward and backward: milliseconds, and the ratio to MHA's.**",
+    "memory": "**A stack of layers of LLaMA3-1B's shape, forward and backward, compiled: what it keeps in between, and its peak.**",
     "decode": "**One new token against its cache, as a CUDA graph: microseconds by backend.**",
     "models": "**One training step of a whole model, AdamW, bf16 autocast, compiled block by block.**",
+    "curves": "**One layer against its sizes: the exponent of the power law that fits best.**",
+    "step": "**The same at the largest batch that fits into 80 GB, each batch tried.**",
 }
 NOTES = {
     "layers": "Medians, the L2 cache full of other lines before each call. —: our kernel was timed for Tucker Attention's latents alone.",
     "contexts": "The batch shrinks as the context grows, so that every line has as many tokens.",
     "decode": "Medians, the L2 cache full of other lines before each call.",
+    "memory": "In brackets the ratio to the first line of the same row, which keeps all, in the same run.",
+    "curves": "Exponents of d, n_H and N, fitted to logarithms, one size varied at a time from LLaMA3-1B's layer. In brackets how far the "
+    "furthest value is from the fit. Decoding is the kernel's time on a full cache.",
+    "step": "In brackets the ratio to multi-head attention that keeps all.",
     "models": "MFU is the share of the rate at which matrix products ran in the same process.",
 }
 
@@ -25,7 +36,15 @@ def speed_tables(records: list[Record]) -> list[Table]:
         records: one per section of `reproduce speed`, all of one run.
     """
     sections = {r.method: r.metrics["rows"] for r in records}
-    drawn = {"layers": layer_table, "contexts": context_table, "decode": decode_table, "models": model_table}
+    drawn = {
+        "layers": layer_table,
+        "contexts": context_table,
+        "memory": memory_table,
+        "decode": decode_table,
+        "models": model_table,
+        "step": step_table,
+        "curves": curve_table,
+    }
     tables = [short_table(records, sections), targets_table(records, sections)]
     for name, draw in drawn.items():
         if sections.get(name):
@@ -133,6 +152,89 @@ def context_table(rows: list[dict]) -> str:
         ]
         lines.append([f"{tokens:,} x {batch}", *(cell + ratio for cell, ratio in zip(cells, ratios))])
     return markdown(["context x batch", *(f"{row}, {backend}" for row, backend in kinds)], lines)
+
+
+def memory_table(rows: list[dict]) -> str:
+    """One line per row, backend and way: milliseconds, kept and peak megabytes, each against the first line of that row.
+
+    Args:
+        rows: of the section "memory".
+    """
+    lines = []
+    for r in rows:
+        plain = next(other for other in rows if other["row"] == r["row"])
+        cells = [_against(r, plain, what, form) for what, form in (("milliseconds", ".1f"), *MEGABYTES)]
+        lines.append([f"{r['layers']} x {r['row']}", r["backend"], r["way"], *cells])
+    return markdown(["layers", "backend", "way", "ms", "kept MB", "peak MB"], lines)
+
+
+MEGABYTES = (("kept_megabytes", ",.0f"), ("megabytes", ",.0f"))
+
+
+def step_table(rows: list[dict]) -> str:
+    """One line per row and way: the largest batch, and tokens a second against the first line.
+
+    Args:
+        rows: of the section "step".
+    """
+    columns = (("batch", "d"), ("milliseconds", ",.0f"), ("tokens_per_second", ",.0f"), ("megabytes", ",.0f"))
+    lines = [
+        [f"{r['model']} {r['row']}", r["way"], *(_against(r, rows[0], what, form) for what, form in columns)] for r in rows
+    ]
+    return markdown(["model", "way", f"sequences of {rows[0]['tokens']:,}", "ms a step", "tokens/s", "peak MB"], lines)
+
+
+CURVES = {
+    "parameters": "parameters",
+    "cache_bytes": "cache",
+    "milliseconds": "training, ms",
+    "megabytes": "training, peak MB",
+    "microseconds": "decoding, µs",
+}
+
+
+def curve_table(rows: list[dict]) -> str:
+    """One line per size and row, one column per quantity: its exponent.
+
+    Args:
+        rows: of the section "curves".
+    """
+    lines = []
+    for along, row in dict.fromkeys((r["along"], r["row"]) for r in rows):
+        points = [r for r in rows if (r["along"], r["row"]) == (along, row)]
+        span = f"{along} {points[0]['value']:,} to {points[-1]['value']:,}"
+        lines.append([span, row, *(_power(points, what) for what in CURVES)])
+    return markdown(["size", "row", *CURVES.values()], lines)
+
+
+def _power(points: list[dict], what: str) -> str:
+    found = [(r["value"], r[what]) for r in points if r.get(what)]
+    if len(found) < 3:
+        return "—"
+    exponent, off = fitted_power(*zip(*found))
+    return f"{round(exponent, 2) + 0.0:.2f} ({off:.0%})"  # + 0.0: no minus before zero
+
+
+def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The straight line through the logarithms.
+
+    Args:
+        sizes, values: as many, above zero.
+
+    Returns:
+        Its slope, the exponent; and the largest relative distance of a value from it.
+    """
+    x, y = np.log(sizes), np.log(values)
+    slope, constant = np.polyfit(x, y, 1)
+    return float(slope), float(np.abs(np.expm1(y - slope * x - constant)).max())
+
+
+def _against(row: dict, first: dict, what: str, form: str) -> str:
+    """A cell, and in brackets what it is of another row's."""
+    if row.get(what) is None:
+        return "refused" if "refused" in row else "—"
+    ratio = f" ({row[what] / first[what]:.2f})" if first.get(what) else ""
+    return format(row[what], form) + ratio
 
 
 def decode_table(rows: list[dict]) -> str:

@@ -612,6 +612,44 @@ class Timed(Part):
     error: Amount = 0.0
 
 
+class MemoryCase(Part):
+    """A stack of layers, and how much of it is kept between the passes."""
+
+    row: Line
+    backend: Line
+    way: Line
+    layers: Size
+
+
+class MemoryTime(Timed):
+    """The stack's time, and what it keeps."""
+
+    kept_megabytes: Above | None
+
+
+class CurveCase(Part):
+    """One layer, counted, where one of its sizes has some value."""
+
+    along: Literal["d", "n_H", "N"]
+    value: Size
+    row: Line
+    parameters: Size
+    cache_bytes: Size
+
+
+class CurveTime(Timed):
+    """Its training, and one token against its cache."""
+
+    microseconds: Above
+
+
+class StepCase(ModelCase):
+    """One step of a whole model at its largest batch."""
+
+    way: Line
+    tokens: Size
+
+
 class DecodeTime(Part):
     """A kernel's time, and the share of the device's bandwidth that it has."""
 
@@ -631,6 +669,12 @@ class ModelTime(Timed):
     share_of_matmul: Amount
 
 
+class StepTime(ModelTime):
+    """The largest batch that fits, and its step."""
+
+    batch: Size
+
+
 class SpeedMetrics(Part):
     """Of one section: what its `speed_rows` are."""
 
@@ -641,8 +685,11 @@ SECTIONS: dict[str, tuple[type[Part], type[Part]]] = {  # what every row of a se
     "limits": (Limit, Limit),
     "layers": (LayerCase, Timed),
     "contexts": (ContextCase, Timed),
+    "memory": (MemoryCase, MemoryTime),
     "decode": (DecodeCase, DecodeTime),
     "models": (ModelCase, ModelTime),
+    "step": (StepCase, StepTime),
+    "curves": (CurveCase, CurveTime),
 }
 
 

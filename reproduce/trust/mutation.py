@@ -90,7 +90,7 @@ TESTS = {
     "rotary": ("test_rotary.py", BUILT),
     "rope_frequencies": ("test_rotary.py", BUILT),
     "gqa": ("test_mechanisms.py", "test_qk_norm.py", BUILT),
-    "mha": (*LAYERS, "test_qk_norm.py"),
+    "mha": (*LAYERS, "test_qk_norm.py", "test_recompute.py"),
     "mla": (*LAYERS, "test_rotary.py"),
     "tucker_naive": ("test_tucker_naive.py",),
     "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py"),
