@@ -91,9 +91,8 @@ class MultiHeadAttention(CachedAttention):
         self.check_call(x, causal, mask, positions, cache, backend)
         positions = None if self.rotary is None else token_positions(x, positions, cache)
         options = dict(scale=self.scale, causal=causal, mask=mask, backend=backend)
-        again = self.recompute and cache is None
-        z = queries_made_again(self._attention, x, positions, cache, options, when=again)  # (b, h, n, k)
-        return self.o_proj(merge_heads(z))  # (b, n, d)
+        z = queries_made_again(self._attention, x, positions, cache, options, when=self.recompute and cache is None)
+        return self.o_proj(merge_heads(z))  # (b, n, d) from (b, h, n, k)
 
     def _attention(self, x, positions, cache, options):
         q = split_heads(self.q_proj(x), self.head_dim)  # (b, h, n, k)

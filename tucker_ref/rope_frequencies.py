@@ -90,6 +90,11 @@ class Angles(nn.Module):
         return cos_sin(positions, self.frequencies, dtype)
 
 
+def joined(blocks) -> torch.Tensor:
+    """Side by side in the last axis; one alone as it is, which torch.cat would copy."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
+
+
 def _device() -> torch.device:
     """Where new tensors go; not "meta", since frequencies are values that no state dict brings back."""
     device = torch.get_default_device()

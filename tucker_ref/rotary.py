@@ -13,7 +13,7 @@ ordinary rotary embeddings exact for Tucker Attention:
 import torch
 
 from .checks import check_blocks, check_even, check_pairing, check_positive, check_turned
-from .rope_frequencies import Angles, constants, schedule
+from .rope_frequencies import Angles, constants, joined, schedule
 
 
 class Rotary(Angles):
@@ -32,8 +32,7 @@ class Rotary(Angles):
     def __init__(self, frequencies, pairing: str = "half", blocks: tuple[int, ...] | None = None):
         super().__init__()
         check_pairing(pairing)
-        frequencies = constants(frequencies)
-        self.width, self.pairing = 2 * len(frequencies), pairing
+        self.width, self.pairing = 2 * len(frequencies := constants(frequencies)), pairing
         self.blocks = (self.width,) if blocks is None else tuple(blocks)
         check_blocks(self.blocks, self.width)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -52,8 +51,7 @@ class Rotary(Angles):
             x: (b, n, width) or (b, h, n, width).
             positions: (n,), or (b, n) where sequences differ.
 
-        Returns:
-            Like x; the heads of one token lie side by side in memory, as the products before and after attention have them.
+        Returns: Like x; the heads of one token lie side by side in memory, as the products before and after attention have them.
 
         Raises:
             ValueError: for another width, or positions of another shape or device.
@@ -111,8 +109,3 @@ class Rotary(Angles):
         check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))
-
-
-def joined(blocks) -> torch.Tensor:
-    """Side by side in the last axis; one alone as it is, which torch.cat would copy."""
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
