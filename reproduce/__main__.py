@@ -24,6 +24,7 @@ from .experiments import (
     decode,
     exactness,
     figure3,
+    generation_speed,
     spectra,
     speed,
     table1,
@@ -55,6 +56,7 @@ EXPERIMENTS = {
     "figure3": figure3,
     "decode": decode,
     "speed": speed,
+    "generation_speed": generation_speed,
     "two_gpus": two_gpus,
 }
 TRUST = (
@@ -69,7 +71,7 @@ TRUST = (
 IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
-ON_A_GPU = ("ablations", "speed", "two_gpus")  # they say nothing at smoke scale
+ON_A_GPU = ("ablations", "speed", "generation_speed", "two_gpus")  # they say nothing at smoke scale
 OF_A_MODEL = ("compress_models",)  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale

@@ -44,7 +44,18 @@ def text(tmp_path_factory):
 
 def training(text, folder, *more: str) -> list[str]:
     places = ["--text", str(text), "--out", str(folder), "--records", str(folder / "records")]
-    return ["table2", "--rows", ROW, "--steps", "60", *places, *more]
+    return ["table2", "--rows", ROW, *places, *more]
+
+
+def with_toys(*arguments: str, **environment: str) -> dict:
+    """`python -m reproduce` with the toy preset in place of smoke, as subprocess takes it."""
+    program = str(ROOT / "tests" / "workers.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return {"args": [sys.executable, program, *arguments], "env": environment, "cwd": ROOT, "encoding": "utf-8"}
+
+
+def train_toys(*arguments: str, **environment: str):
+    return subprocess.run(**with_toys(*arguments, **environment), capture_output=True)
 
 
 def records_in(folder) -> list[dict]:
@@ -53,31 +64,24 @@ def records_in(folder) -> list[dict]:
 
 def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(text, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run(*training(text, whole, "--seeds", "0,1")).returncode == 0
-    process = subprocess.Popen(command(*training(text, killed)), cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list(killed.glob("checkpoints/*.pt")) and time.time() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert train_toys(*training(text, whole, "--seeds", "0,1")).returncode == 0
+    assert train_toys(*training(text, killed), KILLED_IN_STEP="14").returncode == -signal.SIGKILL
     assert list(killed.glob("checkpoints/*.pt")) and not (killed / "records" / "table2.smoke.json").exists()
-    resumed = run(*training(text, killed))
-    assert resumed.returncode == 0 and " 0/60" not in resumed.stderr  # it did not start again
+    resumed = train_toys(*training(text, killed))
+    assert resumed.returncode == 0 and " 10/150" in resumed.stderr and " 0/150" not in resumed.stderr  # it did not start again
     (expected, other), (actual,) = ([r["metrics"] for r in records_in(folder)] for folder in (whole, killed))
     for metric in ("validation_loss", "bits_per_byte", "curve"):
         assert actual[metric] == expected[metric] != other[metric]  # control: another seed has other losses
     assert not list(killed.glob("checkpoints/*.pt"))  # dropped once the record is written
-    again = run(*training(text, killed))
+    again = train_toys(*training(text, killed))
     assert again.returncode == 0 and "on record already, skipped" in again.stdout
 
 
 def test_ctrl_c_says_how_to_go_on(text, tmp_path):
     process = subprocess.Popen(
-        command(*training(text, tmp_path, "--steps", "100000")),
-        cwd=ROOT,
+        **with_toys(*training(text, tmp_path, "--steps", "100000")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        encoding="utf-8",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )
     while not list(tmp_path.glob("checkpoints/*.pt")) and process.poll() is None:
@@ -154,12 +158,13 @@ def test_labels_may_hold_commas():
     assert labels("") == ()
 
 
-def test_help_teaches():
+def test_help_teaches(capsys):
     result = run("--help")
     assert result.returncode == 0
     for word in ("table2", "figure3", "compress", "report", "claims", "examples:", "goes on from its last checkpoint"):
         assert word in result.stdout
-    own = run("table3", "--help").stdout
+    assert run_here("table3", "--help") == 0
+    own = capsys.readouterr().out
     assert "Table 3, LLaMA3-1B: sizes" in own and "{smoke,gpu,gpu-fresh,paper}" in own and "gpu-sweep" not in own
     assert "--dry-run" in own and "--images" not in own
 

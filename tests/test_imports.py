@@ -63,6 +63,15 @@ def test_the_library_imports_numpy_and_torch_and_for_its_kernels_triton():
     assert importers and all(name.startswith("tucker_ref.kernels.") for name in importers)
 
 
+def test_the_program_starts_without_what_few_commands_need():
+    """Each of these takes from a third of a second to one, in every start."""
+    slow = {"matplotlib", "scipy.stats", "sklearn", "sympy", "torch._dynamo", "torch.distributed.fsdp", "transformers"}
+    program = "import sys, reproduce.__main__; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8")
+    loaded = set(done.stdout.splitlines())
+    assert {"torch", "tokenizers", "reproduce.report.pages"} <= loaded and not slow & loaded, done.stderr  # first, the control
+
+
 def test_the_ladder_reads_in_an_afternoon():
     """Rungs 1 to 10 with their docstrings; what stands beside them is read when it is asked for."""
     rungs = ["tensor_algebra", "decomposition", "attention_tensors", "attend", "rotary", "cache"]

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,7 @@ from reproduce.store.records import COMMITTED, load
 from tucker_ref import Rotary, gqa_cost, hosvd, mha_cost, mla_cost, tail_energies, tucker_cost
 from tutorials.book import interactive
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="the package playwright is not installed: pip install playwright"
-)
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; it is in the dev extra")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no browser: none of chromium, chromium-browser, google-chrome is in PATH"
@@ -169,12 +168,16 @@ def differs(page, address: str, changes: dict) -> bool:
     return shown_costs(page) != expected_costs(now)
 
 
+@cache
+def runs_on_record(model: str) -> dict:
+    return settled(load(COMMITTED), model)
+
+
 def nearest(model: str, now: dict) -> list[list[str]]:
     """Of one table's measured rows the three with the nearest shares of multi-head attention's parameters and cache, as they are shown."""
     cost = tucker_cost(now["d"], now["n_H"], now["pre"], now["post"], now["shared"])
     mine = cost.parameters / (4 * now["d"] ** 2), cost.cache_per_token / (2 * now["d"])
-    found = []
-    runs_of_row = settled(load(COMMITTED), model)
+    found, runs_of_row = [], runs_on_record(model)
     for row, runs in runs_of_row.items():
         if mean_loss(runs) is None:
             continue

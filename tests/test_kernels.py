@@ -423,3 +423,34 @@ def test_decoding_many_sequences_with_many_keys_fits_into_a_grid(monkeypatch):
     q, k = torch.zeros(1024, 64, 1, 16, device=DEVICE), torch.zeros(1024, 64, 4, 16, device=DEVICE)
     assert attend(q, k, k, scale=0.25, backend="triton").shape == q.shape
     assert grids == [(65536, 1, 1), (65536, 1, 1)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1, 1, 40), (3, 1, 1, 40), (40,)], ids=str)
+def test_one_query_s_mask_hides_sources_from_all_heads(shape):
+    """Parts and whole sequences of which nothing is seen are among them."""
+    q, k, v = (t.detach() for t in inputs(3, 6, 2, 1, 40, 8, 5, torch.float32))
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(2)).to(DEVICE) < 0.3
+    mask[..., :17] = False
+    if len(mask) == 3:
+        mask[1] = False
+    y = attend(q, k, v, scale=0.3, causal=True, mask=mask, backend="triton")
+    expected = attend(q.double(), k.double(), v.double(), scale=0.3, mask=mask, backend="reference")
+    assert relative_error(y, expected) < BOUNDS[torch.float32] and (y[1] == 0).all() == (len(mask) == 3)
+    assert relative_error(attend(q, k, v, scale=0.3, backend="triton"), expected) > DIFFERENT  # control
+
+
+def test_a_mask_that_the_kernel_does_not_take_is_refused():
+    q, k, v = inputs(2, 4, 2, 1, 9, 8, 5, torch.float32)
+    for mask in (torch.ones(2, 4, 1, 9, dtype=torch.bool, device=DEVICE), torch.ones(9, dtype=torch.bool, device=DEVICE)):
+        with pytest.raises(ValueError, match="backend 'triton' takes no mask"):  # one per head; and q wants a gradient
+            attend(q, k, v, scale=0.3, mask=mask, backend="triton")
+    with torch.no_grad():
+        assert attend(q, k, v, scale=0.3, mask=mask, backend="triton").shape == (2, 4, 1, 5)  # control
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter's view")
+def test_a_compiler_knows_the_shape_of_masked_decoding():
+    q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 9, 8, 4, torch.float32))
+    mask = torch.ones(1, 1, 1, 9, dtype=torch.bool)
+    torch.library.opcheck(decode.decode, (q, k, v, 0.3, mask), test_utils=("test_schema", "test_faketensor"))

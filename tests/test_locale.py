@@ -134,7 +134,7 @@ def test_whatever_opens_text_names_its_encoding():
     cells = {p: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in (ROOT / "tutorials").rglob("*.ipynb")}
     for path, content in cells.items():
         code = ["".join(cell["source"]) for cell in content if cell["cell_type"] == "code"]
-        found += [path.name for source in code if unnamed(re.sub(r"^%", "# ", source, flags=re.MULTILINE))]
+        found += [path.name for source in code if unnamed(re.sub(r"^( *)%", r"\1pass  # ", source, flags=re.MULTILINE))]
     assert not found
 
 

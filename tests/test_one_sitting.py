@@ -139,7 +139,7 @@ def minutes_needed(notebook: dict) -> dict[str, float]:
             heading = re.search(r"^## (?:The )?(\w+)", source(cell), re.MULTILINE)
             section = heading[1] if heading else section
             needed[section] = needed.get(section, 0) + words(source(cell)) / WORDS_A_MINUTE
-        elif ".check_" not in source(cell):  # exercises have minutes of their own
+        elif ".check_" not in source(cell) and cell["id"] != "install":  # exercises have minutes of their own
             needed[section] += MINUTES_A_CELL
     return needed
 

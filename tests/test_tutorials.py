@@ -26,8 +26,17 @@ from tutorials.book.check import faults as faults_of_book
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tutorials"
-NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("[0-9]*.ipynb"))}
-SOLUTIONS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((FOLDER / "solutions").glob("*.ipynb"))}
+
+
+def lessons_of(folder: Path) -> dict[str, dict]:
+    """The notebooks by name, without the cell that installs what is missing: tests/test_online.py is for that."""
+    notebooks = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9]*.ipynb"))}
+    return {
+        name: one | {"cells": [cell for cell in one["cells"] if cell["id"] != "install"]} for name, one in notebooks.items()
+    }
+
+
+NOTEBOOKS, SOLUTIONS = lessons_of(FOLDER), lessons_of(FOLDER / "solutions")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(FOLDER.rglob("*.md"))]
 
 # One idea a cell.

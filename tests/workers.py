@@ -1,9 +1,11 @@
-"""What `test_distributed.py` runs in other processes: toy models trained by several workers, and the command line with a toy preset."""
+"""What tests run in other processes: toy models trained by several workers, and the command line with a toy preset."""
 
 import dataclasses
 import functools
 import json
 import os
+import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -11,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reproduce import __main__
 from reproduce.experiments import table2
 from reproduce.models.gpt2 import GPT2
 from reproduce.models.rows import TABLE2, Row
+from reproduce.train import language
 from reproduce.train.distributed import Workers, started
 from reproduce.train.language import LanguagePreset, batch_of
 from reproduce.train.loop import train
@@ -127,10 +129,22 @@ def together(folder: Path) -> None:
 
 
 def command_line() -> None:
-    """`python -m reproduce` with the toy preset; leaves its process number where the test finds it."""
-    Path(os.environ["PIDS"], os.environ.get("RANK", "0")).write_text(str(os.getpid()), encoding="utf-8")
+    """`python -m reproduce` with the toy preset.
+
+    It leaves its process number in the folder $PIDS, and kills itself in the step $KILLED_IN_STEP.
+    """
+    if folder := os.environ.get("PIDS"):
+        Path(folder, os.environ.get("RANK", "0")).write_text(str(os.getpid()), encoding="utf-8")
+    if last := os.environ.get("KILLED_IN_STEP"):
+        language.batch_of = functools.partial(batch_or_death, int(last))
     table2.PRESETS["smoke"] = TOY
-    sys.exit(__main__.main())
+    runpy.run_module("reproduce", run_name="__main__", alter_sys=True)
+
+
+def batch_or_death(last: int, tokens: np.ndarray, step: int, *more) -> torch.Tensor:
+    if step == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch_of(tokens, step, *more)
 
 
 if __name__ == "__main__":

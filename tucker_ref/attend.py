@@ -34,7 +34,7 @@ def attend(
         mask: Boolean, True where a query may look, broadcastable to (b, h, n, m). A query that may look nowhere yields zeros.
         backend: "reference" (plain einsum, the specification); "sdpa" (PyTorch chooses the kernel); "flash", "cudnn",
             "efficient", "math" (that kernel of PyTorch or an error); "flex" (PyTorch's flex_attention); "triton" (our kernel,
-            without a mask).
+            with a mask for a single query alone, the same for all heads, and then without a gradient).
 
     Returns:
         The values, weighed and summed, (b, h, n, v).
@@ -46,7 +46,7 @@ def attend(
     if backend == "reference" or 0 in (q.shape[0], q.shape[2], k.shape[2]):  # nothing to attend to, which few kernels expect
         return _reference(q, k, v, scale, _allowed(q, k, causal, mask))
     if backend == "triton":
-        return backends.triton(q, k, v, scale, causal)
+        return backends.triton(q, k, v, scale, causal, mask)
     if backend == "flex":
         return backends.flex(q, k, v, scale, causal, mask)
     if backend in FORCED:
@@ -86,11 +86,11 @@ def _sdpa(q, k, v, scale, causal, mask, grouped: bool = True):
     if scale < 0:  # PyTorch's kernel on a CPU hides with -inf before it scales: the future would be seen, at +inf
         q, scale = -q, -scale
     b, h, n, _ = q.shape
-    if n == 1 and mask is None:
+    if n == 1 and (mask is None or mask.ndim < 3 or mask.shape[-3] == 1):
         # Decoding: one token sees all sources, so the heads of a group can stand where queries stand, and K and V stay as
         # they are. With grouped heads SDPA may otherwise repeat them in memory.
-        z = F.scaled_dot_product_attention(q.reshape(b, k.shape[1], -1, q.shape[3]), k, v, scale=scale)  # (b, g, c, v)
-        return z.reshape(b, h, 1, -1)
+        q, allowed = q.reshape(b, k.shape[1], -1, q.shape[3]), None if mask is None else torch.atleast_2d(mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale).reshape(b, h, 1, -1)  # from (b, g, c, v)
     # SDPA's own causal flag aligns the first query with the first source, and refuses a mask beside it. Branches in place of
     # conditions as arguments: while a layer is compiled, sizes may be symbols.
     allowed, triangle, sharing = None, causal, False

@@ -75,14 +75,16 @@ def forced(sdpa, q, k, v, scale, causal, mask, backend):
             raise ValueError(f"backend {backend!r} refuses {shapes}: {reasons}") from error
 
 
-def triton(q, k, v, scale, causal):
-    """Our kernels: one of them for one query a head that needs no gradient, as while a model writes."""
+def triton(q, k, v, scale, causal, mask):
+    """Our kernels: one of them for one query a head that needs no gradient, as while a model writes. It alone takes a mask."""
     from .kernels.decode import decode_attention
     from .kernels.latent_attention import flash_attention
 
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.shape[2] == 1 and not trained and q.dtype != torch.float64:  # its sums are float32
-        return decode_attention(q, k, v, scale=scale)
+        return decode_attention(q, k, v, scale=scale, mask=mask)
+    if mask is not None:
+        raise ValueError(f"backend 'triton' takes no mask with a gradient or in float64; here q is {q.dtype}, {trained = }")
     return flash_attention(q, k, v, scale=scale, causal=causal)
 
 

@@ -8,6 +8,7 @@ import torch
 from .cache import Cache
 from .checks import check_mask, check_numbers, check_positions, check_rules, check_tokens
 from .own_code import CompiledApart
+from .static_cache import StaticCache
 
 
 def keeps_cache(forward):
@@ -21,7 +22,7 @@ def keeps_cache(forward):
         try:
             return forward(self, *args, cache=cache, **options)
         except BaseException:
-            if isinstance(cache, Cache):
+            if isinstance(cache, Cache) and not isinstance(cache, StaticCache):  # that one's place has not moved
                 cache.truncate(min(length, cache.length))
             raise
 
@@ -75,9 +76,13 @@ class CachedAttention(CompiledApart):
         """Raise ValueError for an argument of `forward` that does not fit, before anything is computed or cached."""
         check_numbers("x", x, self._example(x))
         check_tokens(x, self.d_model)
-        check_rules(causal, mask, backend)
+        check_rules(causal, mask, backend, x.shape[1])
         if not (cache is None or isinstance(cache, Cache)):
             raise ValueError(f"cache is {type(cache).__name__}; it must come from this layer's new_cache")
+        if mask is None and isinstance(cache, StaticCache):
+            raise ValueError(
+                "a static cache is read as a whole; it needs a mask over its max_tokens places, such as its seen()"
+            )
         batch, n = x.shape[:2]
         check_mask(mask, (batch, self.n_heads, n, n if cache is None else cache.length + n), x.device)
         if positions is not None:
@@ -88,5 +93,7 @@ def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cach
     """The given positions, or those that follow what is cached: (n,) or (b, n) integers."""
     if positions is not None:
         return positions
+    if isinstance(cache, StaticCache):
+        return cache.place
     start = 0 if cache is None else cache.length
     return torch.arange(start, start + x.shape[1], device=x.device)

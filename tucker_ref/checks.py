@@ -382,7 +382,7 @@ def check_weights(pre, post, output_bias: torch.Tensor | None, qk_norms) -> None
 
 def check_attention(q, k, v, scale, causal, mask, backend) -> None:
     """Raise ValueError unless these arguments of `attend` fit each other."""
-    check_rules(causal, mask, backend)
+    check_rules(causal, mask, backend, *getattr(q, "shape", ())[-2:-1])
     check_scale(scale)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_numbers(name, x, q)
@@ -410,14 +410,17 @@ def check_numbers(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
         raise ValueError(f"{name} is {x.dtype} on {x.device}; here it must be {like.dtype} on {like.device}")
 
 
-def check_rules(causal: bool, mask: torch.Tensor | None, backend: str) -> None:
-    """Raise ValueError for an unknown backend, one that takes no mask, or a `causal` that is not a bool."""
+def check_rules(causal: bool, mask: torch.Tensor | None, backend: str, n: int = 0) -> None:
+    """Raise ValueError for an unknown backend, one that takes no such mask of n queries, or a `causal` that is not a bool."""
     if causal is not True and causal is not False:
         raise ValueError(f"causal is {causal!r}; it must be True or False")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
-    if backend == "triton" and mask is not None:
-        raise ValueError("backend 'triton' takes no mask beside the causal rule; 'sdpa', 'efficient' and 'flex' do")
+    if backend == "triton" and mask is not None and (n != 1 or tuple(getattr(mask, "shape", ()))[-3:-2] not in ((), (1,))):
+        raise ValueError(
+            "backend 'triton' takes no mask beside the causal rule, but one of a single query for all its heads; 'sdpa', 'efficient' and "
+            "'flex' do"
+        )
 
 
 def check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int], device: torch.device) -> None:

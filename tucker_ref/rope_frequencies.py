@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .checks import check_angles, check_even
 
@@ -74,6 +75,19 @@ def cos_sin(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dty
 @cos_sin.register_fake
 def _(positions, frequencies, dtype):
     return tuple(frequencies.new_empty(*positions.shape, len(frequencies), dtype=dtype) for _ in range(2))
+
+
+class Angles(nn.Module):
+    """What turns by position times frequency."""
+
+    frequencies: torch.Tensor  # (pairs,), float64
+    table: tuple[torch.Tensor, torch.Tensor] | None = None  # cosines and sines from position 0 on, where `held` keeps them
+
+    def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of every pair's angle, ([b,] n, pairs) each."""
+        if self.table is not None:
+            return self.table[0][positions], self.table[1][positions]
+        return cos_sin(positions, self.frequencies, dtype)
 
 
 def _device() -> torch.device:

@@ -11,13 +11,12 @@ ordinary rotary embeddings exact for Tucker Attention:
 """
 
 import torch
-from torch import nn
 
 from .checks import check_blocks, check_even, check_pairing, check_positive, check_turned
-from .rope_frequencies import constants, cos_sin, schedule
+from .rope_frequencies import Angles, constants, schedule
 
 
-class Rotary(nn.Module):
+class Rotary(Angles):
     """Turns channel pairs by position times frequency.
 
     Args:
@@ -37,7 +36,6 @@ class Rotary(nn.Module):
         self.width, self.pairing = 2 * len(frequencies), pairing
         self.blocks = (self.width,) if blocks is None else tuple(blocks)
         check_blocks(self.blocks, self.width)
-        self.frequencies: torch.Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn, recurse=True):
@@ -69,10 +67,6 @@ class Rotary(nn.Module):
     def _turned(self, x, cos, sin):
         first, second = self.pairs(x)
         return self.unpaired(first * cos - second * sin, second * cos + first * sin)
-
-    def cos_sin(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of every pair's angle, ([b,] n, width / 2) each."""
-        return cos_sin(positions, self.frequencies, dtype)
 
     def pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The first and the second channel of every pair.  x: (..., width).  Returns: (..., width / 2) each."""

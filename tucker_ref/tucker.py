@@ -25,7 +25,7 @@ from .initialisation import initialise_tucker
 from .norms import LatentNorm, QKNorm
 from .recompute import laid_by_token, queries_made_again
 from .rotary import Rotary
-from .tucker_weights import SharedLatentWeights, TuckerWeights, assembled, under_one_name
+from .tucker_weights import SharedLatentWeights, TuckerWeights, assembled, latent_factors, under_one_name
 
 
 class TuckerAttention(CachedAttention):
@@ -167,8 +167,8 @@ class TuckerAttention(CachedAttention):
     def _latents(self, x):
         """Query, key and, unless it is the same, value latent, in one product: x is read once, and so is the gradient that it gets."""
         x = F.pad(x, (0, 1), value=1.0) if self.bias else x  # [X, 1]
-        factors = (self.pre.query, self.pre.key, *(() if self.shared_kv else (self.post.value,)))
-        latents = (x @ torch.cat(factors, dim=1)).split([factor.shape[1] for factor in factors], dim=-1)
+        factors, held = latent_factors(self.pre, self.post), self.pre.held_factors
+        latents = (x @ (torch.cat(factors, dim=1) if held is None else held)).split([f.shape[1] for f in factors], dim=-1)
         # A shared latent has one norm, the key's: `zip` ends with it.
         return tuple(norm(one) for norm, one in zip((self.query_norm, self.key_norm, self.value_norm), latents))
 

@@ -24,6 +24,8 @@ class TuckerWeights(nn.Module):
     key: nn.Parameter
     output: nn.Parameter  # these two after it
     value: nn.Parameter
+    held_cores: torch.Tensor | None = None  # what `held` computed beforehand
+    held_factors: torch.Tensor | None = None
 
     def __init__(self, core: torch.Tensor, factors: dict[str, torch.Tensor]):
         super().__init__()
@@ -40,6 +42,8 @@ class TuckerWeights(nn.Module):
 
     def head_cores(self) -> torch.Tensor:
         """C x_1 U1: one small matrix per head, (h, s, t) or (h, o, v)."""
+        if self.held_cores is not None:
+            return self.held_cores
         return torch.einsum("rst,hr->hst", self.core, self.head)
 
     def to_tensor(self) -> torch.Tensor:
@@ -72,6 +76,11 @@ class SharedLatentWeights(TuckerWeights):
     def value(self) -> nn.Parameter:  # type: ignore[override]
         """The key factor of `pre`, (d, t)."""
         return self.__dict__["pre"].key
+
+
+def latent_factors(pre: TuckerWeights, post: TuckerWeights) -> tuple[torch.Tensor, ...]:
+    """Query, key and, unless it is the same, value factor, (d, s), (d, t), (d, v)."""
+    return (pre.query, pre.key, *(() if isinstance(post, SharedLatentWeights) else (post.value,)))
 
 
 def beside(pre: TuckerWeights, post: TuckerWeights) -> TuckerWeights:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import nn
 from tqdm import tqdm
 
@@ -279,6 +278,8 @@ def moved(after: torch.Tensor, before: torch.Tensor) -> dict:
     Returns:
         The mean cosine and the least one of a sentence with itself, and Spearman's rank correlation of the similarities of all pairs.
     """
+    from scipy.stats import spearmanr  # half a second, which no other command needs
+
     cosines = (after * before).sum(1)
     upper = np.triu_indices(len(after), 1)
     similarities = [(x @ x.T).numpy()[upper] for x in (after, before)]

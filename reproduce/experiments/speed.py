@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from tucker_ref.attend import attend
 
+from ..models.decoding import captured
 from ..models.gpt2 import GPT2
 from ..models.llama import Llama
 from ..models.rows import TABLE2, TABLE3, Row
@@ -789,26 +790,6 @@ def median_ms(step: Callable, preset: Preset, device: str, few: bool = False) ->
         if repeat >= 2:  # the first two warm up
             times.append(elapsed)
     return statistics.median(times)
-
-
-def captured(step: Callable, device: str) -> Callable:
-    """The step as a CUDA graph, so that launches cost nothing; the step itself on a CPU.
-
-    Args:
-        step: the same work on the same memory at each call.
-        device: as torch names it.
-    """
-    if not device.startswith("cuda"):
-        return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # once outside, where capture wants it: workspaces and compilations
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def peak_megabytes(step: Callable, device: str, above: bool = True) -> float | None:

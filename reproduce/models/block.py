@@ -92,15 +92,17 @@ class Block(nn.Module):
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
+        backend: str = "sdpa",
     ) -> torch.Tensor:
         """One block.
 
         Args:
             x: (b, n, d).
-            mask, positions, cache: as the attention layers take them.
+            mask, positions, cache, backend: as the attention layers take them.
 
         Returns:
             (b, n, d).
         """
-        x = x + self.attention(self.attention_norm(x), causal=self.causal, mask=mask, positions=positions, cache=cache)
+        options = dict(mask=mask, positions=positions, cache=cache, backend=backend)
+        x = x + self.attention(self.attention_norm(x), causal=self.causal, **options)
         return x + self.mlp(self.mlp_norm(x))

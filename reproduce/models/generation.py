@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ..store.checked import check_memory
+from .decoding import Decoder
 from .language_model import LanguageModel
 from .sizes import count_cached
 
@@ -81,16 +82,20 @@ def generate(
     check_memory(cached, f"caching {len(prompts)} x {total:,} tokens")
     padding = torch.tensor([longest - len(p) for p in prompts], device=device)  # (b,)
     tokens = torch.tensor([[p[0]] * (longest - len(p)) + p for p in prompts], device=device)  # (b, n)
-    places = (torch.arange(total, device=device) - padding[:, None]).clamp(min=0)  # (b, total)
-    seen = (torch.arange(total, device=device) >= padding[:, None])[:, None, None, :]  # (b, 1, 1, total)
+    places = torch.arange(longest, device=device) - padding[:, None]  # (b, n), negative in the padding
+    seen, places = (places >= 0)[:, None, None], places.clamp(min=0)  # (b, 1, 1, n)
     padded = bool(padding.any())
-    caches, start = model.new_caches(len(prompts), total), 0
-    for _ in range(max_new_tokens):
-        end = start + tokens.shape[1]
-        options = dict(mask=seen[..., :end], positions=places[:, start:end]) if padded else {}
-        logits = model(tokens, caches=caches, **options)[:, -1]  # (b, vocab)
+    caches = model.new_caches(len(prompts), total)
+    logits = model(tokens, caches=caches, **(dict(mask=seen, positions=places) if padded else {}))[:, -1]  # (b, vocab)
+    decoder = Decoder(model, caches, padding if padded else None)
+    if max_new_tokens > 1:
+        decoder.capture()
+    for end in range(longest, total):
+        if end > longest:
+            decoder.step()
+            logits = decoder.logits
         if not logits.isfinite().all():
             raise FloatingPointError(f"the model's logits hold NaN or infinity after {end} tokens; are its weights finite?")
         chosen = next_token(logits, temperature, top_p, generator)
+        decoder.tokens.copy_(chosen[:, None])
         yield chosen
-        tokens, start = chosen[:, None], end

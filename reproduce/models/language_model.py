@@ -60,12 +60,13 @@ class LanguageModel(nn.Module):
         mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         caches: list[Cache] | None = None,
+        backend: str = "sdpa",
     ) -> torch.Tensor:
         """What the output matrix reads.
 
         Args:
             tokens: (b, n) integers.
-            mask, positions: as the attention layers take them.
+            mask, positions, backend: as the attention layers take them.
             caches: one per block, as `new_caches` makes them; the tokens follow those that are cached.
 
         Returns:
@@ -75,7 +76,7 @@ class LanguageModel(nn.Module):
         places = torch.arange(start, start + tokens.shape[1], device=tokens.device) if positions is None else positions
         x = self.embed(tokens, places)  # (b, n, d)
         for i, block in enumerate(self.blocks):
-            x = block(x, mask=mask, positions=positions, cache=caches[i] if caches else None)
+            x = block(x, mask=mask, positions=positions, cache=caches[i] if caches else None, backend=backend)
         return self.final_norm(x)
 
     def forward(self, tokens: torch.Tensor, **options) -> torch.Tensor:

@@ -34,6 +34,7 @@ class Row:
         mechanism: "MHA", "GQA" (MQA is GQA with one group), "MLA" or "Tucker".
         n_kv_heads: n_KV, for GQA.
         latent: d_c of both latents, for MLA.
+        rope_dim: d_R of decoupled rotary channels, for MLA (DeepSeek-V2); without them the latent itself is turned.
         ranks: for Tucker, (head, query, key), and (head, output, value) alike where post_ranks says nothing.
         post_ranks: for Tucker, (head, output, value) where it differs.
         shared_kv: keys and values read one latent, for MLA and Tucker.
@@ -53,6 +54,7 @@ class Row:
     qk_norm: str | None = None
     latent_norm: bool = False
     post_ranks: tuple[int, int, int] | tuple[()] = ()
+    rope_dim: int = 0
     paper: dict[str, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
@@ -76,7 +78,7 @@ class Row:
             return "MQA" if self.n_kv_heads == 1 else f"GQA n_KV={self.n_kv_heads}"
         kv = "shared" if self.shared_kv else "separated"
         if self.mechanism == "MLA":
-            return f"MLA {kv} d_c={self.latent}"
+            return f"MLA {kv} d_c={self.latent}" + (f" d_R={self.rope_dim}" if self.rope_dim else "")
         both = " / ".join(",".join(map(str, triple)) for triple in (self.ranks, self.post_ranks) if triple)
         return f"Tucker [{both}]" + (" shared" if self.shared_kv else "")
 
@@ -96,6 +98,8 @@ class Row:
         rotary = None if rope_base is None else Rotary.latent(self.latent or self.ranks[2], rope_base)
         options: dict[str, Any] = {"shared_kv": self.shared_kv, "rotary": rotary, "latent_norm": self.latent_norm}
         if self.mechanism == "MLA":
+            if self.rope_dim and rope_base is not None:
+                options |= {"rope_dim": self.rope_dim, "rotary": Rotary.heads(self.rope_dim, rope_base)}
             return MultiHeadLatentAttention(d_model, n_heads, self.latent, self.latent, **options)
         return TuckerAttention(d_model, n_heads, self.ranks, self.post_ranks or None, qk_norm=self.qk_norm, **options)
 
@@ -139,7 +143,8 @@ class Row:
         if self.mechanism == "GQA":
             return gqa_cost(d_model, n_heads, self.n_kv_heads, head_dim)
         if self.mechanism == "MLA":
-            return mla_cost(d_model, n_heads, self.latent, self.latent, head_dim, shared_kv=self.shared_kv)
+            options = dict(shared_kv=self.shared_kv, rope_dim=self.rope_dim)
+            return mla_cost(d_model, n_heads, self.latent, self.latent, head_dim, **options)
         return tucker_cost(d_model, n_heads, self.ranks, self.post_ranks or None, shared_kv=self.shared_kv)
 
     def narrowed(self, factor: int) -> "Row":
@@ -160,7 +165,7 @@ class Row:
 
     def config(self) -> dict:
         """The fields that define the layer, for records; later ones only where they are set, so that older runs keep their ids."""
-        later = {name for name in ("qk_norm", "latent_norm", "post_ranks") if not getattr(self, name)}
+        later = {name for name in ("qk_norm", "latent_norm", "post_ranks", "rope_dim") if not getattr(self, name)}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in later | {"paper"}}
 
     def normed(self) -> "Row":

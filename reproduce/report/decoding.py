@@ -1,7 +1,10 @@
-"""One more token on a CPU: cache bytes and milliseconds by row and context."""
+"""One more token on a CPU, cache bytes and milliseconds by row and context; and whole models that write, tokens a second."""
 
 from ..store.records import Record
 from .markdown import Table, markdown
+from .query import grouped
+
+NOTHING = "<!-- not on record -->"  # which a page does not show
 
 
 def decode_runs(records: list[Record]) -> list[Table]:
@@ -25,3 +28,57 @@ def decode_runs(records: list[Record]) -> list[Table]:
         "needs to do only once per update of the weights."
     )
     return [Table(f"Decoding, {records[0].preset}", title, markdown(header, rows), records, note)]
+
+
+def generation_tables(records: list[Record]) -> list[Table]:
+    """Tokens a second of each model by batch and context, and the largest batch in 80 GB by context.
+
+    Args:
+        records: of one preset on one device.
+    """
+    c = records[0].config
+    contexts, batches = (sorted({r.config[name] for r in records}) for name in ("context", "batch"))
+    cells = [(n, b) for n in contexts for b in batches]
+    speeds, largest = [], []
+    for (model, label, way), runs in grouped(records, _line_of).items():
+        speeds.append([f"{model} {label}{way}", *(_best(runs, cell) for cell in cells)])
+        largest.append([f"{model} {label}{way}", *(_largest(runs, n) for n in contexts)])
+    title = (
+        f"**Generation: tokens a second of all sequences, whole models with random weights, {c['precision']}, on one "
+        f"{records[0].device}.** Columns are context x batch."
+    )
+    note = (
+        f"Medians of {c['repeats']} runs over the last {c['steps']} tokens of the context. No prompt was computed: caches held random "
+        "numbers. GPT-2 had as many learned positions as the context has tokens. Ours had blocks compiled and a CUDA graph a step, with "
+        "the faster of two attention kernels; PyTorch is the same attention in plain PyTorch, compiled as gpt-fast does; transformers is "
+        "its `generate` with a static cache, its first token left out."
+    )
+    header = ["model", *(f"{n:,} x {b}" for n, b in cells)]
+    rooms = "**Generation: largest batch in 80 GB, by arithmetic.** What weights leave of 80 GB, over what each sequence took beside them."
+    why = "Taken from the largest batch that ran. —: none ran."
+    return [
+        Table(f"Generation, {records[0].preset}", title, markdown(header, speeds), records, note),
+        Table(
+            f"Generation, largest batch, {records[0].preset}", rooms,
+            markdown(["model", *(f"{n:,} tokens" for n in contexts)], largest), records, why,
+        ),
+    ]  # fmt: skip
+
+
+def _line_of(record: Record) -> tuple[str, str, str]:
+    """Model, row, and who else wrote with it: both of our backends stand in one line."""
+    way = record.config["way"]
+    return record.config["model"], record.method, "" if way.startswith("static") else f", {way}"
+
+
+def _best(runs: list[Record], cell: tuple[int, int]) -> str:
+    here = [r.metrics for r in runs if (r.config["context"], r.config["batch"]) == cell]
+    speeds = [m["tokens_per_second"] for m in here if "refused" not in m]
+    reasons = {"out of memory" if m["refused"] == "out of memory" else "refused" for m in here if "refused" in m}
+    return f"{max(speeds):,.0f}" if speeds else " or ".join(sorted(reasons)) or "not run"
+
+
+def _largest(runs: list[Record], context: int) -> str:
+    ran = [r for r in runs if r.config["context"] == context and "refused" not in r.metrics]
+    most = max((r.config["batch"] for r in ran), default=0)
+    return f"{max(r.metrics['largest_batch'] for r in ran if r.config['batch'] == most):,}" if ran else "—"

@@ -7,7 +7,7 @@ from ..store.records import Record
 from .breakdown import breakdown_tables
 from .budgets import budget_tables
 from .compression import compress_runs, compress_speed_runs
-from .decoding import decode_runs
+from .decoding import decode_runs, generation_tables
 from .exactness import exactness_cells
 from .fresh import allocation_tables, best_tables, rates_table
 from .gpu import ablation_table, best_table, cures_table, sweep_table
@@ -50,6 +50,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
+    "generation_speed": ("Generation", {"runs": each(generation_tables, by_device)}),
     "two_gpus": ("One GPU and two", {"runs": each(two_gpus_table, by_device)}),
 }
 TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' records

@@ -65,6 +65,7 @@ class Row(Part):
     qk_norm: Literal["head", "all"] | None = None
     latent_norm: bool = False
     post_ranks: Ranks = []
+    rope_dim: Count = 0
 
 
 class Train(Part):
@@ -530,6 +531,32 @@ class DecodeMetrics(Part):
     milliseconds: Annotated[dict[Annotated[str, Field(pattern=r"^[1-9]\d{0,14}$")], Above], Field(min_length=1)]
 
 
+class GenerationConfig(Shape):
+    """A whole model that writes."""
+
+    model: Line
+    row: Row
+    way: Line
+    context: Size
+    batch: Size
+    steps: Size
+    repeats: Size
+    precision: Line
+
+
+class Generating(Part):
+    """Its speed and memory."""
+
+    milliseconds: Above
+    tokens_per_second: Above
+    parameters: Size
+    cache_megabytes: Above
+    megabytes: Above | None
+    largest_batch: Count
+    error: Amount = 0.0
+    error_float64: Amount = 0.0
+
+
 class Limit(Part):
     """What the device itself reaches, of copies or of matrix products."""
 
@@ -858,6 +885,8 @@ def kind_of(entry: Entry) -> Kind:
         return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
         return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
+    if entry.experiment == "generation_speed":
+        return GenerationConfig, Refused if "refused" in entry.metrics else Generating, None
     return REST.get(entry.experiment, (Part, Part, None))
 
 

@@ -18,8 +18,6 @@ import torch
 import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -128,6 +126,8 @@ class Workers:
             return functools.partial(loss_of, model)
         whole, device = _Loss(model, loss_of), next(model.parameters()).device
         if self.sharding == "fsdp":
+            from torch.distributed.fsdp import fully_shard  # half a second, for those alone who shard
+
             mesh = init_device_mesh(device.type, (self.count,))
             for block in model.blocks:
                 fully_shard(block, mesh=mesh)
@@ -152,7 +152,7 @@ class Workers:
         Returns:
             On the first worker `fresh()` with the weights, where `model` is sharded; otherwise `model` itself.
         """
-        if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        if not any(map(is_sharded, model.parameters())):
             return model
         weights = gathered(model.state_dict(), keep=self.is_first)
         if self.is_first:
@@ -260,7 +260,12 @@ def clip_gradients(parameters: Iterator[nn.Parameter], largest: float) -> torch.
         The norm before, a scalar tensor.
     """
     norm = nn.utils.clip_grad_norm_(parameters, largest)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_sharded(norm) else norm
+
+
+def is_sharded(value) -> bool:
+    """Whether this is a DTensor, told without its module, which is slow to import."""
+    return hasattr(value, "full_tensor")
 
 
 # Not torch.distributed.checkpoint.state_dict (torch 2.13): it keys an optimiser's states by name, so a checkpoint that keys them by
@@ -276,7 +281,7 @@ def gathered(state, keep: bool = True):
         return {name: gathered(value, keep) for name, value in state.items()}
     if isinstance(state, list):
         return [gathered(value, keep) for value in state]
-    if isinstance(state, DTensor):
+    if is_sharded(state):
         whole = state.full_tensor()  # one tensor at a time: the model need not fit
         return whole.cpu() if keep else None
     return state
@@ -292,8 +297,10 @@ def sharded_like(pattern: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     Returns:
         This worker's part, as a DTensor; `whole` itself if `pattern` is not sharded, or has another shape.
     """
-    if not isinstance(pattern, DTensor) or pattern.shape != whole.shape:
+    if not is_sharded(pattern) or pattern.shape != whole.shape:
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(whole, pattern.device_mesh, pattern.placements, src_data_rank=None)  # each worker has it all
 
 

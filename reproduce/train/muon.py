@@ -12,9 +12,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from .distributed import sharded_like
+from .distributed import is_sharded, sharded_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the iteration, as torch.optim.Muon has them
 
@@ -76,7 +75,7 @@ def orthogonal(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     Returns:
         The same shapes, whole, in the tensors' dtype.
     """
-    tensors = [x.full_tensor() if isinstance(x, DTensor) else x for x in tensors]
+    tensors = [x.full_tensor() if is_sharded(x) else x for x in tensors]
     batches: dict[tuple, list[int]] = {}
     for number, x in enumerate(tensors):
         batches.setdefault((*sorted(x.shape[-2:]), x.device), []).append(number)

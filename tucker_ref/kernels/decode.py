@@ -24,13 +24,19 @@ class Known:
     HEADS_PAD: int  # the powers of two that a tile needs
     T_PAD: int
     V_PAD: int
+    MASKED: bool
+    GROUPS: int  # of a sequence, which share its mask
 
 
 @triton.jit
 def part_kernel(
-    q_ptr, k_ptr, v_ptr, z_ptr, lse_ptr, k_step, v_step, m, part, scale, known: tl.constexpr, SOURCES: tl.constexpr
-):
-    """The softmax over one part of the sources: z and the logarithm (base 2) of its sum, for all heads of a group."""
+    q_ptr, k_ptr, v_ptr, mask_ptr, z_ptr, lse_ptr, k_step, v_step, mask_step, m, part, scale,
+    known: tl.constexpr, SOURCES: tl.constexpr,
+):  # fmt: skip
+    """The softmax over one part of the sources: z and the logarithm (base 2) of its sum, for all heads of a group.
+
+    Where the mask hides all of them, z is zero and the logarithm minus infinity.
+    """
     HEADS_PAD: tl.constexpr = known.HEADS_PAD
     V_PAD: tl.constexpr = known.V_PAD
     group, number = tl.program_id(0).to(tl.int64), tl.program_id(1)  # caches may hold more than 2^31 numbers
@@ -44,13 +50,21 @@ def part_kernel(
         columns = start + tl.arange(0, SOURCES)
         k = load_tile(k_ptr + group * k_step, columns, end, known.T, t, known.T)
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * 1.4426950408889634)
-        logits = tl.where(columns[None, :] < end, logits, float("-inf"))
+        seen = columns < end
+        if known.MASKED:
+            seen = tl.load(mask_ptr + group // known.GROUPS * mask_step + columns, mask=seen, other=0) != 0
+        logits = tl.where(seen[None, :], logits, float("-inf"))
         new = tl.maximum(largest, tl.max(logits, 1))
-        weights, shrink = tl.exp2(logits - new[:, None]), tl.exp2(largest - new)
+        base = new
+        if known.MASKED:  # while all is hidden, weights are zero, not NaN
+            base = tl.where(new == float("-inf"), 0.0, new)
+        weights, shrink = tl.exp2(logits - base[:, None]), tl.exp2(largest - base)
         values = load_tile(v_ptr + group * v_step, columns, end, known.V, v, known.V)
         total = total * shrink + tl.sum(weights, 1)
         z = z * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         largest = new
+    if known.MASKED:
+        total = tl.where(total > 0, total, 1.0)  # where all is hidden: a sum without terms, whose largest is minus infinity
     first = (group * tl.num_programs(1) + number) * known.HEADS
     tl.store(lse_ptr + first + heads, largest + tl.log2(total), mask=heads < known.HEADS)
     z_at = tile_at(z_ptr + first * known.V, heads, known.V, v)
@@ -67,13 +81,17 @@ def join_kernel(
     number, v = tl.arange(0, PARTS_PAD), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     rows = (at // HEADS * parts + number) * HEADS + at % HEADS
     lse = tl.load(lse_ptr + rows, mask=number < parts, other=float("-inf"))
-    weights = tl.exp2(lse - tl.max(lse, 0))
+    largest = tl.max(lse, 0)
+    weights = tl.exp2(lse - tl.where(largest == float("-inf"), 0.0, largest))  # all zero where all is hidden
+    total = tl.sum(weights, 0)
     z = tl.load(tile_at(z_ptr, rows, V, v), mask=within(number, parts, v, V), other=0.0)
-    joined = tl.sum(z * weights[:, None], 0) / tl.sum(weights, 0)
+    joined = tl.sum(z * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
     tl.store(out_ptr + at * V + v, joined.to(out_ptr.dtype.element_ty), mask=v < V)
 
 
-def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+def decode_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """softmax(Q K^T * scale) V for one query per head, without a gradient (Dao et al. 2023, "Flash-Decoding").
 
     Args:
@@ -81,18 +99,19 @@ def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale
         k: Keys, (b, g, m, k), where g divides h; it may be a view of a longer cache, and is not copied then.
         v: Values, (b, g, m, v); as the keys.
         scale: Multiplies the logits.
+        mask: Boolean, True where the query may look, broadcastable to (b, 1, 1, m).
 
     Returns:
-        The values, weighed and summed, (b, h, 1, v).
+        The values, weighed and summed, (b, h, 1, v); zeros where nothing may be looked at.
 
     Raises:
         ValueError: Triton cannot run where the tensors are, or not so many programs at once.
     """
-    return decode(q, k, v, scale)
+    return decode(q, k, v, scale, mask)
 
 
 @torch.library.custom_op("tucker_ref::decode", mutates_args=())
-def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask: torch.Tensor | None = None) -> torch.Tensor:
     check_device(q)
     (b, h, _, t), (_, g, m, width) = q.shape, v.shape
     columns = min(32, pad(width))  # of one program that joins: few, so that few heads too occupy the GPU
@@ -107,14 +126,17 @@ def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> t
     z = torch.empty(b * g, parts, heads, width, dtype=torch.float32, device=q.device)
     lse = torch.empty(b * g, parts, heads, dtype=torch.float32, device=q.device)
     out = q.new_empty(b, h, 1, width)
-    known = Known(HEADS=heads, T=t, V=width, HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width))
-    part_kernel[grid_of(b * g, parts)](q, k, v, z, lse, k.stride(1), v.stride(1), m, part, scale, known, **tiles)
+    masked = mask is not None
+    known = Known(HEADS=heads, T=t, V=width, HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width), MASKED=masked, GROUPS=g)
+    rows = k if mask is None else mask.expand(*mask.shape[:-1], m).reshape(-1, m).view(torch.uint8)  # (b, m) or (1, m)
+    step = m if masked and len(rows) > 1 else 0
+    part_kernel[grid_of(b * g, parts)](q, k, v, rows, z, lse, k.stride(1), v.stride(1), step, m, part, scale, known, **tiles)
     join_kernel[join_grid](z, lse, out, parts, HEADS=heads, V=width, WIDTH=columns, PARTS_PAD=triton.next_power_of_2(parts))
     return out
 
 
 @decode.register_fake
-def _(q, k, v, scale):
+def _(q, k, v, scale, mask=None):
     return q.new_empty(*q.shape[:3], v.shape[3])
 
 

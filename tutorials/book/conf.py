@@ -7,7 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from tutorials.book import interactive
+from tutorials.book import interactive, online
 from tutorials.book.chapters import as_chapter
 
 MATHJAX = Path(importlib.util.find_spec("mathjax").submodule_search_locations[0])  # from the package django-static-mathjax
@@ -42,7 +42,7 @@ html_css_files = ["book.css"]
 html_copy_source = False
 html_use_index = html_domain_indices = False
 html_context = {"default_mode": "auto"}  # light or dark as the system has it
-html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2}
+html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2} | online.launch_buttons(online.repository())
 
 
 def as_restructured_text(app, what, name, obj, options, lines):

@@ -1,0 +1,157 @@
+"""The experiment of generation at toy size: what it records, skips, refuses and shows."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+from helpers import DIFFERENT, run_here
+
+from reproduce.experiments import generation_speed as experiment
+from reproduce.experiments.generation_speed import PRESETS, Setting, build, gated, measured, settings
+from reproduce.models import plain_decoding
+from reproduce.models.decoding import Decoder
+from reproduce.models.rows import TABLE3, Row
+from reproduce.report import decoding, pages, results
+from reproduce.store import records
+from reproduce.train.options import Options
+
+SMOKE = PRESETS["smoke"]
+GPT2, LLAMA = SMOKE.shapes
+HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
+
+
+def test_every_setting_is_recorded_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "smoke", dataclasses.replace(SMOKE, batches=(2,), steps=8, repeats=1))
+    real, seen = experiment.measured, []
+
+    def stops(setting, *rest):
+        seen.append(setting)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(setting, *rest)
+
+    monkeypatch.setattr(experiment, "measured", stops)
+    options = Options("smoke", tmp_path, tmp_path / "records")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(options)
+    assert len(records.load(tmp_path / "records")) == 2
+    experiment.run(options)
+    found = records.load(tmp_path / "records", to_show=True)
+    everything = list(settings(PRESETS["smoke"]))
+    assert len(found) == len(everything) == len({r.id for r in found}) and len(seen) == len(everything) + 1
+    for record, setting in zip(found, everything):
+        assert (record.method, record.config["way"]) == (setting.row.label, setting.way)
+        assert record.metrics["tokens_per_second"] == pytest.approx(2e3 / record.metrics["milliseconds"])
+        assert ("error_float64" in record.metrics) == (setting.way != "transformers")
+    assert "| GPT-2 MHA, PyTorch |" in results.render(found) and run_here("generation_speed", "--rows", "MHA") == 1
+
+
+def test_rows_are_chosen_and_those_of_the_gpu_are_whole_models(tmp_path):
+    experiment.run(Options("smoke", tmp_path, tmp_path / "records", rows=("LLaMA MLA shared d_c=8 d_R=64",)))
+    assert {r.method for r in records.load(tmp_path / "records")} == {"MLA shared d_c=8 d_R=64"}
+    gpu = list(settings(PRESETS["gpu"]))
+    assert {(s.context, s.batch) for s in gpu} == {(n, b) for n in (1024, 16384, 131072) for b in (1, 16, 64)}
+    assert {s.way for s in gpu} == {"static, sdpa", "static, triton", "PyTorch", "transformers"}
+    assert {s.row.mechanism for s in gpu if s.way in experiment.OTHERS} == {"MHA"}
+    with torch.device("meta"):
+        layer = Row("MLA", latent=128, shared_kv=True, rope_dim=64).build(2048, 32, 1e4)
+    assert layer.cache_streams() == {"key": (1, 192)} and not layer.coupled
+    assert TABLE3[4].build(256, 32, 1e4).coupled  # control
+
+
+@pytest.mark.parametrize("shape", SMOKE.shapes, ids=lambda shape: shape.name)
+def test_a_way_that_differs_is_not_timed(monkeypatch, shape):
+    for way in ("static, sdpa", "PyTorch"):
+        setting = Setting(shape, Row("MHA"), way, 16, 2)
+        assert gated(setting, SMOKE, "cpu")["error_float64"] < 1e-12
+    seen = plain_decoding.PlainAttention.forward
+    blind = torch.ones(1, 40, dtype=torch.bool)
+    monkeypatch.setattr(plain_decoding.PlainAttention, "forward", lambda *a, mask, **o: seen(*a, mask=blind, **o))
+    refused = gated(setting, SMOKE, "cpu")["refused"]
+    assert refused.startswith("differs from the model without a cache by ") and float(refused.split()[8]) > DIFFERENT
+
+
+def test_our_kernel_is_compared_in_its_own_type_alone():
+    pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
+    assert set(gated(Setting(GPT2, GPT2.rows[1], "static, triton", 16, 2), SMOKE, "cpu")) == {"error"}
+
+
+def test_what_is_refused_has_a_reason_and_no_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "gated", lambda *_: {"refused": "wrong"})
+    experiment.run(Options("smoke", tmp_path, tmp_path, rows=("GPT-2 MHA",)))
+    found = records.load(tmp_path, to_show=True)
+    assert all(r.metrics == {"refused": "wrong"} for r in found) and "| refused |" in results.render(found)
+    monkeypatch.setattr(experiment.importlib.util, "find_spec", lambda _: None)
+    setting = Setting(GPT2, Row("MHA"), "transformers", 16, 1)
+    assert gated(setting, SMOKE, "cpu") == {"refused": "transformers is not installed"}
+
+
+def test_memory_that_does_not_suffice_is_recorded_and_other_errors_are_not(monkeypatch):
+    setting = Setting(GPT2, Row("MHA"), "static, sdpa", 32, 1)
+    for text in ("CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory: you tried"):
+        monkeypatch.setattr(experiment, "timed", lambda *_, text=text: (_ for _ in ()).throw(RuntimeError(text)))
+        assert measured(setting, SMOKE, "cpu") == {"refused": "out of memory"}
+    monkeypatch.setattr(experiment, "timed", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        measured(setting, SMOKE, "cpu")
+
+
+def test_the_largest_batch_fills_80_gb(monkeypatch):
+    monkeypatch.setattr(experiment, "timed", lambda *_: 2.0)
+    setting = Setting(GPT2, GPT2.rows[0], "static, sdpa", 32, 2)
+    said = measured(setting, SMOKE, "cpu")
+    each, weights = said["cache_megabytes"] * 1e6 / 2, 4 * said["parameters"]
+    assert said["largest_batch"] * each + weights <= 80e9 < (said["largest_batch"] + 1) * each + weights
+    assert each == 2 * 2 * 32 * 96 * 4 and said["tokens_per_second"] == 1000  # keys and values of two layers
+
+
+@pytest.mark.skipif(not HAS_TRANSFORMERS, reason="transformers is not installed; it is in the dev extra")
+@pytest.mark.parametrize("shape", SMOKE.shapes, ids=lambda shape: shape.name)
+@torch.no_grad()
+def test_transformers_goes_on_from_a_full_cache(shape):
+    decoder = plain_decoding.TransformersDecoder(Setting(shape, Row("MHA"), "transformers", 24, 2), 64, torch.float32, "cpu")
+    before = [stream.normal_().clone() for stream in decoder.streams()]
+    decoder.rewind(16)
+    decoder.capture()
+    decoder.write(8)
+    for stream, old in zip(decoder.streams(), before):
+        changed = (stream != old).any(dim=(0, 1, 3))
+        assert changed.tolist() == [False] * 15 + [True] * 8 + [False]  # the last token is not read any more
+    ours = build(Setting(shape, Row("MHA"), "static, sdpa", 24, 2), 64, "cpu", torch.float32)
+    theirs, mine = (sum(p.numel() for p in m.parameters() if p.ndim > 1) for m in (decoder.model, ours))
+    assert theirs == mine
+
+
+def test_the_page_shows_nothing_until_a_gpu_has_run(tmp_path):
+    assert pages.generation([]) == decoding.NOTHING == "<!-- not on record -->"
+    base = {"precision": "bfloat16", "repeats": 5, "steps": 32, "model": "LLaMA"}
+    timed = {"tokens_per_second": 100.0, "largest_batch": 7}
+
+    def record(way, context, batch, **metrics):
+        config = base | {"way": way, "context": context, "batch": batch}
+        return dataclasses.replace(
+            records.new_record("generation_speed", "gpu", "MHA", config, metrics), device="a card", commit="abc"
+        )
+
+    found = [
+        record("static, sdpa", 1024, 1, **timed),
+        record("static, triton", 1024, 1, **timed | {"tokens_per_second": 200.0}),
+        record("static, sdpa", 1024, 16, **timed | {"largest_batch": 6}),
+        record("static, triton", 1024, 16, refused="out of memory"),
+        record("static, sdpa", 2048, 1, refused="out of memory"),
+        record("static, triton", 2048, 1, refused="too wide"),
+    ]
+    shown = pages.generation(found)
+    assert shown.startswith("## Generation\n\n**Generation: tokens a second")
+    assert "| LLaMA MHA | 200 | 100 | out of memory or refused | not run |" in shown
+    assert "| LLaMA MHA | 6 | — |" in shown and "on one a card" in shown
+
+
+def test_a_decoder_of_ours_is_what_is_timed():
+    decoder = experiment.decoder_of(Setting(LLAMA, LLAMA.rows[1], "static, sdpa", 16, 2), *models_of(), "cpu")
+    assert isinstance(decoder, Decoder) and decoder.greedy and decoder.model.blocks[0].attention.absorb
+
+
+def models_of():
+    return (build(Setting(LLAMA, LLAMA.rows[1], "static, sdpa", 16, 2), 64, "cpu", torch.float32),)
