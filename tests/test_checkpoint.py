@@ -189,6 +189,7 @@ def test_what_config_json_says_of_a_head_and_of_outputs_is_no_hindrance(llama, t
 
 
 def test_a_file_is_no_folder(llama):
+    checkpoint.check_folder("owner/name")  # control: a name on the hub is looked for there
     with pytest.raises(ValueError, match="config.json cannot be opened: it is a file; --model takes a folder with config.json"):
         open_model(str(llama / "config.json"))
 
