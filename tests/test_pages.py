@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import nudged, run_here
 
+from reproduce.models.public import agreement
 from reproduce.report import claims, headline, pages, query
 from reproduce.report.judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED
 from reproduce.report.markdown import aligned, markdown
@@ -412,6 +413,7 @@ ARITHMETIC = {  # numbers of hand-written prose that stand in no table, and wher
     "RESULTS.md": {"95 %"},
     "docs/training.md": {"37 %", "0.8", "0.01"},  # 1/e; 100M tokens over 124M parameters; the margin
     "docs/scale.md": {"500M"},  # a setting
+    "docs/compression.md": {f"{agreement.FARTHEST:,}", "1e-2"},  # where and how nearly layers are compared
 }
 
 
