@@ -454,3 +454,11 @@ def test_a_compiler_knows_the_shape_of_masked_decoding():
     q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 9, 8, 4, torch.float32))
     mask = torch.ones(1, 1, 1, 9, dtype=torch.bool)
     torch.library.opcheck(decode.decode, (q, k, v, 0.3, mask), test_utils=("test_schema", "test_faketensor"))
+
+
+@torch.no_grad()
+def test_decoding_reads_one_group_whatever_its_stride_says():
+    q, k, v = (t.detach() for t in inputs(3, 6, 1, 1, 40, 8, 5, torch.float32))
+    by_token = k[:, 0].unsqueeze(2).transpose(1, 2)  # contiguous as well, but from group to group it says 8
+    assert by_token.is_contiguous() and by_token.stride(1) == 8 and k.stride(1) == 8 * 40
+    assert torch.equal(*(attend(q, keys, v, scale=0.3, backend="triton") for keys in (k, by_token)))

@@ -59,9 +59,12 @@ def test_what_the_table_shows_is_on_record_and_a_control_that_passes_is_an_error
     harmless = opening.Architecture("GPT-2", "GPT2Config", "GPT2LMHeadModel", GPT2.options, "nothing", lambda model: None)
     with pytest.raises(ValueError, match="GPT-2: altered in nothing, it is not refused"):
         opening.refusal(harmless, tmp_path / "gpt2" if opening.save(harmless, tmp_path / "gpt2") else None)
-    kept[0].metrics["architectures"][0].pop("errors")
-    with pytest.raises(ValueError, match="opening.tests.json: a record lacks"):
-        report.render(kept)
+    (file,) = tmp_path.glob("*.json")
+    (record,) = json.loads(file.read_text(encoding="utf-8"))
+    record["metrics"]["architectures"][0].pop("errors")
+    file.write_text(json.dumps([record]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"opening.tests.json.*architectures\[0\].*errors"):
+        records.load(tmp_path, "opening", to_show=True)
 
 
 def test_the_committed_record_has_every_architecture_within_its_bounds():

@@ -58,7 +58,7 @@ class Rotary(Angles):
         """
         check_turned(x, positions, self.width)
         cos, sin = self.cos_sin(positions, x.dtype)  # ([b,] n, width / 2)
-        if x.ndim == 3:
+        if x.ndim < 4:
             return self._turned(x, cos, sin)
         return self._turned(x.transpose(1, 2), cos.unsqueeze(-2), sin.unsqueeze(-2)).transpose(1, 2)
 

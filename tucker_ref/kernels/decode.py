@@ -130,7 +130,7 @@ def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask
     known = Known(HEADS=heads, T=t, V=width, HEADS_PAD=pad(heads), T_PAD=pad(t), V_PAD=pad(width), MASKED=masked, GROUPS=g)
     rows = k if mask is None else mask.expand(*mask.shape[:-1], m).reshape(-1, m).view(torch.uint8)  # (b, m) or (1, m)
     step = m if masked and len(rows) > 1 else 0
-    part_kernel[grid_of(b * g, parts)](q, k, v, rows, z, lse, k.stride(1), v.stride(1), step, m, part, scale, known, **tiles)
+    part_kernel[grid_of(b * g, parts)](q, k, v, rows, z, lse, _step(k), _step(v), step, m, part, scale, known, **tiles)
     join_kernel[join_grid](z, lse, out, parts, HEADS=heads, V=width, WIDTH=columns, PARTS_PAD=triton.next_power_of_2(parts))
     return out
 
@@ -158,4 +158,9 @@ def programs_at_once(tile_bytes: int, device: torch.device) -> int:
 def _is_rows(x: torch.Tensor) -> bool:
     """Whether a (b, g, m, width) view holds rows without gaps, at equal distances from group to group."""
     b, g, _, width = x.shape
-    return x.stride(3) == 1 and x.stride(2) == width and (b == 1 or x.stride(0) == g * x.stride(1))
+    return x.stride(3) == 1 and x.stride(2) == width and (1 in (b, g) or x.stride(0) == g * x.stride(1))
+
+
+def _step(x: torch.Tensor) -> int:
+    """From one group to the next; where a sequence has but one, its stride says nothing, not even in a contiguous tensor."""
+    return x.stride(0 if x.shape[1] == 1 else 1)
