@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reproduce.experiments import speed
+from reproduce.experiments.speed import curves, decoding, layers, models, sections
 from reproduce.models.rows import Row
 from reproduce.report import speed as speed_report
 from reproduce.report import targets
@@ -23,9 +24,9 @@ def test_every_section_is_recorded(tmp_path):
     assert {row["what"] for row in found["limits"]} == {"copy", "matmul"}
     assert len(found["layers"]) == len(SHAPE.rows) * 2 and all(row["milliseconds"] > 0 for row in found["layers"])
     assert {row["tokens"] for row in found["contexts"]} == {32, 64}
-    both = [(row, way) for row in ("MHA", "Tucker [8,8,8]") for way in speed.WAYS]
+    both = [(row, way) for row in ("MHA", "Tucker [8,8,8]") for way in layers.WAYS]
     assert [(row["row"], row["way"]) for row in found["memory"]] == both
-    assert [(row["row"], row["way"]) for row in found["step"]] == [(row, way) for row, way in both if way in speed.WAYS[:2]]
+    assert [(row["row"], row["way"]) for row in found["step"]] == [(row, way) for row, way in both if way in layers.WAYS[:2]]
     assert all(row["batch"] == SHAPE.batch and row["tokens_per_second"] > 0 for row in found["step"])
     assert len(found["curves"]) == 3 * 3 * 2 and all(row["microseconds"] > 0 for row in found["curves"])
     table = speed_report.curve_table(found["curves"])
@@ -67,7 +68,7 @@ def counted(stop: int, config: dict, partial) -> tuple[list[dict], int]:
         return {"value": 10 * number}
 
     try:
-        rows, _ = speed.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config)
+        rows, _ = sections.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config)
     except KeyboardInterrupt:
         rows = []
     return rows, len(measured)
@@ -95,7 +96,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(most, bent):
         return None if batch > most else 10.0 + batch
 
     limit = 10.0 + max(4, most + bent) + 0.5
-    assert speed.largest_batch(peak, 4, 14.0, 10.0, limit) == most
+    assert models.largest_batch(peak, 4, 14.0, 10.0, limit) == most
     assert most + 1 in tried and len(tried) <= 4
 
 
@@ -105,11 +106,11 @@ def test_a_step_takes_the_largest_batch(monkeypatch):
             return {"refused": "out of memory"}
         return {"megabytes": 20e3 + 1e4 * shape.batch, "parameters": 10**9, "milliseconds": 1.0 * shape.batch}
 
-    monkeypatch.setattr(speed, "timed_model", timed)
+    monkeypatch.setattr(models, "timed_model", timed)
     preset = speed.PRESETS["smoke"]
-    found = speed.timed_step(dataclasses.replace(SHAPE, batch=4), TUCKER, True, 1.0, preset, "cpu")
+    found = models.timed_step(dataclasses.replace(SHAPE, batch=4), TUCKER, True, 1.0, preset, "cpu")
     assert found["batch"] == 6 and found["milliseconds"] == 6.0
-    refused = speed.timed_step(dataclasses.replace(SHAPE, batch=7), TUCKER, True, 1.0, preset, "cpu")
+    refused = models.timed_step(dataclasses.replace(SHAPE, batch=7), TUCKER, True, 1.0, preset, "cpu")
     assert refused == {"refused": "out of memory"}
 
 
@@ -125,16 +126,16 @@ def test_sizes_along_the_curves_are_those_of_layers_with_memory():
         layer = row.build(SHAPE.d_model, SHAPE.n_heads)
         cache = layer.new_cache(1, SHAPE.tokens, dtype=torch.bfloat16)
         expected = {"parameters": sum(p.numel() for p in layer.parameters()), "cache_bytes": cache.nbytes}
-        assert speed.counted(SHAPE, row, torch.bfloat16) == expected
+        assert curves.counted(SHAPE, row, torch.bfloat16) == expected
 
 
 def test_a_point_that_refuses_to_train_or_to_decode_has_a_reason(monkeypatch):
     preset = speed.PRESETS["smoke"]
-    assert "microseconds" in speed.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu")
+    assert "microseconds" in curves.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu")
     for name in ("timed_layer", "timed_decode"):
         with monkeypatch.context() as patch:
-            patch.setattr(speed, name, lambda *_: {"refused": "for a reason"})
-            assert speed.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu") == {"refused": "for a reason"}
+            patch.setattr(curves, name, lambda *_: {"refused": "for a reason"})
+            assert curves.timed_point(SHAPE, TUCKER, 1.0, preset, "cpu") == {"refused": "for a reason"}
 
 
 def test_tables_of_memory_and_steps_hold_ratios_to_what_keeps_all():
@@ -157,31 +158,31 @@ def test_tables_of_memory_and_steps_hold_ratios_to_what_keeps_all():
 def test_a_backend_that_refuses_has_a_reason_and_no_time():
     if torch.cuda.is_available():
         pytest.skip("on a GPU cuDNN runs")
-    timed = speed.timed_layer(SHAPE, TUCKER, "cudnn", speed.PRESETS["smoke"], "cpu")
+    timed = layers.timed_layer(SHAPE, TUCKER, "cudnn", speed.PRESETS["smoke"], "cpu")
     assert set(timed) == {"refused"} and "backend 'cudnn' refuses" in timed["refused"]
 
 
 def test_a_stack_that_refuses_or_is_wrong_has_a_reason_and_no_time(monkeypatch):
     preset = speed.PRESETS["smoke"]
     if not torch.cuda.is_available():
-        refused = speed.timed_stack(SHAPE, TUCKER, "cudnn", "plain", preset, "cpu")
+        refused = layers.timed_stack(SHAPE, TUCKER, "cudnn", "plain", preset, "cpu")
         assert set(refused) == {"refused"} and "backend 'cudnn' refuses" in refused["refused"]
-    monkeypatch.setattr(speed, "gate", lambda *_: 1.0)
-    assert speed.timed_stack(SHAPE, TUCKER, "math", "plain", preset, "cpu") == {
+    monkeypatch.setattr(layers, "gate", lambda *_: 1.0)
+    assert layers.timed_stack(SHAPE, TUCKER, "math", "plain", preset, "cpu") == {
         "refused": "differs from the reference by 1.0e+00"
     }
 
 
 def test_a_wrong_backend_is_not_timed(monkeypatch):
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
-    assert "milliseconds" in speed.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")
+    assert "milliseconds" in layers.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")
     from tucker_ref import tucker
 
     attend = tucker.attend
     monkeypatch.setattr(
         tucker, "attend", lambda *a, backend, **o: attend(*a, backend=backend, **o) * (1.01 if backend == "math" else 1)
     )
-    assert "differs from the reference by 1" in speed.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")["refused"]
+    assert "differs from the reference by 1" in layers.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")["refused"]
 
 
 def gpu_run() -> dict[str, list[dict]]:
@@ -237,24 +238,24 @@ def test_targets_of_memory_are_judged_against_what_keeps_all_with_the_same_kerne
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
     q, k, v = torch.ones(1, 2, 1, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8)
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
-    assert speed.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["microseconds"] > 0
-    assert "must be one of" in speed.timed_decode(q, k, v, "none", 1.0, preset, "cpu")["refused"]
-    attend = speed.attend
+    assert decoding.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["microseconds"] > 0
+    assert "must be one of" in decoding.timed_decode(q, k, v, "none", 1.0, preset, "cpu")["refused"]
+    attend = decoding.attend
     monkeypatch.setattr(
-        speed, "attend", lambda *a, backend, **o: attend(*a, backend=backend, **o) * (1 + 0.1 * (backend == "math"))
+        decoding, "attend", lambda *a, backend, **o: attend(*a, backend=backend, **o) * (1 + 0.1 * (backend == "math"))
     )
-    assert "differs from the reference by 1" in speed.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["refused"]
+    assert "differs from the reference by 1" in decoding.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["refused"]
 
 
 def test_decoding_is_timed_at_the_scale_of_the_heads(monkeypatch):
-    attend, scales = speed.attend, set()
-    monkeypatch.setattr(speed, "attend", lambda *a, scale, **o: scales.add(scale) or attend(*a, scale=scale, **o))
+    attend, scales = decoding.attend, set()
+    monkeypatch.setattr(decoding, "attend", lambda *a, scale, **o: scales.add(scale) or attend(*a, scale=scale, **o))
     for width, scale in ((16, 0.25), (64, 0.125)):
         scales.clear()
         preset = dataclasses.replace(
             speed.PRESETS["smoke"], decode=((9, 1),), decode_heads=(2, width), decode_latents=(8, 32), repeats=1
         )
-        assert all("error" in measure() for _, measure in speed.decode(preset, "cpu", speed.Limits(1.0, 1.0)))
+        assert all("error" in measure() for _, measure in decoding.decode(preset, "cpu", sections.Limits(1.0, 1.0)))
         assert scales == {scale}  # of latents too
     assert speed.PRESETS["gpu"].decode_heads[1] ** -0.5 == 0.125
 
@@ -262,21 +263,21 @@ def test_decoding_is_timed_at_the_scale_of_the_heads(monkeypatch):
 def test_a_shape_with_rotary_embedding_is_a_llama():
     shape = dataclasses.replace(SHAPE, rope_base=100.0)
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1, n_layers={SHAPE.name: 1})
-    gpt2, llama = (speed.timed_model(s, Row("MHA"), 1.0, preset, "cpu") for s in (SHAPE, shape))
+    gpt2, llama = (models.timed_model(s, Row("MHA"), 1.0, preset, "cpu") for s in (SHAPE, shape))
     assert gpt2["parameters"] != llama["parameters"] and llama["milliseconds"] > 0
     nameless = dataclasses.replace(preset, shapes=(shape,), n_layers={})
-    assert not list(speed.models(nameless, "cpu", None))
+    assert not list(models.models(nameless, "cpu", None))
 
 
 def test_the_report_says_what_was_measured_alone():
     assert speed_report.short_table([], {}) is None
     committed = records.load(records.COMMITTED, "speed", "gpu")
-    layers = [r for r in committed if r.method == "layers"]
-    whole, part = ({t.name: t.shown() for t in speed_report.speed_tables(found)} for found in (committed, layers))
+    of_layers = [r for r in committed if r.method == "layers"]
+    whole, part = ({t.name: t.shown() for t in speed_report.speed_tables(found)} for found in (committed, of_layers))
     assert set(part) == {"Speed, in short", "Speed, targets", "Speed, layers"} and "it copied at" not in part["Speed, in short"]
     assert len(whole) == 6 and "it copied at" in whole["Speed, in short"]  # control
     assert len(whole["Speed, in short"].splitlines()) == 2 + 2 + 4
-    nothing = [dataclasses.replace(layers[0], metrics={"rows": []})]
+    nothing = [dataclasses.replace(of_layers[0], metrics={"rows": []})]
     assert speed_report.speed_tables(nothing) == []
 
 
