@@ -12,7 +12,7 @@ from reproduce.experiments.generation_speed import PRESETS, Setting, build, gate
 from reproduce.models import plain_decoding
 from reproduce.models.decoding import Decoder
 from reproduce.models.rows import TABLE3, Row
-from reproduce.report import decoding, pages, results
+from reproduce.report import pages, results
 from reproduce.store import records
 from reproduce.train.options import Options
 
@@ -124,7 +124,7 @@ def test_transformers_goes_on_from_a_full_cache(shape):
 
 
 def test_the_page_shows_nothing_until_a_gpu_has_run(tmp_path):
-    assert pages.generation([]) == decoding.NOTHING == "<!-- not on record -->"
+    assert pages.generation([]) == pages.HIDDEN == "<!-- not on record -->"
     base = {"precision": "bfloat16", "repeats": 5, "steps": 32, "model": "LLaMA"}
     timed = {"tokens_per_second": 100.0, "largest_batch": 7}
 

@@ -131,9 +131,8 @@ def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[
     """
     if path is None:
         root = Path(sysconfig.get_path("stdlib"))
-        files = [
-            p for p in sorted(_sources(root)) if not p.name.startswith("_sysconfigdata")
-        ]  # differs from machine to machine
+        # _sysconfigdata differs from machine to machine.
+        files = [p for p in sorted(_sources(root)) if not p.name.startswith("_sysconfigdata")]
         return "Python standard library source", [_read(p) for p in tqdm(files, "reading source", leave=False)]
     source = Path(path)
     if not path or not source.exists():

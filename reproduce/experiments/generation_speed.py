@@ -25,9 +25,10 @@ from ..models.language_model import LanguageModel
 from ..models.llama import Llama
 from ..models.plain_decoding import PlainAttention, PlainDecoder, TransformersDecoder
 from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE3, Row
-from ..store.records import append, device_in_words, done, new_record
+from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
 from ..train.runs import check_labels
+from .speed.sections import in_words
 from .table3 import ROPE_BASE
 
 GATES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error in logits that may still be timed
@@ -161,22 +162,16 @@ def run(options: Options) -> None:
     passed: dict[tuple, dict] = {}  # what the gate said, by label and way
     for setting in tqdm([s for s in everything if s.label in options.rows or not options.rows], "generation_speed"):
         started = time.perf_counter()
-        record = new_record(
-            "generation_speed", options.preset, setting.row.label, config_of(setting, preset, options.device), {}
-        )
-        if done(options.records, record.id):
+        what = "generation_speed", options.preset, setting.row.label, config_of(setting, preset, options.device)
+        if done(options.records, run_id(*what, seed=None, data=None)):
             continue
         key = setting.label, setting.way
         if key not in passed:
             passed[key] = gated(setting, preset, options.device)
         metrics = passed[key] if "refused" in passed[key] else measured(setting, preset, options.device) | passed[key]
-        words = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
-        tqdm.write(f"{setting.label}, {setting.way}, {setting.context:,} x {setting.batch}: {words}")
-        done_record = new_record(
-            "generation_speed", options.preset, record.method, record.config, metrics,
-            device=options.device, wall_seconds=time.perf_counter() - started,
-        )  # fmt: skip
-        append(options.records, done_record, replace=True)
+        tqdm.write(f"{setting.label}, {setting.way}, {setting.context:,} x {setting.batch}: {in_words(metrics)}")
+        record = new_record(*what, metrics, device=options.device, wall_seconds=time.perf_counter() - started)
+        append(options.records, record, replace=True)
 
 
 def config_of(setting: Setting, preset: Preset, device: str) -> dict:

@@ -92,9 +92,7 @@ def fastest(device: str) -> str:
     Args:
         device: as torch names it.
     """
-    if device.startswith("cuda"):
-        return "triton" if importlib.util.find_spec("triton") else "sdpa"
-    return "sdpa"
+    return "triton" if device.startswith("cuda") and importlib.util.find_spec("triton") else "sdpa"
 
 
 def captured(step: Callable, device: str) -> Callable:

@@ -3,7 +3,7 @@
 import functools
 import json
 
-import torch
+from tucker_ref.initialisation import shapes_alone
 
 from ..models.sizes import count_parameters
 from ..store.records import Record
@@ -41,7 +41,7 @@ def tokens_per_parameter(record: Record) -> float:
 @functools.cache
 def _beside_embedding(config: str) -> int:
     """Parameters of all blocks.  config: as JSON."""
-    with torch.device("meta"):
+    with shapes_alone():
         return count_parameters(build_model(json.loads(config)).blocks)
 
 
@@ -62,5 +62,4 @@ def trend(records: list[Record]) -> dict[str, list[tuple[float, Estimate]]]:
             for row, own in best.items():
                 if base and row != BASE and (estimate := loss_difference(own.runs, base)):
                     points.setdefault(row, []).append((tokens_per_parameter(base[0]), estimate))
-    several = {row: sorted(own, key=lambda point: point[0]) for row, own in points.items() if len(own) > 1}
-    return several
+    return {row: sorted(own, key=lambda point: point[0]) for row, own in points.items() if len(own) > 1}

@@ -1,6 +1,7 @@
 """Cells and sentences that several tables share."""
 
 from ..store.records import Record
+from .judge import Estimate
 from .pairs import paired_difference
 from .query import diverged, largest_logit, losses_of
 from .words import divergence, mean_and_spread, signed
@@ -31,7 +32,12 @@ def above_cell(group: list[Record], base: list[Record]) -> str:
     """
     if not base or group is base or diverged(group) or diverged(base) or not (gap := paired_difference(group, base)):
         return ""
-    return signed(gap.value, 3) + (f" [{signed(gap.low, 3)}, {signed(gap.high, 3)}]" if gap.low < gap.high else "")
+    return with_interval(gap) if gap.low < gap.high else signed(gap.value, 3)
+
+
+def with_interval(estimate: Estimate) -> str:
+    """ "−0.005 [−0.019, +0.009]"."""
+    return f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
 
 
 def logit_cell(runs: list[Record]) -> str:

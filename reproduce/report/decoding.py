@@ -4,8 +4,6 @@ from ..store.records import Record
 from .markdown import Table, markdown
 from .query import grouped
 
-NOTHING = "<!-- not on record -->"  # which a page does not show
-
 
 def decode_runs(records: list[Record]) -> list[Table]:
     """Beside multi-head attention's in the same run."""

@@ -7,11 +7,11 @@ from ..experiments import table2
 from ..models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST
 from ..store.records import Record
 from .best import BASE, at_best, tokens_per_parameter
-from .cells import BOLD, above_cell, loss_cell
-from .judge import Best, Estimate, between_seeds, broken, loss_difference, on_test_text
+from .cells import BOLD, above_cell, loss_cell, with_interval
+from .judge import Best, between_seeds, broken, loss_difference, on_test_text
 from .markdown import Table, markdown
 from .query import BUDGETS, budget_of, fresh_runs, grouped, mean_loss, of_one_budget, runs_of
-from .words import divergence, mean_and_spread, seeds_in_words, signed, tokens_of
+from .words import divergence, mean_and_spread, seeds_in_words, tokens_of
 
 TITLES = {"table2": "GPT-2", "table3": "Llama"}
 
@@ -129,7 +129,7 @@ def difference_cells(runs: list[Record], base: list[Record]) -> list[str]:
     """
     if runs is base or not base or broken(runs, base) or not (estimate := loss_difference(runs, base)):
         return ["", ""]
-    return [_interval(estimate), estimate.word if estimate.of_seeds else f"{estimate.word}, these models"]
+    return [with_interval(estimate), estimate.word if estimate.of_seeds else f"{estimate.word}, these models"]
 
 
 def transfer_cell(runs: list[Record], base: list[Record], name: str) -> str:
@@ -139,16 +139,13 @@ def transfer_cell(runs: list[Record], base: list[Record], name: str) -> str:
         runs, base: as in `difference_cells`.
         name: of the text.
     """
-    others = {r.seed: r.metrics["test"][name]["loss"] for r in base if name in r.metrics.get("test", {})}
-    own = {r.seed: r.metrics["test"][name]["loss"] for r in runs if name in r.metrics.get("test", {})}
+    own, others = (
+        {r.seed: r.metrics["test"][name]["loss"] for r in side if name in r.metrics.get("test", {})} for side in (runs, base)
+    )
     if runs is base or broken(runs, base):
         return ""
     estimate = between_seeds([own[seed] - others[seed] for seed in own if seed in others], seeds=2)
-    return _interval(estimate) if estimate else ""
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
+    return with_interval(estimate) if estimate else ""
 
 
 # Where the parameters should go.

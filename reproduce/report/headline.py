@@ -57,20 +57,16 @@ def headline(records: list[Record]) -> str:
     base = groups.get(BUDGETS["table2"].base)
     if not base:
         return ""
-    parameters, (_, cache) = base[0].attention_parameters, megabytes(base[0])
     lines = []
     for row, runs in sorted(groups.items(), key=lambda item: (item[1] is not base, -item[1][0].attention_parameters)):
-        shares = (runs[0].attention_parameters / parameters, megabytes(runs[0])[1] / cache)
-        loss = f"{statistics.mean(losses_of(runs)):.3f}"
-        lines.append([row, *(f"{100 * share:.0f}" for share in shares), loss, above_cell(runs, base)])
+        lines.append([row, *_shares(runs[0], base[0]), f"{statistics.mean(losses_of(runs)):.3f}", above_cell(runs, base)])
     rates = rates_of(records, "table2")
     counts = sorted(len(rates[row]) for row in groups)
     title = (
         f"**GPT-2 at the paper's shape, REDUCED BUDGET: {tokens_of(base)}, {SEEDS} seeds a row.** Each row at the best of {counts[0]} to "
         f"{counts[-1]} rates."
     )
-    sizes = [f"attention, % of {parameters / 1e6:.1f}M", f"cache, % of {cache:.1f} MB"]
-    header = ["row", *sizes, "loss", f"minus {BUDGETS['table2'].base}'s [95 % interval]"]
+    header = ["row", *_whole(base[0]), "loss", f"minus {BUDGETS['table2'].base}'s [95 % interval]"]
     return f"{title}\n\n{markdown(header, lines)}"
 
 
@@ -84,20 +80,28 @@ def _judged_at_best(records: list[Record]) -> dict[str, Best]:
 
 def _at_best(best: dict[str, Best]) -> str:
     base = best[BASE].runs
-    parameters, (_, cache) = base[0].attention_parameters, megabytes(base[0])
-    lines = []
-    for row, own in best.items():
-        shares = (own.runs[0].attention_parameters / parameters, megabytes(own.runs[0])[1] / cache)
-        lines.append([row, *(f"{100 * share:.0f}" for share in shares), setting_of(own), test_loss_cell(own.runs)])
-        lines[-1] += difference_cells(own.runs, base)
+    lines = [
+        [row, *_shares(own.runs[0], base[0]), setting_of(own), test_loss_cell(own.runs), *difference_cells(own.runs, base)]
+        for row, own in best.items()
+    ]
     settings = sorted({own.settings for own in best.values()})
     title = (
         f"**GPT-2 at the paper's shape with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: "
         f"{tokens_of(base)}, read once.** Losses on a test text."
     )
-    sizes = [f"attention, % of {parameters / 1e6:.1f}M", f"cache, % of {cache:.1f} MB"]
-    header = ["row", *sizes, "setting", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
+    header = ["row", *_whole(base[0]), "setting", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
     return f"{title}\n\n{markdown(header, lines)}"
+
+
+def _whole(base: Record) -> list[str]:
+    """Above the columns of `_shares`: what they are shares of."""
+    return [f"attention, % of {base.attention_parameters / 1e6:.1f}M", f"cache, % of {megabytes(base)[1]:.1f} MB"]
+
+
+def _shares(run: Record, base: Record) -> list[str]:
+    """Attention parameters and cache of a run, per cent of the base's."""
+    shares = run.attention_parameters / base.attention_parameters, megabytes(run)[1] / megabytes(base)[1]
+    return [f"{100 * share:.0f}" for share in shares]
 
 
 def six_verdicts(records: list[Record]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..store.files import write_atomically
 from ..store.records import Record
-from . import checks, claims, commands, decoding, headline, provenance, results, room
+from . import checks, claims, commands, headline, provenance, results, room
 from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
@@ -14,6 +14,15 @@ BESIDE = (
     "RESULTS.md", "CLAIMS.md", "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/ranks.md",
     "docs/exactness.md", "docs/testing.md", "docs/provenance.md",
 )  # fmt: skip
+HIDDEN = "<!-- not on record -->"  # in a part that a page does not show before there is something
+
+
+def generation(records: list[Record]) -> str:
+    """How fast whole models write, on a GPU; nothing that a page shows where that is not on record."""
+    found = results.tables([r for r in records if r.preset == "gpu"], ["generation_speed"]).get("generation_speed", [])
+    return "\n\n".join(["## Generation", *(table.shown() for table in found)]) if found else HIDDEN
+
+
 PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table has its own name
     "headline": headline.headline,
     "verdicts": headline.six_verdicts,
@@ -26,7 +35,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "versions": checks.versions_table,
     "provenance": lambda records: provenance.render(all_tables(records), checks.on_record(records)),
     "results": results.render,
-    "generation": lambda records: generation(records),
+    "generation": generation,
 }
 MARK = "<!-- {}: written by `python -m reproduce report --write README.md` -->", "<!-- end of {} -->"
 MARKS = re.compile(
@@ -38,12 +47,6 @@ NONE = "Not on record."
 def all_tables(records: list[Record]) -> list[results.Table]:
     """Those of all experiments, one after the other."""
     return [table for found in results.tables(records).values() for table in found]
-
-
-def generation(records: list[Record]) -> str:
-    """How fast whole models write, on a GPU; nothing that a page shows where that is not on record."""
-    found = results.tables([r for r in records if r.preset == "gpu"], ["generation_speed"]).get("generation_speed", [])
-    return "\n\n".join(["## Generation", *(table.shown() for table in found)]) if found else decoding.NOTHING
 
 
 def parts_of(page: str) -> list[str]:

@@ -1003,11 +1003,8 @@ def kind_of(entry: Entry) -> Kind:
     ended = "diverged_at" not in entry.metrics
     if entry.experiment in TRAINED_LANGUAGE:
         if entry.preset == "sizes":
-            return (
-                (ShapedSizesConfig, Sizes[SizesRow2], None)
-                if entry.experiment == "table2"
-                else (SizesConfig, Sizes[SizesRow3], None)
-            )
+            of_table2 = entry.experiment == "table2"
+            return (ShapedSizesConfig, Sizes[SizesRow2], None) if of_table2 else (SizesConfig, Sizes[SizesRow3], None)
         return LanguageConfig, Ended if ended else LanguageDiverged, Text
     if entry.experiment == "figure3":
         if entry.preset == "paper":

@@ -81,9 +81,7 @@ def _said(error: Exception) -> str:
         return "it brings code of its own (auto_map), which is never run, and transformers has none for it"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    if isinstance(
-        error, (ArithmeticError, AttributeError, LookupError, TypeError)
-    ):  # of a library that did not expect such values
+    if isinstance(error, (ArithmeticError, AttributeError, LookupError, TypeError)):  # a library did not expect such values
         return f"its library makes nothing of what its files say ({type(error).__name__}: {line})"
     return line
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from tucker_ref.initialisation import shapes_alone
+
 from ...models.rows import Row
 from .decoding import timed_decode
 from .layers import timed_layer
@@ -36,7 +38,7 @@ def curves(preset: Preset, device: str, rates: Limits) -> Iterator[Case]:
 
 def counted(shape: Shape, row: Row, dtype: torch.dtype) -> dict:
     """`parameters` of a layer, and `cache_bytes` of one sequence, counted without memory for either."""
-    with torch.device("meta"):
+    with shapes_alone():
         layer = row.build(shape.d_model, shape.n_heads, shape.rope_base)
         cache = layer.new_cache(1, shape.tokens, dtype=dtype, device="meta")
     return {"parameters": sum(p.numel() for p in layer.parameters()), "cache_bytes": cache.nbytes}
@@ -53,7 +55,7 @@ def timed_point(shape: Shape, row: Row, copy: float, preset: Preset, device: str
         As `timed_layer`, with the `microseconds` of one token against a full cache.
     """
     trained = timed_layer(shape, row, preset.backends[0], preset, device)
-    with torch.device("meta"):
+    with shapes_alone():
         streams = row.build(shape.d_model, shape.n_heads).cache_streams()
     k, v = (
         torch.randn(preset.curves.decode_batch, groups, shape.tokens, width, device=device, dtype=preset.dtype)

@@ -43,13 +43,18 @@ def through(name: str, cases: Iterator[Case], partial: Path, config: dict) -> tu
     for number, (case, measure) in enumerate(tqdm(cases, f"speed {name}")):
         known = number < len(kept.rows) and case.items() <= kept.rows[number].items()
         row = kept.rows[number] if known else {**case, **measure()}
-        tqdm.write(f"{name}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        tqdm.write(f"{name}: {in_words(row)}")
         rows.append(row)
         seconds = kept.seconds + time.perf_counter() - started
         state = json.dumps({"config": config, "rows": rows, "seconds": seconds})
         if not known:
             write_atomically(partial, lambda file, state=state: file.write(state.encode()))
     return rows, kept.seconds + time.perf_counter() - started
+
+
+def in_words(measured: dict) -> str:
+    """One line of names and values."""
+    return ", ".join(f"{name} {v:.4g}" if isinstance(v, float) else f"{name} {v}" for name, v in measured.items())
 
 
 def _kept(partial: Path, config: dict) -> Partial:
