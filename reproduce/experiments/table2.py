@@ -45,6 +45,11 @@ SWEPT_RATES = {
     if row.mechanism == "Tucker" and row.ranks[0] < PAPER_SHAPE["n_heads"] and not row.shared_kv
 }
 
+# Where validation text preferred another rate than the one of `FRESH`, for rows whose grid is whole: locked before any new seed ran.
+LOCKED_RATES = dict.fromkeys(
+    ("MHA QK-norm", "GQA n_KV=4 QK-norm", *(f"Tucker {ranks} QK-norm" for ranks in ("[8,128,128]", "[8,128,64]", "[8,64,64]"))),
+    9.6e-3,
+)
 FRESH = LanguagePreset(
     **FULL_SHAPE,
     train=dataclasses.replace(
@@ -53,6 +58,7 @@ FRESH = LanguagePreset(
     keep_models=False,
     observe_every=100,
     one_pass=True,
+    learning_rates=LOCKED_RATES,
 )
 
 TAKES = (*LANGUAGE, "workers")
@@ -84,7 +90,7 @@ PRESETS = {
     # Each mechanism at its best: Muon, every token of two shards of text read once, rates from one grid for all rows.
     "gpu-fresh": FRESH,
     # The same rows with 5.3M parameters beside the embedding of multi-head attention, 12 tokens for each.
-    "gpu-fresh-narrow": dataclasses.replace(FRESH, narrower=4),
+    "gpu-fresh-narrow": dataclasses.replace(FRESH, narrower=4, learning_rates={}),
     # Where a given number of parameters should go, at the setting that is best for the three rows whose parameters they are; these
     # stand in "gpu-fresh", with the same batches.
     "gpu-fresh-allocations": dataclasses.replace(FRESH, train=dataclasses.replace(FRESH.train, learning_rate=9.6e-3)),
