@@ -1,4 +1,4 @@
-"""Rung 12e: few eigenvectors of many by block Lanczos, against all of them, and what must be thrown away."""
+"""Rung 12k: few eigenvectors of many by block Lanczos, against all of them, and what must be thrown away."""
 
 import pytest
 import torch

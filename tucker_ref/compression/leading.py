@@ -1,4 +1,4 @@
-"""Rung 12e. The leading eigenvectors of a Gram matrix: few of many by block Lanczos, proved good enough or thrown away (PyTorch).
+"""Rung 12k. The leading eigenvectors of a Gram matrix: few of many by block Lanczos, proved good enough or thrown away (PyTorch).
 
 All eigenvectors of an (n, n) matrix A cost several n^3, and a compression keeps few of them. Block Lanczos looks for them in the
 span of X, A X, A^2 X, ..., where X is random. It gives r orthonormal columns V with values theta, and what these lack, the residuals
