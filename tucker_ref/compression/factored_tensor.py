@@ -166,7 +166,7 @@ class Slices(Factors):
 def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given.
 
-    A basis as wide as tall is left as it is, with Q = I, sparse: a QR decomposition would not make it smaller.
+    A basis as wide as tall is left as it is, with Q = I: a QR decomposition would not make it smaller.
     Raises ValueError where basis and root have different heights.
     """
     if root is not None and len(root) != len(basis):
@@ -174,12 +174,11 @@ def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tenso
             f"moment is {len(root)} x {len(root)}; this layer's inputs, with a 1 where it has biases, are {len(basis)} wide"
         )
     r = basis if root is None else root.to(basis.dtype) @ basis
-    if r.shape[1] < r.shape[0]:
-        q, r = torch.linalg.qr(r)
+    if r.shape[1] >= r.shape[0]:
+        q = torch.eye(len(r)).to(r)
     else:
-        diagonal = torch.arange(len(r), device=r.device).expand(2, -1)
-        q = torch.sparse_coo_tensor(diagonal, torch.ones(len(r)).to(r), check_invariants=True)
-    return (q if root is None else torch.linalg.solve_triangular(root.to(q.dtype), q.to_dense(), upper=True)), r
+        q, r = torch.linalg.qr(r)
+    return (q if root is None else torch.linalg.solve_triangular(root.to(q.dtype), q, upper=True)), r
 
 
 def slices_of(layer: nn.Module, *, turned: bool = True) -> tuple[Slices, Slices]:
