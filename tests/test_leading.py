@@ -142,3 +142,12 @@ def test_a_block_of_zeros_is_tried_twice_and_then_left_to_the_proof():
     assert not coupling.any() and (block @ held.T).abs().max() > 0.5
     block, _ = module._orthonormal(held.roll(module.BLOCK, dims=1) + held, held)  # control: something is new
     assert (block @ held.T).abs().max() < 1e-15
+
+
+def test_the_last_look_is_at_half_of_all_dimensions():
+    """A search that is not done a little before the end is looked at once more, there."""
+    gram, sizes, eigh = with_values(0.988 ** torch.arange(512, dtype=torch.float64)), [], torch.linalg.eigh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
+        assert by_lanczos(gram, 32) is not None
+    assert sizes[-1] == 256 and sizes[-2] + sizes[-2] // 4 > 256  # found there, and the next step would have gone past it

@@ -56,7 +56,7 @@ def by_lanczos(gram: torch.Tensor, rank: int) -> Found | None:
         slack = TOLERANCE * (trace - values.sum()) / (4 * rank) + n * torch.finfo(values.dtype).eps * values[-1]
         if (coupling @ vectors[last:]).norm() <= (2 * rank) ** 0.5 * slack:
             return held.mH @ vectors, values, slack
-        look = size + size // 4
+        look = min(size + size // 4, n // 2 // BLOCK * BLOCK)  # the last look is at the end
     return None
 
 
