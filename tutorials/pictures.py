@@ -271,10 +271,10 @@ def kv_cache(heads: int, kinds: dict[str, int], tokens: str = "the cat sat on") 
         for n in range(len(words)):
             ax.text(n + 0.5, heads + 0.25, words[n], ha="center", va="bottom")
             for group in range(groups):
-                for half, letter in ((0.0, "k"), (0.5, "v")):
+                for half, letter, alpha, ink in ((0.0, "k", 1.0, "white"), (0.5, "v", 0.35, "black")):
                     place = (n + half + 0.03, heads - 1 - group + 0.08)
-                    ax.add_patch(Rectangle(place, 0.44, 0.84, facecolor=colour, alpha=0.8 if letter == "k" else 0.45))
-                    ax.text(place[0] + 0.22, place[1] + 0.42, f"${letter}_{group}$", ha="center", va="center", color="white")
+                    ax.add_patch(Rectangle(place, 0.44, 0.84, facecolor=colour, alpha=alpha))
+                    ax.text(place[0] + 0.22, place[1] + 0.42, f"${letter}_{group}$", ha="center", va="center", color=ink)
         ax.text(len(words) + 0.75, heads + 0.25, "new", ha="center", va="bottom", fontweight="bold")
         for head in range(heads):
             y = heads - 1 - head + 0.5
