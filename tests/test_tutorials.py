@@ -580,6 +580,7 @@ def test_lesson_10_holds_when_runs_are_added(monkeypatch, capsys):
     said = said_by_lesson_10(later(bare), monkeypatch, capsys)
     assert "judged so: 2 rows" in said and "run so far: 1 of" in said
     assert re.search(r"^Tucker \[8,64,64\] +minus MHA: \+0.05\d \[\+0.0.* above$", said, re.MULTILINE)
+    assert "MHA                  minus MHA" not in said
     assert re.search(r"^Tucker \[8,64,216\] +99.4% of the parameters, loss 3", said, re.MULTILINE)
 
 

@@ -803,18 +803,27 @@ def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) 
 
 
 def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
-    """10: losses of each row by learning rate, the rows as they are beside those with norms."""
+    """10: losses of each row by learning rate, the rows as they are beside those with norms; what is far above has its number."""
     figure, axes = panels(1, 2, (10.5, 5), sharex=True, sharey=True)
     every = sorted({rate for line in losses.values() for rate in line})
+    lowest = min(loss for line in losses.values() for loss in line.values())
+    highest = lowest + 0.25  # what broke down would press all others together
     for ax, title in zip(axes, ("As they are", "With norms")):
         chosen = [name for name in losses if name.endswith("norms") or name.endswith("-norm")]
         chosen = chosen if ax is axes[1] else [name for name in losses if name not in chosen]
+        above = []
         for name, look in style.lines_of(chosen).items():
             look["marker"] = style.MARKERS[style.mechanism(name)]
             ax.semilogx(list(losses[name]), list(losses[name].values()), label=name, **look)
+            for rate, loss in losses[name].items():
+                if loss > highest:
+                    place = {"xytext": (0, 12 * above.count(rate)), "textcoords": "offset points"}
+                    ax.annotate(f"{loss:.1f} ↑", (rate, highest), ha="center", va="bottom", color=look["color"], **place)
+                    above.append(rate)
         ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
         ax.minorticks_off()
-        ax.set(title=title, xlabel="learning rate × 1000")
+        ax.set(xlabel="learning rate × 1000", ylim=(lowest - 0.02, highest))
+        ax.set_title(title, pad=18)  # above what leaves the panel
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9)  # below: lines go everywhere
     axes[0].set_ylabel("validation loss (nats/token)")
     return legible(figure)
