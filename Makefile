@@ -57,7 +57,7 @@ REVEAL ?= https://unpkg.com/reveal.js@4.0.2
 MATHJAX ?= https://cdnjs.cloudflare.com/ajax/libs/mathjax/2.7.7/latest.js?config=TeX-AMS_CHTML-full,Safe
 slides: install
 	$(VENV)/bin/jupyter nbconvert --to slides --output-dir out/slides tutorials/tucker_in_one_sitting.ipynb \
-		--template slides --TemplateExporter.extra_template_basedirs=tutorials/book --SlidesExporter.reveal_number=c/t \
+		--template slides --TemplateExporter.extra_template_basedirs=tutorials/book --SlidesExporter.reveal_number=c/t --SlidesExporter.reveal_theme=white \
 		--SlidesExporter.reveal_url_prefix='$(REVEAL)' --SlidesExporter.mathjax_url='$(MATHJAX)'
 
 figures: install

@@ -112,6 +112,19 @@ def test_what_slides_fetch_is_what_teaching_says():
     assert fetched("<a href='https://a.org'>a</a> <img src='data:image/png;base64,AAAA'> <script src='reveal.js'>") == []
 
 
+def strange_links(page: str) -> list[str]:
+    """Links in the text of slides that lead to no lesson's page in the book, whose names are those of the notebooks."""
+    links = re.findall(r'<a href="([^"]*)"', page)
+    lessons = {f"../book/{path.stem}.html" for path in FOLDER.glob("*.ipynb")}
+    return [link for link in links if link not in lessons] if links else ["none at all"]
+
+
+def test_links_of_slides_that_lead_nowhere_are_seen():
+    assert strange_links('<a href="../book/03_sharing_heads.html">03</a> <a class="anchor-link" href="#The-answer">¶</a>') == []
+    for page in ("", '<a href="03_sharing_heads.ipynb">03</a>', '<a href="../book/03_no_lesson.html">03</a>'):
+        assert len(strange_links(page)) == 1
+
+
 def test_each_text_cell_begins_a_slide_with_the_code_below_it(tmp_path):
     kinds = [(cell["cell_type"], cell["metadata"]["slideshow"]["slide_type"]) for cell in NOTEBOOK["cells"]]
     assert {kind for which, kind in kinds if which == "code"} == {"-"}
@@ -122,6 +135,8 @@ def test_each_text_cell_begins_a_slide_with_the_code_below_it(tmp_path):
     assert sum("data:image/png" in slide for slide in slides) == 2  # pictures are in the page, not beside it
     page = (tmp_path / f"{NAME}.slides.html").read_text(encoding="utf-8")
     assert {re.search(r"reveal\.js@|mathjax/", address)[0] for address in fetched(page)} == {"reveal.js@", "mathjax/"}
+    assert strange_links(page) == []
+    assert "/dist/theme/white.css" in page  # its fonts lie beside it; most other themes fetch theirs from a third host
     joined = copy.deepcopy(NOTEBOOK)  # control
     joined["cells"][2]["metadata"] = {}
     (tmp_path / f"{NAME}.ipynb").write_text(json.dumps(joined), encoding="utf-8")

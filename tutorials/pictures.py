@@ -271,10 +271,10 @@ def kv_cache(heads: int, kinds: dict[str, int], tokens: str = "the cat sat on") 
         for n in range(len(words)):
             ax.text(n + 0.5, heads + 0.25, words[n], ha="center", va="bottom")
             for group in range(groups):
-                for half, letter in ((0.0, "k"), (0.5, "v")):
+                for half, letter, alpha, ink in ((0.0, "k", 1.0, "white"), (0.5, "v", 0.35, "black")):
                     place = (n + half + 0.03, heads - 1 - group + 0.08)
-                    ax.add_patch(Rectangle(place, 0.44, 0.84, facecolor=colour, alpha=0.8 if letter == "k" else 0.45))
-                    ax.text(place[0] + 0.22, place[1] + 0.42, f"${letter}_{group}$", ha="center", va="center", color="white")
+                    ax.add_patch(Rectangle(place, 0.44, 0.84, facecolor=colour, alpha=alpha))
+                    ax.text(place[0] + 0.22, place[1] + 0.42, f"${letter}_{group}$", ha="center", va="center", color=ink)
         ax.text(len(words) + 0.75, heads + 0.25, "new", ha="center", va="bottom", fontweight="bold")
         for head in range(heads):
             y = heads - 1 - head + 0.5
@@ -803,18 +803,27 @@ def heads_or_latents(rows: dict[str, tuple[int, int, float]], untouched: float) 
 
 
 def by_rate(losses: dict[str, dict[float, float]]) -> Figure:
-    """10: losses of each row by learning rate, the rows as they are beside those with norms."""
+    """10: losses of each row by learning rate, the rows as they are beside those with norms; what is far above has its number."""
     figure, axes = panels(1, 2, (10.5, 5), sharex=True, sharey=True)
     every = sorted({rate for line in losses.values() for rate in line})
+    lowest = min(loss for line in losses.values() for loss in line.values())
+    highest = lowest + 0.25  # what broke down would press all others together
     for ax, title in zip(axes, ("As they are", "With norms")):
         chosen = [name for name in losses if name.endswith("norms") or name.endswith("-norm")]
         chosen = chosen if ax is axes[1] else [name for name in losses if name not in chosen]
+        above = []
         for name, look in style.lines_of(chosen).items():
             look["marker"] = style.MARKERS[style.mechanism(name)]
             ax.semilogx(list(losses[name]), list(losses[name].values()), label=name, **look)
+            for rate, loss in losses[name].items():
+                if loss > highest:
+                    place = {"xytext": (0, 12 * above.count(rate)), "textcoords": "offset points"}
+                    ax.annotate(f"{loss:.1f} ↑", (rate, highest), ha="center", va="bottom", color=look["color"], **place)
+                    above.append(rate)
         ax.set_xticks(every, [f"{1000 * rate:g}" for rate in every])
         ax.minorticks_off()
-        ax.set(title=title, xlabel="learning rate × 1000")
+        ax.set(xlabel="learning rate × 1000", ylim=(lowest - 0.02, highest))
+        ax.set_title(title, pad=18)  # above what leaves the panel
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=9)  # below: lines go everywhere
     axes[0].set_ylabel("validation loss (nats/token)")
     return legible(figure)
