@@ -25,6 +25,7 @@ from .experiments import (
     exactness,
     figure3,
     generation_speed,
+    heal,
     spectra,
     speed,
     table1,
@@ -52,6 +53,7 @@ EXPERIMENTS = {
     "ablations": ablations,
     "compress": compress,
     "compress_models": compress_models,
+    "heal": heal,
     "compress_speed": compress_speed,
     "figure3": figure3,
     "decode": decode,
@@ -72,7 +74,7 @@ IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
 ON_A_GPU = ("ablations", "speed", "generation_speed", "two_gpus")  # they say nothing at smoke scale
-OF_A_MODEL = ("compress_models",)  # that has to be named
+OF_A_MODEL = ("compress_models", "heal")  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
