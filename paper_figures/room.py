@@ -103,11 +103,11 @@ def _ways() -> list[Line2D]:
 
 
 def _caption(models: dict[str, list[Record]]) -> str:
-    shapes = [
-        f"{name}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers" for name, (c, *_) in
-        ((name, [r.config for r in runs]) for name, runs in models.items())
-    ]  # fmt: skip
+    configs = {name: runs[0].config for name, runs in models.items()}
+    shapes = {name: f"d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers" for name, c in configs.items()}
+    one = set(shapes.values())
+    said = f"All of them: {one.pop()}" if len(shapes) > len(one) == 1 else "; ".join(f"{n}: {s}" for n, s in shapes.items())
     return (
-        f"{'; '.join(shapes)}. Medians over layers; bands: the middle half of them. On inputs: as the tensors act on what each layer reads "
+        f"{said}. Medians over layers; bands: the middle half of them. On inputs: as the tensors act on what each layer reads "
         "in held-out English Wikipedia."
     )

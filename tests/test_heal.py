@@ -53,7 +53,9 @@ def tiny(monkeypatch):
 
 def options(made, tmp_path, kind="gemma3", **more) -> Options:
     texts = {name: str(made / f"{name}.txt") for name in ("read", "val", "test")}
-    given = dict(model=str(made / kind), text=texts["read"], validation=texts["val"], test=(texts["test"],), rows=("as it is", MLA))
+    given = dict(
+        model=str(made / kind), text=texts["read"], validation=texts["val"], test=(texts["test"],), rows=("as it is", MLA)
+    )
     return Options("smoke", tmp_path, tmp_path / "records", **given | more)
 
 
@@ -79,7 +81,9 @@ def test_rows_are_trained_at_every_rate_and_a_table_says_what_comes_back(made, t
         if label != "as it is":
             assert m["converted"]["tests"]["test.txt"]["loss"] != m["before"]["tests"]["test.txt"]["loss"]
             assert m["cache"] < m["before"]["cache"]
-    assert rows["as it is"].metrics["converted"] == {k: rows["as it is"].metrics["before"][k] for k in ("validation_loss", "tests")}
+    assert rows["as it is"].metrics["converted"] == {
+        k: rows["as it is"].metrics["before"][k] for k in ("validation_loss", "tests")
+    }
     assert not list((tmp_path / "checkpoints").glob("*"))
     (table,) = results.tables(list(rows.values()))["heal"]
     assert table.body.count("\n| ") == len(rows) and "and then trained alone" in table.title
@@ -164,7 +168,9 @@ def test_a_rate_that_breaks_off_is_on_record_and_so_is_a_row_of_which_all_do(mad
 
 
 def test_other_rates_and_steps_and_every_tenth_document_held_out(made, tmp_path):
-    with pytest.raises(ValueError, match="read.txt holds .* tokens to train on; 4,000 windows of 23 need 92,000: name a longer text"):
+    with pytest.raises(
+        ValueError, match="read.txt holds .* tokens to train on; 4,000 windows of 23 need 92,000: name a longer text"
+    ):
         heal.run(options(made, tmp_path, steps=1000))
     heal.run(options(made, tmp_path, rows=("as it is",), validation=None, learning_rates=(1e-4,), steps=2, seeds=(3,)))
     (record,) = records.load(tmp_path / "records")
@@ -214,7 +220,9 @@ def a_row(label: str, converted: float, healed: float | None, before=2.0, **more
     m |= {"healed": judged(healed), "chosen": 1e-3} if healed else {"rates": [{"learning_rate": 1e-3, "diverged_at": 5}]}
     config = {"model": "gemma", "d_model": 8, "n_heads": 2, "n_layers": 1, "rotary": True}
     config["healing"] = {"steps": 10, "batch_size": 4, "window": 24, "rates": [1e-3]}
-    given = dict(id=label, experiment="heal", preset="gpu", method=label, config=config, data={"name": "t", "sha256": "1"}, metrics=m)
+    given = dict(
+        id=label, experiment="heal", preset="gpu", method=label, config=config, data={"name": "t", "sha256": "1"}, metrics=m
+    )
     return a_record(**given | more)
 
 

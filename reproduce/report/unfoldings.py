@@ -27,9 +27,14 @@ def effective_rank(values: Sequence[float], power: int) -> float:
 
 
 def name_of(record: Record) -> str:
-    """What a model that was trained here is called: "GPT-2 MHA, AdamW, 100M tokens"."""
+    """What a multi-head model that was trained here is called: "GPT-2, Muon, QK-norm, 65M tokens"."""
     tokens = record.steps * record.train["batch_size"] * record.config["context"]
-    return f"GPT-2 {record.method}, {OPTIMIZERS[optimizer_of(record)]}, {tokens / 1e6:.0f}M tokens"
+    return f"GPT-2, {short_name_of(record)}, {tokens / 1e6:.0f}M tokens"
+
+
+def short_name_of(record: Record) -> str:
+    """The same beside others of its kind: "Muon, QK-norm"."""
+    return ", ".join([OPTIMIZERS[optimizer_of(record)], *record.method.split()[1:]])
 
 
 def optimizer_of(record: Record) -> str:
@@ -72,7 +77,7 @@ def by_optimizer(records: list[Record]) -> dict[str, list[Record]]:
         known = best.setdefault(name_of(record), record)
         if record.metrics["validation_loss"] < known.metrics["validation_loss"]:
             best[name_of(record)] = record
-    return {name: [record] for name, record in sorted(best.items())}
+    return {name: [r] for name, r in sorted(best.items(), key=lambda item: (item[1].method, optimizer_of(item[1])))}
 
 
 def layers_of(runs: list[Record], way: str) -> list[dict]:
