@@ -90,6 +90,7 @@ examples:
   python -m reproduce table2 --text novel.txt          on your own text (.txt, .gz, .xz or a folder of them)
   python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
   python -m reproduce compress --model gpt2 --text novel.txt --ranks "12,256,256;8,128,128"
+  python -m reproduce heal --model models/gemma-270m --text train.txt --validation val.txt --test test.txt --preset gpu
   python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
   python -m reproduce prepare openwebtext --out data/openwebtext
   python -m reproduce prepare wiki --files wiki.txt.xz --validation held_out.txt.xz --bpe gpt2 --out data/wiki

@@ -118,6 +118,10 @@ def test_the_model_that_validation_prefers_stands_for_its_row_and_optimiser():
     best = unfoldings.by_optimizer(records)
     assert list(best) == [f"GPT-2, {name}, 0M tokens" for name in ("AdamW", "Muon", "AdamW, QK-norm", "Muon, QK-norm")]
     assert best["GPT-2, Muon, 0M tokens"][0].rate == 2e-3 and best["GPT-2, AdamW, 0M tokens"][0].rate == 1e-3
+    bare = a_model("MHA", "muon", 5.0, rate=4e-3, loss=3.8)
+    del bare.metrics["inputs"][2]["pre"]["key"]["values"]
+    assert list(unfoldings.by_optimizer(records + [bare])) == [name for name in best if name != "GPT-2, Muon, 0M tokens"]
+    assert findings._spectra([bare], tried=True) == {}
     silent = a_model("MHA", "muon", 5.0, rate=4e-3)
     del silent.metrics["validation_loss"]
     assert unfoldings.by_optimizer(records + [silent]) == best

@@ -9,7 +9,7 @@ from tokenizers.models import BPE
 
 from reproduce.experiments import spectra, table2
 from reproduce.models.rows import TABLE2
-from reproduce.report import results
+from reproduce.report import results, unfoldings
 from reproduce.store import records
 from reproduce.train.language import build_model, model_path, save_model
 from reproduce.train.options import Options
@@ -91,7 +91,15 @@ def test_models_of_two_optimisers_are_trained_kept_and_looked_at(tmp_path, monke
     }  # fmt: skip
     reached = {r.id: r.metrics["validation_loss"] for r in records.load(tmp_path / "records", "table2") if r.preset != "sizes"}
     assert sorted(r.metrics["validation_loss"] for r in found) == sorted(reached.values())
+    whole = {(r.method, r.train.get("optimizer"), r.metrics["validation_loss"]) for r in found if unfoldings.has_values(r)}
+    assert len(whole) == 4  # of the two with AdamW the better one
     for r in found:
+        losses = [
+            s.metrics["validation_loss"]
+            for s in found
+            if (s.method, s.train.get("optimizer")) == (r.method, r.train.get("optimizer"))
+        ]
+        assert unfoldings.has_values(r) == (r.metrics["validation_loss"] == min(losses))
         assert ("centred" in r.metrics) == (r.method == "MHA") and {"inputs", "initial_inputs"} <= set(r.metrics)
         assert r.metrics["read"]["name"] == "text.txt" and r.data["train_tokens"] > 0
         head = [r.metrics[way][0]["pre"]["head"]["square_rank"] for way in ("initial", "trained")]

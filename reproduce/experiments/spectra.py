@@ -36,6 +36,7 @@ TAKES = ("device", "rows", "seeds", "text", "model")
 PRESETS = {name: preset for name, preset in LANGUAGE_PRESETS.items() if preset.keep_models}
 MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 WINDOWS, WINDOW = 64, 256  # of the text that a named model reads
+MANY = "gpu-fresh-optimizers"  # the preset of which several models of a row are looked at, not all with their singular values
 INITIAL_STD = 0.02  # of models that do not say how their weights started
 
 
@@ -62,17 +63,36 @@ def run(options: Options) -> None:
     if not models:
         command = f"python -m reproduce table2 --preset {options.preset}"
         raise ValueError(f"{options.out / 'models'} holds no model of table2; run `{command}` first")
+    width, whole = PAPER_SHAPE["d_model"] // preset.narrower, [path for *_, path in models]
+    if options.preset == MANY:
+        whole = preferred(models)
     for label, seed, path in tqdm(models, "spectra"):
-        of_trained(label, seed, path, PAPER_SHAPE["d_model"] // preset.narrower, options)
+        of_trained(label, seed, path, width, path in whole, options)
 
 
-def of_trained(label: str, seed: int, path: Path, width: int, options: Options) -> None:
+def preferred(models: list[tuple[str, int, Path]]) -> list[Path]:
+    """Of each row, seed and optimiser the model with the lowest validation loss.
+
+    Args:
+        models: label, seed and file of each, which says its loss.
+    """
+    best: dict[tuple, tuple[float, Path]] = {}
+    for label, seed, path in models:
+        said = read_metadata(path)
+        optimizer = json.loads(said["config"])["train"].get("optimizer")
+        found = (json.loads(said["validation_loss"]), path)
+        best[label, seed, optimizer] = min(best.get((label, seed, optimizer), found), found)
+    return [path for _, path in best.values()]
+
+
+def of_trained(label: str, seed: int, path: Path, width: int, values: bool, options: Options) -> None:
     """One record of a model of table2, whose config says how it was trained: with which optimiser, at which rate.
 
     Args:
         label, seed: of its run.
         path: its file.
         width: d of the preset's models.
+        values: whether the singular values of all layers are kept: a record with them takes a megabyte.
         options: `text`, `device` and `records`.
 
     Raises:
@@ -84,7 +104,7 @@ def of_trained(label: str, seed: int, path: Path, width: int, options: Options) 
         raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
     torch.manual_seed(seed)
     fresh = [block.attention for block in build_model(config).blocks]
-    metrics, read = measured(opened, fresh, options)
+    metrics, read = measured(opened, fresh, options, values)
     metrics |= {"read": read.describe()} if read else {}
     metrics |= {"validation_loss": json.loads(said["validation_loss"])} if "validation_loss" in said else {}
     data, seconds = json.loads(said.get("data", "null")), time.perf_counter() - started
@@ -115,13 +135,14 @@ def of_named(options: Options) -> None:
                 print(f"{way}, {side} {mode}: {', '.join(in_words(layer[side][mode]) for layer in metrics[way])}")
 
 
-def measured(opened: OpenModel, fresh: list[nn.Module], options: Options) -> tuple[dict, Windows | None]:
+def measured(opened: OpenModel, fresh: list[nn.Module], options: Options, values: bool = True) -> tuple[dict, Windows | None]:
     """What a record says of a model's layers: as trained and as they started, and with a text as they act on it.
 
     Args:
         opened: the model; with a text it is taken to the device.
         fresh: its layers as they started.
         options: `text` and `device`.
+        values: as in `of_layers`, of the layers as trained.
 
     Returns:
         The metrics, and the text's windows where there is one.
@@ -131,17 +152,17 @@ def measured(opened: OpenModel, fresh: list[nn.Module], options: Options) -> tup
     """
     opened.check_trilinear(or_between_norms=True)
     trained, read = list(opened.layers.values()), None
-    metrics = {"trained": of_layers(trained, options.device), "initial": of_layers(fresh, options.device, values=False)}
+    metrics = {"trained": of_layers(trained, options.device, values), "initial": of_layers(fresh, options.device, values=False)}
     if options.text:
         read = spread(opened, options.text, WINDOWS, WINDOW)
         opened.model.to(options.device)
         inputs = list(received(opened, opened.layers, list(read.tokens.to(options.device).split(1))).values())
         known = [second_moment(layer, x) for layer, x in zip(trained, inputs)]
-        metrics["inputs"] = of_layers(trained, options.device, moments=known)
+        metrics["inputs"] = of_layers(trained, options.device, values, known)
         metrics["initial_inputs"] = of_layers(fresh, options.device, values=False, moments=known)
         if not any(layer.rotary or getattr(layer, "qk_norm", None) for layer in trained):
             about = [centred(moment, mean_of(layer, x)) for layer, moment, x in zip(trained, known, inputs)]
-            metrics["centred"] = of_layers(trained, options.device, moments=known, key_moments=about)
+            metrics["centred"] = of_layers(trained, options.device, values, known, about)
     return metrics, read
 
 

@@ -82,6 +82,21 @@ def closed(run: Record, control: Record | None, text: str) -> float | None:
     return 1 - (_loss(run, "healed", text) - _loss(control, "healed", text)) / cost if cost > 0 else None
 
 
+def regained(run: Record, text: str) -> float | None:
+    """Which share of what the conversion cost the training brings back, whatever the text itself taught.
+
+    Args:
+        run, text: as in `closed`.
+
+    Returns:
+        None where it broke off, or where the conversion cost nothing.
+    """
+    cost = _loss(run, "converted", text) - _loss(run, "before", text)
+    if "healed" not in run.metrics or cost <= 0:
+        return None
+    return (_loss(run, "converted", text) - _loss(run, "healed", text)) / cost
+
+
 def _loss(run: Record, state: str, text: str) -> float:
     return run.metrics[state]["tests"][text]["loss"]
 
@@ -108,14 +123,23 @@ def _table(runs: list[Record]) -> Table:
         m = run.metrics
         sizes = [percent(m[name] / before[name]) for name in ("attention_parameters", "cache")]
         cells = [cell for text in texts for cell in _cells(run, control, text)]
-        rows.append([run.method, *sizes, f"{m['chosen']:g}" if "chosen" in m else "diverged", *cells])
+        rows.append([run.method, *sizes, _rate(run), *cells])
     own = ", ".join(f"{before['tests'][text]['bits_per_byte']:.3f} on {_name(text)}" for text in texts)
     title = (
         f"**{c['model']}, its attention converted and then trained alone, everything else frozen.** {healing['steps']:,} steps of "
         f"{healing['batch_size']} sequences of {healing['window']} tokens; held-out text picks one of {len(healing['rates'])} rates. Bits "
-        f"per byte; before it was {own}. What comes back is measured beside the row `{AS_IT_IS}`, which was trained alike."
+        f"per byte; before it was {own}. What comes back is measured beside the row `{AS_IT_IS}`, which was trained alike; in "
+        "brackets beside the model as it was, so that what the text teaches counts too."
     )
     return Table("Healing", title, markdown(header, rows), runs)
+
+
+def _rate(run: Record) -> str:
+    """The one that was chosen, and whether it is the lowest or highest of several that were tried: a further one might be better."""
+    if "chosen" not in run.metrics:
+        return "diverged"
+    tried, chosen = run.config["healing"]["rates"], run.metrics["chosen"]
+    return f"{chosen:g}" + (", at the edge" if len(tried) > 1 and chosen in (min(tried), max(tried)) else "")
 
 
 def _cells(run: Record, control: Record | None, text: str) -> list[str]:
@@ -123,9 +147,10 @@ def _cells(run: Record, control: Record | None, text: str) -> list[str]:
     losses = [f"{state['tests'][text]['bits_per_byte']:.3f}" if state else "–" for state in states]
     if run.method == AS_IT_IS:
         return [*losses, "", ""]
-    estimate, share = above(run, control, text), closed(run, control, text)
+    estimate = above(run, control, text)
+    shares = ["–" if share is None else percent(share) for share in (closed(run, control, text), regained(run, text))]
     gap = f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]" if estimate else "–"
-    return [*losses, gap, "–" if share is None else percent(share)]
+    return [*losses, gap, "{} ({})".format(*shares)]
 
 
 def _name(file: str) -> str:

@@ -67,7 +67,7 @@ def of_optimizers(records: list[Record]) -> list[Record]:
 
 
 def by_optimizer(records: list[Record]) -> dict[str, list[Record]]:
-    """Of each row and optimiser the model that validation text prefers, by what it is called.
+    """Of each row and optimiser the model that validation text prefers, by what it is called; where its singular values are on record.
 
     Args:
         records: all that there are.
@@ -77,7 +77,14 @@ def by_optimizer(records: list[Record]) -> dict[str, list[Record]]:
         known = best.setdefault(name_of(record), record)
         if record.metrics["validation_loss"] < known.metrics["validation_loss"]:
             best[name_of(record)] = record
-    return {name: [r] for name, r in sorted(best.items(), key=lambda item: (item[1].method, optimizer_of(item[1])))}
+    in_order = sorted(best.items(), key=lambda item: (item[1].method, optimizer_of(item[1])))
+    return {name: [record] for name, record in in_order if has_values(record)}
+
+
+def has_values(record: Record) -> bool:
+    """Whether the singular values of all layers are kept, in every state of the trained model that is on record."""
+    layers = [layer for way in WAYS for layer in record.metrics.get(way, ())]
+    return all("values" in layer[side][mode] for layer in layers for side, modes in MODES.items() for mode in modes)
 
 
 def layers_of(runs: list[Record], way: str) -> list[dict]:

@@ -375,14 +375,14 @@ class Layer(Part, Generic[Mode]):
     post: Post[Mode]
 
 
-class SpectraMetrics(Part):
+class SpectraMetrics(Part, Generic[Mode]):
     """Of a model's layers: their weights, as trained and as they began, and their weights on inputs; of ours the loss they reached."""
 
-    trained: Annotated[list[Layer[Drawn]], Field(min_length=1)]
+    trained: Annotated[list[Layer[Mode]], Field(min_length=1)]
     initial: Annotated[list[Layer[Unfolding]], Field(min_length=1)] = []
-    inputs: list[Layer[Drawn]] = []
+    inputs: list[Layer[Mode]] = []
     initial_inputs: list[Layer[Unfolding]] = []
-    centred: list[Layer[Drawn]] = []
+    centred: list[Layer[Mode]] = []
     read: Data = None  # type: ignore[assignment]  # left out where nothing was read, and never null
     validation_loss: Amount = 0.0
 
@@ -1089,7 +1089,8 @@ def kind_of(entry: Entry) -> Kind:
             return ChosenVisionConfig, ChosenVisionEnded if ended else ChosenVisionDiverged, Images
         return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
-        return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
+        of = SpectraMetrics[Unfolding] if entry.preset == "gpu-fresh-optimizers" else SpectraMetrics[Drawn]
+        return OpenedConfig if entry.preset == "models" else LanguageConfig, of, None
     if entry.experiment == "generation_speed":
         return GenerationConfig, Refused if "refused" in entry.metrics else Generating, None
     return REST.get(entry.experiment, (Part, Part, None))
