@@ -13,7 +13,7 @@ from pathlib import Path
 from reproduce.models.rows import TABLE2, TABLE3
 from reproduce.report.best import trend as trend_of
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
-from reproduce.report.unfoldings import models_of
+from reproduce.report.unfoldings import by_optimizer, models_of, short_name_of
 from reproduce.store import records
 from reproduce.store.records import Record
 
@@ -113,10 +113,17 @@ def draw_trained(everything: list[Record], out: Path, presets: tuple[str, ...]) 
 
 def draw_room(everything: list[Record], out: Path) -> None:
     """What models that others trained have room for, beside one of ours."""
-    models = models_of(everything)
+    models = {name.removesuffix(" tokens"): runs for name, runs in models_of(everything).items()}
     if runs_of(everything, "spectra", "models"):
         room.median_spectra(models, out / "spectra_models.png")
         room.head_mode_loss(models, out / "head_mode_loss.png")
+    if ours := {short_name_of(runs[0]): runs for runs in by_optimizer(everything).values()}:
+        room.median_spectra(
+            ours, out / "spectra_optimizers.png", "Singular values of GPT-2's attention, with AdamW and with Muon"
+        )
+        room.head_mode_loss(
+            ours, out / "head_mode_loss_optimizers.png", "What fewer heads of GPT-2 lose, with AdamW and with Muon"
+        )
 
 
 def draw_times(everything: list[Record], out: Path) -> None:

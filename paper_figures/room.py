@@ -13,14 +13,17 @@ from .style import GREY, logarithmic, panels, save
 
 COLOURS = ("#222222", "#D55E00", "#0072B2", "#CC79A7", "#56B4E9")  # Okabe & Ito's; models are no mechanisms
 BAND = (0.25, 0.5, 0.75)
+DECAY = "Singular values of trained attention: weights decay in query and key, heads hardly"
+LOSS = "What fewer heads lose: before the softmax little on real inputs, after it much"
 
 
-def median_spectra(models: dict[str, list[Record]], path: Path) -> None:
+def median_spectra(models: dict[str, list[Record]], path: Path, title: str = DECAY) -> None:
     """Singular values of all six unfoldings over the largest, against their place in the spectrum, a colour for each model.
 
     Args:
         models: records of spectra by what the model is called.
         path: of the file.
+        title: above it.
     """
     figure, axes = panels(2, 3, 5.9)
     for colour, runs in zip(COLOURS, models.values()):
@@ -42,14 +45,14 @@ def median_spectra(models: dict[str, list[Record]], path: Path) -> None:
         ax.set_xlabel("index over their number")
     axes[1, 0].legend(handles=_names(models), loc="lower left", handlelength=1.4)
     axes[0, 1].legend(handles=_ways(), loc="lower left", handlelength=2.4)
-    save(figure, path, "Singular values of trained attention: weights decay in query and key, heads hardly", _caption(models))
+    save(figure, path, title, _caption(models))
 
 
-def head_mode_loss(models: dict[str, list[Record]], path: Path) -> None:
+def head_mode_loss(models: dict[str, list[Record]], path: Path, title: str = LOSS) -> None:
     """The relative error of the tensor against the share of its head mode's vectors that are kept.
 
     Args:
-        models, path: as in `median_spectra`.
+        models, path, title: as in `median_spectra`.
     """
     figure, axes = panels(1, 2, 3.9, sharey=True)
     for ax, side in zip(axes, MODES):
@@ -71,7 +74,7 @@ def head_mode_loss(models: dict[str, list[Record]], path: Path) -> None:
     about = Line2D([], [], color=GREY, linestyle="-.", label="on inputs, keys about their mean")
     bound = Line2D([], [], color=GREY, linestyle=":", label="nothing in common")
     axes[1].legend(handles=[*_names(models), *_ways()[:2], about, bound], loc="lower left")
-    save(figure, path, "What fewer heads lose: before the softmax little on real inputs, after it much", _caption(models))
+    save(figure, path, title, _caption(models))
 
 
 def _spectrum(ax: Axes, modes: list[dict], colour: str, dashes: str, band: bool = False) -> None:
@@ -100,11 +103,11 @@ def _ways() -> list[Line2D]:
 
 
 def _caption(models: dict[str, list[Record]]) -> str:
-    shapes = [
-        f"{name}: d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers" for name, (c, *_) in
-        ((name, [r.config for r in runs]) for name, runs in models.items())
-    ]  # fmt: skip
+    configs = {name: runs[0].config for name, runs in models.items()}
+    shapes = {name: f"d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers" for name, c in configs.items()}
+    one = set(shapes.values())
+    said = f"All of them: {one.pop()}" if len(shapes) > len(one) == 1 else "; ".join(f"{n}: {s}" for n, s in shapes.items())
     return (
-        f"{'; '.join(shapes)}. Medians over layers; bands: the middle half of them. On inputs: as the tensors act on what each layer reads "
+        f"{said}. Medians over layers; bands: the middle half of them. On inputs: as the tensors act on what each layer reads "
         "in held-out English Wikipedia."
     )

@@ -25,6 +25,7 @@ from .experiments import (
     exactness,
     figure3,
     generation_speed,
+    heal,
     spectra,
     speed,
     table1,
@@ -52,6 +53,7 @@ EXPERIMENTS = {
     "ablations": ablations,
     "compress": compress,
     "compress_models": compress_models,
+    "heal": heal,
     "compress_speed": compress_speed,
     "figure3": figure3,
     "decode": decode,
@@ -72,7 +74,7 @@ IS_REPOSITORY = (Path(__file__).parent / "trust").is_dir()
 EXPERIMENTS |= {name: importlib.import_module(f"reproduce.trust.{name}") for name in TRUST if IS_REPOSITORY}
 TOGETHER = [name for name, module in EXPERIMENTS.items() if "workers" in module.TAKES]  # what several workers may train
 ON_A_GPU = ("ablations", "speed", "generation_speed", "two_gpus")  # they say nothing at smoke scale
-OF_A_MODEL = ("compress_models",)  # that has to be named
+OF_A_MODEL = ("compress_models", "heal")  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
@@ -88,6 +90,7 @@ examples:
   python -m reproduce table2 --text novel.txt          on your own text (.txt, .gz, .xz or a folder of them)
   python -m reproduce figure3 --images images.npz      uint8 arrays x_train, y_train, x_test, y_test
   python -m reproduce compress --model gpt2 --text novel.txt --ranks "12,256,256;8,128,128"
+  python -m reproduce heal --model models/gemma-270m --text train.txt --validation val.txt --test test.txt --preset gpu
   python -m reproduce generate --model out/models/table2-MHA-seed-0.safetensors --prompt "def "
   python -m reproduce prepare openwebtext --out data/openwebtext
   python -m reproduce prepare wiki --files wiki.txt.xz --validation held_out.txt.xz --bpe gpt2 --out data/wiki

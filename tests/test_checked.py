@@ -201,7 +201,10 @@ def test_a_compressed_model_is_judged_as_the_one_it_came_from(tests):
         ("figure3", "gpu", {}, {}, (schema.PretrainedConfig, schema.VisionEnded)),
         ("table3", "gpu", {}, {"diverged_at": 1}, (schema.LanguageConfig, schema.LanguageDiverged)),
         ("table3", "sizes", {}, {}, (schema.SizesConfig, schema.Sizes[schema.SizesRow3])),
-        ("spectra", "models", {}, {}, (schema.OpenedConfig, schema.SpectraMetrics)),
+        ("spectra", "models", {}, {}, (schema.OpenedConfig, schema.SpectraMetrics[schema.Drawn])),
+        ("spectra", "gpu", {}, {}, (schema.LanguageConfig, schema.SpectraMetrics[schema.Drawn])),
+        ("spectra", "gpu-fresh-optimizers", {}, {}, (schema.LanguageConfig, schema.SpectraMetrics[schema.Unfolding])),
+        ("heal", "gpu", {}, {}, (schema.HealConfig, schema.HealMetrics)),
     ],
 )
 def test_a_record_is_asked_for_what_its_kind_has(experiment, preset, config, metrics, kind):

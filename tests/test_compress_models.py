@@ -205,4 +205,4 @@ def test_what_is_refused(made, tmp_path, capsys):
     with pytest.raises(ValueError, match="normalises its latents"):
         compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "mla")))
     assert run_here("spectra", "--text", made / "read.txt", "--out", tmp_path) == 1
-    assert "--text is what a model named with --model reads" in capsys.readouterr().err
+    assert "holds no model of table2" in capsys.readouterr().err

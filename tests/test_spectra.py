@@ -7,12 +7,13 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from reproduce.experiments import spectra
+from reproduce.experiments import spectra, table2
 from reproduce.models.rows import TABLE2
+from reproduce.report import results, unfoldings
 from reproduce.store import records
 from reproduce.train.language import build_model, model_path, save_model
 from reproduce.train.options import Options
-from tucker_ref import MultiHeadAttention
+from tucker_ref import MultiHeadAttention, second_moment
 
 CONFIG = {"model": "gpt2", "d_model": 48, "n_heads": 12, "n_layers": 2, "context": 16, "vocab_size": 50}
 
@@ -56,6 +57,78 @@ def test_a_model_of_another_preset_is_not_taken_for_one_of_this(tmp_path, tiny):
     assert not records.load(tmp_path / "records")
     spectra.run(options)  # control
     assert len(records.load(tmp_path / "records")) == 1
+
+
+def test_models_of_two_optimisers_are_trained_kept_and_looked_at(tmp_path, monkeypatch):
+    """The whole way at toy size: table2 keeps what it trains, and records say the optimiser, the rate and what was reached."""
+    preset = table2.PRESETS["gpu-fresh-optimizers"]
+    train = dataclasses.replace(
+        preset.train,
+        steps=2,
+        batch_size=2,
+        warmup_steps=1,
+        precision="float32",
+        compiled=False,
+        log_every=1,
+        checkpoint_every=2,
+    )
+    small = dataclasses.replace(preset, narrower=16, n_layers=2, context=16, vocab_size=300, train=train, observe_every=0)
+    for presets in (table2.PRESETS, spectra.PRESETS):
+        monkeypatch.setitem(presets, "gpu-fresh-optimizers", small)
+    monkeypatch.setattr(spectra, "WINDOW", 16)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"Line {n} says {n * n} and no more than that." for n in range(400)), encoding="utf-8")
+    options = Options("gpu-fresh-optimizers", tmp_path, tmp_path / "records", text=str(text))
+    table2.run(options)
+    for rate in (1e-3, 2e-3):
+        table2.run(dataclasses.replace(options, optimizer="adamw", learning_rates=(rate,)))
+    assert len(list((tmp_path / "models").glob("*.safetensors"))) == 6  # those of one name lie side by side
+    spectra.run(options)
+    found = records.load(tmp_path / "records", "spectra", to_show=True)
+    assert {(r.method, r.train.get("optimizer"), r.rate) for r in found} == {
+        ("MHA", "muon", 2.4e-3), ("MHA QK-norm", "muon", 9.6e-3),
+        *((row, None, rate) for row in ("MHA", "MHA QK-norm") for rate in (1e-3, 2e-3)),
+    }  # fmt: skip
+    reached = {r.id: r.metrics["validation_loss"] for r in records.load(tmp_path / "records", "table2") if r.preset != "sizes"}
+    assert sorted(r.metrics["validation_loss"] for r in found) == sorted(reached.values())
+    whole = {(r.method, r.train.get("optimizer"), r.metrics["validation_loss"]) for r in found if unfoldings.has_values(r)}
+    assert len(whole) == 4  # of the two with AdamW the better one
+    for r in found:
+        losses = [
+            s.metrics["validation_loss"]
+            for s in found
+            if (s.method, s.train.get("optimizer")) == (r.method, r.train.get("optimizer"))
+        ]
+        assert unfoldings.has_values(r) == (r.metrics["validation_loss"] == min(losses))
+        assert ("centred" in r.metrics) == (r.method == "MHA") and {"inputs", "initial_inputs"} <= set(r.metrics)
+        assert r.metrics["read"]["name"] == "text.txt" and r.data["train_tokens"] > 0
+        head = [r.metrics[way][0]["pre"]["head"]["square_rank"] for way in ("initial", "trained")]
+        assert abs(head[0] - head[1]) < 2  # two steps: still as it started
+    assert results.tables(found)["spectra"][0].body.count("\n| ") == 5  # three ways of looking at one row, two at the other
+    spectra.run(dataclasses.replace(options, rows=("MHA QK-norm",), text=None))
+    with pytest.raises(ValueError, match="run `python -m reproduce table2 --preset gpu-fresh-optimizers` first"):
+        spectra.run(dataclasses.replace(options, out=tmp_path / "elsewhere"))
+
+
+def test_the_mean_of_what_keys_read_has_a_one_behind_it_where_there_are_biases():
+    x = torch.arange(24.0).view(2, 12)
+    for bias in (False, True):
+        layer = MultiHeadAttention(12, 3, bias=bias)
+        mean = spectra.mean_of(layer, x)
+        assert torch.equal(mean[:12], x.double().mean(0)) and mean[12:].tolist() == [1.0] * bias
+
+
+def test_what_all_keys_share_counts_for_nothing_where_nothing_turns_them():
+    """Keys about their mean have the spectrum of inputs that were centred; control: with the mean they have another one."""
+    torch.manual_seed(0)
+    layer, x = MultiHeadAttention(12, 3).double(), torch.randn(50, 12).double() + 3
+    moment, own = second_moment(layer, x, 0.0), second_moment(layer, x - x.mean(0), 0.0)
+    about = spectra.centred(moment, spectra.mean_of(layer, x), 0.0)
+    ranks = [
+        spectra.of_layers([layer], moments=[moment], key_moments=keys)[0]["pre"]["head"]["square_rank"]
+        for keys in ([about], [own], None)
+    ]
+    assert ranks[0] == pytest.approx(ranks[1], abs=1e-3) and abs(ranks[0] - ranks[2]) > 0.05
 
 
 def test_the_layers_are_taken_to_the_device_named():

@@ -45,6 +45,7 @@ def test_a_hundred_times_each_fault_and_every_command_that_writes():
         "compress_speed",
         "compress_models",
         "generation_speed",
+        "heal",
         "two_gpus",
     }  # minutes each, and one record at a time
     known = {*EXPERIMENTS, "prepare", "report", "claims"} - slow

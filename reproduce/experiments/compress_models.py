@@ -70,11 +70,7 @@ def run(options: Options) -> None:
     if not options.model or not options.test:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
     opened = open_model(options.model, trust_layers=options.trust_layers)
-    if not opened.takes_text:
-        raise ValueError(f"{opened.name} takes images; models of text are compressed here")
-    opened.check_trilinear(or_between_norms=True)
-    if not opened.config()["n_kv_heads"]:
-        raise ValueError(f"{opened.name}: only multi-head and grouped-query attention is compressed here")
+    check_compressible(opened)
     opened.model.to(options.device)
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
     read = spread(opened, options.text, WINDOWS, WINDOW)
@@ -111,6 +107,15 @@ def run(options: Options) -> None:
         )
         append(options.records, record, replace=True)
         tqdm.write(f"{opened.name}, {way.label}: {in_words(judged)}, before {in_words(own)}")
+
+
+def check_compressible(opened: OpenModel) -> None:
+    """Raise ValueError for a model of images, and for layers that are neither multi-head nor grouped-query attention."""
+    if not opened.takes_text:
+        raise ValueError(f"{opened.name} takes images; models of text are compressed here")
+    opened.check_trilinear(or_between_norms=True)
+    if not opened.config()["n_kv_heads"]:
+        raise ValueError(f"{opened.name}: only multi-head and grouped-query attention is compressed here")
 
 
 def in_words(judged: dict) -> str:
@@ -240,19 +245,29 @@ def judge_of(opened: OpenModel, tests: tuple[str, ...]) -> Callable:
     return judge
 
 
-@torch.no_grad()
 def losses(opened: OpenModel, text: Windows) -> dict:
     """Nats a token and bits a byte; every token of the text is predicted once, where a special one stands before it."""
-    device, nats = next(opened.model.parameters()).device, 0.0
+    return summed(text, window_losses(opened, text))
+
+
+@torch.no_grad()
+def window_losses(opened: OpenModel, text: Windows) -> list[float]:
+    """Nats of each window, in float32."""
+    device, nats = next(opened.model.parameters()).device, []
     for window in text.tokens.to(device).split(1):
         logits = opened.logits(opened.model, window[:, :-1])  # (1, n, vocabulary)
-        nats += F.cross_entropy(logits[0].float(), window[0, 1:], reduction="sum").item()
+        nats.append(F.cross_entropy(logits[0].float(), window[0, 1:], reduction="sum").item())
+    return nats
+
+
+def summed(text: Windows, nats: list[float]) -> dict:
+    """What a record says of the losses on a text.  nats: of each window."""
     scored = text.tokens[:, 1:].numel()
     return {
         "sha256": text.sha256,
         "tokens": scored,
-        "loss": round(nats / scored, 4),
-        "bits_per_byte": round(nats / math.log(2) / text.n_bytes, 4),
+        "loss": round(sum(nats) / scored, 4),
+        "bits_per_byte": round(sum(nats) / math.log(2) / text.n_bytes, 4),
     }
 
 

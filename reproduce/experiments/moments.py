@@ -8,9 +8,21 @@ from tucker_ref import second_moment
 from ..models.public.opened import OpenModel
 
 
-@torch.no_grad()
 def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Second moments of what each attention layer receives.
+
+    Args:
+        opened, layers, batches: as in `received`.
+
+    Returns:
+        Per place the second moment of the inputs, (D, D).
+    """
+    return {place: second_moment(layers[place], x) for place, x in received(opened, layers, batches).items()}
+
+
+@torch.no_grad()
+def received(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What each attention layer receives.
 
     Args:
         opened: the model, which is run on the batches.
@@ -18,13 +30,13 @@ def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch
         batches: inputs as the model takes them.
 
     Returns:
-        Per place the second moment of the inputs, (d, d).
+        Per place (tokens, d).
     """
-    received = {place: [] for place in layers}
+    found: dict[str, list[torch.Tensor]] = {place: [] for place in layers}
 
     def keeper(place: str):
         def keep(_module, arguments, keywords):
-            received[place].append((arguments[0] if arguments else keywords["hidden_states"]).flatten(0, 1))
+            found[place].append((arguments[0] if arguments else keywords["hidden_states"]).flatten(0, 1))
 
         return keep
 
@@ -35,4 +47,4 @@ def moments(opened: OpenModel, layers: dict[str, nn.Module], batches: list[torch
         body(batch) if body else opened.logits(opened.model, batch)  # logits of a large vocabulary take longer than all layers
     for hook in hooks:
         hook.remove()
-    return {place: second_moment(layers[place], torch.cat(x)) for place, x in received.items()}
+    return {place: torch.cat(x) for place, x in found.items()}

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
 
-from ..data.text import read_documents
+from ..data.text import VALIDATION_SHARE, read_documents, sha256_of
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import OpenModel
 
 LONGEST = 4_000_000  # characters: of a longer text the rest is left
 SENTENCE = re.compile(r"(?<=[a-z0-9)][.!?]) +(?=[A-Z])")
 WORDS = (6, 40)  # of a sentence
+BATCH = 64  # documents that are tokenised together
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,11 @@ def spread(opened: OpenModel, path: str | None, windows: int, length: int, optio
     Raises:
         ValueError: for a model without a tokenizer, a text shorter than one window, or tokens that the model does not have.
     """
-    name, text = _read(opened, path, option)
+    return spread_over(opened, *_read(opened, path, option), windows, length, option)
+
+
+def spread_over(opened: OpenModel, name: str, text: str, windows: int, length: int, option: str) -> Windows:
+    """`spread` of a text that was read.  name: of the text."""
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)
@@ -63,17 +70,96 @@ def spread(opened: OpenModel, path: str | None, windows: int, length: int, optio
     there = len(ids) // stretch
     if there == 0:
         raise ValueError(f"{option} {name} holds fewer than one window of {stretch} tokens")
-    if ids.max() >= opened.vocabulary:
-        raise ValueError(
-            f"{opened.name}: its tokenizer makes token {ids.max()}, beyond the {opened.vocabulary} of its embedding"
-        )
+    _check_vocabulary(opened, ids)
     chosen = np.linspace(0, there - 1, min(windows, there)).round().astype(int)
     rows = ids[: there * stretch].reshape(there, stretch)[chosen]  # (windows, stretch)
     scored = rows if before else rows[:, 1:]  # a first token with nothing before it is not predicted
     n_bytes = sum(len(tokenizer.decode(row.tolist()).encode()) for row in scored)
+    return Windows(name, hashlib.sha256(text.encode()).hexdigest(), _within(rows, before, after), n_bytes)
+
+
+def _within(rows: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
+    """Rows of tokens, (rows, n), with the special ones before and after each."""
     ends = [np.tile(special, (len(rows), 1)).astype(rows.dtype) for special in (before, after)]
-    tokens = torch.from_numpy(np.concatenate([ends[0], rows, ends[1]], axis=1))
-    return Windows(name, hashlib.sha256(text.encode()).hexdigest(), tokens, n_bytes)
+    return torch.from_numpy(np.concatenate([ends[0], rows, ends[1]], axis=1))
+
+
+def _check_vocabulary(opened: OpenModel, ids: np.ndarray) -> None:
+    if opened.vocabulary is not None and ids.max() >= opened.vocabulary:
+        raise ValueError(
+            f"{opened.name}: its tokenizer makes token {ids.max()}, beyond the {opened.vocabulary} of its embedding"
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text to train on, and a part of it, or another one, to choose by.
+
+    Attributes:
+        name: of the text.
+        sha256: of all documents, those that are held out too.
+        tokens: (windows, tokens) to train on, as in `Windows`.
+        held_out: to choose by.
+    """
+
+    name: str
+    sha256: str
+    tokens: torch.Tensor
+    held_out: Windows
+
+
+def corpus(opened: OpenModel, path: str | None, validation: str | None, windows: int, length: int, held_out: int) -> Corpus:
+    """The first windows of a text, one after the other, and windows of a held-out text.
+
+    Args:
+        opened, path: as in `spread`.
+        validation: the held-out text; None for every tenth document of the first.
+        windows: how many to train on.
+        length: tokens of each, special ones included.
+        held_out: how many windows to choose by, spread evenly.
+
+    Raises:
+        ValueError: for a text that is too short, and as `spread` does.
+    """
+    _check_tokenizer(opened)
+    name, documents = read_documents(path)
+    if validation is None:
+        other, train = name, [d for n, d in enumerate(documents, 1) if n % VALIDATION_SHARE]
+        chooses = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
+    else:
+        train, (other, chooses) = documents, read_documents(validation, "--validation")
+    tokenizer = whole(opened.tokenizer or "")
+    before, after = surrounding(tokenizer)
+    stretch = min(length, opened.context or length) - len(before) - len(after)
+    ids = _first_tokens(tokenizer, train, windows * stretch)
+    if len(ids) < windows * stretch:
+        raise ValueError(
+            f"--text {name} holds {len(ids):,} tokens to train on; {windows:,} windows of {stretch} need {windows * stretch:,}: "
+            "name a longer text, or fewer --steps"
+        )
+    _check_vocabulary(opened, ids)
+    text = "\n\n".join(chooses)[:LONGEST]
+    return Corpus(
+        name,
+        sha256_of([*train, "\0held out\0", *chooses]),
+        _within(ids.reshape(windows, stretch), before, after),
+        spread_over(opened, other, text, held_out, length, "--validation"),
+    )
+
+
+def _first_tokens(tokenizer: Tokenizer, documents: list[str], count: int) -> np.ndarray:
+    """So many tokens of documents one after the other, or all there are; int32."""
+    pieces, there = [np.zeros(0, np.int32)], 0
+    with tqdm(total=count, desc="tokenising", unit=" tokens", leave=False) as progress:
+        for start in range(0, len(documents), BATCH):
+            if there >= count:
+                break
+            batch = [f"{document}\n\n" for document in documents[start : start + BATCH]]
+            for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
+                pieces.append(np.array(encoding.ids, dtype=np.int32))
+                there += len(encoding.ids)
+            progress.update(min(there, count) - progress.n)
+    return np.concatenate(pieces)[:count]
 
 
 def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str = "--test") -> tuple[str, str, list[str]]:
@@ -105,7 +191,11 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
 
 def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:
     """A text's name, and its documents one after the other."""
-    if opened.tokenizer is None:
-        raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")
+    _check_tokenizer(opened)
     name, documents = read_documents(path, option)
     return name, "\n\n".join(documents)[:LONGEST]
+
+
+def _check_tokenizer(opened: OpenModel) -> None:
+    if opened.tokenizer is None:
+        raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")

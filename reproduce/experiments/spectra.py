@@ -1,19 +1,20 @@
 """Spectra: singular values of all six unfoldings of every layer of a trained model, beside the same layer before any training.
 
-Public models come by name or folder through transformers or timm; with --text once more as they act on what they read. Without
---model, those that table2 trained.
+Public models come by name or folder through transformers or timm. Without --model it looks at all those that table2 trained and kept at
+this preset. With --text every layer is looked at once more, as it acts on what it reads there.
 """
 
 import copy
 import json
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from tucker_ref import energy_rank, entropy_rank, spectra
+from tucker_ref import energy_rank, entropy_rank, second_moment, spectra
 from tucker_ref.compression.moments import centred
 from tucker_ref.compression.normed import between_norms
 from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
@@ -22,19 +23,20 @@ from ..models.public.opened import OpenModel
 from ..models.rows import TABLE2
 from ..store.records import append, new_record
 from ..store.saved import read_metadata
-from ..train.language import LanguagePreset, build_model, load_model, model_of
+from ..train.language import LanguagePreset, build_model, models_of
 from ..train.options import Options
 from ..train.public_models import open_model
 from ..train.runs import selected
-from .moments import moments
-from .samples import spread
-from .table2 import PAPER_SHAPE
+from .moments import received
+from .samples import Windows, spread
+from .table2 import PAPER_SHAPE, ROWS
 from .table2 import PRESETS as LANGUAGE_PRESETS
 
 TAKES = ("device", "rows", "seeds", "text", "model")
 PRESETS = {name: preset for name, preset in LANGUAGE_PRESETS.items() if preset.keep_models}
 MODES = {"pre": ("head", "query", "key"), "post": ("head", "output", "value")}
 WINDOWS, WINDOW = 64, 256  # of the text that a named model reads
+MANY = "gpu-fresh-optimizers"  # the preset of which several models of a row are looked at, not all with their singular values
 INITIAL_STD = 0.02  # of models that do not say how their weights started
 
 
@@ -42,7 +44,7 @@ def run(options: Options) -> None:
     """One record for the model that was named, or per model in the output folder.
 
     Args:
-        options: `model` and maybe `text`, or `rows` and `seeds` of table2.
+        options: `model`, or `rows` and `seeds` of table2; and maybe `text`.
 
     Raises:
         ValueError: if there is no model, if one is of another preset, or for options that do not go together.
@@ -51,36 +53,65 @@ def run(options: Options) -> None:
         if unused := [name for name in ("rows", "seeds") if getattr(options, name)]:
             raise ValueError(f"--{unused[0]} chooses among models of table2: it does not go with --model")
         return of_named(options)
-    if options.text:
-        raise ValueError("--text is what a model named with --model reads; those of table2 are looked at without")
     preset: LanguagePreset = PRESETS[options.preset]
-    models = {
-        (row.label, seed): path
-        for row in selected(TABLE2, options.rows)
+    models = [
+        (row.label, seed, path)
+        for row in selected(ROWS.get(options.preset, TABLE2), options.rows)
         for seed in options.seeds or preset.seeds
-        if (path := model_of(options.out, f"table2 {row.label} seed {seed}", options.preset))
-    }
+        for path in models_of(options.out, f"table2 {row.label} seed {seed}", options.preset)
+    ]
     if not models:
         command = f"python -m reproduce table2 --preset {options.preset}"
         raise ValueError(f"{options.out / 'models'} holds no model of table2; run `{command}` first")
-    width = PAPER_SHAPE["d_model"] // preset.narrower
-    for (label, seed), path in tqdm(models.items(), "spectra"):
-        model, _, config = load_model(path)
-        data = json.loads(read_metadata(path).get("data", "null"))
-        if config["d_model"] != width:
-            raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
-        torch.manual_seed(seed)
-        fresh, started = build_model(config), time.perf_counter()
-        trained, initial = ([block.attention for block in m.blocks] for m in (model, fresh))
-        metrics = {
-            "trained": of_layers(trained, options.device),
-            "initial": of_layers(initial, options.device, values=False),
-        }
-        seconds = time.perf_counter() - started
-        record = new_record(
-            "spectra", options.preset, label, config, metrics, seed=seed, data=data, device=options.device, wall_seconds=seconds
-        )
-        append(options.records, record, replace=True)
+    width, whole = PAPER_SHAPE["d_model"] // preset.narrower, [path for *_, path in models]
+    if options.preset == MANY:
+        whole = preferred(models)
+    for label, seed, path in tqdm(models, "spectra"):
+        of_trained(label, seed, path, width, path in whole, options)
+
+
+def preferred(models: list[tuple[str, int, Path]]) -> list[Path]:
+    """Of each row, seed and optimiser the model with the lowest validation loss.
+
+    Args:
+        models: label, seed and file of each, which says its loss.
+    """
+    best: dict[tuple, tuple[float, Path]] = {}
+    for label, seed, path in models:
+        said = read_metadata(path)
+        optimizer = json.loads(said["config"])["train"].get("optimizer")
+        found = (json.loads(said["validation_loss"]), path)
+        best[label, seed, optimizer] = min(best.get((label, seed, optimizer), found), found)
+    return [path for _, path in best.values()]
+
+
+def of_trained(label: str, seed: int, path: Path, width: int, values: bool, options: Options) -> None:
+    """One record of a model of table2, whose config says how it was trained: with which optimiser, at which rate.
+
+    Args:
+        label, seed: of its run.
+        path: its file.
+        width: d of the preset's models.
+        values: whether the singular values of all layers are kept: a record with them takes a megabyte.
+        options: `text`, `device` and `records`.
+
+    Raises:
+        ValueError: for a model of another width.
+    """
+    opened, started = open_model(str(path)), time.perf_counter()
+    config, said = json.loads(opened.metadata["config"]), read_metadata(path)
+    if config["d_model"] != width:
+        raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
+    torch.manual_seed(seed)
+    fresh = [block.attention for block in build_model(config).blocks]
+    metrics, read = measured(opened, fresh, options, values)
+    metrics |= {"read": read.describe()} if read else {}
+    metrics |= {"validation_loss": json.loads(said["validation_loss"])} if "validation_loss" in said else {}
+    data, seconds = json.loads(said.get("data", "null")), time.perf_counter() - started
+    record = new_record(
+        "spectra", options.preset, label, config, metrics, seed=seed, data=data, device=options.device, wall_seconds=seconds
+    )
+    append(options.records, record, replace=True)
 
 
 def of_named(options: Options) -> None:
@@ -90,17 +121,7 @@ def of_named(options: Options) -> None:
         options: `model`, `text`, `trust_layers`, `device` and `records`.
     """
     opened, started = open_model(options.model or "", trust_layers=options.trust_layers), time.perf_counter()
-    opened.check_trilinear(or_between_norms=True)
-    trained, fresh, read = list(opened.layers.values()), as_they_started(opened), None
-    metrics = {"trained": of_layers(trained, options.device), "initial": of_layers(fresh, options.device, values=False)}
-    if options.text:
-        read = spread(opened, options.text, WINDOWS, WINDOW)
-        opened.model.to(options.device)
-        known = list(moments(opened, opened.layers, list(read.tokens.to(options.device).split(1))).values())
-        metrics["inputs"] = of_layers(trained, options.device, moments=known)
-        metrics["initial_inputs"] = of_layers(fresh, options.device, values=False, moments=known)
-        if all(getattr(layer, "bias", False) and layer.rotary is None for layer in trained):
-            metrics["centred"] = of_layers(trained, options.device, moments=known, about_mean=True)
+    metrics, read = measured(opened, as_they_started(opened), options)
     metrics |= opened.measured()
     seconds = time.perf_counter() - started
     data = read and read.describe()
@@ -112,6 +133,43 @@ def of_named(options: Options) -> None:
         for side, modes in MODES.items():
             for mode in modes:
                 print(f"{way}, {side} {mode}: {', '.join(in_words(layer[side][mode]) for layer in metrics[way])}")
+
+
+def measured(opened: OpenModel, fresh: list[nn.Module], options: Options, values: bool = True) -> tuple[dict, Windows | None]:
+    """What a record says of a model's layers: as trained and as they started, and with a text as they act on it.
+
+    Args:
+        opened: the model; with a text it is taken to the device.
+        fresh: its layers as they started.
+        options: `text` and `device`.
+        values: as in `of_layers`, of the layers as trained.
+
+    Returns:
+        The metrics, and the text's windows where there is one.
+
+    Raises:
+        ValueError: for layers that normalise latents, and as `spread` does.
+    """
+    opened.check_trilinear(or_between_norms=True)
+    trained, read = list(opened.layers.values()), None
+    metrics = {"trained": of_layers(trained, options.device, values), "initial": of_layers(fresh, options.device, values=False)}
+    if options.text:
+        read = spread(opened, options.text, WINDOWS, WINDOW)
+        opened.model.to(options.device)
+        inputs = list(received(opened, opened.layers, list(read.tokens.to(options.device).split(1))).values())
+        known = [second_moment(layer, x) for layer, x in zip(trained, inputs)]
+        metrics["inputs"] = of_layers(trained, options.device, values, known)
+        metrics["initial_inputs"] = of_layers(fresh, options.device, values=False, moments=known)
+        if not any(layer.rotary or getattr(layer, "qk_norm", None) for layer in trained):
+            about = [centred(moment, mean_of(layer, x)) for layer, moment, x in zip(trained, known, inputs)]
+            metrics["centred"] = of_layers(trained, options.device, values, known, about)
+    return metrics, read
+
+
+def mean_of(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(D,), the mean of what a layer reads, with a one behind it where the layer has biases.  x: (tokens, d)."""
+    mean = x.double().mean(0)
+    return torch.cat([mean, mean.new_ones(1)]) if getattr(layer, "bias", False) else mean
 
 
 def as_they_started(opened: OpenModel) -> list[nn.Module]:
@@ -134,7 +192,7 @@ def of_layers(
     device: str = "cpu",
     values: bool = True,
     moments: Sequence[torch.Tensor] | None = None,
-    about_mean: bool = False,
+    key_moments: Sequence[torch.Tensor] | None = None,
 ) -> list[dict]:
     """Ranks and singular values of every unfolding; of layers with QK-norm those of what stands between their norms.
 
@@ -143,23 +201,18 @@ def of_layers(
         device: where they are computed.
         values: whether the singular values are kept too, over the largest of their mode; otherwise of the first layer alone.
         moments: (D, D) each, of what the layers read; none for the weights as they are.
-        about_mean: the keys count about their mean, which the moment of a layer with biases holds.
+        key_moments: (D, D) each, of what the keys read, where that counts otherwise: about its mean.
 
     Returns:
         Per layer, by side and mode as in MODES, what `of_mode` gives.
     """
-    measured: list[dict] = []
+    found: list[dict] = []
     for n, layer in enumerate(tqdm(list(layers), "layers", leave=False)):
-        moment = None if moments is None else moments[n].to(device)
-        keys = None
-        if (
-            about_mean and moment is not None
-        ):  # with biases the last coordinate is a one, so the moment's last column is the mean
-            keys = centred(moment, torch.cat([moment[:-1, -1], moment.new_ones(1)]))
+        moment, keys = (None if known is None else known[n].to(device) for known in (moments, key_moments))
         both = dict(zip(MODES, spectra(trilinear(layer.to(device), moment), moment, key_moment=keys)))
         kept = values or n == 0
-        measured.append({side: {mode: of_mode(s, kept) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
-    return measured
+        found.append({side: {mode: of_mode(s, kept) for mode, s in zip(MODES[side], per_mode(both[side]))} for side in both})
+    return found
 
 
 def trilinear(layer: nn.Module, moment: torch.Tensor | None) -> nn.Module:

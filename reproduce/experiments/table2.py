@@ -24,6 +24,7 @@ ROWS = {  # by preset; the paper's elsewhere
     "gpu-fresh": FRESH_ROWS,
     "gpu-fresh-narrow": FRESH_ROWS,
     "gpu-fresh-allocations": tuple(row.normed() for row in itertools.chain(*TABLE2_ALLOCATIONS.values())),
+    "gpu-fresh-optimizers": (TABLE2[0], TABLE2[0].normed()),
 }
 
 FULL_SHAPE = dict(narrower=1, n_layers=12, context=1024, vocab_size=50_257, validation_tokens=300_000)
@@ -95,6 +96,9 @@ PRESETS = {
     # Where a given number of parameters should go, at the setting that is best for the three rows whose parameters they are; these
     # stand in "gpu-fresh", with the same batches.
     "gpu-fresh-allocations": dataclasses.replace(FRESH, train=dataclasses.replace(FRESH.train, learning_rate=9.6e-3)),
+    # Multi-head attention alone, whose models are kept: `spectra` asks of them whether ranks depend on the optimiser. Muon's rates are
+    # those that validation text preferred in "gpu-fresh"; those of AdamW are named with --optimizer adamw --learning-rate.
+    "gpu-fresh-optimizers": dataclasses.replace(FRESH, keep_models=True, learning_rates={"MHA": 2.4e-3, "MHA QK-norm": 9.6e-3}),
     # The paper's own scale; where it tells no setting, those of nanoGPT's GPT-2, which takes as many steps on the same text.
     "paper": LanguagePreset(
         **(FULL_SHAPE | {"validation_tokens": 4_000_000, "keep_models": True}),

@@ -28,7 +28,7 @@ from .judge import (
 )
 from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, timed_steps
-from .unfoldings import effective_rank
+from .unfoldings import BY_OPTIMIZER, effective_rank, has_values, name_of
 from .words import signed
 
 # Losses.
@@ -251,8 +251,9 @@ def _spectra(records: list[Record], tried: bool = False) -> dict[str, list[dict]
     steps = BUDGETS["table2"].preset.train.steps
     layers: dict[str, list[dict]] = {}
     for r in records:
-        if r.experiment == "spectra" and (tried or r.is_trained and (r.preset, r.steps) == ("gpu", steps)):
-            layers.setdefault(r.method + (f" ({r.preset})" if tried else ""), []).extend(r.metrics["trained"])
+        if r.experiment == "spectra" and (tried and has_values(r) or r.is_trained and (r.preset, r.steps) == ("gpu", steps)):
+            name = name_of(r) if r.preset == BY_OPTIMIZER else f"{r.method} ({r.preset})" if tried else r.method
+            layers.setdefault(name, []).extend(r.metrics["trained"])
     return layers
 
 

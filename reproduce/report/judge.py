@@ -164,6 +164,18 @@ def over_seeds_and_images(values: np.ndarray, tries: int = 1, *, seeds: int = SE
     return Estimate(mean, mean - half, mean + half, f"{n} seeds and {images:,} images")
 
 
+def over_layers(differences: Sequence[float]) -> Estimate:
+    """Student's interval of a mean over the layers of two models.  It says nothing about other seeds, and judges no claim.
+
+    Args:
+        differences: one per layer, at least two.
+    """
+    values = np.array(differences, float)
+    n, half = len(values), _half(values, 1)
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half, f"{n} layers, these models", of_seeds=False)
+
+
 def _half(values: np.ndarray, tries: int) -> float:
     """Half the width of Student's interval of a mean."""
     return _quantile(len(values), tries) * values.std(ddof=1) / len(values) ** 0.5

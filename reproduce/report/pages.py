@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..store.files import write_atomically
 from ..store.records import Record
-from . import checks, claims, commands, headline, provenance, results, room
+from . import checks, claims, commands, headline, healing, optimizers, provenance, results, room
 from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
@@ -30,6 +30,8 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "commands": commands.render,
     "on record": commands.on_record,
     "model commands": room.commands,
+    "optimisers": optimizers.render,
+    "healing": healing.render,
     "checks": checks.render,
     "mutants": checks.mutants_table,
     "versions": checks.versions_table,

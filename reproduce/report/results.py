@@ -11,9 +11,11 @@ from .decoding import decode_runs, generation_tables
 from .exactness import exactness_cells
 from .fresh import allocation_tables, best_tables, rates_table
 from .gpu import ablation_table, best_table, cures_table, sweep_table
+from .healing import heal_tables
 from .language import ablation_runs, loss_tables
 from .markdown import Table
 from .opening import opening_table
+from .optimizers import loss_table, optimizer_tables
 from .query import alike, by_command, by_device, grouped
 from .ranks import spectra_runs
 from .room import compressed_tables, room_tables
@@ -45,6 +47,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "table3": ("Table 3: Llama", {"sizes": table3_sizes, "runs": each(partial(loss_tables, "table3"))}),
     "compress": ("Compressed without training", {"runs": compress_runs}),
     "compress_models": ("Models that others trained, compressed", {"models": compressed_tables}),
+    "heal": ("Healed by a short training", {"runs": heal_tables}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
     "opening": ("Architectures that open", {"tests": opening_table}),
     "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
@@ -65,6 +68,8 @@ TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' rec
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),
     ("ablations", "gpu"): lambda records: cures_table(records) + best_table(records),
+    ("table2", "gpu-fresh-optimizers"): loss_table,
+    ("spectra", "gpu-fresh-optimizers"): optimizer_tables,
     ("spectra", "models"): room_tables,
 }
 

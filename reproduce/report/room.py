@@ -6,7 +6,7 @@ from ..store.records import Record
 from .judge import CLEAR_DECAY, FAILED, REPRODUCED, UNRESOLVED, decays
 from .markdown import Table, markdown
 from .query import grouped, runs_of
-from .unfoldings import MODES, STARTS, WAYS, errors_without, layers_of, models_of, shares
+from .unfoldings import MODES, STARTS, WAYS, by_optimizer, errors_without, layers_of, models_of, shares
 from .words import mode_titles
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]
@@ -20,7 +20,7 @@ def room_tables(records: list[Record]) -> list[Table]:
     Args:
         records: all that there are.
     """
-    models = models_of(records)
+    models = models_of(records) | by_optimizer(records)
     return [_effective(models), _judged(models), _head_mode(models)]
 
 

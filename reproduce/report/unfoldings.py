@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from ..experiments.spectra import MODES as MODES
 from ..store.records import Record
-from .query import model_names, runs_of
+from .query import model_names, of_one_budget, runs_of
 
 WAYS = {"trained": "weights", "inputs": "on inputs", "centred": "on inputs, keys about their mean"}
 STARTS = {"trained": "initial", "inputs": "initial_inputs", "centred": "none"}
-OURS = "GPT-2, ours"
+BY_OPTIMIZER = "gpu-fresh-optimizers"  # the preset whose models differ in their optimiser
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 
 
 def effective_rank(values: Sequence[float], power: int) -> float:
@@ -25,8 +26,24 @@ def effective_rank(values: Sequence[float], power: int) -> float:
     return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
 
 
+def name_of(record: Record) -> str:
+    """What a multi-head model that was trained here is called: "GPT-2, Muon, QK-norm, 65M tokens"."""
+    tokens = record.steps * record.train["batch_size"] * record.config["context"]
+    return f"GPT-2, {short_name_of(record)}, {tokens / 1e6:.0f}M tokens"
+
+
+def short_name_of(record: Record) -> str:
+    """The same beside others of its kind: "Muon, QK-norm"."""
+    return ", ".join([OPTIMIZERS[optimizer_of(record)], *record.method.split()[1:]])
+
+
+def optimizer_of(record: Record) -> str:
+    """A key of OPTIMIZERS."""
+    return record.train.get("optimizer", "adamw")
+
+
 def models_of(records: list[Record]) -> dict[str, list[Record]]:
-    """GPT-2 with multi-head attention as it was trained here, then the models that were named.
+    """GPT-2 with multi-head attention as it was trained here at the preset `gpu`, then the models that were named.
 
     Args:
         records: all that there are.
@@ -34,12 +51,40 @@ def models_of(records: list[Record]) -> dict[str, list[Record]]:
     Returns:
         Records of spectra by what the model is called.
     """
-    ours = [r for r in runs_of(records, "spectra", "gpu") if r.method == "MHA"]
-    models = {OURS: ours} if ours else {}
+    models: dict[str, list[Record]] = {}
+    for record in runs_of(records, "spectra", "gpu"):
+        if record.method == "MHA":
+            models.setdefault(name_of(record), []).append(record)
     others = runs_of(records, "spectra", "models")
     for name, record in zip(model_names(others), others):
         models.setdefault(name, []).append(record)
     return models
+
+
+def of_optimizers(records: list[Record]) -> list[Record]:
+    """Models that differ in optimiser, rate and QK-norm, of one budget; without those that say no validation loss."""
+    return [r for r in of_one_budget(runs_of(records, "spectra", BY_OPTIMIZER)) if "validation_loss" in r.metrics]
+
+
+def by_optimizer(records: list[Record]) -> dict[str, list[Record]]:
+    """Of each row and optimiser the model that validation text prefers, by what it is called; where its singular values are on record.
+
+    Args:
+        records: all that there are.
+    """
+    best: dict[str, Record] = {}
+    for record in of_optimizers(records):
+        known = best.setdefault(name_of(record), record)
+        if record.metrics["validation_loss"] < known.metrics["validation_loss"]:
+            best[name_of(record)] = record
+    in_order = sorted(best.items(), key=lambda item: (item[1].method, optimizer_of(item[1])))
+    return {name: [record] for name, record in in_order if has_values(record)}
+
+
+def has_values(record: Record) -> bool:
+    """Whether the singular values of all layers are kept, in every state of the trained model that is on record."""
+    layers = [layer for way in WAYS for layer in record.metrics.get(way, ())]
+    return all("values" in layer[side][mode] for layer in layers for side, modes in MODES.items() for mode in modes)
 
 
 def layers_of(runs: list[Record], way: str) -> list[dict]:

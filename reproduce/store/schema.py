@@ -375,14 +375,16 @@ class Layer(Part, Generic[Mode]):
     post: Post[Mode]
 
 
-class SpectraMetrics(Part):
-    """Of a model's layers: their weights, as trained and as they began, and their weights on inputs."""
+class SpectraMetrics(Part, Generic[Mode]):
+    """Of a model's layers: their weights, as trained and as they began, and their weights on inputs; of ours the loss they reached."""
 
-    trained: Annotated[list[Layer[Drawn]], Field(min_length=1)]
+    trained: Annotated[list[Layer[Mode]], Field(min_length=1)]
     initial: Annotated[list[Layer[Unfolding]], Field(min_length=1)] = []
-    inputs: list[Layer[Drawn]] = []
+    inputs: list[Layer[Mode]] = []
     initial_inputs: list[Layer[Unfolding]] = []
-    centred: list[Layer[Drawn]] = []
+    centred: list[Layer[Mode]] = []
+    read: Data = None  # type: ignore[assignment]  # left out where nothing was read, and never null
+    validation_loss: Amount = 0.0
 
 
 class OpenedConfig(Shape):
@@ -498,6 +500,79 @@ class CompressModelMetrics(Part):
         kinds = {isinstance(text, Predicted) for text in (*self.tests.values(), *self.before.tests.values())}
         if len(kinds) > 1 or self.tests.keys() != self.before.tests.keys():
             raise ValueError("judged as the model before was, on the same texts")
+        return self
+
+
+class Healing(Part):
+    """How attention alone was trained, but for its rate."""
+
+    steps: Size
+    batch_size: Size
+    window: Size
+    rates: Annotated[list[Above], Field(min_length=1)]
+
+
+class HealConfig(OpenedConfig):
+    """A model whose attention was converted and trained."""
+
+    healing: Healing
+
+
+class PredictedEach(Predicted):
+    """How well a language model predicts one text, and each window of it, in nats."""
+
+    loss: Amount
+    windows: Annotated[list[Amount], Field(min_length=1)]
+
+
+class Judged(Part):
+    """A model in one state, on the text that chooses and on those that judge."""
+
+    validation_loss: Amount
+    tests: Annotated[dict[str, PredictedEach], Field(min_length=1)]
+
+
+class JudgedBefore(Judged):
+    """The model as it came."""
+
+    attention_parameters: Size
+    cache: Size
+
+
+class RateEnded(Part):
+    """What held-out text says of one rate."""
+
+    learning_rate: Above
+    validation_loss: Amount
+
+
+class RateDiverged(Diverged):
+    """A rate at which the training broke off."""
+
+    learning_rate: Above
+
+
+class HealMetrics(Part):
+    """Of a model whose attention was converted and trained; `healed` and `chosen` where a rate ended."""
+
+    share: Share
+    attention_parameters: Size
+    cache: Size
+    tokens_seen: Size
+    before: JudgedBefore
+    converted: Judged
+    rates: Annotated[list[RateEnded | RateDiverged], Field(min_length=1)]
+    healed: Judged = None  # type: ignore[assignment]  # left out where there is none, and never null
+    chosen: Above = None  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _same_windows(self):
+        states = [state for state in (self.before, self.converted, self.healed) if state]
+        windows = [{name: (test.tokens, len(test.windows)) for name, test in state.tests.items()} for state in states]
+        if windows != [windows[0]] * len(windows):
+            raise ValueError("judged on the same windows of the same texts in every state")
+        if (self.healed is None) != (self.chosen is None):
+            raise ValueError("healed at the rate that was chosen, or neither of the two")
         return self
 
 
@@ -984,6 +1059,7 @@ REST: dict[str, Kind] = {
     "table1": (SizesConfig, Sizes[SizesRow], None),
     "compress": (OpenedConfig, CompressMetrics, Samples),
     "compress_models": (OpenedConfig, CompressModelMetrics, Data),
+    "heal": (HealConfig, HealMetrics, Data),
     "compress_speed": (CompressSpeedConfig, CompressSpeedMetrics, None),
     "exactness": (Part, ExactnessMetrics, None),
     "theorems": (Part, TheoremsMetrics, None),
@@ -1013,7 +1089,8 @@ def kind_of(entry: Entry) -> Kind:
             return ChosenVisionConfig, ChosenVisionEnded if ended else ChosenVisionDiverged, Images
         return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
-        return OpenedConfig if entry.preset == "models" else LanguageConfig, SpectraMetrics, None
+        of = SpectraMetrics[Unfolding] if entry.preset == "gpu-fresh-optimizers" else SpectraMetrics[Drawn]
+        return OpenedConfig if entry.preset == "models" else LanguageConfig, of, None
     if entry.experiment == "generation_speed":
         return GenerationConfig, Refused if "refused" in entry.metrics else Generating, None
     return REST.get(entry.experiment, (Part, Part, None))

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -340,6 +340,7 @@ def train_one(
     tokens_seen = settings.steps * settings.batch_size * context
     if preset.keep_models:
         path, about_run = model_path(run.options.out, run.title), {"run": run.identity, "preset": run.options.preset}
+        about_run["validation_loss"] = json.dumps(metrics["validation_loss"])
         make_room(path, run.identity)
         save_model(path, model, config, data.tokenizer, **about_run, data=json.dumps(run.data))
     run.finish(
@@ -443,15 +444,20 @@ def model_path(out: Path, title: str) -> Path:
 
 
 def model_of(out: Path, title: str, preset: str) -> Path | None:
-    """The newest model with this title that this preset trained: under its name, or moved aside.
+    """The newest model with this title that this preset trained, None if there is none.  Args, Raises: as in `models_of`."""
+    return next(models_of(out, title, preset), None)
+
+
+def models_of(out: Path, title: str, preset: str) -> Iterator[Path]:
+    """Models with this title that this preset trained, the newest first: under its name, then those moved aside.
 
     Args:
         out: as `model_path` takes it.
         title: of a run.
         preset: a file that names none counts as this preset's.
 
-    Returns:
-        Its file, None if there is none.
+    Yields:
+        Their files.
 
     Raises:
         ValueError: if a file of that name is damaged.
@@ -460,8 +466,7 @@ def model_of(out: Path, title: str, preset: str) -> Path | None:
     aside = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"), key=lambda place: -place.stat().st_mtime)
     for place in ([path] if path.exists() else []) + aside:
         if read_metadata(place).get("preset", preset) == preset:
-            return place
-    return None
+            yield place
 
 
 def save_model(path: Path, model: LanguageModel, config: dict, tokenizer: str, **more: str) -> None:

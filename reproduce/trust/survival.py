@@ -7,7 +7,7 @@ file and one of them is killed.
 
 Commands run whole, as `python -m reproduce` runs them, on toy models: every worker is forked from one warm process that has imported
 PyTorch already, so that three hundred of them take minutes. Left out are those that test the code, `compress_speed`,
-`compress_models` and `two_gpus`: they take minutes each, and write one record at a time, as `table1` does.
+`compress_models`, `heal` and `two_gpus`: they take minutes each, and write one record at a time, as `table1` does.
 """
 
 import dataclasses

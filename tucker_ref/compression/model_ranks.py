@@ -97,7 +97,7 @@ def choices(tensor: FactoredTensor, cost: Callable[[FactoredTensor, Ranks], int]
         cost: of a triple.
     """
     spectrum = spectra_of(tensor)
-    modes = [spectrum.head.numpy(), spectrum.rows.numpy(), spectrum.columns.numpy()]
+    modes = [values.cpu().numpy() for values in (spectrum.head, spectrum.rows, spectrum.columns)]
     whole = float((modes[1] ** 2).sum()) or 1.0  # of a tensor of zeros nothing is lost
     lost = [np.append((mode[::-1] ** 2).cumsum()[::-1], 0.0) / whole for mode in modes]  # lost[mode][rank]
     tried = [_steps(len(mode), even=tensor.turns() and n == 2) for n, mode in enumerate(modes)]

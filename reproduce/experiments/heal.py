@@ -1,0 +1,270 @@
+"""Heal a model that others trained: convert its attention to half the cache, train the attention alone, and see how much comes back.
+
+A public causal model (--model) gets the attention of each row of `compress_models` that has half of its cache: GQA, MLA and Tucker
+Attention, made with what the layers read in --text. Then the attention is trained on that text to predict the next token; everything else
+is frozen. Every row is trained at three rates (--learning-rate for others), and the loss on held-out text (--validation) picks one. The
+texts of --test are read before the conversion, after it, and once by the model that was picked. The row "as it is" is the control:
+the unconverted model, trained in the same way, so that what the text itself teaches is not taken for healing.
+
+    python -m reproduce heal --model models/gemma-270m --text train.txt --validation val.txt --test test.txt --preset gpu --device cuda
+
+A row takes up where it was stopped when the command is repeated: each rate has a checkpoint of its own until the row is on record.
+"""
+
+import copy
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from ..models.public.opened import NEXT, OpenModel
+from ..models.sizes import count_cached, count_parameters
+from ..train.loop import Diverged, train
+from ..train.options import Options
+from ..train.public_models import open_model
+from ..train.runs import Run, override
+from ..train.settings import TrainConfig
+from .compress_models import Way, check_compressible, chosen, summed, ways, window_losses
+from .moments import moments
+from .samples import Corpus, Windows, corpus, spread
+from .spectra import WINDOW, WINDOWS, trilinear
+
+TAKES = ("device", "rows", "seeds", "training", "text", "test", "model")
+SHARE = 1 / 2  # of the model's own cache
+AS_IT_IS = "as it is"  # the control
+ELSEWHERE = "with the parameters"  # in the label of a row that saves parameters, and hardly any cache
+ATTENTION_ONLY = dict(final_share=0.1, weight_decay=0.0, beta1=0.9, beta2=0.95)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One scale.
+
+    Args:
+        train: how; its rate is one of `rates`.
+        window: tokens of a sequence, special ones included.
+        micro_batch: the most sequences at a time: logits over a large vocabulary take more than all layers.
+        rates: peak rates, one run at each.
+        judged: windows of each held-out and test text.
+    """
+
+    train: TrainConfig
+    window: int
+    micro_batch: int
+    rates: tuple[float, ...] = (5e-5, 2e-4, 8e-4)
+    judged: int = 128
+
+
+PRESETS = {
+    # Says that a command works, in minutes on a CPU.
+    "smoke": Preset(
+        TrainConfig(steps=20, batch_size=4, learning_rate=0.0, warmup_steps=5, log_every=5, checkpoint_every=10, **ATTENTION_ONLY),
+        window=64,
+        micro_batch=4,
+        judged=8,
+    ),
+    # 20M tokens: 1,220 steps of 32 sequences of 512.
+    "gpu": Preset(
+        TrainConfig(
+            steps=1220, batch_size=32, learning_rate=0.0, warmup_steps=60, precision="bfloat16", log_every=20, checkpoint_every=200,
+            **ATTENTION_ONLY,
+        ),
+        window=512,
+        micro_batch=16,
+    ),
+}  # fmt: skip
+
+
+def run(options: Options) -> None:
+    """One record per row and seed.
+
+    Args:
+        options: `model`, `text`, `validation` and `test`; `rows` by label; `seeds`; rates and steps.
+
+    Raises:
+        ValueError: without a model or a test text, for a model that predicts something else than the next token or whose attention
+            cannot be converted, and for a text that is too short.
+    """
+    if not options.model or not options.test:
+        raise ValueError("heal needs --model, and --test texts to judge by")
+    opened = open_model(options.model, trust_layers=options.trust_layers)
+    check_compressible(opened)
+    if opened.predicts != NEXT:
+        raise ValueError(f"{opened.name} predicts {opened.predicts}; healing is training on the next token")
+    study = Study.of(opened, options)
+    layers = {
+        place: copy.deepcopy(layer).cpu() for place, layer in opened.layers.items()
+    }  # converted there, trained on the device
+    read = list(spread(opened, options.text, WINDOWS, WINDOW).tokens.split(1))
+    known = {place: moment.cpu() for place, moment in moments(opened, layers, read).items()}
+    tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
+    control = Way(AS_IT_IS, 1.0, lambda place: copy.deepcopy(layers[place]))
+    halved = [way for way in ways(layers, tensors, known) if way.share == SHARE and ELSEWHERE not in way.label]
+    rows = chosen([control, *halved], options.rows)
+    runs = [(way, study.run_of(way.label, seed)) for seed in options.seeds or (0,) for way in rows]
+    if left := [(way, this) for way, this in runs if not this.is_done()]:
+        before = study.judged()
+        before |= {"attention_parameters": count_parameters(layers.values()), "cache": count_cached(list(layers.values()))}
+        for way, this in left:
+            study.heal(way, this, before)
+
+
+class Attention(nn.Module):
+    """All attention layers of a model and nothing else of it: what is trained, and what a checkpoint holds.
+
+    Args:
+        layers: in the order of the model.
+    """
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(layers)
+
+
+@dataclass
+class Study:
+    """A model, its texts, and how it is trained.
+
+    Args:
+        opened: on the device, all of it frozen.
+        options: what the command line decides.
+        preset: the scale.
+        settings: of the training, but for the rate.
+        text: to train on, and to choose by.
+        tests: what is read before, between and after.
+    """
+
+    opened: OpenModel
+    options: Options
+    preset: Preset
+    settings: TrainConfig
+    text: Corpus
+    tests: list[Windows]
+
+    @classmethod
+    def of(cls, opened: OpenModel, options: Options) -> "Study":
+        """Texts read and the model frozen.  Raises ValueError as `corpus` and `spread` do."""
+        preset = PRESETS[options.preset]
+        settings = override(preset.train, options)
+        windows = settings.steps * settings.batch_size
+        text = corpus(opened, options.text, options.validation, windows, preset.window, preset.judged)
+        tests = [spread(opened, path, preset.judged, preset.window, "--test") for path in options.test]
+        opened.model.to(options.device).requires_grad_(False)
+        return cls(opened, options, preset, settings, text, tests)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Those that are tried."""
+        return self.options.learning_rates or self.preset.rates
+
+    def run_of(self, label: str, seed: int) -> Run:
+        """The run of one row."""
+        train = {name: value for name, value in self.settings.config().items() if name != "learning_rate"}
+        healing = {**train, "window": self.text.tokens.shape[1], "rates": list(self.rates), "judged": self.preset.judged}
+        data = {
+            "name": self.text.name,
+            "sha256": self.text.sha256,
+            "unit": "tokens",
+            "tokens": self.text.tokens.numel(),
+            "validation": self.text.held_out.describe(),
+            "tests": [test.name for test in self.tests],
+        }
+        return Run("heal", self.options, label, self.opened.config() | {"healing": healing}, seed, data)
+
+    def heal(self, way: Way, this: Run, before: dict) -> None:
+        """Convert, train at every rate, and record what the best one reaches.
+
+        Args:
+            way: how the layers are converted.
+            this: the run to record.
+            before: what the model was judged to be, and its sizes.
+        """
+        started = time.perf_counter()
+        converted = {place: way.convert(place).to(self.options.device) for place in self.opened.layers}
+        self.opened.put(converted)
+        metrics = {
+            "share": way.share,
+            "attention_parameters": way.parameters or count_parameters(converted.values()),
+            "cache": count_cached(list(converted.values())),
+            **({"ranks": way.ranks()} if way.ranks else {}),
+            "trained_parameters": count_parameters(converted.values()),
+            "tokens_seen": self.text.tokens[:, 1:].numel(),
+            "before": before,
+            "converted": self.judged(),
+            "rates": [],
+            **self.opened.measured(),
+        }
+        best, healed = float("inf"), None
+        for rate in self.rates:
+            attention = Attention([copy.deepcopy(layer) for layer in converted.values()])
+            self.opened.put(dict(zip(converted, attention.blocks)))
+            tried = self.train(attention, this, rate)
+            metrics["rates"].append(tried)
+            if tried.get("validation_loss", best) < best:
+                best, healed = tried["validation_loss"], attention
+        if healed is not None:
+            self.opened.put(dict(zip(converted, healed.blocks)))
+            metrics["chosen"] = min(metrics["rates"], key=lambda t: t.get("validation_loss", float("inf")))["learning_rate"]
+            metrics["healed"] = self.judged()
+        this.finish(metrics, time.perf_counter() - started)
+        for rate in self.rates:
+            self.checkpoint(this, rate).unlink(missing_ok=True)
+        tqdm.write(f"{this.title}: {in_words(metrics)}")
+
+    def train(self, attention: Attention, this: Run, rate: float) -> dict:
+        """One rate: what a record says of it.
+
+        Args:
+            attention: the layers, which stand in the model; trained in place.
+            this: the run.
+            rate: peak.
+        """
+        settings = dataclasses.replace(self.settings, learning_rate=rate)
+        rows = self.text.tokens[np.random.default_rng(this.seed).permutation(len(self.text.tokens))]  # (windows, tokens)
+        size = settings.batch_size
+        attention.requires_grad_(True)
+        title = f"{this.title} rate {rate:g}"
+        workers = self.options.workers.settled(size, count_parameters([attention]), self.preset.micro_batch)
+        try:
+            result = train(
+                attention, lambda step: (rows[step * size : (step + 1) * size].long(),), self.loss, settings,
+                self.checkpoint(this, rate), title, workers=workers,
+            )  # fmt: skip
+        except Diverged as error:
+            tqdm.write(f"{error}; recorded")
+            return {"learning_rate": rate, "diverged_at": error.step, "curve": error.result.curve}
+        attention.requires_grad_(False)
+        loss = summed(self.text.held_out, window_losses(self.opened, self.text.held_out))["loss"]
+        return {"learning_rate": rate, "validation_loss": loss, "curve": result.curve, "seconds": round(result.seconds, 1)}
+
+    def loss(self, _attention: Attention, tokens: torch.Tensor) -> torch.Tensor:
+        """Of the next token, nats; the model calls the attention.  tokens: (b, n)."""
+        logits = self.opened.logits(self.opened.model, tokens[:, :-1])  # (b, n - 1, vocabulary)
+        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    def checkpoint(self, this: Run, rate: float) -> Path:
+        """Where a rate's training stands until its row is on record."""
+        return this.checkpoint.with_stem(f"{this.checkpoint.stem}-rate-{rate:g}")
+
+    def judged(self) -> dict:
+        """The losses of the model as it stands: on held-out text, and on each test text with those of every window."""
+        held_out, tests = self.text.held_out, {}
+        for test in self.tests:
+            nats = window_losses(self.opened, test)
+            tests[test.name] = summed(test, nats) | {"windows": [round(loss, 3) for loss in nats]}
+        return {"validation_loss": summed(held_out, window_losses(self.opened, held_out))["loss"], "tests": tests}
+
+
+def in_words(metrics: dict) -> str:
+    """For the terminal: bits per byte of every test text before, after the conversion, and healed."""
+    states, texts = [state for state in ("before", "converted", "healed") if state in metrics], []
+    for name in metrics["before"]["tests"]:
+        said = (f"{state} {metrics[state]['tests'][name]['bits_per_byte']:.3f}" for state in states)
+        texts.append(f"{name} {', '.join(said)}")
+    return f"{'; '.join(texts)} bits per byte" + ("" if "healed" in metrics else "; diverged at every rate")
