@@ -12,6 +12,39 @@ if not torch.cuda.is_available():
 
 import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
 
+
+def look_once_a_launch() -> None:
+    """Triton's interpreter looks through all of triton.language at every call from one function of a kernel to another.
+
+    That is half its time, and changes nothing after the first look of a launch: what it replaces then stays replaced until the launch ends.
+    """
+    try:
+        from triton.runtime import interpreter
+
+        launch, look = interpreter.GridExecutor.__call__, interpreter._patch_lang
+    except (ImportError, AttributeError):  # no Triton, or another one
+        return
+    looked = {}
+
+    def launched(executor, *arguments, **options):
+        looked.clear()
+        try:
+            return launch(executor, *arguments, **options)
+        finally:
+            looked.clear()
+
+    def looked_at(function):
+        module = id(function.__globals__)
+        if module not in looked:
+            looked[module] = look(function)
+        return looked[module]
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launched, looked_at
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    look_once_a_launch()
+
 # ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("long", deadline=None, max_examples=500)
