@@ -1,5 +1,6 @@
 """Triton's interpreter where there is no GPU, and the matrix of exactness at the end of a run: worst errors, smallest controls."""
 
+import contextlib
 import os
 import sys
 
@@ -63,17 +64,38 @@ def text(tmp_path_factory):
     return folder
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
-def pytest_runtest_call(item):
-    """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
-    if not item.get_closest_marker("no_cover"):
-        return (yield)
+@contextlib.contextmanager
+def untraced():
+    """No coverage is measured inside, where all of Python is faster by half."""
     tracer = sys.gettrace()
     sys.settrace(None)
     try:
-        return (yield)
+        yield
     finally:
         sys.settrace(tracer)
+        (lambda: None)()  # at the first call the tracer is back as a whole: it would miss the end of functions otherwise
+
+
+def compile_untraced() -> None:
+    """The compiler reads our code as data: what it does itself need not be measured."""
+    compiler = torch._dynamo.convert_frame.CatchErrorsWrapper
+    called = compiler.__call__
+
+    def untraced_call(*arguments):
+        with untraced():
+            return called(*arguments)
+
+    compiler.__call__ = untraced_call
+
+
+compile_untraced()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
+def pytest_runtest_call(item):
+    """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
+    with untraced() if item.get_closest_marker("no_cover") else contextlib.nullcontext():
+        return (yield)
 
 
 def pytest_sessionfinish(session):
