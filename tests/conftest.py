@@ -2,8 +2,8 @@
 
 import contextlib
 import os
-import sys
 
+import quicker  # isort: skip  (before what it makes quicker)
 import pytest
 import torch
 from hypothesis import settings
@@ -13,38 +13,9 @@ if not torch.cuda.is_available():
 
 import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
 
-
-def look_once_a_launch() -> None:
-    """Triton's interpreter looks through all of triton.language at every call from one function of a kernel to another.
-
-    That is half its time, and changes nothing after the first look of a launch: what it replaces then stays replaced until the launch ends.
-    """
-    try:
-        from triton.runtime import interpreter
-
-        launch, look = interpreter.GridExecutor.__call__, interpreter._patch_lang
-    except (ImportError, AttributeError):  # no Triton, or another one
-        return
-    looked = {}
-
-    def launched(executor, *arguments, **options):
-        looked.clear()
-        try:
-            return launch(executor, *arguments, **options)
-        finally:
-            looked.clear()
-
-    def looked_at(function):
-        module = id(function.__globals__)
-        if module not in looked:
-            looked[module] = look(function)
-        return looked[module]
-
-    interpreter.GridExecutor.__call__, interpreter._patch_lang = launched, looked_at
-
-
+quicker.compile_untraced()
 if os.environ.get("TRITON_INTERPRET") == "1":
-    look_once_a_launch()
+    quicker.interpret_quickly()
 
 # ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
@@ -64,37 +35,10 @@ def text(tmp_path_factory):
     return folder
 
 
-@contextlib.contextmanager
-def untraced():
-    """No coverage is measured inside, where all of Python is faster by half."""
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(tracer)
-        (lambda: None)()  # at the first call the tracer is back as a whole: it would miss the end of functions otherwise
-
-
-def compile_untraced() -> None:
-    """The compiler reads our code as data: what it does itself need not be measured."""
-    compiler = torch._dynamo.convert_frame.CatchErrorsWrapper
-    called = compiler.__call__
-
-    def untraced_call(*arguments):
-        with untraced():
-            return called(*arguments)
-
-    compiler.__call__ = untraced_call
-
-
-compile_untraced()
-
-
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
 def pytest_runtest_call(item):
     """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
-    with untraced() if item.get_closest_marker("no_cover") else contextlib.nullcontext():
+    with quicker.untraced() if item.get_closest_marker("no_cover") else contextlib.nullcontext():
         return (yield)
 
 
