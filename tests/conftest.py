@@ -1,8 +1,9 @@
 """Triton's interpreter where there is no GPU, and the matrix of exactness at the end of a run: worst errors, smallest controls."""
 
+import contextlib
 import os
-import sys
 
+import quicker  # isort: skip  (before what it makes quicker)
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +12,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
 
 import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
+
+quicker.compile_untraced()
+if os.environ.get("TRITON_INTERPRET") == "1":
+    quicker.interpret_quickly()
 
 # ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
@@ -33,14 +38,8 @@ def text(tmp_path_factory):
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
 def pytest_runtest_call(item):
     """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
-    if not item.get_closest_marker("no_cover"):
+    with quicker.untraced() if item.get_closest_marker("no_cover") else contextlib.nullcontext():
         return (yield)
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        return (yield)
-    finally:
-        sys.settrace(tracer)
 
 
 def pytest_sessionfinish(session):

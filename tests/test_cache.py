@@ -21,6 +21,7 @@ from tucker_ref import (
     tucker_cost,
 )
 from tucker_ref.cached_attention import keeps_cache, token_positions
+from tucker_ref.no_gradient import refused
 
 CASES = {  # layer, and what Table 1 says it caches
     "MHA": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),
@@ -472,3 +473,9 @@ def test_quantised_weights_and_adapters_do_not_decide_what_a_layer_takes():
         delattr(layer.get_submodule(module), parameter)
         setattr(layer.get_submodule(module), parameter, value)
     assert layer.new_cache(2, 5).streams["key"].dtype == torch.float32  # a layer without parameters
+
+
+def test_a_compiler_knows_the_shape_of_a_gradient_and_does_not_meet_the_refusal():
+    assert refused(torch.empty(2, 3, device="meta")).shape == (2, 3)
+    with pytest.raises(RuntimeError, match="a gradient is asked for through a cache"):
+        refused(torch.empty(2, 3))

@@ -1,5 +1,6 @@
 """Rung 14: the Triton kernels against the specification, in the interpreter on a CPU and compiled on a GPU."""
 
+import functools
 import math
 
 import pytest
@@ -279,6 +280,27 @@ def test_the_wrong_device_is_named(monkeypatch):
 def test_a_compiler_knows_the_shape_of_what_decoding_returns():
     q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 9, 8, 4, torch.float32))
     torch.library.opcheck(decode.decode, (q, k, v, 0.3), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of the interpreter's view")
+@pytest.mark.parametrize("name", ["latent RoPE", "one matrix of queries"])
+def test_a_compiler_knows_the_shapes_of_what_training_returns(name, monkeypatch):
+    given = {}
+
+    def called(operator, *arguments):
+        given[operator] = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+        return operator(*arguments)
+
+    for operator in ("flash", "flash_backward"):
+        monkeypatch.setattr(latent_attention, operator, functools.partial(called, getattr(latent_attention, operator)))
+    if name == "latent RoPE":
+        y = layer_of(name, torch.float32)(tokens(3, torch.float32), backend="triton")
+    else:
+        y = attend(*inputs(2, 4, 2, 3, 3, 8, 4, torch.float32), scale=0.3, causal=True, backend="triton")
+    y.sum().backward()
+    assert len(given) == 2
+    for operator, arguments in given.items():
+        torch.library.opcheck(operator, arguments, test_utils="test_faketensor")
 
 
 def test_no_sequences_with_positions_of_their_own_give_none():

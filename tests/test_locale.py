@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import run_here
 from test_prepared import DOCUMENTS, tables
+from warm import Warm
 
 from reproduce import console
 from reproduce.data.prepared import open_prepared, prepare
@@ -49,14 +50,17 @@ def locale(request, tmp_path_factory) -> dict[str, str]:
     return said | {"LOCPATH": str(made), "LC_ALL": "latin1"}
 
 
-def python(locale, *arguments, **options):
-    return subprocess.run([sys.executable, *map(str, arguments)], env=locale, capture_output=True, cwd=ROOT, **options)
+@pytest.fixture(scope="module")
+def python(locale):
+    """Runs `python ARGUMENTS` in an interpreter that started there; what it runs is measured elsewhere."""
+    with Warm({name: value for name, value in locale.items() if not name.startswith("COVERAGE_PROCESS")}) as warm:
+        yield warm.run
 
 
-def test_the_locale_is_none_of_utf8(locale):
+def test_the_locale_is_none_of_utf8(python):
     """Control for the tests below: a text that is opened without a name is read otherwise there."""
     program = "import locale, sys; print(locale.getpreferredencoding(False), sys.stdout.encoding)"
-    said = python(locale, "-c", program).stdout.decode().lower().split()
+    said = python("-c", program).stdout.decode().lower().split()
     assert said in (
         ["ansi_x3.4-1968", "ascii"],
         ["ascii", "ascii"],
@@ -65,49 +69,49 @@ def test_the_locale_is_none_of_utf8(locale):
     ), said
 
 
-def test_a_page_keeps_its_letters(locale, tmp_path):
+def test_a_page_keeps_its_letters(python, tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "page.md").write_text(PAGE, encoding="utf-8")
     arguments = ["report", "--records", records.COMMITTED, "--write"]
     assert run_here(*arguments, tmp_path / "here" / "page.md") == 0
-    done = python(locale, "-m", "reproduce", *arguments, tmp_path / "there" / "page.md")
+    done = python("-m", "reproduce", *arguments, tmp_path / "there" / "page.md")
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "there" / "page.md").read_bytes()
     assert written == (tmp_path / "here" / "page.md").read_bytes() != PAGE.encode() and PAGE.splitlines()[0].encode() in written
 
 
-def test_tables_are_printed_whole(locale, tmp_path, capsysbinary):
+def test_tables_are_printed_whole(python, tmp_path, capsysbinary):
     for record in records.load(records.COMMITTED, "table1"):
         records.append(tmp_path, record)
     assert run_here("report", "--records", tmp_path) == 0
     printed = capsysbinary.readouterr().out
-    done = python(locale, "-m", "reproduce", "report", "--records", tmp_path)
+    done = python("-m", "reproduce", "report", "--records", tmp_path)
     assert done.returncode == 0 and done.stdout == printed, done.stderr
     assert "²".encode() in printed  # control: there are letters to lose
 
 
-def test_prepared_tokens_stand_for_as_many_bytes(locale, tmp_path):
+def test_prepared_tokens_stand_for_as_many_bytes(python, tmp_path):
     text, bpe = tmp_path / "held_out.txt", tables(tmp_path)
     text.write_text("<|endoftext|>".join(DOCUMENTS[:12]), encoding="utf-8")
     prepare("letters", tmp_path / "out", str(tmp_path / "text"), str(bpe), str(text))
     data = open_prepared(str(tmp_path / "out"))
     program = "import sys; from reproduce.data.prepared import open_prepared as o; d = o(sys.argv[1]); "
     program += "print(d.token_bytes.tolist(), d.token_bytes[d.train].sum(), sep='|')"
-    said = python(locale, "-c", program, tmp_path / "out").stdout.decode().strip()
+    said = python("-c", program, tmp_path / "out").stdout.decode().strip()
     assert said == f"{data.token_bytes.tolist()}|{data.token_bytes[data.train].sum()}"
     assert data.token_bytes[np.asarray(data.train)].sum() == sum(len(d.encode()) for d in DOCUMENTS)
     arguments = ["prepare", "letters", "--files", tmp_path / "text", "--bpe", bpe, "--validation", text, "--out"]
-    assert python(locale, "-m", "reproduce", *arguments, tmp_path / "there").returncode == 0
+    assert python("-m", "reproduce", *arguments, tmp_path / "there").returncode == 0
     for file in (tmp_path / "out").glob("*.*"):
         if file.name != "tokens.json":  # which names the place
             assert (tmp_path / "there" / file.name).read_bytes() == file.read_bytes()
-    again = python(locale, "-m", "reproduce", *arguments, tmp_path / "out")
+    again = python("-m", "reproduce", *arguments, tmp_path / "out")
     assert again.returncode == 0 and b"is finished" in again.stdout
 
 
-def test_a_part_of_the_tests_passes_there(locale):
-    done = python(locale, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-cov", *SUITE)
+def test_a_part_of_the_tests_passes_there(python):
+    done = python("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-cov", *SUITE)
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 

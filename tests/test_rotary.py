@@ -17,7 +17,7 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
 )
-from tucker_ref.rope_frequencies import _device
+from tucker_ref.rope_frequencies import _device, cos_sin
 
 PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
 
@@ -374,3 +374,8 @@ def test_bad_positions_are_named(name, positions, message):
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_compiler_knows_the_shapes_of_cosines_and_sines():
+    given = (torch.arange(10).view(2, 5), torch.rand(3, dtype=torch.float64), torch.float32)
+    torch.library.opcheck(cos_sin, given, test_utils="test_faketensor")

@@ -1,0 +1,92 @@
+"""What makes tests quicker and changes nothing that they see. To be imported before PyTorch.
+
+Coverage is measured of our code alone, yet while it is, all of Python takes half as long again. So it is not while others' modules are
+imported, while the compiler reads our code, or inside the words of Triton's language. Lines and branches found are the same.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+OURS = f"{Path(__file__).parent.parent}{os.sep}"
+OTHERS = f"{os.sep}site-packages{os.sep}"  # which may lie in a .venv among ours
+
+
+@contextlib.contextmanager
+def untraced():
+    """No coverage is measured inside."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+        (lambda: None)()  # at the first call the tracer is back as a whole: it would miss the end of functions otherwise
+
+
+def made_untraced(function):
+    """The function, inside which no coverage is measured."""
+
+    @functools.wraps(function, updated=())
+    def called(*arguments, **options):
+        if sys.gettrace() is None:
+            return function(*arguments, **options)
+        with untraced():
+            return function(*arguments, **options)
+
+    return called
+
+
+def import_untraced() -> None:
+    """Others' modules; ours run as before."""
+    load = SourceFileLoader.exec_module
+    load_untraced = made_untraced(load)
+
+    def loaded(loader, module):
+        is_ours = loader.path.startswith(OURS) and OTHERS not in loader.path
+        return (load if is_ours else load_untraced)(loader, module)
+
+    SourceFileLoader.exec_module = loaded
+
+
+def compile_untraced() -> None:
+    """The compiler reads our code as data."""
+    from torch._dynamo.convert_frame import CatchErrorsWrapper
+
+    CatchErrorsWrapper.__call__ = made_untraced(CatchErrorsWrapper.__call__)
+
+
+def interpret_quickly() -> None:
+    """Triton's interpreter looks through all of triton.language at every call from one function of a kernel to another.
+
+    That is half its time, and changes nothing after the first look of a launch: what it replaces then stays replaced until the launch ends.
+    """
+    try:
+        from triton.runtime import interpreter
+
+        launch, look, replace = interpreter.GridExecutor.__call__, interpreter._patch_lang, interpreter._patch_attr
+    except (ImportError, AttributeError):  # no Triton, or another one
+        return
+    looked = {}
+
+    def launched(executor, *arguments, **options):
+        looked.clear()
+        try:
+            return launch(executor, *arguments, **options)
+        finally:
+            looked.clear()
+
+    def looked_at(function):
+        module = id(function.__globals__)
+        if module not in looked:
+            looked[module] = look(function)
+        return looked[module]
+
+    interpreter.GridExecutor.__call__, interpreter._patch_lang = launched, looked_at
+    interpreter._patch_attr = lambda place, name, word, *more: replace(place, name, made_untraced(word), *more)
+
+
+import_untraced()
