@@ -435,7 +435,7 @@ def whole(read: Callable, path: Path):
     """
     try:
         return read(path)
-    except Exception as error:
+    except Exception as error:  # whatever a reader raises, the file is the finding
         raise ValueError(f"after a kill {path} cannot be read: {error}") from error
 
 
