@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 # pip would compile on one core; what packages ship for newer Pythons alone does not compile, and is never imported.
 PIP := $(RUN) -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install reproduce test book slides figures lint mutation fuzz versions clean $(SMOKE) smoke-report smoke-images
+.PHONY: help install reproduce test book slides figures lint types style mutation fuzz versions clean
 
 help:
 	@echo "make reproduce   train and measure everything at smoke scale; tables, records and figures go to out/"
@@ -36,6 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # measure time run alone. One of the two shows a progress bar.
 SMOKE := $(addprefix smoke-,table2 table3 figure3 exactness theorems table1 spectra compress)
 HALF := OMP_NUM_THREADS=$$(( ($$(getconf _NPROCESSORS_ONLN) + 1) / 2 ))
+.PHONY: $(SMOKE) smoke-report smoke-images
 reproduce: install
 	@$(MAKE) --no-print-directory -j2 $(SMOKE)
 	$(RUN) -m reproduce compress_speed --out out --records out/records
@@ -52,11 +53,7 @@ smoke-report: install
 smoke-images: install
 	$(RUN) -m paper_figures --records out/records --out out/figures
 
-test: install
-	$(RUN) -m ruff check
-	$(RUN) -m ruff format --check
-	$(RUN) -m mypy
-	$(VENV)/bin/lint-imports --no-cache --no-logo
+test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --cov
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
 
@@ -78,9 +75,12 @@ figures: install
 	$(RUN) -m paper_figures
 
 lint: install
+	@$(MAKE) --no-print-directory -j2 types style
+types: install
+	$(RUN) -m mypy
+style: install
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 
 mutation: install
