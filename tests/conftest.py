@@ -35,6 +35,14 @@ def text(tmp_path_factory):
     return folder
 
 
+SLOW = {"test_two_gpus", "test_distributed", "test_figures", "test_kernels", "test_cli", "test_locale", "test_survival"}
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long comes first: at the end two processes then share out what is short, and none waits for the other."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
 def pytest_runtest_call(item):
     """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
