@@ -6,9 +6,9 @@ it leaves at the end must equal what an uninterrupted run leaves, to the last bi
 file and one of them is killed.
 
 Commands run whole, as `python -m reproduce` runs them, on toy models: every worker is forked from one warm process that has imported
-PyTorch already, so that three hundred of them take minutes. Left out are those that test the code, and four that write
-one record at a time, as `table1` does: `compress_speed`, `generation_speed` and `heal` take up to a minute a run however small the model,
-and `two_gpus` needs two GPUs and kills its own workers.
+PyTorch already, so that three hundred of them take minutes. Left out are those that test the code, and four that write as others
+do: `compress_speed`, `generation_speed` and `heal` take up to a minute a run however small the model, and `two_gpus` needs two GPUs and
+kills its own workers.
 """
 
 import dataclasses
