@@ -466,7 +466,13 @@ def toy(path: Path):
         ({"config": "[]"}, "its config is no dict"),
         ({"config": "{"}, "its config: Expecting"),
         ({"optimizer": []}, r"it has optimizer \[\]; it must be a dict"),
+        ({"optimizer": {"state": {}}}, "it lacks optimizer.param_groups"),
+        ({"optimizer": {"state": {0: 3}, "param_groups": []}}, r"it has optimizer.state\[0\] 3; it must be a dict"),
         ({"optimizer": {"state": {0: {"exp_avg": "x"}}, "param_groups": []}}, None),
+        ({"optimizer": {"state": {7: {}}, "param_groups": []}}, None),
+        ({"optimizer": {"state": {-1: {}}, "param_groups": []}}, None),
+        ({"model": {"other": torch.ones(1)}}, None),
+        ({"model": {"weight.other": torch.ones(1)}}, None),
     ],
 )
 def test_a_checkpoint_of_other_steps_is_refused(tmp_path, change, message):
