@@ -54,8 +54,10 @@ def import_untraced() -> None:
 
 def compile_untraced() -> None:
     """The compiler reads our code as data."""
-    from torch._dynamo.convert_frame import CatchErrorsWrapper
-
+    try:
+        from torch._dynamo.convert_frame import CatchErrorsWrapper
+    except ImportError:  # another PyTorch
+        return
     CatchErrorsWrapper.__call__ = made_untraced(CatchErrorsWrapper.__call__)
 
 

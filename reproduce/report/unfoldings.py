@@ -22,7 +22,8 @@ def effective_rank(values: Sequence[float], power: int) -> float:
         power: 1 or 2.
     """
     weights = [value**power for value in values]
-    shares = [weight / sum(weights) for weight in weights]
+    whole = sum(weights)  # once: of hundreds of values in thousands of unfoldings
+    shares = [weight / whole for weight in weights]
     return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
 
 
