@@ -5,6 +5,7 @@ schema, which takes an hour.
 """
 
 import copy
+import dataclasses
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from paper_figures import __main__ as figures
 from paper_figures import style
-from reproduce.report import claims, pages, results
+from reproduce.report import claims, commands, pages, results
 from reproduce.store import records
 from reproduce.store.checked import read_json
 from reproduce.store.schema import check_record
@@ -144,3 +145,10 @@ def test_one_leaf_changed_ends_in_no_traceback(name, monkeypatch, tmp_path):
     if tally := os.environ.get("HOSTILE_RECORDS_TRIED"):
         with open(tally, "a", encoding="utf-8") as file:
             file.write(f"{len(tried)} {len(several)}\n")
+
+
+def test_a_run_without_a_seed_is_counted_and_names_none():
+    runs = [r for r in records.load(records.COMMITTED, "table2", "gpu-sweep") if r.seed == 0][:2]
+    without = [runs[0], dataclasses.replace(runs[1], seed=None)]
+    both, one = commands.on_record(runs), commands.on_record(without)
+    assert both.splitlines()[-1] == one.splitlines()[-1] and "`table2 --preset gpu-sweep` | 2 |" in one

@@ -67,6 +67,6 @@ def on_record(records: list[Record]) -> str:
         if runs := [r for r in runs_of(records, experiment, preset) if r.steps == steps]:
             settings = ([r.rate for r in runs], [r.warmup for r in runs], [r.seed for r in runs])
             hours = sum(r.wall_seconds for r in runs) / 3600
-            listed = [", ".join(f"{v:g}" for v in sorted(set(values))) for values in settings]
+            listed = [", ".join(f"{v:g}" for v in sorted(set(values) - {None})) for values in settings]  # a seed may be none
             lines.append([f"`{experiment} --preset {preset}`", f"{len(runs)}", f"{hours:.1f}", *listed])
     return markdown(["on record", "runs", "hours", "rates", "warm-ups", "seeds"], lines) if lines else ""
