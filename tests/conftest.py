@@ -5,16 +5,17 @@ import sys
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
 
 import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
 
-# ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
+# ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`). mutants: ci, and the first that fails.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("long", deadline=None, max_examples=500)
+settings.register_profile("mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MATRIX: dict[tuple[str, str], float] = {}

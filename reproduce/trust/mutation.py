@@ -11,9 +11,7 @@ mutmut leaves decorated functions out, so each is tried as a plain function whos
 import ast
 import builtins
 import json
-import math
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -34,9 +32,10 @@ TAKES = ("rows",)
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
 COLLECTED_ONCE = Path(__file__).parent / "collected_once.py"  # mutmut itself, with quicker tests
-TOGETHER = 6  # modules that are tried at once: what they share is prepared once
+TOGETHER = 12  # modules that are tried at once: what they share is prepared once
 LOT = 0.1  # of the mutants that only types reject
 SEED = 0  # of the lot
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # begins lines in which mutmut only says that it goes on
 PLAIN = "__plain"  # ends the name of a function without its decorators
 NUMPY = "test_hostile.py::test_tensors_and_sizes_that_mean_nothing_are_refused"
 BUILT = "test_hostile.py::test_a_layer_that_cannot_be_is_not_built"
@@ -168,24 +167,24 @@ def prepare(folder: Path, modules: Sequence[str]) -> Path:
     for path in {*library, *(folder / path_of(module) for module in modules)}:  # what decorates one module may stand in another
         path.write_text(undecorated(path.read_text(encoding="utf-8")), encoding="utf-8")
     belonging = {path_of(m).removesuffix(".py").replace("/", "."): [f"tests/{name}" for name in TESTS[m]] for m in modules}
-    (folder / "tests_of.json").write_text(json.dumps(belonging), encoding="utf-8")  # read by collected_once
-    configure(folder, modules, types=True)
+    asked = {"tests_of": belonging, "share": LOT, "seed": SEED}
+    (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")  # read by collected_once
+    configure(folder, modules)
     return folder
 
 
-def configure(folder: Path, modules: Sequence[str], types: bool) -> None:
+def configure(folder: Path, modules: Sequence[str]) -> None:
     """Write pyproject.toml for mutmut.
 
     Args:
-        folder: as `prepare` leaves it.
+        folder: where it goes.
         modules: keys of TESTS.
-        types: ask mypy before the tests.
     """
     mypy = [sys.executable, "-m", "mypy", "tucker_ref", "--output", "json", "--cache-dir", str(ROOT / ".mypy_cache")]
     chosen = {
         "only_mutate": [path_of(module) for module in modules],
         "pytest_add_cli_args_test_selection": sorted({f"tests/{name}" for module in modules for name in TESTS[module]}),
-        "type_check_command": [*mypy, "--no-warn-unused-ignores"] if types else [],
+        "type_check_command": [*mypy, "--no-warn-unused-ignores"],
     }
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in chosen.items())
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
@@ -218,7 +217,7 @@ def undecorated(source: str) -> str:
 
 
 def outcomes_of(folder: Path, modules: Sequence[str]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    """Try all mutants, and then the tests on some of those that mypy rejected.
+    """Try all mutants.
 
     Args:
         folder: as `prepare` leaves it.
@@ -226,15 +225,16 @@ def outcomes_of(folder: Path, modules: Sequence[str]) -> dict[str, tuple[dict[st
 
     Returns:
         Per module two dictionaries from a mutant's name to "killed", "mypy", "timeout", "survived" or "untested": of all mutants,
-        and of those that were drawn.
+        and of those that mypy rejected and tests were tried on all the same.
     """
     python(folder, "-P", str(COLLECTED_ONCE), "run", "--max-children", "1")
-    everything = {module: exits(folder, module) for module in modules}
-    drawn = {module: lot(outcomes) for module, outcomes in everything.items()}
-    if names := [name for lots in drawn.values() for name in lots]:
-        configure(folder, modules, types=False)
-        python(folder, "-P", str(COLLECTED_ONCE), "run", "--max-children", "1", *names)
-    return {module: (everything[module], {name: exits(folder, module)[name] for name in drawn[module]}) for module in modules}
+    lots = set(json.loads((folder / "drawn.json").read_text(encoding="utf-8")))
+    found = {}
+    for module in modules:
+        outcomes = exits(folder, module)
+        drawn = {name: outcome for name, outcome in outcomes.items() if name in lots and outcome != "untested"}
+        found[module] = (outcomes | dict.fromkeys(drawn, "mypy"), drawn)
+    return found
 
 
 def exits(folder: Path, module: str) -> dict[str, str]:
@@ -243,19 +243,13 @@ def exits(folder: Path, module: str) -> dict[str, str]:
     return {name: OUTCOMES.get(code, f"exit code {code}") for name, code in codes.items()}
 
 
-def lot(outcomes: dict[str, str]) -> list[str]:
-    """The mutants that mypy rejected and tests are tried on all the same: one in ten, drawn by lot, at least one if there are any."""
-    rejected = sorted(name for name, outcome in outcomes.items() if outcome == "mypy")
-    return random.Random(SEED).sample(rejected, math.ceil(LOT * len(rejected)))
-
-
 def living(outcomes: dict[str, str]) -> list[str]:
     """The mutants that nothing noticed."""
     return [name for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")]
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """Run this interpreter in a folder, on one thread.
+    """Run this interpreter in a folder, on one thread; random inputs that tests find wrong are not made smaller.
 
     Args:
         folder: where it runs.
@@ -267,10 +261,12 @@ def python(folder: Path, *arguments: str) -> str:
     Raises:
         ValueError: with the end of what it said, if it fails.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "mutants"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise ValueError(f"mutmut failed in {folder}: {(done.stdout + done.stderr)[-2000:]}")
+        said = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line[:1] not in SPINNER)
+        raise ValueError(f"mutmut failed in {folder}: {said[-2000:]}")
     return done.stdout
 
 
