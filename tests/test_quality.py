@@ -163,7 +163,7 @@ def finished(returncode: int = 0, stdout: str = "") -> subprocess.CompletedProce
     "modules, rejected", ((("cache",), 1), (tuple(mutation.TESTS)[: mutation.TOGETHER + 1], 1), (("mha",), 0))
 )
 def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, modules, rejected):
-    """mutmut itself takes minutes: here it leaves five mutants of a module, of which two live; types may reject two, of which one is drawn."""
+    """mutmut itself takes minutes: here five mutants of a module, of which two live; types may reject two, of which one is drawn."""
     runs = []
 
     def mutmut(folder, *arguments):
@@ -260,7 +260,7 @@ def test_mutants_are_killed_by_tests_that_were_collected_once(toy):
 
 def test_what_types_reject_meets_no_test_unless_it_is_drawn(toy):
     """Here types reject all three mutants, of which the lot draws one."""
-    rejects = f"""
+    rejects = """
 import json, pathlib
 lines = pathlib.Path("tucker_ref/toy.py").read_text(encoding="utf-8").splitlines()
 for n, line in enumerate(lines, 1):
