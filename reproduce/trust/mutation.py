@@ -59,6 +59,14 @@ CALLED = tuple(
         "a_cache_of_another_layer_is_refused",
     )
 )
+GRADIENTS = tuple(
+    f"test_cache.py::test_{name}"
+    for name in (
+        "a_gradient_that_is_asked_for_through_a_cache_is_an_error",
+        "a_cache_costs_nothing_where_no_gradients_are_kept",
+        "a_gradient_that_needs_nothing_cached_passes",
+    )
+)
 LAYERS = (
     "test_mechanisms.py",
     "test_cache.py",
@@ -97,6 +105,10 @@ TESTS = {
     "norms": (*LAYERS, "test_qk_norm.py"),
     "initialisation": (*LAYERS, "test_qk_norm.py"),
     "cache": ("test_cache.py", "test_rotary.py", *CALLED),
+    "static_cache": ("test_static_cache.py", "test_contracts.py::test_a_layer_keeps_shapes_and_decodes_what_it_computes_at_once"),
+    "no_gradient": ("test_static_cache.py", *GRADIENTS),
+    "held": ("test_static_cache.py",),
+    "own_code": ("test_own_code.py",),
     "cached_attention": ("test_cache.py", "test_rotary.py", *CALLED),
     "attend": ("test_attend.py", *ATTENDED),
     "backends": ("test_attend.py", *ATTENDED),
@@ -108,6 +120,8 @@ TESTS = {
     "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks", SHRUNK, SPOILED),
     "compression/ranks": (*COMPRESSED, SHRUNK),
     "compression/compress": (*COMPRESSED, SHRUNK),
+    "compression/model_ranks": ("test_model_ranks.py",),
+    "compression/normed": ("test_normed.py",),
     "compression/convert": ("test_convert.py",
                             "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost", SHRUNK),
     "reproduce/train/muon": ("test_muon.py",),
