@@ -8,6 +8,7 @@ import torch
 from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tucker_ref import (
     GroupedQueryAttention,
@@ -17,7 +18,7 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
 )
-from tucker_ref.rope_frequencies import _device
+from tucker_ref.rope_frequencies import _device, cos_sin
 
 PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
 
@@ -201,6 +202,16 @@ def test_frequencies_are_constants_of_their_own():
     rotary = Rotary(given)
     given.zero_()
     assert rotary.frequencies.tolist() == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+def test_a_compiler_knows_what_cosines_and_sines_are_like(shape):
+    """Fake tensors take the operator's word for shapes and dtypes; what it computes must keep it."""
+    given = torch.zeros(shape, dtype=torch.int64), Rotary.heads(8).frequencies
+    real = cos_sin(*given, torch.float32)
+    with FakeTensorMode() as mode:
+        said = cos_sin(*map(mode.from_tensor, given), torch.float32)
+    assert [(t.shape, t.dtype) for t in said] == [(t.shape, t.dtype) for t in real] == 2 * [((*shape, 4), torch.float32)]
 
 
 def test_positions_may_differ_between_sequences():
