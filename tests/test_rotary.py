@@ -18,7 +18,8 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
 )
-from tucker_ref.rope_frequencies import _device, cos_sin
+from tucker_ref.held import Held
+from tucker_ref.rope_frequencies import _device, cos_sin, joined
 
 PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
 
@@ -103,6 +104,9 @@ def test_constructors_have_the_schedules_they_promise():
 
 def test_frequencies_given_as_numbers_keep_all_their_digits():
     assert Rotary([0.1, 1 / 3]).frequencies.tolist() == [0.1, 1 / 3]
+    with torch.device("meta"):  # where a layer is built that will be loaded: values must not be lost
+        assert Rotary([0.1, 1 / 3]).frequencies.tolist() == [0.1, 1 / 3]
+    assert Rotary(torch.tensor([0.1])).frequencies.dtype == torch.float64
 
 
 def test_groups_turn_each_key_head_as_heads_would():
@@ -202,6 +206,21 @@ def test_frequencies_are_constants_of_their_own():
     rotary = Rotary(given)
     given.zero_()
     assert rotary.frequencies.tolist() == [1.0, 0.1]
+    assert not rotary.state_dict()  # a checkpoint of a model without them can be loaded
+
+
+def test_what_is_looked_up_turns_as_what_is_computed():
+    rotary, x, positions = Rotary.groups(4, 3), tokens(2, 5, 12), torch.tensor([0, 6, 1, 3, 3])
+    expected = rotary(x, positions)
+    with Held(rotary, 7, torch.float64):
+        assert torch.equal(rotary(x, positions), expected)
+        rotary.table = rotary.table[::-1]
+        assert relative_error(rotary(x, positions), expected) > DIFFERENT  # control
+
+
+def test_one_block_alone_is_not_copied():
+    x = tokens(1, 5, 4)
+    assert joined([x]) is x and torch.equal(joined([x, 2 * x]), torch.cat([x, 2 * x], dim=-1))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5)])
