@@ -97,11 +97,11 @@ def test_each_layer_has_one_function_of_its_own_and_may_be_copied_and_stored():
 def test_a_layer_compiled_in_place_calls_what_was_compiled(monkeypatch):
     called, layer, x = [], TuckerAttention(24, 6, (4, 9, 8)).double(), tokens(1, 5, 24)
     monkeypatch.setattr(
-        torch, "compile", lambda function, **options: lambda *a, **o: called.append(options) or function(*a, **o)
+        torch, "compile", lambda function, *g, **options: lambda *a, **o: called.append((g, options)) or function(*a, **o)
     )
     expected = layer(x)
-    layer.compile(dynamic=False)
-    assert torch.equal(layer(x), expected) and called == [{"dynamic": False}]
+    layer.compile("given", dynamic=False)
+    assert torch.equal(layer(x), expected) and called == [(("given",), {"dynamic": False})]
 
 
 def test_code_of_ones_own_does_the_same():
