@@ -709,7 +709,8 @@ def test_weights_that_do_not_fit_together_make_no_layer(change, message):
     layer = TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5))
     with pytest.raises(ValueError, match=message):
         TuckerAttention.from_weights(*change(layer.pre, layer.post), scale=1.0)
-    TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0)  # control
+    made = TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0)  # control
+    assert made.pre is layer.pre and made.post is layer.post  # with whatever hangs on them
 
 
 @pytest.mark.parametrize("bias, output_bias", [(False, torch.zeros(24)), (True, None), (True, torch.zeros(1))])
