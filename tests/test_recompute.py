@@ -162,8 +162,9 @@ def test_other_kernels_in_the_backward_pass_are_refused():
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flash", "math", "reference"])
-def test_a_second_backward_pass_is_refused_in_words(backend):
-    layer = layer_of()
+@pytest.mark.parametrize("build", [layer_of, *HEADS.values()], ids=["Tucker", *HEADS])
+def test_a_second_backward_pass_is_refused_in_words(build, backend):
+    layer = build().double()
     x = torch.randn(1, 3, 24, dtype=torch.float64)
     y = layer(x, backend=backend).sum()
     y.backward(retain_graph=True)
