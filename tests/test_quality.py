@@ -220,7 +220,7 @@ def test_larger():
 def test_other():
     assert larger(0, 0) == 0
 """,
-    "asked.json": '{"tests_of": {"tucker_ref.toy": ["tests/test_toy.py::test_larger"]}, "share": 0.1, "seed": 0}',
+    "asked.json": '{"tests_of": {"tucker_ref.toy": ["tests/test_toy.py::test_larger"]}, "equivalent": [], "share": 0.1, "seed": 0}',
     "pyproject.toml": """
 [tool.mutmut]
 source_paths = ["tucker_ref"]
@@ -294,11 +294,17 @@ def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
     from mutmut import configuration
     from mutmut.state import state
 
+    from reproduce.trust import collected_once
     from reproduce.trust.collected_once import CollectedOnce
 
     (toy / "mutants" / "tests").mkdir(parents=True)
     (toy / "mutants" / "tests" / "test_in_here.py").write_text(LARGER, encoding="utf-8")
-    asked = {"tests_of": {"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}}
+    copies = [TOY["tucker_ref/toy.py"].replace("larger", f"x_larger__mutmut_{n}") for n in ("orig", 1, 2)]
+    copies[1:] = (copy.replace("a > b", changed) for copy, changed in zip(copies[1:], ("a < b", "a >= b")))
+    (toy / "mutants" / "tucker_ref").mkdir()
+    (toy / "mutants" / "tucker_ref" / "toy.py").write_text("\n".join(copies), encoding="utf-8")
+    same = "toy.larger: return a if a > b else b -> return a if a >= b else b"
+    asked = {"tests_of": {"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}, "equivalent": [same]}
     (toy / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     passes, fails, other = (f"tests/test_in_here.py::test_{name}" for name in ("larger", "larger_fails", "other"))
     mutant = "tucker_ref.toy.x_larger__mutmut_1"
@@ -311,10 +317,13 @@ def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
         assert runner.run_tests(mutant_name=None, tests=[fails]) == 0  # not run: it has passed when it was timed
         assert runner.run_tests(mutant_name=mutant, tests=[other]) == 33  # none that belongs
         assert runner.run_tests(mutant_name=mutant, tests=[passes, other]) == 0
-        assert runner.run_tests(mutant_name=mutant, tests=[passes, fails]) == 1  # control
+        monkeypatch.setattr(collected_once, "QUICKEST", 1)
+        state().duration_by_test[fails] = 0.2
+        assert runner.run_tests(mutant_name=f"{mutant[:-1]}2", tests=[fails, passes]) == 0  # listed: the quickest alone
+        assert runner.run_tests(mutant_name=mutant, tests=[fails, passes]) == 1  # control
         assert runner.run_forced_fail() == 1
         runner.session.config._ensure_unconfigure()
-        state().duration_by_test[fails] = 0.2
+        monkeypatch.setattr(collected_once, "QUICKEST", 2)
         with pytest.raises(RuntimeError, match="fail in a fork"):
             runner.warm_up()
         runner.session.config._ensure_unconfigure()

@@ -2,10 +2,11 @@
 
 mutmut 3.8 has a process that imports the tests and forks once per mutant. Each fork then collects the tests anew, which takes seconds
 where running them takes tenths. Here that process keeps what it collected, and each fork runs what it needs of it: of the tests that
-belong to the mutant's module those that call the mutated function, first the ones that killed another mutant of it.
+belong to the mutant's module those that call the mutated function, first the ones that killed another mutant of it. A mutant that is
+listed as equivalent meets no more than fifty of them: it would take all its tests each time, and the reason beside it stands for the rest.
 
 Of the mutants that mypy rejects, some are drawn by lot and tried all the same. `asked.json` in the current folder says what is asked:
-`tests_of` each module, and the `seed` of the lot with its `share`. `drawn.json` has the answer.
+`tests_of` each module, the `equivalent` mutants, and the `seed` of the lot with its `share`. `drawn.json` has the answer.
 """
 
 import gc
@@ -19,13 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.mutation.trampoline import set_mutant_under_test
 from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.utils.file_utils import change_cwd
 
 ASKED, DRAWN, KILLERS = Path("asked.json"), Path("drawn.json"), Path("killers.txt")  # in the current folder
-QUICKEST = 50  # tests that must pass in a fork before mutants are tried
+QUICKEST = 50  # tests that must pass in a fork before mutants are tried, and all that one meets which is listed as equivalent
 
 
 def collect(arguments: list[str]) -> pytest.Session:
@@ -100,7 +102,8 @@ class CollectedOnce(PytestRunner):
         Raises:
             RuntimeError: if the quickest of them do not pass in a fork as they did when they were timed: mutants would seem dead.
         """
-        self.tests_of = json.loads(ASKED.read_text(encoding="utf-8"))["tests_of"]
+        asked = json.loads(ASKED.read_text(encoding="utf-8"))
+        self.tests_of, self.equivalent = asked["tests_of"], asked["equivalent"]
         with change_cwd("mutants"):
             arguments = [
                 "--rootdir=.",
@@ -153,13 +156,22 @@ class CollectedOnce(PytestRunner):
             return 33
         lines = KILLERS.read_text(encoding="utf-8").splitlines() if KILLERS.exists() else []
         killed = Counter(name for of, name in (line.split("\t") for line in lines) if of == function)
+        chosen = in_order(chosen, killed, state().duration_by_test)
+        if self.is_listed(mutant_name):
+            chosen = chosen[:QUICKEST]
         with change_cwd("mutants"):
-            killer = run(self.session, in_order(chosen, killed, state().duration_by_test))
+            killer = run(self.session, chosen)
         if killer is None:
             return 0
         with KILLERS.open("a", encoding="utf-8") as file:
             file.write(f"{function}\t{killer}\n")
         return 1
+
+    def is_listed(self, mutant_name: str) -> bool:
+        """Whether an equivalent mutant changes the same. One of another function, if it does, lives on as a survivor."""
+        lines = get_diff_for_mutant(mutant_name, path=mutant_name.rpartition(".")[0].replace(".", "/") + ".py").splitlines()
+        old, new = (" ".join(line[1:].strip() for line in lines[2:] if line[0] == sign) for sign in "-+")
+        return any(text.endswith(f": {old} -> {new}") for text in self.equivalent)
 
     def run_forced_fail(self) -> int:
         """The server tries this itself, for it has the tests at hand."""

@@ -2,7 +2,8 @@
 
 Two counts are kept apart. What mypy rejects is never met by a test, but for a part drawn by lot; all others are met by the tests that
 belong to the module. `[tool.mutmut]` in pyproject.toml holds what all modules share. A mutant that survives counts against us unless
-equivalent_mutants.toml lists it with the reason why it changes nothing that a caller could see. The GPU kernels in `tucker_ref/kernels`
+equivalent_mutants.toml lists it with the reason why it changes nothing that a caller could see; such a one meets the quickest tests
+alone. The GPU kernels in `tucker_ref/kernels`
 are left out: a test takes seconds there in Triton's interpreter.
 
 mutmut leaves decorated functions out, so each is tried as a plain function whose decorators are applied below it.
@@ -182,7 +183,7 @@ def prepare(folder: Path, modules: Sequence[str]) -> Path:
     for path in {*library, *(folder / path_of(module) for module in modules)}:  # what decorates one module may stand in another
         path.write_text(undecorated(path.read_text(encoding="utf-8")), encoding="utf-8")
     belonging = {path_of(m).removesuffix(".py").replace("/", "."): [f"tests/{name}" for name in TESTS[m]] for m in modules}
-    asked = {"tests_of": belonging, "share": LOT, "seed": SEED}
+    asked = {"tests_of": belonging, "equivalent": list(equivalent()), "share": LOT, "seed": SEED}
     (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")  # read by collected_once
     configure(folder, modules)
     return folder
