@@ -69,6 +69,7 @@ GRADIENTS = tuple(
         "what_is_stored_is_given_as_it_is_where_nobody_can_ask",
     )
 )
+HELD = "test_static_cache.py::test_what_is_held_is_what_was_there_and_shared_by_layers_that_turn_alike"
 LAYERS = (
     "test_mechanisms.py",
     "test_cache.py",
@@ -102,8 +103,8 @@ TESTS = {
     "mha": (*LAYERS, "test_qk_norm.py", "test_recompute.py"),
     "mla": (*LAYERS, "test_rotary.py"),
     "tucker_naive": ("test_tucker_naive.py",),
-    "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py"),
-    "tucker_weights": (*LAYERS, "test_special_cases.py", "test_qk_norm.py::test_norms_that_do_not_fit_make_no_layer"),
+    "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py", HELD),
+    "tucker_weights": (*LAYERS, "test_special_cases.py", "test_qk_norm.py::test_norms_that_do_not_fit_make_no_layer", HELD),
     "norms": (*LAYERS, "test_qk_norm.py"),
     "initialisation": (*LAYERS, "test_qk_norm.py"),
     "cache": ("test_cache.py", "test_rotary.py", *CALLED),
