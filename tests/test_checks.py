@@ -9,10 +9,12 @@ import torch
 from tucker_ref.checks import check_positive, check_ranks, check_scale, check_tokens
 
 
-@pytest.mark.parametrize("value", [0, -1, True, False, 1.0, "1", None, np.int64(1)])
+@pytest.mark.parametrize("value", [0, -1, True, False, 1.0, "1", None, np.int64(0), np.True_])
 def test_sizes_are_integers_of_at_least_one(value):
-    check_positive("size", 1)
-    check_positive("size", 10**30)
+    for good in (1, np.int64(1), 2**31 - 1):
+        assert check_positive("size", good) == good and type(check_positive("size", good)) is int
+    with pytest.raises(ValueError, match="^size has 32 binary digits; it must be at most 2147483647$"):
+        check_positive("size", 2**31)
     with pytest.raises(ValueError) as refusal:
         check_positive("size", value)
     assert str(refusal.value) == f"size is {value!r}; it must be an integer of at least 1"
@@ -22,6 +24,9 @@ def test_sizes_are_integers_of_at_least_one(value):
 def test_scales_are_finite_and_not_zero(scale):
     for good in (1, -2, 0.5, -0.5, 5e-324, 1e308, np.float64(3)):
         check_scale(good)
+    check_scale(10**400, math.inf)
+    with pytest.raises(ValueError, match="^scale is 10+; it must be finite"):  # control: float64 does not hold it
+        check_scale(10**400)
     with pytest.raises(ValueError, match="^scale is .*; it must be finite and not zero"):
         check_scale(scale)
 

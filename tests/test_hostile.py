@@ -14,6 +14,7 @@ from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 
 from tucker_ref import (
     GroupedQueryAttention,
+    LatentNorm,
     Llama3Scaling,
     MultiHeadAttention,
     MultiHeadLatentAttention,
@@ -52,8 +53,9 @@ from tucker_ref import (
 from tucker_ref.attend import attend
 from tucker_ref.attention_tensors import softmax
 from tucker_ref.checks import check_angles
+from tucker_ref.norms import QKNorm
 
-NAN, INF = math.nan, math.inf
+NAN, INF, HUGE = math.nan, math.inf, 10**400
 LAYERS = {
     "MHA": lambda: MultiHeadAttention(24, 6, rotary=Rotary.heads(4)),
     "GQA": lambda: GroupedQueryAttention(24, 6, 2, bias=True),
@@ -389,7 +391,7 @@ CONSTRUCTORS = table(
     ("rank: too few", lambda: TuckerAttention(24, 6, (4, 8)), r"ranks is \(4, 8\); it must be 3 integers"),
     ("rank: too many", lambda: TuckerAttention(24, 6, (4, 8, 8, 8)), "it must be 3 integers"),
     ("rank: none", lambda: TuckerAttention(24, 6, None), "ranks is None; it must be 3 integers"),
-    ("rank: a tensor", lambda: TuckerAttention(24, 6, torch.tensor([4, 8, 8])), r"ranks\[0\] is tensor\(4\)"),
+    ("rank: a tensor", lambda: TuckerAttention(24, 6, torch.tensor([4.0, 8, 8])), r"ranks\[0\] is tensor\(4.\)"),
     ("rank: unequal with shared values", lambda: TuckerAttention(24, 6, (4, 8, 8), (4, 8, 7), shared_kv=True), r"post_ranks\[2\] is 7"),
     ("option: scale NaN", lambda: TuckerAttention(24, 6, (4, 8, 8), scale=NAN), "scale is nan; it must be finite"),
     ("option: scale zero", lambda: TuckerAttention(24, 6, (4, 8, 8), scale=0), "scale is 0"),
@@ -405,13 +407,51 @@ CONSTRUCTORS = table(
     ("rotary: odd before the decoupled part", lambda: Rotary.decoupled(5, 4), "kv_rank is 5; .* must be even"),
     ("rotary: odd blocks", lambda: Rotary([1.0, 2.0], blocks=(3, 1)), "a block's width is 3"),
     ("rotary: blocks that do not add up", lambda: Rotary([1.0, 2.0], blocks=(2,)), "add up to 2; 2 frequencies need 4"),
-    *((f"rotary: base {base!r}", lambda base=base: Rotary.heads(4, base), f"base is {base!r}; it must be a positive number")
-      for base in (0, -1.0, NAN, INF, "x", None)),
+    *((f"rotary: base {base!r}", lambda base=base: Rotary.heads(4, base), 
+       f"base is {base!r}; it must be a number from 2.23e-308 to 1.8e\\+308")
+      for base in (0, -1.0, NAN, INF, 5e-324, "x", None, True)),
     *((f"rotary: frequencies {f!r}", lambda f=f: Rotary(f), "frequencies .*it must be a list of finite numbers")
       for f in ([], [NAN], [INF], [[1.0]], "abc", None, [1j])),
     ("rotary: pairing unknown", lambda: Rotary.heads(4, pairing="odd"), "pairing is 'odd'; it must be one of half, interleaved"),
     *((f"rotary: scaling {bad}", lambda bad=bad: Llama3Scaling(**bad), "must be positive")
       for bad in (dict(factor=0), dict(factor=NAN), dict(original_context=-1), dict(low_frequency_factor=4.0, high_frequency_factor=4.0))),
+    *((f"rotary: scaling {name} {bad!r}", lambda name=name, bad=bad: Llama3Scaling(**{name: bad}),
+       f"{name} is {bad!r}; it must be positive and finite in Llama3Scaling")
+      for name in ("factor", "low_frequency_factor", "high_frequency_factor", "original_context")
+      for bad in (INF, "8", None, True, 5e-324)),
+    *((f"number: {name} beyond float64", make, f"^{name} is an integer of 1329 binary digits; float64 holds 1024")
+      for name, make in (
+          ("base", lambda: Rotary.heads(4, HUGE)),
+          ("factor", lambda: Llama3Scaling(HUGE)),
+          ("original_context", lambda: Llama3Scaling(original_context=HUGE)),
+          ("std", lambda: MultiHeadAttention(24, 6).reset_parameters(HUGE)),
+          ("output_gain", lambda: MultiHeadLatentAttention(24, 6, 8, 8).reset_parameters(output_gain=HUGE)),
+          ("eps", lambda: LatentNorm(8, eps=HUGE)),
+          ("share", lambda: energy_rank(torch.ones(3), HUGE)),
+          ("damping", lambda: second_moment(MultiHeadAttention(24, 6), X, HUGE)),
+      )),
+    ("number: frequencies beyond float64", lambda: Rotary([HUGE, 1.0]), "it must be a list of finite numbers"),
+    ("number: frequencies that overflow",
+     lambda: Rotary.heads(64, 1e-10, scaling=Llama3Scaling(1e-307, original_context=1e-300)), "NaN or infinity among them"),
+    ("number: a scale beyond float64", lambda: TuckerAttention(24, 6, (4, 8, 8), scale=HUGE), "scale is 10+; it must be finite"),
+    ("number: a scale of the specification beyond float64",
+     lambda: tensor_attention(np.ones((2, 3)), np.ones((1, 3, 3)), np.ones((1, 3, 3)), HUGE), "scale is 10+; it must be finite"),
+    *((f"number: {where} of {digits} digits", lambda make=make, digits=digits: make(10**digits - 1),
+       f"^{name} has .* binary digits; it must be at most")
+      for digits in (10, 30, 5000)
+      for where, name, make in (
+          ("d_model", "d_model", lambda v: MultiHeadAttention(v, 6)),
+          ("heads", "n_heads", lambda v: MultiHeadAttention(24, v, head_dim=4)),
+          ("head_dim", "head_dim", lambda v: GroupedQueryAttention(24, 6, 2, head_dim=v)),
+          ("a rank", r"ranks\[1\]", lambda v: TuckerAttention(24, 6, (4, v, 8))),
+          ("a cost", "d_model", lambda v: mha_cost(v, 6)),
+          ("a cache", "max_tokens", lambda v: MultiHeadAttention(24, 6).new_cache(1, v)),
+          ("rotary width", "rotary width", lambda v: Rotary.heads(v)),
+          ("repeated", "times", lambda v: Rotary.heads(4).repeated(v)),
+      )),
+    *((f"number: eps {bad!r}", lambda kind=kind, bad=bad: kind(8, eps=bad), f"^eps is {re.escape(repr(bad))}; .* number from .* to 3.4e")
+      for kind in (LatentNorm, QKNorm) for bad in (1e308, INF, NAN, -1.0, 1e-300, "x", True)),
+    *((f"number: normalised {bad!r} of eight", lambda bad=bad: LatentNorm(8, bad), "^normalised ") for bad in (0, -1, 9, 2.0, True)),
     ("rotary: positions too few", lambda: Rotary.heads(4)(X[..., :4], torch.arange(4)), r"positions has shape \(4,\)"),
     ("rotary: one position for all", lambda: Rotary.heads(4)(X[..., :4], torch.arange(1)), r"positions has shape \(1,\)"),
     ("rotary: positions elsewhere", lambda: Rotary.heads(4)(X[..., :4], torch.arange(5, device="meta")), "on meta"),
@@ -423,6 +463,81 @@ CONSTRUCTORS = table(
 def test_a_layer_that_cannot_be_is_not_built(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+STARTED = {
+    "MHA": lambda: MultiHeadAttention(24, 6),
+    "GQA": lambda: GroupedQueryAttention(24, 6, 2, bias=True),
+    "MLA": lambda: MultiHeadLatentAttention(24, 6, 10, 8, shared_kv=False),
+    "Tucker": lambda: TuckerAttention(24, 6, (4, 9, 8)),
+    "Tucker xavier": lambda: TuckerAttention(24, 6, (4, 9, 8), init="xavier"),
+}
+
+
+NO_SPREADS = (-1.0, NAN, INF, "x", None, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("make", table(*((f"number: start of {name}", make) for name, make in STARTED.items())))
+def test_weights_start_as_large_as_is_said_or_not_at_all(make, dtype):
+    layer = make().to(dtype)
+    before = {name: p.clone() for name, p in layer.named_parameters()}
+    xavier = getattr(layer, "init", "") == "xavier"  # takes no std
+    for option in ("std", "output_gain"):
+        bads = [(bad, f"^{option} is {bad!r}; it must be a number from 0 to") for bad in NO_SPREADS]
+        if not (xavier and option == "std"):
+            tiny = [] if dtype == torch.float64 else [1e-300]
+            bads += [
+                (bad, f"{option} (is )?{bad!r}.*weights would have a standard deviation of") for bad in (1e308, 5e-324, *tiny)
+            ]
+        for bad, message in bads:
+            with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+                layer.reset_parameters(**({"std": 0.5} | {option: bad}))
+            assert all(
+                torch.equal(before[name], p) for name, p in layer.named_parameters()
+            )  # nothing was drawn before the refusal
+    layer.reset_parameters(0.5, 0)
+    last = layer.post.core if hasattr(layer, "post") else layer.o_proj.weight
+    assert not last.any() and all(p.isfinite().all() for p in layer.parameters())
+    layer.reset_parameters(np.float32(0.5), 2)  # control
+    assert last.any() and last.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "scale", table(*((f"number: scale {s!r} at the start", s) for s in (1e308, -1e308, 1e200, 1e-300, -1e-200, 5e-324)))
+)
+def test_a_scale_for_which_no_weights_start_is_refused_before_any(scale):
+    with pytest.raises(
+        ValueError, match=f"std is 0.02, output_gain 1.0, scale {scale}: weights would have".replace("+", r"\+")
+    ):
+        TuckerAttention(24, 6, (4, 8, 8), scale=scale)
+
+
+@pytest.mark.parametrize("std, scale", [(0.02, 1e200), (0.02, -1e-200), (1e-100, 0.5), (1e100, 1.0), (1e-90, 1e-170)])
+def test_what_float64_holds_only_without_its_square_starts_as_it_should(std, scale):
+    """The logits of a multi-head layer have a standard deviation of d std^2."""
+    layer = TuckerAttention(24, 6, (6, 24, 24), scale=0.5).double()
+    layer.scale = scale
+    layer.reset_parameters(std, 0.0)
+    core, largest = layer.pre.core, layer.pre.core.abs().max().item()  # whose squares float64 does not hold
+    logits = (core / largest).std().item() * largest * abs(scale) * (core.numel() / 6) ** 0.5
+    assert 0.8 < logits / (24 * std * std) < 1.2
+
+
+def test_where_nothing_is_drawn_a_scale_may_be_any():
+    with torch.device("meta"):
+        layer = TuckerAttention(24, 6, (4, 8, 8), scale=1e-200)
+    assert layer.pre.core.is_meta and layer.scale == 1e-200
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("scale", [1e-300, -1e39])
+def test_a_layers_scale_that_its_dtype_does_not_hold_is_refused_before_anything_is_cached(name, scale):
+    layer = layer_of(name).float()
+    cache, layer.scale = layer.new_cache(2, 5), scale
+    with pytest.raises(ValueError, match="scale is .*; for torch.float32 it must be from"):
+        layer(X.float(), cache=cache)
+    assert cache.length == 0
 
 
 def qkv(**changes):
@@ -613,6 +728,42 @@ def test_a_layer_of_zeros_has_rank_one_and_no_effective_rank():
 
 
 TENSOR = np.random.default_rng(0).normal(size=(3, 4, 5))
+NUMBER = np.array(3.0)  # a tensor of order 0
+
+
+def unfolded():
+    return unfold(NUMBER, 0)
+
+
+def folded():
+    return fold(np.ones((1, 1)), 0, ())
+
+
+def multiplied():
+    return mode_product(NUMBER, np.ones((1, 1)), 0)
+
+
+def summed():
+    return mode_product_einsum(NUMBER, np.ones((1, 1)), 0)
+
+
+def multiplied_often():
+    return multi_mode_product(NUMBER, [np.ones((1, 1))])
+
+
+NO_MODES = (unfolded, folded, multiplied, summed, multiplied_often)
+
+
+def test_a_number_is_a_tensor_of_no_modes_and_its_own_core():
+    assert multilinear_rank(NUMBER) == () and tail_energies(NUMBER, ()).shape == (0,)
+    assert multi_mode_product(NUMBER, []) == 3.0
+    for f in (hosvd, sthosvd, hooi):
+        found = f(NUMBER, ())
+        assert found.ranks == () and found.to_tensor() == 3.0
+        with pytest.raises(ValueError, match=r"ranks is \(1,\); it must be 0 integers"):
+            f(NUMBER, (1,))
+
+
 NUMPY = table(
     *((f"numpy: {f.__name__} of {what}", lambda f=f, bad=bad: f(bad, (2, 2, 2)), message)
       for f in (hosvd, sthosvd, hooi, tail_energies)
@@ -641,6 +792,14 @@ NUMPY = table(
     ("numpy: fold to another size", lambda: fold(np.ones((3, 19)), 0, (3, 4, 5)), r"matrix has shape \(3, 19\); .* needs \(3, 20\)"),
     ("numpy: product of other widths", lambda: mode_product(TENSOR, np.ones((2, 3)), 1), r"needs \(any, 4\)"),
     ("numpy: product with a vector", lambda: mode_product(TENSOR, np.ones(4), 1), r"matrix has shape \(4,\)"),
+    *((f"numpy: {f.__name__} of no modes", f, "^mode is 0; a tensor of order 0 has no modes$") for f in NO_MODES),
+    ("numpy: shape of no sizes", lambda: fold(np.ones((1, 1)), 0, None), "shape is None; it must be integers"),
+    ("numpy: shape of fractions", lambda: fold(np.ones((2, 3)), 0, (2.0, 3)), r"shape\[0\] is 2.0; it must be an integer"),
+    ("numpy: negative shape", lambda: fold(np.ones((2, 3)), 0, (-2, -3)), r"shape\[0\] is -2; it must be an integer"),
+    *((f"numpy: sweeps {bad!r}", lambda bad=bad: hooi(TENSOR, (2, 2, 2), bad), "^max_sweeps ")
+      for bad in (-1, 2.0, NAN, "2", None, True)),
+    ("numpy: sweeps without end", lambda: hooi(TENSOR, (2, 2, 2), HUGE), "^max_sweeps has 1329 binary digits"),
+    *((f"numpy: rtol {bad!r}", lambda bad=bad: hooi(TENSOR, (2, 2, 2), rtol=bad), "^rtol is ") for bad in (-1, NAN, "2", None, True)),
     ("numpy: rtol NaN", lambda: multilinear_rank(TENSOR, NAN), "rtol is nan"),
     ("numpy: rank of NaN", lambda: multilinear_rank(TENSOR * NAN), "NaN or infinity"),
     ("numpy: rank of complex numbers", lambda: multilinear_rank(TENSOR + 1j), "tensor is complex128"),

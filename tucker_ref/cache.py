@@ -10,14 +10,15 @@ Which streams a layer keeps, its `cache_streams` says; its `forward` puts them i
 
 import torch
 
-from .checks import check_dtype, check_length, check_new_tokens, check_positive, check_rows
+from .checks import check_dtype, check_length, check_new_tokens, check_room, check_rows
 from .no_gradient import without_gradient
+from .one_thread import OneThread, by_one_thread
 
 
 class Cache:
     """Preallocated room for `max_tokens` tokens of every stream, (batch, heads, max_tokens, width) each.
 
-    For inference: what is stored is detached, and a backward pass through it raises RuntimeError.
+    For inference: what is stored is detached, and a backward pass through it raises RuntimeError. So does a second thread's write.
 
     Args:
         streams: per name the number of heads and the width.
@@ -27,7 +28,7 @@ class Cache:
         keep_positions: remember positions that a caller gives, because keys will be turned when they are read, not when stored.
 
     Raises:
-        ValueError: unless batch and max_tokens are at least 1 and dtype is one of floating-point numbers.
+        ValueError: unless all sizes are at least 1 and dtype is one of floating-point numbers.
     """
 
     def __init__(
@@ -40,13 +41,12 @@ class Cache:
         device: torch.device | str,
         keep_positions: bool = False,
     ):
-        check_positive("batch", batch)
-        check_positive("max_tokens", max_tokens)
+        self.batch, self.max_tokens, streams = check_room(batch, max_tokens, streams)
         check_dtype(dtype)
-        self.batch, self.max_tokens, self._length = batch, max_tokens, 0
+        self.one_thread, self._length = OneThread(), 0
         with torch.inference_mode(False):  # made there, it could not be written anywhere else
             self.streams = {
-                name: torch.zeros(batch, heads, max_tokens, width, dtype=dtype, device=device)
+                name: torch.zeros(self.batch, heads, self.max_tokens, width, dtype=dtype, device=device)
                 for name, (heads, width) in streams.items()
             }
         self.keep_positions = keep_positions
@@ -62,6 +62,7 @@ class Cache:
         """Bytes of all streams, full or not."""
         return sum(tensor.nbytes for tensor in self.streams.values())
 
+    @by_one_thread
     def append(self, positions: torch.Tensor | None = None, **new: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Store n more tokens of every stream and return all that is stored.
 
@@ -87,15 +88,16 @@ class Cache:
         self._length = end
         return tuple(without_gradient(self.streams[name][:, :, :end], tensor) for name, tensor in new.items())
 
+    @by_one_thread
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and take back the others.
 
         Raises:
             ValueError: unless length is from 0 to what is stored.
         """
-        check_length(length, self.length)
-        self._length = length
+        self._length = check_length(length, self.length)
 
+    @by_one_thread
     def reorder(self, rows: torch.Tensor) -> None:
         """Sequence i goes on from what sequence rows[i] holds, as beam search needs it.  rows: (batch,) integers, or ValueError."""
         check_rows(rows, self.batch)

@@ -1,30 +1,36 @@
 """Beside rung 6. What the four mechanisms of rungs 7 to 10 share as layers with a cache (PyTorch)."""
 
+import contextlib
 import functools
 import itertools
 
 import torch
 
 from .cache import Cache
-from .checks import check_mask, check_numbers, check_positions, check_rules, check_tokens
+from .checks import check_held_scale, check_mask, check_numbers, check_positions, check_rules, check_tokens
+from .one_thread import alone
 from .own_code import CompiledApart
 from .static_cache import StaticCache
 
 
 def keeps_cache(forward):
-    """Decorates a layer's `forward`: an error leaves the cache as it was, where a kernel refuses after its tokens were appended."""
+    """Decorates a layer's `forward`: an error leaves the cache as it was, where a kernel refuses after its tokens were appended.
+
+    Meanwhile no other thread may use the cache, which is a RuntimeError: a token's position is read before it is stored.
+    """
 
     @functools.wraps(forward)
     def kept(self, *args, cache=None, **options):
         if cache is None:
             return forward(self, *args, **options)
-        length = getattr(cache, "length", 0)
-        try:
-            return forward(self, *args, cache=cache, **options)
-        except BaseException:
-            if isinstance(cache, Cache) and not isinstance(cache, StaticCache):  # that one's place has not moved
-                cache.truncate(min(length, cache.length))
-            raise
+        with alone(cache) if isinstance(cache, Cache) else contextlib.nullcontext():
+            length = getattr(cache, "length", 0)
+            try:
+                return forward(self, *args, cache=cache, **options)
+            except BaseException:
+                if isinstance(cache, Cache) and not isinstance(cache, StaticCache):  # that one's place has not moved
+                    cache.truncate(min(length, cache.length))
+                raise
 
     return kept
 
@@ -76,6 +82,7 @@ class CachedAttention(CompiledApart):
         """Raise ValueError for an argument of `forward` that does not fit, before anything is computed or cached."""
         check_numbers("x", x, self._example(x))
         check_tokens(x, self.d_model)
+        check_held_scale(self.scale, x.dtype)
         check_rules(causal, mask, backend, x.shape[1])
         if not (cache is None or isinstance(cache, Cache)):
             raise ValueError(f"cache is {type(cache).__name__}; it must come from this layer's new_cache")

@@ -1,6 +1,9 @@
 """The argument checks that every rung shares: each raises a ValueError that says what, where and what is allowed."""
 
 import math
+import operator
+import sys
+from numbers import Real
 
 import numpy as np
 import torch
@@ -8,18 +11,66 @@ import torch
 from .backends import BACKENDS
 
 LARGEST_ANGLE = 2.0**32  # of a rotary embedding, radians; float64 resolves 5e-7 there
+LARGEST_SIZE = 2**31 - 1  # of one mode: two of them together are still counted in 64 bits
+SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max  # numbers of which float64 has all digits
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise ValueError unless `value` is an integer of at least 1 (bool does not count as one)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+def as_integer(value) -> int | None:
+    """The int that `value` is to Python, whose own it is, NumPy's or a tensor's; None for all else, True and False among them."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) is torch.bool:
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):  # the latter of a tensor that holds no values
+        return None
 
 
-def check_scale(scale: float) -> None:
+def check_integer(name: str, value, least: int, most: float = LARGEST_SIZE) -> int:
+    """`value` as an int.  Raises ValueError unless it is an integer of this size (bool does not count as one)."""
+    number = as_integer(value)
+    if number is None or number < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+    if number > most:
+        raise ValueError(f"{name} has {number.bit_length()} binary digits; it must be at most {most}")
+    return number
+
+
+def check_positive(name: str, value) -> int:
+    """`value` as an int.  Raises ValueError unless it is an integer of at least 1, and one that sizes of a tensor may be."""
+    return check_integer(name, value, 1)
+
+
+def check_number(name: str, value, least: float, most: float = LARGEST, allowed: str = "") -> float:
+    """`value` as a float.  Raises ValueError unless it is a real number in these limits, `allowed` in words (bool does not count)."""
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        raise ValueError(f"{name} is an integer of {value.bit_length()} binary digits; float64 holds 1024") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} is {value!r}; it must be {allowed or f'a number from {least:.3g} to {most:.3g}'}")
+    return number
+
+
+def check_eps(eps: float) -> float:
+    """`eps` as a float.  Raises ValueError unless it is zero or in the limits of single precision, in which half is normalised."""
+    limits = torch.finfo(torch.float32)
+    return check_number("eps", eps, 0.0 if eps == 0 else limits.tiny, limits.max)
+
+
+def check_scale(scale: float, largest: float = LARGEST) -> None:
     """Raise ValueError unless the softmax scale is a finite, non-zero number."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < abs(scale) < math.inf:
-        raise ValueError(f"scale is {scale!r}; it must be finite and not zero (the paper's choice is 1/sqrt(d_H))")
+    known = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not known or not 0 < abs(scale) < math.inf or abs(scale) > largest:
+        raise ValueError(
+            f"scale is {scale!r}; it must be finite and not zero (the paper's choice is 1/sqrt(d_H)), a float or an int"
+        )
+
+
+def check_held_scale(scale: float, dtype: torch.dtype) -> None:
+    """Raise ValueError unless logits of queries of this dtype can be multiplied by this scale."""
+    computed = torch.finfo(torch.promote_types(dtype, torch.float32))  # half precision is scaled in single
+    if not computed.tiny <= abs(scale) <= computed.max:
+        raise ValueError(f"scale is {scale!r}; for {dtype} it must be from {computed.tiny:.1e} to {computed.max:.1e} in size")
 
 
 def check_tokens(x, d_model: int) -> None:
@@ -41,8 +92,7 @@ def check_ranks(name: str, ranks, sizes: tuple[float, ...], uncapped=()) -> tupl
         raise ValueError(f"{name} is {ranks!r}; it must be {len(sizes)} integers, one per mode") from None
     if len(ranks) != len(sizes):
         raise ValueError(f"{name} is {ranks!r}; it must be {len(sizes)} integers, one per mode of a tensor of sizes {sizes}")
-    for mode, rank in enumerate(ranks):
-        check_positive(f"{name}[{mode}]", rank)
+    ranks = tuple(check_positive(f"{name}[{mode}]", rank) for mode, rank in enumerate(ranks))
     for mode, (rank, size) in enumerate(zip(ranks, sizes)):
         others = math.prod(ranks) // rank
         limit = size if mode in uncapped else min(size, others)
@@ -106,47 +156,62 @@ def check_factors(core: np.ndarray, factors: tuple[np.ndarray, ...]) -> None:
             raise ValueError(f"factors[{mode}] has shape {factor.shape}; a core {core.shape} needs (any, {rank})")
 
 
-def check_rtol(rtol: float | None) -> None:
-    """Raise ValueError for a relative tolerance below zero, or none that is a number."""
-    if rtol is not None and (isinstance(rtol, bool) or not isinstance(rtol, (int, float, np.floating)) or not rtol >= 0):
+def check_rtol(rtol: float) -> float:
+    """The relative tolerance; above one it means what one does.  Raises ValueError if it is below zero, or no number."""
+    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not rtol >= 0:
         raise ValueError(f"rtol is {rtol!r}; it must be at least 0")
+    return float(min(rtol, 1))
 
 
-def check_mode(order: int, mode: int) -> None:
-    """Raise ValueError unless a tensor of this order has such a mode."""
-    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode < order:
-        raise ValueError(f"mode is {mode!r}; a tensor of order {order} has modes 0 to {order - 1}")
+def check_settling(max_sweeps, rtol) -> tuple[int, float]:
+    """When an iteration ends.  Raises ValueError for a number of sweeps that is none, or a tolerance as above."""
+    return check_integer("max_sweeps", max_sweeps, 0), check_rtol(rtol)
 
 
-def check_unfolded(tensor: np.ndarray, mode: int) -> None:
-    """Raise ValueError unless this is a NumPy array with such a mode."""
+def check_mode(order: int, mode) -> int:
+    """`mode` as an int.  Raises ValueError unless a tensor of this order has it."""
+    number = as_integer(mode)
+    if number is None or not 0 <= number < order:
+        modes = f"modes 0 to {order - 1}" if order else "no modes"
+        raise ValueError(f"mode is {mode!r}; a tensor of order {order} has {modes}")
+    return number
+
+
+def check_unfolded(tensor: np.ndarray, mode) -> int:
+    """`mode` as an int.  Raises ValueError unless this is a NumPy array with such a mode."""
     check_plain("tensor", tensor)
-    check_mode(tensor.ndim, mode)
+    return check_mode(tensor.ndim, mode)
 
 
-def check_folded(matrix: np.ndarray, mode: int, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless the matrix is a tensor of this shape, unfolded along this mode."""
+def check_folded(matrix: np.ndarray, mode, shape) -> tuple[int, tuple[int, ...]]:
+    """Mode and shape in ints.  Raises ValueError unless the matrix is a tensor of this shape, unfolded along this mode."""
     check_plain("matrix", matrix)
-    check_mode(len(shape), mode)
+    try:
+        given = tuple(shape)
+    except TypeError:
+        raise ValueError(f"shape is {shape!r}; it must be integers, one per mode") from None
+    shape = tuple(check_integer(f"shape[{n}]", size, 0, 2**63 - 1) for n, size in enumerate(given))
+    mode = check_mode(len(shape), mode)
     expected = (shape[mode], math.prod((*shape[:mode], *shape[mode + 1 :])))
     if matrix.shape != expected:
         raise ValueError(f"matrix has shape {matrix.shape}; folding mode {mode} of {tuple(shape)} needs {expected}")
+    return mode, shape
 
 
-def check_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return both, integers in 64 bits, or raise ValueError unless the matrix can multiply the tensor along this mode."""
+def check_product(tensor: np.ndarray, matrix: np.ndarray, mode) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return all, integers in 64 bits, or raise ValueError unless the matrix can multiply the tensor along this mode."""
     check_array("tensor", tensor)
     check_array("matrix", matrix)
-    check_mode(tensor.ndim, mode)
+    mode = check_mode(tensor.ndim, mode)
     if matrix.ndim != 2 or matrix.shape[1] != tensor.shape[mode]:
         raise ValueError(
             f"matrix has shape {matrix.shape}; mode {mode} of a tensor {tensor.shape} needs (any, {tensor.shape[mode]})"
         )
     if "f" in (tensor.dtype.kind, matrix.dtype.kind):
-        return tensor, matrix
+        return tensor, matrix, mode
     if _largest(tensor) * _largest(matrix) * matrix.shape[1] >= 2**63:
         raise ValueError(f"tensor is {tensor.dtype} and matrix {matrix.dtype}; integers this large must be given as float64")
-    return tensor.astype(np.int64), matrix.astype(np.int64)
+    return tensor.astype(np.int64), matrix.astype(np.int64), mode
 
 
 def _largest(integers: np.ndarray) -> int:
@@ -165,11 +230,12 @@ def check_heads(**weights: np.ndarray) -> list[np.ndarray]:
     return reals
 
 
-def check_even(name: str, width: int) -> None:
-    """Raise ValueError unless `width` is an even, positive number of channels."""
-    check_positive(name, width)
+def check_even(name: str, width) -> int:
+    """`width` as an int.  Raises ValueError unless it is an even, positive number of channels."""
+    width = check_positive(name, width)
     if width % 2:
         raise ValueError(f"{name} is {width}; rotary embedding turns pairs of channels, so it must be even")
+    return width
 
 
 def check_pairing(pairing: str) -> None:
@@ -178,12 +244,16 @@ def check_pairing(pairing: str) -> None:
         raise ValueError(f"pairing is {pairing!r}; it must be one of half, interleaved")
 
 
-def check_blocks(blocks: tuple[int, ...], width: int) -> None:
-    """Raise ValueError unless these are even widths that add up."""
-    for block in blocks:
-        check_even("a block's width", block)
-    if sum(blocks) != width:
-        raise ValueError(f"blocks {blocks} add up to {sum(blocks)}; {width // 2} frequencies need {width}")
+def check_blocks(blocks, width: int) -> tuple[int, ...]:
+    """The blocks' widths, all in one if there are none.  Raises ValueError unless they are even and add up."""
+    try:
+        given = (width,) if blocks is None else tuple(blocks)
+    except TypeError:
+        raise ValueError(f"blocks is {blocks!r}; it must be even widths that add up to {width}") from None
+    widths = tuple(check_even("a block's width", block) for block in given)
+    if sum(widths) != width:
+        raise ValueError(f"blocks {widths} add up to {sum(widths)}; {width // 2} frequencies need {width}")
+    return widths
 
 
 def check_turned(x: torch.Tensor, positions: torch.Tensor, width: int) -> None:
@@ -233,16 +303,23 @@ def check_positions(positions: torch.Tensor, batch: int, n: int, device: torch.d
         raise ValueError(f"positions is on {positions.device}; the tokens are on {device}")
 
 
-def resolve_head_dim(d_model: int, n_heads: int, head_dim: int | None) -> int:
-    """head_dim itself, or d_model / n_heads where none is given.  Raises ValueError if a size does not fit."""
-    check_positive("d_model", d_model)
-    check_positive("n_heads", n_heads)
+def resolve_sizes(d_model, n_heads, head_dim) -> tuple[int, int, int]:
+    """All three, where no head_dim is given that of d_model / n_heads.  Raises ValueError if a size does not fit."""
+    d_model, n_heads = check_positive("d_model", d_model), check_positive("n_heads", n_heads)
     if head_dim is None:
         if d_model % n_heads:
             raise ValueError(f"n_heads is {n_heads}; it must divide d_model = {d_model}, or head_dim must be given")
         head_dim = d_model // n_heads
-    check_positive("head_dim", head_dim)
-    return head_dim
+    return d_model, n_heads, check_positive("head_dim", head_dim)
+
+
+def check_room(batch, max_tokens, streams) -> tuple[int, int, dict[str, tuple[int, int]]]:
+    """What a cache has room for, in ints.  Raises ValueError unless all of it is at least one."""
+    widths = {
+        name: (check_positive(f"the number of heads of {name}", heads), check_positive(f"the width of {name}", width))
+        for name, (heads, width) in streams.items()
+    }
+    return check_positive("batch", batch), check_positive("max_tokens", max_tokens), widths
 
 
 def check_new_tokens(cache, new: dict[str, torch.Tensor]) -> int:
@@ -272,10 +349,12 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype is {dtype!r}; it must be a floating-point dtype such as torch.bfloat16")
 
 
-def check_length(length: int, stored: int) -> None:
-    """Raise ValueError unless a cache that holds `stored` tokens can be cut to this length."""
-    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= stored:
+def check_length(length, stored: int) -> int:
+    """`length` as an int.  Raises ValueError unless a cache that holds `stored` tokens can be cut to it."""
+    number = as_integer(length)
+    if number is None or not 0 <= number <= stored:
         raise ValueError(f"length is {length!r}; this cache holds {stored} tokens, so it must be an integer from 0 to {stored}")
+    return number
 
 
 def check_rows(rows: torch.Tensor, batch: int) -> None:
@@ -291,34 +370,41 @@ def check_bias(bias: bool | str) -> None:
         raise ValueError(f"bias is {bias!r}; it must be False, True or 'qkv'")
 
 
-def check_groups(n_kv_heads: int, n_heads: int) -> None:
-    """Raise ValueError unless the heads can be shared out evenly to so many groups."""
-    check_positive("n_kv_heads", n_kv_heads)
+def check_groups(n_kv_heads, n_heads: int) -> int:
+    """`n_kv_heads` as an int.  Raises ValueError unless the heads can be shared out evenly to so many groups."""
+    n_kv_heads = check_positive("n_kv_heads", n_kv_heads)
     if n_heads % n_kv_heads:
         raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
+    return n_kv_heads
 
 
-def check_latents(d_model: int, q_rank: int, kv_rank: int, v_head_dim: int, rope_dim: int, rotary) -> None:
-    """Raise ValueError unless MLA's latents are no wider than a token and its rotary embedding turns what it has to turn."""
-    check_positive("v_head_dim", v_head_dim)
+def check_widths(q_rank, kv_rank, v_head_dim, rope_dim) -> tuple[int, int, int, int]:
+    """All four in ints.  Raises ValueError unless MLA can have such widths; there may be no decoupled channels."""
+    widths = {"q_rank": q_rank, "kv_rank": kv_rank, "v_head_dim": v_head_dim}
+    q_rank, kv_rank, v_head_dim = (check_positive(name, width) for name, width in widths.items())
+    return q_rank, kv_rank, v_head_dim, 0 if as_integer(rope_dim) == 0 else check_positive("rope_dim", rope_dim)
+
+
+def check_latents(d_model: int, q_rank, kv_rank, v_head_dim, rope_dim, rotary) -> tuple[int, int, int, int]:
+    """The last four in ints, but for rotary.  Raises ValueError unless MLA's latents are no wider than a token and its rotary
+    embedding turns what it has to turn.
+    """
+    q_rank, kv_rank, v_head_dim, rope_dim = check_widths(q_rank, kv_rank, v_head_dim, rope_dim)
     for name, rank in (("q_rank", q_rank), ("kv_rank", kv_rank)):
-        check_positive(name, rank)
         if rank > d_model:
             raise ValueError(f"{name} is {rank}; a latent wider than d_model = {d_model} only adds redundant parameters")
-    if rope_dim != 0:
-        check_positive("rope_dim", rope_dim)
-        if rotary is None:
-            raise ValueError(f"rope_dim is {rope_dim}; decoupled channels need rotary=Rotary.heads({rope_dim})")
+    if rope_dim and rotary is None:
+        raise ValueError(f"rope_dim is {rope_dim}; decoupled channels need rotary=Rotary.heads({rope_dim})")
     check_rotary(rotary, rope_dim or kv_rank, "rope_dim" if rope_dim else "kv_rank")
+    return q_rank, kv_rank, v_head_dim, rope_dim
 
 
 def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, rotary, latent_norm, qk_norm):
-    """Return both tensors' ranks as tuples, or raise ValueError for an argument of TuckerAttention that is off.
+    """Return the sizes and both tensors' ranks in ints, or raise ValueError for an argument of TuckerAttention that is off.
 
     Latents that are normalised, turned or read by both tensors are more than a basis: no product of ranks bounds them.
     """
-    check_positive("d_model", d_model)
-    check_positive("n_heads", n_heads)
+    d_model, n_heads = check_positive("d_model", d_model), check_positive("n_heads", n_heads)
     check_qk_norm(qk_norm)
     rows = d_model + 1 if bias else d_model
     fixed = rotary is not None or qk_norm is not None  # a key whose coordinates may not be mixed
@@ -335,7 +421,7 @@ def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, ro
         raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
     check_rotary(rotary, ranks[2], "ranks[2]")
     check_scale(1.0 if scale is None else scale)
-    return ranks, post_ranks
+    return d_model, n_heads, ranks, post_ranks
 
 
 def check_qk_norm(qk_norm: str | None) -> None:
@@ -383,12 +469,10 @@ def check_weights(pre, post, output_bias: torch.Tensor | None, qk_norms) -> None
 def check_attention(q, k, v, scale, causal, mask, backend) -> None:
     """Raise ValueError unless these arguments of `attend` fit each other."""
     check_rules(causal, mask, backend, *getattr(q, "shape", ())[-2:-1])
-    check_scale(scale)
+    check_scale(scale, math.inf)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_numbers(name, x, q)
-    computed = torch.finfo(torch.promote_types(q.dtype, torch.float32))  # half precision is scaled in single
-    if not computed.tiny <= abs(scale) <= computed.max:
-        raise ValueError(f"scale is {scale!r}; for {q.dtype} it must be from {computed.tiny:.1e} to {computed.max:.1e} in size")
+    check_held_scale(scale, q.dtype)
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 4 or 0 in (q.shape[1], k.shape[1]):
         raise ValueError(f"{shapes}: each must be (batch, heads, tokens, width), with at least one head")

@@ -7,7 +7,7 @@ bytes in BF16. Sizes below one raise ValueError; the layers themselves say which
 import math
 from dataclasses import dataclass
 
-from .checks import check_positive, resolve_head_dim
+from .checks import check_groups, check_integer, check_positive, check_widths, resolve_sizes
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,24 @@ class Cost:
     once: int = 0
 
     def parameter_bytes(self, n_layers: int = 1, bytes_per_number: int = 2) -> int:
-        """Bytes of the weights of n_layers such layers."""
-        return self.parameters * n_layers * bytes_per_number
+        """Bytes of the weights of n_layers such layers.  Raises ValueError for a number that is none, as the others do."""
+        return self.parameters * _count(n_layers=n_layers) * _count(bytes_per_number=bytes_per_number)
 
     def cache_bytes(self, n_tokens: int, n_layers: int = 1, bytes_per_number: int = 2) -> int:
         """Bytes that decoding keeps for n_tokens in n_layers such layers."""
-        return self.cache_per_token * n_tokens * n_layers * bytes_per_number
+        layers = _count(n_layers=n_layers) * _count(bytes_per_number=bytes_per_number)
+        return self.cache_per_token * _count(n_tokens=n_tokens) * layers
 
     def flops(self, n_tokens: int) -> int:
         """Floating-point operations of a full, non-causal forward pass over one sequence; a multiply-add counts as two."""
-        return 2 * (self.once + self.projections * n_tokens + self.attention * n_tokens**2)
+        n = _count(n_tokens=n_tokens)
+        return 2 * (self.once + self.projections * n + self.attention * n**2)
+
+
+def _count(**one) -> int:
+    """The one argument that has a name, as an int."""
+    [(name, value)] = one.items()
+    return check_integer(name, value, 0, math.inf)
 
 
 def mha_cost(d_model: int, n_heads: int, head_dim: int | None = None) -> Cost:
@@ -70,10 +78,8 @@ def gqa_cost(d_model: int, n_heads: int, n_kv_heads: int, head_dim: int | None =
     Raises:
         ValueError: as `mha_cost`, and for n_kv_heads that does not divide n_heads.
     """
-    width = resolve_head_dim(d_model, n_heads, head_dim)
-    check_positive("n_kv_heads", n_kv_heads)
-    if n_heads % n_kv_heads:
-        raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide n_heads = {n_heads}")
+    d_model, n_heads, width = resolve_sizes(d_model, n_heads, head_dim)
+    n_kv_heads = check_groups(n_kv_heads, n_heads)
     inner, kv = n_heads * width, n_kv_heads * width
     parameters = 2 * d_model * inner + 2 * d_model * kv
     return Cost(parameters, cache_per_token=2 * kv, projections=parameters, attention=2 * inner)
@@ -107,12 +113,8 @@ def mla_cost(
     Raises:
         ValueError: as `mha_cost`.
     """
-    width = resolve_head_dim(d_model, n_heads, head_dim)
-    v_width = width if v_head_dim is None else v_head_dim
-    for name, size in (("q_rank", q_rank), ("kv_rank", kv_rank), ("v_head_dim", v_width)):
-        check_positive(name, size)
-    if rope_dim != 0:
-        check_positive("rope_dim", rope_dim)
+    d_model, n_heads, width = resolve_sizes(d_model, n_heads, head_dim)
+    q_rank, kv_rank, v_width, rope_dim = check_widths(q_rank, kv_rank, width if v_head_dim is None else v_head_dim, rope_dim)
     n_latents = 1 if shared_kv else 2
     parameters = (
         d_model * (q_rank + n_latents * kv_rank + rope_dim)
@@ -145,14 +147,8 @@ def tucker_cost(
     Raises:
         ValueError: for a size or rank that is no integer of at least 1, or ranks that are not three.
     """
-    resolve_head_dim(d_model, n_heads, 1)
-    post_ranks = ranks if post_ranks is None else post_ranks
-    for name, triple in (("ranks", ranks), ("post_ranks", post_ranks)):
-        if not isinstance(triple, (tuple, list)) or len(triple) != 3:
-            raise ValueError(f"{name} is {triple!r}; it must be 3 integers")
-        for mode, rank in enumerate(triple):
-            check_positive(f"{name}[{mode}]", rank)
-    (r, s, t), (u, o, v) = ranks, post_ranks
+    d_model, n_heads, _ = resolve_sizes(d_model, n_heads, 1)
+    (r, s, t), (u, o, v) = _triple("ranks", ranks), _triple("post_ranks", ranks if post_ranks is None else post_ranks)
     value = 0 if shared_kv else d_model * v
     factors = d_model * (s + t + o) + value
     parameters = n_heads * (r + u) + factors + math.prod((r, s, t)) + math.prod((u, o, v))
@@ -163,3 +159,9 @@ def tucker_cost(
         attention=n_heads * (t + v),
         once=n_heads * (r * s * t + u * o * v),  # C x_1 U1 and C~ x_1 U~1
     )
+
+
+def _triple(name: str, ranks) -> tuple[int, ...]:
+    if not isinstance(ranks, (tuple, list)) or len(ranks) != 3:
+        raise ValueError(f"{name} is {ranks!r}; it must be 3 integers")
+    return tuple(check_positive(f"{name}[{mode}]", rank) for mode, rank in enumerate(ranks))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .checks import check_decomposable, check_factors
+from .checks import check_decomposable, check_factors, check_settling
 from .tensor_algebra import mode_product, unfold
 
 
@@ -122,6 +122,7 @@ def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -
         max_sweeps: the most that are made.
         rtol: stop as soon as a sweep lowers the error by less than rtol * |T|.
     """
+    max_sweeps, rtol = check_settling(max_sweeps, rtol)
     best = hosvd(tensor, ranks)
     error, norm = np.linalg.norm(tensor - best.to_tensor()), np.linalg.norm(tensor)
     for _ in range(max_sweeps):

@@ -38,9 +38,8 @@ class GroupedQueryAttention(MultiHeadAttention):
         qk_norm: str | None = None,
     ):
         super().__init__(d_model, n_heads, head_dim=head_dim, bias=bias, rotary=rotary, qk_norm=qk_norm)
-        check_groups(n_kv_heads, n_heads)
-        self.n_kv_heads = n_kv_heads
-        self.k_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bool(bias))
-        self.v_proj = nn.Linear(d_model, n_kv_heads * self.head_dim, bias=bool(bias))
+        self.n_kv_heads = n_kv_heads = check_groups(n_kv_heads, self.n_heads)
+        self.k_proj = nn.Linear(self.d_model, n_kv_heads * self.head_dim, bias=bool(bias))
+        self.v_proj = nn.Linear(self.d_model, n_kv_heads * self.head_dim, bias=bool(bias))
         self.k_norm = QKNorm.of(qk_norm, self.head_dim, n_kv_heads)
         self.reset_parameters()

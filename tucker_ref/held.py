@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checks import check_positive
 from .rotary import Rotary
 from .tucker import TuckerAttention
 from .tucker_weights import latent_factors
@@ -24,6 +25,7 @@ class Held:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, max_positions: int, dtype: torch.dtype):
+        max_positions = check_positive("max_positions", max_positions)
         self.values: list[tuple[nn.Module, str, Any]] = []
         tables: dict[tuple[float, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # one for all that turn alike
         for module in model.modules():

@@ -7,21 +7,24 @@ d std^2 * d (std output_gain)^2; the core variances give the same two.
 Tucker, "xavier": said to be the authors' choice; output_gain scales the post-softmax core.  Biases start at zero, norms at one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .checks import LARGEST, SMALLEST, check_number
 from .norms import LatentNorm
 
 
 def initialise_heads(layer, std: float, output_gain: float) -> None:
     """Fill all weights of a MultiHeadAttention or GroupedQueryAttention.  std, output_gain: as in its `reset_parameters`."""
-    for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj):
-        gain = output_gain if projection is layer.o_proj else 1.0
-        nn.init.normal_(projection.weight, std=std * gain)
+    std, output_gain = _numbers(std, output_gain)
+    projections, spreads = (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj), (std, std, std, std * output_gain)
+    _check_held(layer, std, output_gain, spreads)
+    for projection, spread in zip(projections, spreads):
+        nn.init.normal_(projection.weight, std=spread)
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
     for gains in (*layer.q_norm.parameters(), *layer.k_norm.parameters()):
@@ -30,13 +33,15 @@ def initialise_heads(layer, std: float, output_gain: float) -> None:
 
 def initialise_latent(layer, std: float, output_gain: float) -> None:
     """Fill all weights of a MultiHeadLatentAttention.  std, output_gain: as in its `reset_parameters`."""
-    d = layer.d_model
-    for down in (layer.q_a_proj, layer.kv_a_proj_with_mqa, *([] if layer.shared_kv else [layer.v_a_proj])):
-        nn.init.normal_(down.weight, std=d**-0.5)
-    nn.init.normal_(layer.kv_a_proj_with_mqa.weight[layer.kv_rank :], std=std)  # W^KR makes keys, not a latent
-    for up in (layer.q_b_proj, layer.kv_b_proj):
-        nn.init.normal_(up.weight, std=std * (d / up.in_features) ** 0.5)
-    nn.init.normal_(layer.o_proj.weight, std=std * output_gain)
+    std, output_gain = _numbers(std, output_gain)
+    d, downs = layer.d_model, [layer.q_a_proj, layer.kv_a_proj_with_mqa, *([] if layer.shared_kv else [layer.v_a_proj])]
+    wanted = [(down.weight, d**-0.5) for down in downs]
+    wanted.append((layer.kv_a_proj_with_mqa.weight[layer.kv_rank :], std))  # W^KR makes keys, not a latent
+    wanted += [(up.weight, std * (d / up.in_features) ** 0.5) for up in (layer.q_b_proj, layer.kv_b_proj)]
+    wanted.append((layer.o_proj.weight, std * output_gain))
+    _check_held(layer, std, output_gain, [spread for _, spread in wanted])
+    for weight, spread in wanted:
+        nn.init.normal_(weight, std=spread)
     for norm in (layer.q_a_layernorm, layer.kv_a_layernorm, *([] if layer.shared_kv else [layer.v_a_layernorm])):
         if isinstance(norm, nn.RMSNorm):
             norm.reset_parameters()
@@ -45,6 +50,9 @@ def initialise_latent(layer, std: float, output_gain: float) -> None:
 @torch.no_grad()
 def initialise_tucker(layer, std: float, output_gain: float) -> None:
     """Fill all weights of a TuckerAttention.  std, output_gain: as in its `reset_parameters`."""
+    std, output_gain = _numbers(std, output_gain)
+    spreads = [1.0, output_gain] if layer.init == "xavier" else _core_spreads(layer, std, output_gain)
+    _check_held(layer, std, output_gain, spreads)
     fill = nn.init.xavier_uniform_ if layer.init == "xavier" else nn.init.orthogonal_
     for weights in (layer.pre, layer.post):
         for name, factor in weights.named_parameters():
@@ -64,19 +72,46 @@ def initialise_tucker(layer, std: float, output_gain: float) -> None:
         fill(layer.pre.core)
         fill(layer.post.core).mul_(output_gain)
     else:
-        _fill_cores(layer, std, output_gain)
+        for core, spread in zip((layer.pre.core, layer.post.core), spreads):
+            nn.init.normal_(core, std=spread)
 
 
-def _fill_cores(layer, std: float, output_gain: float) -> None:
-    """The cores of "orthonormal"."""
+def _numbers(std: float, output_gain: float) -> tuple[float, float]:
+    return check_number("std", std, 0.0), check_number("output_gain", output_gain, 0.0)
+
+
+def _check_held(layer, std: float, output_gain: float, spreads: Sequence[float]) -> None:
+    """Raise ValueError, before anything is drawn, unless the weights' dtype holds normal numbers of these standard deviations."""
+    weight = next(layer.parameters())
+    if weight.is_meta:  # nothing is drawn
+        return
+    limits = torch.finfo(weight.dtype)
+    for spread in spreads:
+        # No draw is nearly 16 standard deviations from zero.
+        if not (limits.tiny <= spread <= limits.max / 16 or (spread == 0 and 0 in (std, output_gain))):
+            scale = f", scale {layer.scale}" if hasattr(layer, "ranks") else ""  # its cores alone depend on it
+            raise ValueError(
+                f"std is {std}, output_gain {output_gain}{scale}: weights would have a standard deviation of {spread:.1e}; "
+                f"for {weight.dtype} it must be from {limits.tiny:.1e} to {limits.max / 16:.1e}"
+            )
+
+
+def _core_spreads(layer, std: float, output_gain: float) -> list[float]:
+    """Standard deviations of the cores of "orthonormal", infinite where they overflow."""
     d = layer.d_model
-    logit_variance = (d * std**2) ** 2
-    output_variance = d * std**2 * d * (std * output_gain) ** 2
     # Latents have variance 1, less where one without a norm is wider than the model and cannot be orthonormal.
     narrow, post_narrow = (1.0 if layer.latent_norm else min(1.0, d / r[2]) for r in (layer.ranks, layer.post_ranks))
     core_size, post_core_size = layer.pre.core.numel() * narrow, layer.post.core.numel() * post_narrow
-    layer.pre.core.normal_(std=(logit_variance * layer.n_heads / layer.scale**2 / core_size) ** 0.5)
-    layer.post.core.normal_(std=(output_variance * d / post_core_size) ** 0.5)
+    try:
+        logit_variance = (d * std**2) ** 2
+        output_variance = d * std**2 * d * (std * output_gain) ** 2
+        variances = [logit_variance * layer.n_heads / layer.scale**2 / core_size, output_variance * d / post_core_size]
+    except (OverflowError, ZeroDivisionError):
+        variances = [0.0, 0.0]
+    # The same without squares, which leave float64 first; products do not raise.
+    size = d * std * std
+    spreads = [size * (layer.n_heads / core_size) ** 0.5 / abs(layer.scale), size * output_gain * (d / post_core_size) ** 0.5]
+    return [squared**0.5 if SMALLEST <= squared <= LARGEST else spread for squared, spread in zip(variances, spreads)]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from torch import nn
 from .attend import attend
 from .cache import Cache
 from .cached_attention import CachedAttention, keeps_cache, token_positions
-from .checks import check_bias, check_qk_norm, check_rotary, resolve_head_dim
+from .checks import check_bias, check_qk_norm, check_rotary, resolve_sizes
 from .initialisation import initialise_heads
 from .norms import QKNorm
 from .recompute import laid_by_token, queries_made_again
@@ -39,7 +39,7 @@ class MultiHeadAttention(CachedAttention):
         qk_norm: str | None = None,
     ):
         super().__init__()
-        self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
+        self.d_model, self.n_heads, self.head_dim = d_model, n_heads, _ = resolve_sizes(d_model, n_heads, head_dim)
         check_bias(bias)
         check_rotary(rotary, self.head_dim, "head_dim")
         check_qk_norm(qk_norm)

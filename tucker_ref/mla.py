@@ -8,7 +8,7 @@ from torch import nn
 from .attend import attend
 from .cache import Cache
 from .cached_attention import CachedAttention, keeps_cache, token_positions
-from .checks import check_latents, resolve_head_dim
+from .checks import check_latents, resolve_sizes
 from .initialisation import initialise_latent
 from .mha import merge_heads, split_heads
 from .rotary import Rotary
@@ -53,10 +53,9 @@ class MultiHeadLatentAttention(CachedAttention):
         absorb: bool = False,
     ):
         super().__init__()
-        self.d_model, self.n_heads, self.head_dim = d_model, n_heads, resolve_head_dim(d_model, n_heads, head_dim)
-        self.v_head_dim = self.head_dim if v_head_dim is None else v_head_dim
-        check_latents(d_model, q_rank, kv_rank, self.v_head_dim, rope_dim, rotary)
-        self.q_rank, self.kv_rank, self.rope_dim = q_rank, kv_rank, rope_dim
+        self.d_model, self.n_heads, self.head_dim = d_model, n_heads, _ = resolve_sizes(d_model, n_heads, head_dim)
+        widths = check_latents(d_model, q_rank, kv_rank, self.head_dim if v_head_dim is None else v_head_dim, rope_dim, rotary)
+        self.q_rank, self.kv_rank, self.v_head_dim, self.rope_dim = q_rank, kv_rank, _, rope_dim = widths
         self.rotary: Any = rotary  # there where rope_dim or coupled says so
         self.shared_kv, self.latent_norm = shared_kv, latent_norm
         self.coupled = rotary is not None and rope_dim == 0

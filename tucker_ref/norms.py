@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import check_eps, check_integer, check_positive
+
 
 class LatentNorm(nn.Module):
     """RMSNorm over the first channels of a latent; the rest passes (DeepSeek-V2's rotary key).
@@ -20,12 +22,16 @@ class LatentNorm(nn.Module):
         width: of the latent.
         normalised: how many channels are normalised, all by default.
         eps: added to the mean square, as in torch.nn.RMSNorm.
+
+    Raises:
+        ValueError: for sizes that do not fit, or an eps that is negative or beyond float32.
     """
 
     def __init__(self, width: int, normalised: int | None = None, *, eps: float | None = 1e-6):
         super().__init__()
-        self.eps = eps
-        self.normalised = width if normalised is None else normalised
+        width = check_positive("width", width)
+        self.eps = None if eps is None else check_eps(eps)
+        self.normalised = width if normalised is None else check_integer("normalised", normalised, 1, width)
         self.weight = nn.Parameter(torch.ones(self.normalised))
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
@@ -44,13 +50,19 @@ class QKNorm(nn.Module):
         blocks: of a head that are normalised apart; only where heads have mean squares of their own.
         count: how many channels share a mean square, where some are zero whatever the input; by default all that it runs over.
         eps: added to the mean square.
+
+    Raises:
+        ValueError: for a size below one, or an eps that is negative or beyond float32.
     """
 
     def __init__(self, width: int, heads: int | None = None, *, blocks: int = 1, count: int | None = None, eps: float = 1e-6):
         super().__init__()
-        self.width, self.heads, self.blocks, self.eps = width, heads, blocks, eps
-        self.count = (heads or 1) * width // blocks if count is None else count
-        self.weight = nn.Parameter(torch.ones((heads or 1) * width))
+        self.width, self.blocks = check_positive("width", width), check_positive("blocks", blocks)
+        self.heads = None if heads is None else check_positive("heads", heads)
+        self.eps = check_eps(eps)
+        channels = (self.heads or 1) * self.width
+        self.count = channels // self.blocks if count is None else check_positive("count", count)
+        self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (b, h, n, width).  Returns: the same shape; half precision is normalised in single."""

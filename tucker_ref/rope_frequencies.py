@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .checks import check_angles, check_even
+from .checks import SMALLEST, check_angles, check_even, check_number
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,25 @@ class Llama3Scaling:
     original_context: int = 8192
 
     def __post_init__(self):
-        if not (self.factor > 0 and 0 < self.low_frequency_factor < self.high_frequency_factor and self.original_context > 0):
-            raise ValueError(f"{self}: factor and original_context must be positive, low_frequency_factor below the high one")
+        for name, value in vars(self).items():
+            check_number(name, value, SMALLEST, allowed=f"positive and finite in {self}")
+        if not self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError(f"{self}: low_frequency_factor must be positive and below high_frequency_factor")
 
     def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
         """frequencies: (pairs,) in radians per token.  Returns: the stretched ones, the same shape."""
-        turns = self.original_context * frequencies / (2 * math.pi)
+        turns = float(self.original_context) * frequencies / (2 * math.pi)
         low, high = self.low_frequency_factor, self.high_frequency_factor
         kept = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slow, 1: fast
-        return frequencies * (kept + (1 - kept) / self.factor)
+        return frequencies * (kept + (1 - kept) / float(self.factor))
 
 
 def schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:
     """theta_j = base^(-2j / width), j = 0 .. width/2 - 1, in float64.  Raises ValueError for an odd width or another base."""
-    check_even("rotary width", width)
-    if not isinstance(base, (int, float)) or not 0 < base < math.inf:
-        raise ValueError(f"base is {base!r}; it must be a positive number")
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width)
+    width = check_even("rotary width", width)
+    frequencies = check_number("base", base, SMALLEST) ** (
+        -torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width
+    )
     return frequencies if scaling is None else scaling.apply(frequencies)
 
 
@@ -54,14 +56,17 @@ def constants(frequencies) -> torch.Tensor:
     if not isinstance(frequencies, torch.Tensor):
         try:
             frequencies = torch.tensor(frequencies, dtype=torch.float64, device=_device())
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"frequencies is {frequencies!r}; it must be a list of finite numbers, one per pair") from None
     if frequencies.is_meta or frequencies.requires_grad:
         held = "holds no values (it is on the meta device)" if frequencies.is_meta else "requires a gradient"
         raise ValueError(f"frequencies {held}; they are constants")
     frequencies = frequencies.detach().to(torch.float64, copy=True)
     if frequencies.ndim != 1 or len(frequencies) == 0 or not frequencies.isfinite().all():
-        raise ValueError(f"frequencies has shape {tuple(frequencies.shape)}; it must be a list of finite numbers, one per pair")
+        beyond = "" if frequencies.isfinite().all() else ", NaN or infinity among them"
+        raise ValueError(
+            f"frequencies has shape {tuple(frequencies.shape)}{beyond}; it must be a list of finite numbers, one per pair"
+        )
     return frequencies
 
 

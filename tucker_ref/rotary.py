@@ -33,8 +33,7 @@ class Rotary(Angles):
         super().__init__()
         check_pairing(pairing)
         self.width, self.pairing = 2 * len(frequencies := constants(frequencies)), pairing
-        self.blocks = (self.width,) if blocks is None else tuple(blocks)
-        check_blocks(self.blocks, self.width)
+        self.blocks = check_blocks(blocks, self.width)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn, recurse=True):
@@ -87,8 +86,7 @@ class Rotary(Angles):
     @classmethod
     def groups(cls, head_dim: int, n_kv_heads: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
         """The head schedule once per key/value head, width n_kv_heads * head_dim: GQA's keys side by side in one latent."""
-        check_positive("n_kv_heads", n_kv_heads)
-        return cls.heads(head_dim, base, pairing, scaling).repeated(n_kv_heads)
+        return cls.heads(head_dim, base, pairing, scaling).repeated(check_positive("n_kv_heads", n_kv_heads))
 
     @classmethod
     def latent(cls, width: int, base: float = 10000.0, pairing: str = "half", scaling=None) -> "Rotary":
@@ -101,11 +99,12 @@ class Rotary(Angles):
         return cls.heads(rope_dim, base, pairing, scaling).after_unrotated(kv_rank)
 
     def repeated(self, times: int) -> "Rotary":
-        """This embedding side by side, once per key/value head."""
+        """This embedding side by side, once per key/value head.  Raises ValueError for less than once."""
+        times = check_positive("times", times)
         return Rotary(self.frequencies.repeat(times), self.pairing, self.blocks * times)
 
     def after_unrotated(self, width: int) -> "Rotary":
         """This embedding behind `width` channels that do not turn.  Raises ValueError for an odd width."""
-        check_even("kv_rank", width)
+        width = check_even("kv_rank", width)
         frequencies = torch.cat([self.frequencies.new_zeros(width // 2), self.frequencies])
         return Rotary(frequencies, self.pairing, (width, *self.blocks))

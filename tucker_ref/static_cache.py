@@ -9,6 +9,7 @@ import torch
 from .cache import Cache
 from .checks import check_length, check_new_tokens
 from .no_gradient import without_gradient
+from .one_thread import by_one_thread
 
 
 class StaticCache(Cache):
@@ -24,11 +25,13 @@ class StaticCache(Cache):
 
     def __init__(self, cache: Cache, place: torch.Tensor):
         self.batch, self.max_tokens, self.streams = cache.batch, cache.max_tokens, cache.streams
+        self.one_thread = cache.one_thread  # whose memory this is
         self.place, self.keep_positions, self._positions = place, cache.keep_positions, cache._positions
         self._length = cache.max_tokens - len(place)  # a query meets all places, its own last in the count
         if self.keep_positions and self._positions is None:
             self._positions = torch.arange(self.max_tokens, device=place.device).repeat(self.batch, 1)
 
+    @by_one_thread
     def append(self, positions: torch.Tensor | None = None, **new: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Store n tokens of every stream at `place` and return all places.
 
@@ -51,11 +54,13 @@ class StaticCache(Cache):
         """Positions of all places, (max_tokens,) or (batch, max_tokens)."""
         return torch.arange(self.max_tokens, device=device) if self._positions is None else self._positions
 
+    @by_one_thread
     def truncate(self, length: int) -> None:
         """Go on after the first `length` tokens.  Raises ValueError unless there is room for the next ones."""
-        check_length(length, self._length)
+        length = check_length(length, self._length)
         self.place.copy_(torch.arange(length, length + len(self.place)))
 
+    @by_one_thread
     def reorder(self, rows: torch.Tensor) -> None:
         """As `Cache.reorder`, of all places."""
         self._length += len(self.place)

@@ -27,7 +27,7 @@ def unfold(tensor: np.ndarray, mode: int) -> np.ndarray:
     Raises:
         ValueError: if the tensor has no such mode.
     """
-    check_unfolded(tensor, mode)
+    mode = check_unfolded(tensor, mode)
     return np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], math.prod(_without(tensor.shape, mode)))
 
 
@@ -45,7 +45,7 @@ def fold(matrix: np.ndarray, mode: int, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         ValueError: if the matrix does not have that form.
     """
-    check_folded(matrix, mode, shape)
+    mode, shape = check_folded(matrix, mode, shape)
     return np.moveaxis(matrix.reshape(shape[mode], *_without(shape, mode)), 0, mode)
 
 
@@ -65,7 +65,7 @@ def mode_product(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> np.ndarra
     Raises:
         ValueError: if the widths differ.
     """
-    tensor, matrix = check_product(tensor, matrix, mode)
+    tensor, matrix, mode = check_product(tensor, matrix, mode)
     shape = (*tensor.shape[:mode], matrix.shape[0], *tensor.shape[mode + 1 :])
     return fold(matrix @ unfold(tensor, mode), mode, shape)
 
@@ -76,7 +76,7 @@ def mode_product_einsum(tensor: np.ndarray, matrix: np.ndarray, mode: int) -> np
     Args:
         tensor, matrix, mode: as in `mode_product`, whose errors are raised here too.
     """
-    tensor, matrix = check_product(tensor, matrix, mode)
+    tensor, matrix, mode = check_product(tensor, matrix, mode)
     indices = list(range(tensor.ndim))
     replaced = tensor.ndim  # a fresh letter for the row index j of the matrix
     output = [replaced if index == mode else index for index in indices]
@@ -98,7 +98,7 @@ def multilinear_rank(tensor: np.ndarray, rtol: float | None = None) -> tuple[int
         ValueError: if the tensor holds NaN or infinity, or rtol is negative.
     """
     check_finite(tensor, "its ranks are not defined")
-    check_rtol(rtol)
+    rtol = None if rtol is None else check_rtol(rtol)
     return tuple(int(np.linalg.matrix_rank(unfold(tensor, mode), rtol=rtol)) for mode in range(tensor.ndim))
 
 

@@ -68,7 +68,7 @@ class TuckerAttention(CachedAttention):
     ):
         super().__init__()
         check_init(init)
-        self.ranks, self.post_ranks = check_tucker(
+        d_model, n_heads, self.ranks, self.post_ranks = check_tucker(
             d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, rotary, latent_norm, qk_norm
         )
         self.d_model, self.n_heads, self.init = d_model, n_heads, init

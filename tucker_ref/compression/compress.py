@@ -103,8 +103,9 @@ def _with_one_latent(
     moment,
 ) -> Compressed:
     """The keys' latent is that of both tensors; what values read of it is then truncated in the other two modes."""
-    check_tensor_ranks(pre, ranks, uncapped=(2,))
-    check_ranks("post_ranks", post_ranks, (len(post.left), post.left.shape[1], ranks[2]), uncapped=(2,))
+    ranks = check_tensor_ranks(pre, ranks, uncapped=(2,))
+    heads, rows, columns = check_ranks("post_ranks", post_ranks, (len(post.left), post.left.shape[1], ranks[2]), uncapped=(2,))
+    post_ranks = (heads, rows, columns)
     if post_ranks[2] != ranks[2]:
         raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
     kept = truncate(pre, ranks, joint_columns(pre, post, ranks[2]))

@@ -51,7 +51,7 @@ def to_gqa(
     result = GroupedQueryAttention(
         layer.d_model, layer.n_heads, n_kv_heads, head_dim=layer.head_dim, bias=layer.bias, rotary=copy.deepcopy(layer.rotary)
     ).to(layer.k_proj.weight)
-    sources = layer.k_proj.out_features // layer.head_dim
+    sources, n_kv_heads = layer.k_proj.out_features // layer.head_dim, result.n_kv_heads
     if sources % n_kv_heads:
         raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide the layer's {sources} key/value heads")
     result.scale = layer.scale
@@ -85,7 +85,9 @@ def to_mla(
     if layer.bias:
         raise ValueError(f"layer has bias={layer.bias!r}; MLA has no biases, `compress` keeps them")
     pre, post = factored_tensors(layer, moment, joint=shared_kv)
-    check_tensor_ranks(pre, (layer.n_heads, q_rank, kv_rank), "(n_heads, q_rank, kv_rank)", uncapped=(0, 1, 2))
+    _, q_rank, kv_rank = check_tensor_ranks(
+        pre, (layer.n_heads, q_rank, kv_rank), "(n_heads, q_rank, kv_rank)", uncapped=(0, 1, 2)
+    )
     columns = joint_columns(pre, post, kv_rank) if shared_kv else leading_columns(pre, pre.column_grams(), kv_rank)
     small = pre.project(leading(pre.row_gram(), q_rank), columns)
     key, up_key, rotary = small.latent()  # (d, t), (h, t, k)

@@ -5,6 +5,7 @@ bound says, sum of the three tails over the tensor's square. Both add up over th
 item of each kind, which dynamic programming solves: after each tensor, the least loss at every cost.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from ..cached_attention import CachedAttention
+from ..checks import check_integer
 from .factored_tensor import FactoredTensor, factored_tensors
 from .spectra import spectra_of
 from .truncation import Ranks
@@ -61,7 +63,8 @@ def choose_model_ranks(
         ValueError: unless exactly one budget is given, for other numbers of moments than of layers, or if even the smallest ranks
             exceed it.
     """
-    budgets = [budget for budget in (max_parameters, max_cache) if budget is not None]
+    given = {"max_parameters": max_parameters, "max_cache": max_cache}
+    budgets = [check_integer(name, budget, 0, math.inf) for name, budget in given.items() if budget is not None]
     if len(budgets) != 1:
         raise ValueError("choose_model_ranks needs exactly one of max_parameters and max_cache")
     if moments is not None and len(moments) != len(layers):

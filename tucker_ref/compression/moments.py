@@ -7,6 +7,7 @@ R W_h R^T instead of W_h keeps what matters for them instead of what is large in
 import torch
 
 from ..cached_attention import CachedAttention
+from ..checks import check_number
 
 
 def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
@@ -27,8 +28,7 @@ def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6
         raise ValueError(
             f"x has shape {tuple(x.shape)}; it must be finite and not empty, with d_model = {layer.d_model} as its last size"
         )
-    if not 0 <= damping < float("inf"):
-        raise ValueError(f"damping is {damping}; it must be finite and at least 0")
+    damping = check_number("damping", damping, 0.0, allowed="finite and at least 0")
     x = x.detach().reshape(-1, layer.d_model).double()
     if getattr(layer, "bias", False):
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)

@@ -1,13 +1,12 @@
 """Rung 12f. Which ranks a tensor may have, and which an error or a budget allows (PyTorch)."""
 
 import math
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 
 from ..cached_attention import CachedAttention
-from ..checks import check_ranks
+from ..checks import as_integer, check_number, check_ranks
 from ..costs import tucker_cost
 from .factored_tensor import FactoredTensor, factored_tensors
 from .spectra import Spectra, spectra_of
@@ -58,8 +57,7 @@ def choose_ranks(
     if len(given) != 1:
         raise ValueError("choose_ranks needs exactly one of relative_error, max_parameters and max_cache")
     [(name, bound)] = given
-    if isinstance(bound, bool) or not isinstance(bound, Real) or not bound >= 0:
-        raise ValueError(f"{name} is {bound!r}; it must be a number of at least 0")
+    bound = _check_bound(name, bound)
     tensors = factored_tensors(layer, moment)
     both = [spectra_of(tensor) for tensor in tensors]
 
@@ -68,16 +66,16 @@ def choose_ranks(
         return pre, post
 
     if relative_error is not None:
-        return ranks_at(relative_error)
+        return ranks_at(bound)
 
     def fits(error: float) -> bool:
         pre, post = ranks_at(error)
         cost, d = tucker_cost(layer.d_model, layer.n_heads, pre, post), layer.d_model
         if max_cache is not None:
-            return cost.cache_per_token <= max_cache
+            return cost.cache_per_token <= bound
         # With biases U2, U3 and U~3 have one more row each, and there is an output bias.
         biases = pre[1] + pre[2] + post[2] + d if len(tensors[0].row_basis) > d else 0
-        return cost.parameters + biases <= max_parameters
+        return cost.parameters + biases <= bound
 
     low, high = 0.0, 3**0.5  # at the upper end every mode may be cut to one
     if not fits(high):
@@ -90,12 +88,20 @@ def choose_ranks(
     return ranks_at(high)
 
 
+def _check_bound(name: str, bound) -> float:
+    """The bound, an integer of any size or a float; infinity is none.  Raises ValueError unless it is a number of at least 0."""
+    whole = as_integer(bound)
+    if whole is not None and whole >= 0:
+        return whole
+    return check_number(name, bound, 0.0, math.inf, "a number of at least 0")
+
+
 def _ranks_for(spectrum: Spectra, relative_error: float, even: bool) -> Ranks:
     """The smallest ranks whose tails are each at most a third of the squared error allowed, within what ranks may be.
 
     even: of columns that turn in pairs, which no product of ranks bounds.
     """
-    allowed = relative_error**2 / 3 * (spectrum.rows**2).sum()
+    allowed = min(relative_error, 2.0) ** 2 / 3 * (spectrum.rows**2).sum()
     tails = [  # tails[mode][r]: what rank r discards, nothing at the end
         F.pad((values**2).flip(0).cumsum(0).flip(0), (0, 1)) for values in (spectrum.head, spectrum.rows, spectrum.columns)
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..checks import SMALLEST, check_integer, check_number
 from .factored_tensor import FactoredTensor, factored_tensors
 
 
@@ -25,7 +26,8 @@ class Spectra:
 
     def tails(self, ranks: tuple[int, int, int]) -> torch.Tensor:
         """Rung 2's `tail_energies`: per mode the sum of squares beyond the rank.  Returns: (3,)."""
-        return torch.stack([(s[rank:] ** 2).sum() for s, rank in zip((self.head, self.rows, self.columns), ranks)])
+        kept = [check_integer(f"ranks[{mode}]", rank, 0) for mode, rank in enumerate(ranks)]
+        return torch.stack([(s[rank:] ** 2).sum() for s, rank in zip((self.head, self.rows, self.columns), kept)])
 
     def ranks(self) -> tuple[int, int, int]:
         """How many singular values stand above the rounding floor, per mode."""
@@ -105,7 +107,6 @@ def energy_rank(singular_values: torch.Tensor, share: float = 0.99) -> int:
     Raises:
         ValueError: for a share outside (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it must be in (0, 1]")
+    share = check_number("share", share, SMALLEST, 1.0, "in (0, 1]")
     energy = (singular_values**2).cumsum(0)
     return int((energy < share * energy[-1]).sum()) + 1
