@@ -119,6 +119,7 @@ TESTS = {
     "factors": ("test_factors.py", *CONVERTED, "test_compress.py", "test_convert.py", SHRUNK, SPOILED),
     "special_cases": (*CONVERTED, "test_convert.py", SHRUNK),
     **{f"compression/{module}": (*COMPRESSED, SHRUNK, SPOILED) for module in ("rope_classes", "factored_tensor", "truncation")},
+    "compression/leading": ("test_leading.py",),
     "compression/moments": ("test_compress.py", "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK),
     "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks", SHRUNK, SPOILED),
     "compression/ranks": (*COMPRESSED, SHRUNK),

@@ -18,10 +18,11 @@ from ..mha import MultiHeadAttention
 from ..mla import MultiHeadLatentAttention
 from ..rotary import Rotary
 from .factored_tensor import FactoredTensor, Slices, check_weights, factored_tensors, with_classes
+from .leading import leading
 from .moments import root_of
 from .ranks import check_tensor_ranks
 from .rope_classes import KeyClass, key_classes
-from .truncation import joint_columns, leading, leading_columns, read_from
+from .truncation import joint_columns, leading_columns, read_from
 
 
 def to_gqa(

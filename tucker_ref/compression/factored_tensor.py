@@ -18,6 +18,8 @@ from ..rotary import Rotary
 from .moments import root_of
 from .rope_classes import KeyClass, key_classes, merged
 
+STRIP = 256  # rows of a Gram matrix that are made at once
+
 
 @dataclass(frozen=True)
 class FactoredTensor:
@@ -39,29 +41,33 @@ class FactoredTensor:
 
     def stacked_right(self) -> torch.Tensor:
         """(h, t, k) real: all classes below each other, so that sums of squares count energy."""
+        if not self.turns():
+            return self.rights[0]
         real = (torch.cat([r.real, r.imag], dim=1) if r.is_complex() else r for r in self.rights)
         return torch.cat([group.energy() ** 0.5 * r for group, r in zip(self.classes, real)], dim=1)
 
     def head_gram(self) -> torch.Tensor:
-        """(h, h) = W_(0) W_(0)^T, inner products of the slices."""
-        h, _, k = self.left.shape
-        right = self.stacked_right()
-        rows, columns = (x.transpose(0, 1).flatten(1) for x in (self.left, right))  # (s, h k), (t, h k)
-        products = (rows.T @ rows) * (columns.T @ columns)  # (h k, h k)
-        return products.view(h, k, h, k).sum((1, 3))
+        """(h, h) = W_(0) W_(0)^T, inner products of the slices: sums over (left_g^T left_h) * (right_g^T right_h)."""
+        left, right = self.left, self.stacked_right()  # (h, s, k), (h, t, k)
+        h, k = len(left), left.shape[2]
+        rows, columns = _side_by_side(left), _side_by_side(right)  # (s, h k), (t, h k)
+        gram, some = left.new_empty(h, h), max(1, STRIP // k)
+        for first in range(0, h, some):  # a few heads with themselves and all after them
+            a, b = slice(first * k, (first + some) * k), slice(first * k, None)
+            products = (rows[:, a].T @ rows[:, b]) * (columns[:, a].T @ columns[:, b])  # (some k, (h - first) k)
+            sums = products.unflatten(0, (-1, k)).unflatten(2, (-1, k)).sum((1, 3))  # (some, h - first)
+            gram[first : first + some, first:], gram[first:, first : first + some] = sums, sums.T
+        return gram
 
     def row_gram(self) -> torch.Tensor:
         """(s, s) = W_(1) W_(1)^T in the coordinates of row_basis."""
         right = self.stacked_right()
-        return torch.einsum("hsk,hkl,htl->st", self.left, right.mT @ right, self.left)
+        return _gram(self.left, right.mT @ right)
 
     def column_grams(self) -> tuple[torch.Tensor, ...]:
         """Per class (c, c) = W_(2) W_(2)^H in the coordinates of its basis, Hermitian, energy included."""
         inner = self.left.mT @ self.left  # (h, k, k)
-        return tuple(
-            group.energy() * torch.einsum("hck,hkl,hdl->cd", r.conj(), inner.to(r.dtype), r)
-            for group, r in zip(self.classes, self.rights)
-        )
+        return tuple(_gram(r.conj(), group.energy() * inner) for group, r in zip(self.classes, self.rights))
 
     def squared_norm(self) -> float:
         right = self.stacked_right()
@@ -97,6 +103,22 @@ class FactoredTensor:
         return torch.cat(factor, dim=1), torch.cat(rights, dim=1), rotary
 
 
+def _side_by_side(heads: torch.Tensor) -> torch.Tensor:
+    """(h, n, k) as (n, h k)."""
+    return heads.transpose(0, 1).flatten(1)
+
+
+def _gram(heads: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    """Sum over heads of X_h S_h X_h^H, (n, n), from (h, n, k) and real symmetric (h, k, k); what is symmetric is computed once."""
+    n, inner, whole = heads.shape[1], inner.to(heads.dtype), _side_by_side(heads)  # (n, h k)
+    gram = heads.new_empty(n, n)
+    for start in range(0, n, STRIP):
+        strip = slice(start, start + STRIP)
+        products = _side_by_side(heads[:, strip] @ inner) @ whole[start:].mH  # (strip, n - start)
+        gram[strip, start:], gram[start:, strip] = products, products.mH
+    return gram
+
+
 @dataclass(frozen=True)
 class Slices(Factors):
     """Factors, and classes: which of their columns may be mixed."""
@@ -111,13 +133,13 @@ class Slices(Factors):
         """
         row_basis, r = _whiten(self.rows.double(), row_root)
         left = times_heads(r, self.left)
+        if not any(group.turns() for group in self.classes):  # one class: all columns as they are
+            basis, r = _whiten(self.columns.double(), column_root)
+            return FactoredTensor(row_basis, left, self.classes, (basis,), (times_heads(r, self.right),))
         bases, roots = zip(*(_whiten(group.gather(self.columns.double()), column_root) for group in self.classes))
-        if any(group.turns() for group in self.classes):
-            right = self.dense().right.double().mT  # (h, k, t)
-            # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
-            rights = tuple(r.conj() @ group.gather(right).mT for group, r in zip(self.classes, roots))  # (h, c, k)
-        else:
-            rights = tuple(times_heads(r, self.right) for r in roots)  # one class: all columns as they are
+        right = self.dense().right.double().mT  # (h, k, t)
+        # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
+        rights = tuple(r.conj() @ group.gather(right).mT for group, r in zip(self.classes, roots))  # (h, c, k)
         return FactoredTensor(row_basis, left, self.classes, bases, rights)
 
     def beside(self, other: "Slices") -> tuple["Slices", "Slices"]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ..factors import Factors
 from .factored_tensor import FactoredTensor, with_classes
+from .leading import leading
 from .moments import root_of
 
 Ranks = tuple[int, int, int]
@@ -68,27 +69,22 @@ def hooi(tensor: FactoredTensor, ranks: Ranks, max_sweeps: int = 20, rtol: float
 METHODS: dict[str, Callable[..., TruncatedFactors]] = {"hosvd": hosvd, "sthosvd": sthosvd, "hooi": hooi}
 
 
-def leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
-    """The eigenvectors of the `rank` largest eigenvalues, as orthonormal columns."""
-    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
-
-
 def leading_columns(tensor: FactoredTensor, grams: Sequence[torch.Tensor], rank: int) -> Columns:
     """Per class the eigenvectors to keep, `rank` real channels in all, wherever the energy is.
 
     A turning pair is one complex eigenvector; unturned channels are kept two at a time, since the latent's width stays even.
     """
+    if not tensor.turns():
+        return (leading(grams[0], rank),)
     systems = [torch.linalg.eigh(gram) for gram in grams]
-    counts = [rank]
-    if tensor.turns():
-        candidates = []  # (energy, class), a pair of channels each
-        for n, (group, system) in enumerate(zip(tensor.classes, systems)):
-            energies = system.eigenvalues.flip(0)
-            if not group.turns():  # an odd last channel counts as a pair of its own
-                energies = F.pad(energies, (0, len(energies) % 2)).view(-1, 2).sum(1)
-            candidates += [(energy, n) for energy in energies.tolist()]
-        chosen = [n for _, n in sorted(candidates, reverse=True)[: rank // 2]]
-        counts = [chosen.count(n) * (1 if group.turns() else 2) for n, group in enumerate(tensor.classes)]
+    candidates = []  # (energy, class), a pair of channels each
+    for n, (group, system) in enumerate(zip(tensor.classes, systems)):
+        energies = system.eigenvalues.flip(0)
+        if not group.turns():  # an odd last channel counts as a pair of its own
+            energies = F.pad(energies, (0, len(energies) % 2)).view(-1, 2).sum(1)
+        candidates += [(energy, n) for energy in energies.tolist()]
+    chosen = [n for _, n in sorted(candidates, reverse=True)[: rank // 2]]
+    counts = [chosen.count(n) * (1 if group.turns() else 2) for n, group in enumerate(tensor.classes)]
     return tuple(system.eigenvectors.flip(1)[:, :count] for system, count in zip(systems, counts))
 
 

@@ -1,0 +1,135 @@
+"""Rung 12k: few eigenvectors of many by block Lanczos, against all of them, and what must be thrown away."""
+
+import pytest
+import torch
+
+from tucker_ref import MultiHeadAttention, as_tucker, compress
+from tucker_ref.compression import leading as module
+from tucker_ref.compression.leading import TOLERANCE, by_lanczos, leading
+
+N, RANK = 600, 60
+KNOWN = {
+    "down to 1e-8 as singular values": torch.logspace(0, -16, N, dtype=torch.float64),
+    "half a plateau": torch.cat([torch.linspace(1, 0.9, RANK), torch.linspace(0.1, 0, N - RANK)]).double(),
+    "a projector": (torch.arange(N) < 200).double(),
+    "all equal": torch.ones(N, dtype=torch.float64),
+    "fewer than are kept": torch.cat([torch.linspace(1, 0.5, RANK // 2), torch.zeros(N - RANK // 2)]).double(),
+}
+FLAT = torch.linspace(1, 0, N, dtype=torch.float64)  # no gap anywhere
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+
+
+def with_values(values: torch.Tensor, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    q = torch.linalg.qr(torch.randn(len(values), len(values), dtype=dtype, generator=generator)).Q
+    gram = (q * values) @ q.mH
+    return (gram + gram.mH) / 2
+
+
+def lacks(gram: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> float:
+    """How much less these columns hold than the best ones, over what even those discard or, if that is nothing, the whole."""
+    best, held = values.sort().values[-columns.shape[1] :].sum(), (columns.mH @ gram @ columns).diagonal().real.sum()
+    rounding = len(gram) * torch.finfo(torch.float64).eps * values.sum()
+    return max(0.0, (best - held - rounding).item()) / ((values.sum() - best).item() or values.sum().item())
+
+
+@DTYPES
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_lanczos_finds_holds_as_much_as_the_best(name, dtype, monkeypatch):
+    gram = with_values(KNOWN[name], dtype)
+    monkeypatch.setattr(torch.linalg, "eigh", only_small(torch.linalg.eigh))  # found without all eigenvectors
+    columns = leading(gram, RANK)
+    assert (columns.mH @ columns - torch.eye(RANK)).norm() < 1e-12
+    assert lacks(gram, columns, KNOWN[name]) <= TOLERANCE
+    energies = (columns.mH @ gram @ columns).diagonal().real
+    assert (energies.diff() < 1e-12).all()  # the largest first
+
+
+def only_small(eigh):
+    def checked(matrix):
+        assert len(matrix) <= N // 2
+        return eigh(matrix)
+
+    return checked
+
+
+def test_values_down_to_1e_16_are_found_to_the_rounding_of_the_largest():
+    values = KNOWN["down to 1e-8 as singular values"]
+    gram = with_values(values)
+    columns = leading(gram, RANK)
+    energies = (columns.mH @ gram @ columns).diagonal()
+    floor = N * torch.finfo(torch.float64).eps
+    assert (energies - values[:RANK]).abs().max() < floor
+    alone = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :RANK]  # no worse than all eigenvectors
+    left, least = (torch.trace(gram - c @ (c.mH @ gram)) for c in (columns, alone))
+    assert left <= least + RANK * floor
+
+
+@DTYPES
+def test_a_flat_spectrum_is_given_up_and_solved_whole(dtype):
+    gram = with_values(FLAT, dtype)
+    assert by_lanczos(gram, RANK) is None
+    assert lacks(gram, leading(gram, RANK), FLAT) <= TOLERANCE
+    generator = torch.Generator().manual_seed(0)  # controls: a random range finder, plain and with one power iteration
+    plain = torch.linalg.qr(gram @ torch.randn(N, RANK, dtype=dtype, generator=generator)).Q
+    power = torch.linalg.qr(gram @ plain).Q
+    assert lacks(gram, plain, FLAT) > lacks(gram, power, FLAT) > 1e4 * TOLERANCE
+
+
+@DTYPES
+def test_a_missed_eigenvalue_is_noticed(dtype, monkeypatch):
+    """Of a hundred equal ones 48 found and 12 of the next ones in place of the others: no residual tells of that."""
+    values = torch.tensor([1.0, 0.5], dtype=torch.float64).repeat_interleave(N // 2)
+    gram, slack = with_values(values, dtype), torch.tensor(1e-9)
+    both = torch.linalg.eigh(gram).eigenvectors  # the halves first
+    missed, whole = torch.cat([both[:, :12], both[:, -48:]], dim=1), both[:, -RANK:]
+    theta = torch.tensor([0.5] * 12 + [1.0] * 48, dtype=torch.float64)
+    assert (gram @ missed - missed * theta).norm() < 1e-12 and lacks(gram, missed, values) > 1e-2
+    assert not module._nothing_missed(gram, missed, theta, slack)
+    assert module._nothing_missed(gram, whole, torch.ones_like(theta), slack)  # control
+    monkeypatch.setattr(module, "by_lanczos", lambda *_: (missed, theta, slack))
+    assert lacks(gram, leading(gram, RANK), values) <= TOLERANCE
+
+
+def test_columns_that_are_not_orthonormal_prove_nothing():
+    gram = with_values(KNOWN["half a plateau"])
+    columns, values, slack = by_lanczos(gram, RANK)
+    assert module._nothing_missed(gram, columns, values, slack)
+    assert not module._nothing_missed(gram, columns * (1 + 1e-9), values, slack)
+    assert not module._nothing_missed(gram, columns, values * 0.1, slack)  # values that are too small leave more than the least
+
+
+def test_zeros_have_leading_vectors_too():
+    columns = leading(torch.zeros(N, N, dtype=torch.float64), 3)
+    assert torch.equal(columns.T @ columns, torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n, rank", [(511, 8), (N, N // 8 + 1)])
+def test_small_matrices_and_large_ranks_are_solved_whole(n, rank, monkeypatch):
+    monkeypatch.setattr(module, "by_lanczos", lambda *_: pytest.fail("not worth while"))
+    assert leading(torch.eye(n, dtype=torch.float64), rank).shape == (n, rank)
+
+
+def test_a_layer_compressed_either_way_is_the_same_layer(monkeypatch):
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(512, 8).double()
+    with torch.no_grad():
+        for projection in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj):
+            projection.weight.mul_(torch.logspace(0, -3, 512)[:, None])
+    looked = []
+    monkeypatch.setattr(module, "by_lanczos", lambda *a: looked.append(by_lanczos(*a)) or looked[-1])
+    ours = compress(layer, (8, 32, 32))
+    assert len(looked) == 4 and all(found is not None for found in looked)
+    monkeypatch.setattr(module, "SMALLEST", 513)
+    exact = compress(layer, (8, 32, 32))
+    assert len(looked) == 4
+    for weights, reference, tensor in zip((ours.pre, ours.post), (exact.pre, exact.post), both_tensors(layer)):
+        mine, best = ((tensor - w.to_tensor()).square().sum() for w in (weights, reference))
+        assert mine <= (1 + 3 * TOLERANCE) * best
+        fewer = compress(layer, (8, 31, 32))  # control
+        assert (tensor - fewer.pre.to_tensor()).square().sum() > (1 + 3 * TOLERANCE) * best
+
+
+def both_tensors(layer):
+    tucker = as_tucker(layer)
+    return tucker.pre.to_tensor(), tucker.post.to_tensor()

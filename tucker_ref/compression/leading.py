@@ -1,0 +1,85 @@
+"""Rung 12k. The leading eigenvectors of a Gram matrix: few of many by block Lanczos, proved good enough or thrown away (PyTorch).
+
+All eigenvectors of an (n, n) matrix A cost several n^3, and a compression keeps few of them. Block Lanczos looks for them in the
+span of X, A X, A^2 X, ..., where X is random. It gives r orthonormal columns V with values theta, and what these lack, the residuals
+R = A V - V theta. Of what lies outside V it says nothing, so it is checked afterwards, and for a chosen slack
+
+    |R|^2 <= 2 r slack^2                        V spans nearly an invariant subspace
+    A - V theta V^H  <=  theta_r + slack        nothing larger was missed: the difference has a Cholesky decomposition
+
+must hold. By 2 |R x . y| <= |R x|^2 / slack + slack |y|^2 the r largest eigenvalues of A then have a sum of at most
+
+    sum theta + |R|^2 / slack + 2 r slack  <=  sum theta + 4 r slack
+
+The slack is chosen so that 4 r slack is 1e-6 of what V discards, and the rounding, 4 n eps theta_1 a vector, which all decompositions
+have. Where a check fails, all eigenvectors are computed.
+Golub & Underwood 1977; random starts, and how fast: Musco & Musco 2015.
+"""
+
+import torch
+
+SMALLEST = 512  # below, all eigenvectors cost next to nothing
+BLOCK = 16  # columns of X: enough to multiply fast
+TOLERANCE = 1e-6  # by how much the discarded energy may exceed the least one
+
+
+def leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
+    """The eigenvectors of the `rank` largest eigenvalues of a positive semidefinite (n, n), as orthonormal columns (n, rank)."""
+    if len(gram) >= SMALLEST and 8 * rank <= len(gram):
+        found = by_lanczos(gram, rank)
+        if found is not None and _nothing_missed(gram, *found):
+            return found[0].flip(1)
+    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
+
+
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # V (n, r), theta (r,) ascending, and the slack
+
+
+def by_lanczos(gram: torch.Tensor, rank: int) -> Found | None:
+    """Vectors whose residuals are small enough, or None where half of all dimensions do not hold them."""
+    n = len(gram)
+    trace, generator = gram.diagonal().sum().real, torch.Generator().manual_seed(0)
+    block = torch.linalg.qr(torch.randn(n, BLOCK, dtype=gram.dtype, generator=generator).to(gram.device)).Q.mH  # (b, n)
+    basis, projected = gram.new_empty(n // 2, n), gram.new_zeros(n // 2, n // 2)  # rows of the first are orthonormal
+    size, look = 0, 2 * rank
+    while size + BLOCK <= n // 2:
+        last, size = size, size + BLOCK
+        basis[last:size] = block
+        held = basis[:size]
+        image, near = block @ gram, slice(max(0, last - BLOCK), size)  # of all blocks it meets itself and the one before
+        products = image @ basis[near].mH  # (b, 2 b)
+        projected[last:size, near], projected[near, last:size] = products, products.mH
+        block, coupling = _orthonormal(image - products @ basis[near], held)
+        if size < look:
+            continue
+        values, vectors = (x[..., -rank:] for x in torch.linalg.eigh(projected[:size, :size]))  # (r,), (size, r), ascending
+        slack = TOLERANCE * (trace - values.sum()) / (4 * rank) + n * torch.finfo(values.dtype).eps * values[-1]
+        if (coupling @ vectors[last:]).norm() <= (2 * rank) ** 0.5 * slack:
+            return held.mH @ vectors, values, slack
+        look = size + size // 4
+    return None
+
+
+def _orthonormal(rows: torch.Tensor, held: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthonormal rows, orthogonal to `held` too, which these are but for rounding; and C (b, b) with rows^H = result^H C.
+
+    Where nothing but rounding is left, the result is as good as random: the search goes on elsewhere.
+    """
+    q, c = torch.linalg.qr(rows.mH)
+    for _ in range(2):
+        q, again = torch.linalg.qr(q - held.mH @ (held @ q))
+        c = again @ c
+        if again.diagonal().abs().min() > 0.7:  # little was taken away, and with it little of the rounding was left
+            break
+    return q.mH, c
+
+
+def _nothing_missed(gram: torch.Tensor, vectors: torch.Tensor, values: torch.Tensor, slack: torch.Tensor) -> bool:
+    """Whether all eigenvalues of A - V theta V^H are below the least theta and the slack, and V is orthonormal."""
+    if (vectors.mH @ vectors - torch.eye(len(values)).to(vectors)).norm() > len(gram) * torch.finfo(values.dtype).eps:
+        return False
+    rest = torch.addmm(gram, vectors * values, vectors.mH, beta=-1)  # V theta V^H - A
+    rest.diagonal().add_(values[0] + slack)
+    failed = torch.empty(0, dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(rest, out=(rest, failed))  # in place: of the decomposition nothing is wanted
+    return not failed
