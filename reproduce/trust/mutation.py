@@ -58,6 +58,7 @@ CALLED = tuple(
         "a_cache_that_cannot_be_is_not_made",
         "a_cache_made_otherwise_is_refused_and_stays_empty",
         "a_cache_of_another_layer_is_refused",
+        "a_layers_scale_that_its_dtype_does_not_hold_is_refused_before_anything_is_cached",
     )
 )
 GRADIENTS = tuple(
@@ -67,6 +68,16 @@ GRADIENTS = tuple(
         "a_cache_costs_nothing_where_no_gradients_are_kept",
         "a_gradient_that_needs_nothing_cached_passes",
         "what_is_stored_is_given_as_it_is_where_nobody_can_ask",
+    )
+)
+INTEGERS = "test_integers.py"
+STARTED = tuple(
+    f"test_hostile.py::test_{name}"
+    for name in (
+        "weights_start_as_large_as_is_said_or_not_at_all",
+        "a_scale_for_which_no_weights_start_is_refused_before_any",
+        "what_float64_holds_only_without_its_square_starts_as_it_should",
+        "where_nothing_is_drawn_a_scale_may_be_any",
     )
 )
 HELD = "test_static_cache.py::test_what_is_held_is_what_was_there_and_shared_by_layers_that_turn_alike"
@@ -92,27 +103,29 @@ COMPRESSED = (
 )
 TESTS = {
     "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], "test_rotary.py", "test_cache.py",
-               "test_mechanisms.py", "test_qk_norm.py", NUMPY, BUILT, SHRUNK, *CALLED),
-    "tensor_algebra": ("test_tensor_algebra.py", NUMPY),
-    "decomposition": ("test_decomposition.py", NUMPY),
+               "test_mechanisms.py", "test_qk_norm.py", INTEGERS, NUMPY, BUILT, SHRUNK, *STARTED, *CALLED),
+    "tensor_algebra": ("test_tensor_algebra.py", INTEGERS, NUMPY),
+    "decomposition": ("test_decomposition.py", INTEGERS, NUMPY),
     "attention_tensors": ("test_attention_tensors.py", NUMPY),
-    "costs": ("test_costs.py", "test_contracts.py::test_costs_are_those_of_the_layer", NUMPY),
-    "rotary": ("test_rotary.py", BUILT),
-    "rope_frequencies": ("test_rotary.py", BUILT),
-    "gqa": ("test_mechanisms.py", "test_qk_norm.py", BUILT),
-    "mha": (*LAYERS, "test_qk_norm.py", "test_recompute.py"),
-    "mla": (*LAYERS, "test_rotary.py"),
+    "costs": ("test_costs.py", "test_contracts.py::test_costs_are_those_of_the_layer", INTEGERS, NUMPY),
+    "rotary": ("test_rotary.py", INTEGERS, BUILT),
+    "rope_frequencies": ("test_rotary.py", INTEGERS, BUILT),
+    "gqa": ("test_mechanisms.py", "test_qk_norm.py", INTEGERS, BUILT),
+    "mha": (*LAYERS, "test_qk_norm.py", "test_recompute.py", INTEGERS),
+    "mla": (*LAYERS, "test_rotary.py", INTEGERS),
     "tucker_naive": ("test_tucker_naive.py",),
     "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py", HELD),
     "tucker_weights": (*LAYERS, "test_special_cases.py", "test_qk_norm.py::test_norms_that_do_not_fit_make_no_layer", HELD),
-    "norms": (*LAYERS, "test_qk_norm.py"),
-    "initialisation": (*LAYERS, "test_qk_norm.py"),
-    "cache": ("test_cache.py", "test_rotary.py", *CALLED),
-    "static_cache": ("test_static_cache.py", "test_contracts.py::test_a_layer_keeps_shapes_and_decodes_what_it_computes_at_once"),
+    "norms": (*LAYERS, "test_qk_norm.py", INTEGERS),
+    "initialisation": (*LAYERS, "test_qk_norm.py", *STARTED),
+    "cache": ("test_cache.py", "test_rotary.py", "test_one_thread.py", INTEGERS, *CALLED),
+    "static_cache": ("test_static_cache.py", "test_one_thread.py", INTEGERS,
+                     "test_contracts.py::test_a_layer_keeps_shapes_and_decodes_what_it_computes_at_once"),
     "no_gradient": ("test_static_cache.py", *GRADIENTS),
-    "held": ("test_static_cache.py",),
+    "held": ("test_static_cache.py", INTEGERS),
+    "one_thread": ("test_one_thread.py",),
     "own_code": ("test_own_code.py",),
-    "cached_attention": ("test_cache.py", "test_rotary.py", *CALLED),
+    "cached_attention": ("test_cache.py", "test_rotary.py", "test_one_thread.py", INTEGERS, *CALLED),
     "attend": ("test_attend.py", *ATTENDED),
     "backends": ("test_attend.py", *ATTENDED),
     "recompute": ("test_recompute.py",),
@@ -121,12 +134,13 @@ TESTS = {
     **{f"compression/{module}": (*COMPRESSED, SHRUNK, SPOILED) for module in ("rope_classes", "factored_tensor", "truncation")},
     "compression/leading": ("test_leading.py",),
     "compression/moments": ("test_compress.py", "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK),
-    "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks", SHRUNK, SPOILED),
-    "compression/ranks": (*COMPRESSED, SHRUNK),
-    "compression/compress": (*COMPRESSED, SHRUNK),
-    "compression/model_ranks": ("test_model_ranks.py",),
+    "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks",
+                            INTEGERS, SHRUNK, SPOILED),
+    "compression/ranks": (*COMPRESSED, INTEGERS, SHRUNK),
+    "compression/compress": (*COMPRESSED, INTEGERS, SHRUNK),
+    "compression/model_ranks": ("test_model_ranks.py", INTEGERS),
     "compression/normed": ("test_normed.py",),
-    "compression/convert": ("test_convert.py",
+    "compression/convert": ("test_convert.py", INTEGERS,
                             "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost", SHRUNK),
     "reproduce/train/muon": ("test_muon.py",),
     "reproduce/train/qk_clip": ("test_qk_clip.py",),
