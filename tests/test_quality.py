@@ -276,6 +276,15 @@ for n, line in enumerate(lines, 1):
     assert set(every.values()) == {"mypy"} and lot == {drawn[0]: "killed"}
 
 
+def test_a_test_that_breaks_down_has_noticed(toy):
+    """As a wrong operator may end the whole process. Other exit codes nobody knows are no kill."""
+    codes = {"m0": -11, "m1": -6, "m2": 1, "m3": -15, "m4": 0}
+    meta = toy / "mutants" / "tucker_ref" / "toy.py.meta"
+    meta.parent.mkdir(parents=True)
+    meta.write_text(json.dumps({"exit_code_by_key": codes}), encoding="utf-8")
+    assert mutation.living(mutation.exits(toy, "toy")) == ["m3", "m4"]
+
+
 LARGER = """
 def test_larger():
     assert True

@@ -146,6 +146,7 @@ TESTS = {
     "reproduce/train/qk_clip": ("test_qk_clip.py",),
 }  # fmt: skip
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 24: "timeout", -24: "timeout", 37: "mypy"}
+OUTCOMES |= {-11: "killed", -6: "killed"}  # the whole process broke down in a test, which nobody misses
 
 
 def run(options: Options) -> None:
