@@ -37,9 +37,10 @@ def elsewhere(call):
         except RuntimeError as error:
             found.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(20)
+    assert found, "the other thread waits, where it should have been refused"
     return found[0]
 
 
