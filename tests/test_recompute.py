@@ -176,6 +176,14 @@ def test_a_second_backward_pass_is_refused_in_words(build, backend):
         y.backward()
 
 
+@pytest.mark.parametrize("options, calls", [({}, 2), ({"when": False}, 1)], ids=["by default", "control"])
+def test_what_attends_is_called_again_in_the_backward_pass(options, calls):
+    called = []
+    x = torch.ones(3, requires_grad=True)
+    recompute.queries_made_again(lambda x: called.append(1) or x.square(), x, **options).sum().backward()
+    assert len(called) == calls and torch.equal(x.grad, 2 * x)
+
+
 def test_heads_of_one_token_lie_side_by_side():
     x = torch.randn(2, 4, 9, 16)
     laid = recompute.laid_by_token(x)

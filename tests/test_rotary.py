@@ -201,6 +201,15 @@ def test_frequencies_come_back_from_the_meta_device():
     assert relative_error(emptied(x), layer(x)) > DIFFERENT  # control
 
 
+@pytest.mark.parametrize(
+    "frequencies, why",
+    [(torch.ones(2, 2), r"shape \(2, 2\); it"), ([1.0, float("nan")], r"shape \(2,\), NaN or infinity among them; it")],
+)
+def test_frequencies_are_refused_for_what_is_wrong_with_them(frequencies, why):
+    with pytest.raises(ValueError, match=f"^frequencies has {why} must be a list of finite numbers"):
+        Rotary(frequencies)
+
+
 def test_frequencies_are_constants_of_their_own():
     given = torch.tensor([1.0, 0.1], dtype=torch.float64)
     rotary = Rotary(given)
