@@ -102,25 +102,19 @@ A run that is on record is skipped; one that was stopped goes on from its last c
 """
 
 
-BUG = "This is a fault of the program, not of what it was given: please report it, with the lines above and the command."
-
-
 @console.at_the_terminal
 def main() -> int:
     """Run what the command line says.
 
     Returns:
         0; 1 after one line where something given cannot be used, 2 where the command itself is wrong, 130 after Ctrl-C. Any other
-        error is one of the program: it is raised, with a note that says so.
+        error is one of the program: it is raised, and the terminal is told so.
     """
     try:
         return run_command()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except Exception as error:
-        error.add_note(BUG)
-        raise
 
 
 def run_command() -> int:

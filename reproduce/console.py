@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TextIO
 
+BUG = "This is a fault of the program, not of what it was given: please report it, with the lines above and the command."
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that a shell gives
 
 
@@ -32,7 +33,7 @@ def leave_at_once() -> None:
 
 
 def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
-    """What a program's `main` needs around it: output in UTF-8, and one line and status 130 after Ctrl-C.
+    """What a program's `main` needs around it: output in UTF-8, one line and status 130 after Ctrl-C, and a note to what it raises.
 
     Args:
         main: returns the exit status.
@@ -52,6 +53,7 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
                 return main()
         except (KeyboardInterrupt, Exception) as error:
             if not is_interrupt(error):
+                error.add_note(BUG)
                 raise
             _clear_away_unheard()
             if not isinstance(error, Told):

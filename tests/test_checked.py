@@ -16,6 +16,7 @@ import torch
 from helpers import run_here
 from torch import nn
 
+import paper_figures.__main__
 from reproduce import console
 from reproduce.data import images, prepared, text
 from reproduce.models.generation import generate, next_token
@@ -462,7 +463,13 @@ def toy(path: Path):
         ({"config": "[]"}, "its config is no dict"),
         ({"config": "{"}, "its config: Expecting"),
         ({"optimizer": []}, r"it has optimizer \[\]; it must be a dict"),
+        ({"optimizer": {"state": {}}}, "it lacks optimizer.param_groups"),
+        ({"optimizer": {"state": {0: 3}, "param_groups": []}}, r"it has optimizer.state\[0\] 3; it must be a dict"),
         ({"optimizer": {"state": {0: {"exp_avg": "x"}}, "param_groups": []}}, None),
+        ({"optimizer": {"state": {7: {}}, "param_groups": []}}, None),
+        ({"optimizer": {"state": {-1: {}}, "param_groups": []}}, None),
+        ({"model": {"other": torch.ones(1)}}, None),
+        ({"model": {"weight.other": torch.ones(1)}}, None),
     ],
 )
 def test_a_checkpoint_of_other_steps_is_refused(tmp_path, change, message):
@@ -529,7 +536,12 @@ def test_an_internal_error_stays_one_and_says_so(monkeypatch):
     monkeypatch.setattr(__main__, "show_records", lambda _options: {}["missing"])
     with pytest.raises(KeyError, match="missing") as raised:
         run_here("report")
-    assert raised.value.__notes__ == [__main__.BUG]
+    assert raised.value.__notes__ == [console.BUG]
+    monkeypatch.setattr(paper_figures.__main__.records, "load_some", lambda _folder: {}["missing"])
+    monkeypatch.setattr("sys.argv", ["paper_figures"])
+    with pytest.raises(KeyError, match="missing") as raised:
+        paper_figures.__main__.main()
+    assert raised.value.__notes__ == [console.BUG]
 
 
 def test_weights_of_another_shape_fill_no_model():

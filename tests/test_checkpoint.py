@@ -13,6 +13,7 @@ from helpers import run_here
 from safetensors.torch import load_file, save_file
 
 from reproduce.models.public import checkpoint
+from reproduce.models.public.layers import Turning
 from reproduce.report import compression, query, unfoldings
 from reproduce.store import records
 from reproduce.train.public_models import open_model
@@ -87,6 +88,7 @@ DAMAGED = {
         lambda f: reconfigured(f, architectures=["LlamaEncoder"]), "its architecture is LlamaEncoder, which transformers does not know"
     ),
     "a class that is a number": (lambda f: reconfigured(f, architectures=[3]), "its architecture is 3, which transformers does not"),
+    "classes that are a number": (lambda f: reconfigured(f, architectures=3), "its architectures is 3; it must be a list of names$"),
     "a window that Llama has not": (
         lambda f: reconfigured(f, sliding_window=5), "sliding_window is 5, which llama has not: remove it from config.json$"
     ),
@@ -127,6 +129,14 @@ def test_weights_that_are_missing_or_belong_to_nothing_are_named(damage, llama):
     change(llama)
     with pytest.raises(ValueError, match=f"--model .*m cannot be opened: .*{message}"):
         open_model(str(llama))
+
+
+def test_no_more_channels_turn_than_a_head_has():
+    """As partial_rotary_factor above 1 would have it."""
+    turning = Turning(torch.tensor([1.0, 0.5]))
+    assert turning.rotary(4).blocks == (4,) and turning.rotary(6).blocks == (4, 2)  # control
+    with pytest.raises(ValueError, match="its rotary embedding turns 4 channels of a head, which has 2$"):
+        turning.rotary(2)
 
 
 def test_weights_in_several_files_open(llama):

@@ -16,6 +16,7 @@ from reproduce.store.records import COMMITTED as FOLDER
 from reproduce.store.records import Record, load
 
 COMMITTED = load(FOLDER)
+WITHOUT_TEST_TEXT = [r for r in COMMITTED if not r.preset.startswith("gpu-fresh")]  # as AdamW's rows were judged
 SEEDS = range(1, 9)
 TABLE3 = {row.label: row for row in BUDGETS["table3"].rows}
 TABLE2 = {row.label: row for row in BUDGETS["table2"].rows}
@@ -382,8 +383,8 @@ def test_the_reasons_why_no_row_can_fail_are_true():
 
 
 def test_what_was_let_pass_before_would_fail_now():
-    """Every row of Tables 2 and 3 was within +2 % and +3 %, the worst included."""
-    assert the_claim("competitive with MHA").on_every_row(COMMITTED)["MLA shared d_c=128"] == FAILED  # +1.7 %
+    """Every row of Tables 2 and 3 was within +2 % and +3 %, the worst included, before some read a test text."""
+    assert the_claim("competitive with MHA").on_every_row(WITHOUT_TEST_TEXT)["MLA shared d_c=128"] == FAILED  # +1.7 %
     assert the_claim("comparable to GQA").on_every_row(COMMITTED)["MLA shared d_c=128"] == FAILED  # +2.5 %
 
 
@@ -403,10 +404,10 @@ def test_one_difference_is_one_estimate_wherever_it_is_judged():
 
 
 def test_words_need_the_table_s_base():
-    words = claims.words_table(COMMITTED)
+    words = claims.words_table(WITHOUT_TEST_TEXT)
     cells = [cell.strip() for cell in words.splitlines()[2].strip("|").split("|")]
     assert cells[2] == "GQA n_KV=4" and "MLA shared d_c=128" in cells[3] and "MQA" in cells[4]  # level, above, one seed
-    assert "Table 2" not in claims.words_table([r for r in COMMITTED if (r.experiment, r.method) != ("table2", "MHA")])
+    assert "Table 2" not in claims.words_table([r for r in WITHOUT_TEST_TEXT if (r.experiment, r.method) != ("table2", "MHA")])
     assert claims.words_table([]) == ""
 
 

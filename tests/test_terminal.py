@@ -67,7 +67,7 @@ ENDS = {  # a program's text, and what it ends with
     "in its main": ("main(KeyboardInterrupt)", 130, "stopped\n"),
     "in its main, which told": ("main(console.Told)", 130, ""),
     "in what its main imports": ("main(made_of(KeyboardInterrupt()))", 130, "stopped\n"),
-    "an error in its main": ("main(made_of(KeyError()))", 1, "ImportError: initialization failed\n"),
+    "an error in its main": ("main(made_of(KeyError()))", 1, f"ImportError: initialization failed\n{console.BUG}\n"),
     "after its main": ("main(None); os.kill(os.getpid(), 2); time.sleep(9)", 130, "stopped\n"),
     "an error": ("raise ValueError('of ours')", 1, "ValueError: of ours\n"),
     "nothing": ("main(None)", 0, ""),

@@ -121,7 +121,10 @@ def test_a_plain_one_opens_is_saved_and_opens_again(timm, tmp_path):
     "public, message",
     [
         ({"timm": "hf-hub:someone/vit"}, "timm knows no model hf-hub:someone/vit"),
-        ({"timm": "vit_tiny", "arguments": {"num_classes": "10"}}, 'it has num_classes "10"; it must be an integer'),
+        (
+            {"timm": "vit_tiny", "arguments": {"num_classes": "10"}},
+            'its public has arguments.num_classes "10"; it must be an integer',
+        ),
     ],
 )
 def test_a_file_leads_timm_nowhere_else(public, message, timm, tmp_path):

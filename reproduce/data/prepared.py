@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..store.checked import Count, Line, Part, check, read_json
+from ..store.faults import as_one_line
 from ..store.files import extend, write_atomically
 from ..store.locks import locked
 from .text import GPT2_VOCABULARY, TextData, bytes_per_token, check_tokenizer, encode, load_text, read_gpt2_tables
@@ -90,12 +91,9 @@ def open_prepared(path: str) -> TextData:
 
 def _read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a prepared folder.  Raises ValueError, naming the file, if it is none that `prepare` wrote."""
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise
-    except Exception as error:  # the class that tokenizers raises
-        raise ValueError(f"{path} is no tokenizer: {error}") from None
+    text = path.read_bytes()
+    with as_one_line(lambda error: f"{path} is no tokenizer: {error}"):
+        tokenizer = Tokenizer.from_str(text.decode())
     check_tokenizer(tokenizer, str(path))
     return tokenizer
 

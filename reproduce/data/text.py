@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from ..store.faults import as_one_line
 from ..store.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
@@ -228,10 +229,8 @@ def read_gpt2_tables(folder: Path) -> Tokenizer:
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"--bpe {folder}: {' and '.join(missing)} not found there")
-    try:
+    with as_one_line(lambda error: f"--bpe {folder}: {error}"):
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as error:  # the class that tokenizers raises
-        raise ValueError(f"--bpe {folder}: {error}") from None
     check_tokenizer(tokenizer, f"--bpe {folder}: vocab.json")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -45,7 +45,8 @@ SWEPT_RATES = {
     if row.mechanism == "Tucker" and row.ranks[0] < PAPER_SHAPE["n_heads"] and not row.shared_kv
 }
 
-# Where validation text preferred another rate than the one of `FRESH`, for rows whose grid is whole: locked before any new seed ran.
+# Where validation text preferred another rate than that of `FRESH`, for rows whose grid is whole: locked before any new seed of theirs ran.
+# MLA with separate latents and norms on them stays at `FRESH`'s.
 LOCKED_RATES = dict.fromkeys(
     ("MHA QK-norm", "GQA n_KV=4 QK-norm", *(f"Tucker {ranks} QK-norm" for ranks in ("[8,128,128]", "[8,128,64]", "[8,64,64]"))),
     9.6e-3,

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import safetensors.torch
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
@@ -15,9 +17,51 @@ from tucker_ref import LatentNorm, Rotary, TuckerAttention
 from tucker_ref.initialisation import shapes_alone
 from tucker_ref.norms import QKNorm
 
+from .checked import Amount, Part, Real, Size, check, read_json
+from .faults import as_one_line
 from .files import write_atomically
 
 NORMS = ("query_norm", "key_norm", "value_norm", "q_norm", "k_norm")  # of a Tucker layer
+
+
+class Description(Part):
+    """Arguments of a class, and no others."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+
+class RotaryShape(Description):
+    """As `describe` tells it of a rotary embedding."""
+
+    frequencies: list[Real]
+    pairing: str = "half"
+    blocks: list[Size] | None = None
+
+
+class NormShape(Description):
+    """As `describe_norm` tells it of a norm: of queries or keys where it names heads, else of a latent."""
+
+    width: Size
+    eps: Amount | None
+    heads: Size | None = None
+    blocks: Size = 1
+    count: Size | None = None
+
+
+class LayerShape(Description):
+    """As `describe` tells it of a layer."""
+
+    d_model: Size
+    n_heads: Size
+    ranks: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    post_ranks: Annotated[list[Size], Field(min_length=3, max_length=3)] | None = None
+    shared_kv: bool = False
+    scale: Real | None = None
+    bias: bool = False
+    latent_norm: bool = False
+    qk_norm: str | None = None
+    rotary: RotaryShape | None
+    norms: dict[str, NormShape] = {}
 
 
 def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
@@ -111,8 +155,17 @@ def built(path: Path, build: Callable[[], nn.Module], layers: int) -> nn.Module:
 
 
 def put_layers(model: nn.Module, metadata: dict[str, str]) -> nn.Module:
-    """The same model with the Tucker layers that a file's metadata describe in their places, freshly initialised."""
-    for place, description in json.loads(metadata["attention"]).items():
+    """The same model with the Tucker layers that a file's metadata describe in their places, freshly initialised.
+
+    Raises ValueError for what describes no layer, and for a place that the model does not have.
+    """
+    described_layers = read_json(metadata["attention"], "its attention")
+    check(Part, described_layers, "its attention")
+    places = dict(model.named_modules())
+    for place, description in described_layers.items():
+        if place == "" or place not in places:
+            raise ValueError(f"its attention describes a layer at {place!r}, where the model has none")
+        check(LayerShape, description, "its attention", place)
         model.set_submodule(place, layer_of(description))
     return model
 
@@ -142,8 +195,7 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
     return model.eval()
 
 
-@contextmanager
-def described(path: Path):
+def described(path: Path) -> AbstractContextManager[None]:
     """Whatever a file's metadata make go wrong while a model is built from them becomes one kind of error.
 
     Args:
@@ -152,10 +204,7 @@ def described(path: Path):
     Raises:
         ValueError: naming it.
     """
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path} describes no model that can be built: {type(error).__name__}: {error}") from error
+    return as_one_line(lambda error: f"{path} describes no model that can be built: {type(error).__name__}: {error}")
 
 
 def make_room(path: Path, run: str) -> None:
@@ -223,9 +272,17 @@ def layer_of(description: dict) -> TuckerAttention:
     layer = TuckerAttention(**{**shape, "rotary": rotary and Rotary(**rotary)})
     if "norms" in description:  # which older files do not have: theirs are as the layer makes them
         for name in NORMS:
-            norm = description["norms"].get(name)
-            setattr(layer, name, nn.Identity() if norm is None else (QKNorm if "heads" in norm else LatentNorm)(**norm))
+            setattr(layer, name, norm_of(description["norms"].get(name)))
     return layer
+
+
+def norm_of(description: dict | None) -> nn.Module:
+    """A fresh norm of the kind that `describe_norm` tells; none is the identity."""
+    if description is None:
+        return nn.Identity()
+    if "heads" in description:
+        return QKNorm(**description)
+    return LatentNorm(description["width"], eps=description["eps"])
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -174,6 +174,13 @@ def _save(path, model, optimizer, config, step, result, workers) -> None:
         write_atomically(path, lambda file: torch.save(state, file))
 
 
+class Moments(Part):
+    """What a checkpoint says of the optimiser."""
+
+    state: dict[int, dict[str, Any]]  # by the number of a parameter
+    param_groups: list[dict[str, Any]]
+
+
 class Checkpoint(Part):
     """What a checkpoint says beside weights and moments."""
 
@@ -184,13 +191,21 @@ class Checkpoint(Part):
     observations: list[dict[str, Any]]
     machines: list[str] = []
     model: dict[str, Any]
-    optimizer: dict[str, Any]
+    optimizer: Moments
+
+
+def _second(model: nn.Module, name: str) -> torch.Tensor:
+    """The parameter that has a second, older name.  Raises ValueError where it is none's."""
+    try:
+        return model.get_parameter(name)
+    except AttributeError:
+        raise ValueError(f"it holds {name}, which is no parameter") from None
 
 
 def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # workers of one machine share its pages
-    except Exception as error:  # whatever torch and pickle raise
+    except Exception as error:  # whatever torch and pickle raise of a damaged file: nothing else is called here
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again") from error
     try:
         check(Checkpoint, state, f"{path} is not a readable checkpoint: it")
@@ -205,16 +220,16 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     if kept != config.config():
         changed = [k for k in {**kept, **config.config()} if kept.get(k) != config.config().get(k)]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
+    own = model.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        own = model.state_dict()
-        like = {
-            name: own[name] if name in own else model.get_parameter(name) for name in state["model"]
-        }  # a second, older name
+        if not all(0 <= number < len(parameters) for number in state["optimizer"]["state"]):
+            raise ValueError("its optimiser has other parameters")
+        like = {name: own[name] if name in own else _second(model, name) for name in state["model"]}
         model.load_state_dict({name: sharded_like(like[name], tensor) for name, tensor in state["model"].items()})
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, moments in state["optimizer"]["state"].items():
             moments |= {name: sharded_like(parameters[number], tensor) for name, tensor in moments.items()}
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError) as error:  # PyTorch's of other names, shapes and groups
         raise ValueError(f"{path} holds the weights of another model; delete it to start again") from error
     return step, result

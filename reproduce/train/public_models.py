@@ -6,7 +6,7 @@ with themselves at every opening (`models/public/agreement`). Public weights are
 """
 
 import json
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +19,8 @@ from ..data.images import load_images
 from ..models.public import agreement, checkpoint, inputs, timm_models, transformers_models
 from ..models.public.families import IMAGE_TYPES
 from ..models.public.opened import CLASS, OpenModel
+from ..store.checked import Part, check, read_json
+from ..store.faults import as_one_line, is_of_a_file
 from ..store.saved import described, fill, read_metadata, read_model
 from .language import load_model
 from .vision import as_input, load_vit
@@ -64,13 +66,9 @@ def open_model(name: str, *, trust_layers: bool = False, head: bool = True) -> O
     return opened
 
 
-@contextmanager
-def _opening(name: str):
+def _opening(name: str) -> AbstractContextManager[None]:
     """Whatever a damaged or missing checkpoint makes a library raise becomes one line."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"--model {name} cannot be opened: {_said(error)}") from error
+    return as_one_line(lambda error: f"--model {name} cannot be opened: {_said(error)}")
 
 
 def _said(error: Exception) -> str:
@@ -95,8 +93,10 @@ def configured(name: str) -> tuple[str, int] | None:
         return None
     try:
         config = checkpoint.config_of(name)
-    except Exception:  # whatever it is, `open_model` says it better
-        return None
+    except Exception as error:
+        if is_of_a_file(error):  # `open_model` says it better
+            return None
+        raise
     if config.model_type not in IMAGE_TYPES:
         return None
     return transformers_models.known_as(name), transformers_models.image_size_of(config)
@@ -170,14 +170,21 @@ def _open_public_file(path: Path, trust_layers: bool) -> OpenModel:
     """The architecture from the file's metadata, compared with fresh weights, then Tucker layers and weights from the file."""
     metadata, tensors = read_model(path)
     with described(path):
-        public = json.loads(metadata["public"])
+        public = read_json(metadata["public"], "its public")
+        check(Part, public, "its public")
+        check(timm_models.Public if "timm" in public else transformers_models.Public, public, "its public")
         if "timm" in public:
             opened = timm_models.from_description(public)
         else:
-            opened = transformers_models.from_description(metadata["name"], public, metadata.get("tokenizer"))
+            name = metadata.get("name", path.stem)
+            opened = transformers_models.from_description(name, public, metadata.get("tokenizer"))
         _compare(opened, trust_layers)
-        places = json.loads(metadata["attention"])  # of the Tucker layers inside their adapters
-        opened.put({place.removesuffix(".attention"): opened.layers[place.removesuffix(".attention")] for place in places})
+        described_layers = read_json(metadata["attention"], "its attention")
+        check(Part, described_layers, "its attention")
+        places = [place.removesuffix(".attention") for place in described_layers]  # of the adapters that hold Tucker layers
+        if unknown := sorted(set(places) - opened.layers.keys()):
+            raise ValueError(f"its attention describes a layer at {unknown[0]!r}, where the model has none")
+        opened.put({place: opened.layers[place] for place in places})
     fill(opened.model, metadata, tensors, path)
     opened.layers = {p: getattr(opened.model.get_submodule(p), "attention", layer) for p, layer in opened.layers.items()}
     opened.weights = checkpoint.identity(str(path))

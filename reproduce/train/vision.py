@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import nn
 from tqdm import tqdm
 
@@ -26,7 +27,9 @@ SHIFT = 4  # pixels
 
 
 class VitShape(Part):
-    """The arguments of ViT but `attention`."""
+    """The arguments of ViT but `attention`, and no others."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     image_size: Size
     patch_size: Size

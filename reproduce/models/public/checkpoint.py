@@ -204,6 +204,8 @@ def check_types(name: str, model: nn.Module) -> None:
 def architecture_of(config) -> str:
     """The class that config.json names, "" if none.  Raises ValueError for one of the checkpoint's own code."""
     named = config.architectures or [""]
+    if not isinstance(named, (str, list)):
+        raise ValueError(f"its architectures is {named!r}; it must be a list of names")
     architecture = str(named if isinstance(named, str) else named[0])
     if architecture and not hasattr(library(architecture), architecture):
         raise ValueError(

@@ -35,6 +35,8 @@ class Turning:
     def rotary(self, head_dim: int) -> Rotary:
         """Partial rotary embedding turns the rest with frequency zero."""
         rest = head_dim - self.width
+        if rest < 0:
+            raise ValueError(f"its rotary embedding turns {self.width} channels of a head, which has {head_dim}")
         frequencies = torch.cat([self.frequencies, self.frequencies.new_zeros(rest // 2)])
         return Rotary(frequencies, self.pairing, (self.width, rest) if rest else None)
 

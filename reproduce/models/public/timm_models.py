@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ...store.checked import Part, check
+from ...store.checked import Line, Part
 from .adapter import Adapter
 from .checkpoint import identity_of
 from .inputs import as_trained
@@ -23,6 +23,13 @@ class Arguments(Part):
     """What of a model's arguments its file says."""
 
     num_classes: Annotated[int, Field(ge=0, le=MOST_CLASSES)]
+
+
+class Public(Part):
+    """What a file says of a model of timm."""
+
+    timm: Line
+    arguments: Arguments
 
 
 def open_timm(name: str) -> OpenModel | None:
@@ -48,7 +55,6 @@ def from_description(public: dict) -> OpenModel:
     name, arguments = public["timm"], public["arguments"]
     if not timm.is_model(name.split(".")[0]):  # "hf-hub:" and "local-dir:" lead elsewhere
         raise ValueError(f"timm knows no model {name}")
-    check(Arguments, arguments, "it")
     return adapted(name, timm.create_model(name, pretrained=False, num_classes=arguments["num_classes"]), public)
 
 

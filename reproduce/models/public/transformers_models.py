@@ -2,17 +2,32 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ...store.checked import check
+from ...store.checked import Line, Part, check
+from ...store.faults import is_of_a_file
 from . import checkpoint, inputs
 from .adapter import Adapter
 from .families import family_of
 from .family import Family
 from .layers import Turning, turning_of
 from .opened import CLASS, NOTHING, OpenModel
+
+
+class Config(Part):
+    """What a file keeps of config.json; the rest transformers checks."""
+
+    model_type: Line
+
+
+class Public(Part):
+    """What a file says of a model of transformers."""
+
+    config: Config
+    pixels: dict[str, Any] | list[Any] | None = None
 
 
 def open_folder(name: str, head: bool = True) -> OpenModel:
@@ -28,7 +43,10 @@ def open_folder(name: str, head: bool = True) -> OpenModel:
     else:
         try:
             more["tokenizer"] = inputs.tokenizer_of(name)
-        except Exception as error:  # spectra needs none; what does need one says why there is none
+        except Exception as error:
+            if not is_of_a_file(error):
+                raise
+            # Spectra need none; what does need one says why there is none.
             more["no_tokenizer"] = str(error).strip().split("\n")[0]
     opened = adapted(known_as(name), model, family, pixels, **more)
     opened.weights = checkpoint.identity(name)
