@@ -133,3 +133,12 @@ def test_a_layer_compressed_either_way_is_the_same_layer(monkeypatch):
 def both_tensors(layer):
     tucker = as_tucker(layer)
     return tucker.pre.to_tensor(), tucker.post.to_tensor()
+
+
+def test_a_block_of_zeros_is_tried_twice_and_then_left_to_the_proof():
+    """QR makes unit vectors of zeros; these may be held already, and rounding that would lead elsewhere is not there."""
+    held = torch.eye(N, dtype=torch.float64)[: module.BLOCK]
+    block, coupling = module._orthonormal(torch.zeros_like(held), held)
+    assert not coupling.any() and (block @ held.T).abs().max() > 0.5
+    block, _ = module._orthonormal(held.roll(module.BLOCK, dims=1) + held, held)  # control: something is new
+    assert (block @ held.T).abs().max() < 1e-15
