@@ -6,7 +6,7 @@ import os
 import quicker  # isort: skip  (before what it makes quicker)
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
@@ -17,9 +17,10 @@ quicker.compile_untraced()
 if os.environ.get("TRITON_INTERPRET") == "1":
     quicker.interpret_quickly()
 
-# ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`).
+# ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`). mutants: ci, and the first that fails.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("long", deadline=None, max_examples=500)
+settings.register_profile("mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MATRIX: dict[tuple[str, str], float] = {}

@@ -21,7 +21,7 @@ from tucker_ref import (
     tucker_cost,
 )
 from tucker_ref.cached_attention import keeps_cache, token_positions
-from tucker_ref.no_gradient import refused
+from tucker_ref.no_gradient import refused, without_gradient
 
 CASES = {  # layer, and what Table 1 says it caches
     "MHA": (lambda: MultiHeadAttention(24, 3), mha_cost(24, 3)),
@@ -244,6 +244,14 @@ def test_a_cache_costs_nothing_where_no_gradients_are_kept(name, mode):
     with mode():
         y = layer(x, cache=cache)
     assert not y.requires_grad and not any(t.requires_grad for t in cache.streams.values())
+
+
+@pytest.mark.parametrize("kept, wanted", [(False, True), (True, False), (False, False)])
+def test_what_is_stored_is_given_as_it_is_where_nobody_can_ask(kept, wanted):
+    stored, new = torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 2, 3, requires_grad=wanted)
+    with torch.set_grad_enabled(kept):
+        assert without_gradient(stored, new) is stored
+    assert without_gradient(stored, new.requires_grad_()).grad_fn is not None  # control
 
 
 def test_a_gradient_that_needs_nothing_cached_passes():

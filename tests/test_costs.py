@@ -129,3 +129,11 @@ def test_what_happens_once_is_apart_from_what_happens_per_token():
 def test_what_no_layer_can_have_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_no_tokens_cost_nothing_and_any_number_may_be_asked_about():
+    cost = mha_cost(24, 3)
+    assert cost.flops(0) == cost.cache_bytes(0) == cost.parameter_bytes(0) == 0
+    assert cost.cache_bytes(10**30) == 10**30 * cost.cache_bytes(1) > 0  # not the size of a tensor
+    with pytest.raises(ValueError, match="^n_tokens is -1; it must be an integer of at least 0"):
+        cost.flops(-1)

@@ -22,6 +22,7 @@ from tucker_ref import (
     compress,
     tensor_attention,
 )
+from tucker_ref.tucker_weights import latent_factors
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 LENGTHS = pytest.mark.parametrize("batch, n_tokens", [(1, 1), (2, 7), (1, 63)])
@@ -692,6 +693,9 @@ def test_weights_of_another_layer_bring_their_latent_along():
     assert together.shared_kv and together.post.value is together.pre.key is layer.pre.key
     x = torch.randn(2, 5, 24)
     assert torch.equal(together(x), layer(x)) and not torch.equal(apart(x), layer(x))
+    read = latent_factors(layer.pre, layer.post)
+    assert len(read) == 2 and read[0] is layer.pre.query and read[1] is layer.pre.key  # a shared latent is made once
+    assert latent_factors(apart.pre, apart.post)[2] is apart.post.value
 
 
 @pytest.mark.parametrize(
@@ -709,7 +713,8 @@ def test_weights_that_do_not_fit_together_make_no_layer(change, message):
     layer = TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5))
     with pytest.raises(ValueError, match=message):
         TuckerAttention.from_weights(*change(layer.pre, layer.post), scale=1.0)
-    TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0)  # control
+    made = TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0)  # control
+    assert made.pre is layer.pre and made.post is layer.post  # with whatever hangs on them
 
 
 @pytest.mark.parametrize("bias, output_bias", [(False, torch.zeros(24)), (True, None), (True, torch.zeros(1))])

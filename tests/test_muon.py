@@ -321,3 +321,51 @@ def test_each_rate_of_a_dry_run_is_shown(tmp_path, monkeypatch, capsys):
     assert __main__.main() == 0
     shown = capsys.readouterr().out
     assert "AdamW at a peak rate of 0.001" in shown and "AdamW at a peak rate of 0.004" in shown
+
+
+def test_its_defaults_are_torchs_own():
+    params = [torch.nn.Parameter(random((3, 4), 0))]
+    ours, theirs = (kind(params, 1e-2).defaults for kind in (Muon, torch.optim.Muon))
+    assert {name: theirs[name] for name in ("lr", "weight_decay", "momentum")} == ours
+
+
+def test_a_group_without_gradients_holds_up_no_other():
+    still, moved = (torch.nn.Parameter(random((3, 4), n)) for n in range(2))
+    before = [still.detach().clone(), moved.detach().clone()]
+    moved.grad = random((3, 4), 2)
+    Muon([{"params": [still]}, {"params": [moved]}], 1e-2).step()
+    assert torch.equal(still, before[0]) and not torch.equal(moved, before[1])
+
+
+def test_a_core_of_many_slices_moves_as_its_slices_do():
+    """However many there are: the size of a step is that of a slice's longer side."""
+
+    def moved(params, grads):
+        for p, grad in zip(params, grads):
+            p.grad = grad
+        before = [p.detach().clone() for p in params]
+        Muon(params, 1e-2, weight_decay=0.0).step()
+        return [p.detach() - b for p, b in zip(params, before)]
+
+    core, grad = random((40, 6, 8), 0).double(), random((40, 6, 8), 1).double()
+    [whole] = moved([torch.nn.Parameter(core.clone())], [grad])
+    slices = moved([torch.nn.Parameter(part.clone()) for part in core], list(grad))
+    assert relative_error(whole, torch.stack(slices)) < 1e-12
+    assert (
+        relative_error(whole, -1e-2 * 0.2 * 40**0.5 * torch.stack(orthogonal(list(grad)))) > 0.1
+    )  # control: the longest of all
+
+
+def test_cores_of_the_same_sizes_in_another_order_are_other_matrices():
+    one, other = orthogonal([random((3, 4, 5), 0), random((4, 3, 5), 1)])
+    for result, alone in ((one, random((3, 4, 5), 0)), (other, random((4, 3, 5), 1))):
+        assert relative_error(result, orthogonal([alone])[0]) < 1e-2
+
+
+def test_float64_is_kept_and_the_size_of_gradients_is_forgotten():
+    x = random((20, 30), 2).double()
+    [whole] = orthogonal([x])
+    assert relative_error(whole, newton_schulz(x[None])[0]) < 1e-14
+    assert relative_error(orthogonal([x.float()])[0].double(), whole) > 1e-4  # control: bfloat16
+    assert relative_error(newton_schulz(1e-6 * x[None]), newton_schulz(x[None])) < 1e-12
+    assert not newton_schulz(torch.zeros(1, 2, 3)).any()

@@ -98,6 +98,8 @@ def test_each_layer_has_one_function_of_its_own_and_may_be_copied_and_stored():
     assert TuckerAttention.__call__ is nn.Module.__call__
     for copied in (other, pickle.loads(pickle.dumps(layer))):
         assert torch.equal(copied(x), layer(x)) and torch.equal(copied.__call__(x), layer(x))
+    full = layer.__call__(x, causal=False)
+    assert torch.equal(full, layer.forward(x, causal=False)) and not torch.equal(full, layer(x))
     seen = []
     layer.register_forward_hook(lambda *_: seen.append(1))
     layer(x)
@@ -107,11 +109,11 @@ def test_each_layer_has_one_function_of_its_own_and_may_be_copied_and_stored():
 def test_a_layer_compiled_in_place_calls_what_was_compiled(monkeypatch):
     called, layer, x = [], TuckerAttention(24, 6, (4, 9, 8)).double(), tokens(1, 5, 24)
     monkeypatch.setattr(
-        torch, "compile", lambda function, **options: lambda *a, **o: called.append(options) or function(*a, **o)
+        torch, "compile", lambda function, *g, **options: lambda *a, **o: called.append((g, options)) or function(*a, **o)
     )
     expected = layer(x)
-    layer.compile(dynamic=False)
-    assert torch.equal(layer(x), expected) and called == [{"dynamic": False}]
+    layer.compile("given", dynamic=False)
+    assert torch.equal(layer(x), expected) and called == [(("given",), {"dynamic": False})]
 
 
 def test_code_of_ones_own_does_the_same():
@@ -120,5 +122,5 @@ def test_code_of_ones_own_does_the_same():
         return a * b
 
     first, second = with_own_code(product), with_own_code(product)
-    assert first(3) == second(3, b=2) == 6 and first.__doc__ == "Of two."
+    assert first(3) == second(3, b=2) == 6 and second(3, b=5) == 15 and first.__doc__ == "Of two."
     assert first.__code__ is not second.__code__

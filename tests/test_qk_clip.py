@@ -52,6 +52,25 @@ def test_the_logits_of_each_head_are_scaled_and_its_outputs_are_not(name):
     assert relative_error(after.pre.to_tensor(), before.pre.to_tensor()) > 0.1  # control
 
 
+def test_where_a_head_has_keys_of_its_own_they_take_half():
+    """As Kimi K2 does; shared keys are left alone."""
+    for name, share in (("MHA", 0.5), ("GQA", 0.0)):
+        layer = LAYERS[name]()
+        before = layer.k_proj.weight.detach().clone()
+        scale_logits(layer, FACTORS)
+        per_channel = (FACTORS**share).repeat_interleave(layer.head_dim)[: len(before), None]
+        assert relative_error(layer.k_proj.weight, before * per_channel) < 1e-6
+        assert relative_error(layer.k_proj.weight, before * per_channel**0.5) > 0.1 or share == 0.0  # control
+
+
+def test_a_factor_is_rounded_as_the_weights_are():
+    layer = LAYERS["Tucker"]().bfloat16()
+    before = layer.pre.head.detach().clone()
+    scale_logits(layer, FACTORS)
+    assert torch.equal(layer.pre.head, before * FACTORS.bfloat16()[:, None])
+    assert not torch.equal(layer.pre.head.float(), before.float() * FACTORS[:, None])  # control
+
+
 def model_of(row):
     torch.manual_seed(0)
     return GPT2(7, 16, 96, 12, 2, row.build)

@@ -20,7 +20,7 @@ from tucker_ref import (
     to_gqa,
     to_mla,
 )
-from tucker_ref.norms import QKNorm
+from tucker_ref.norms import LatentNorm, QKNorm
 
 KINDS = pytest.mark.parametrize("kind", ["head", "all"])
 MASKED = pytest.mark.parametrize("mask", MASKS)
@@ -347,3 +347,20 @@ def test_norms_that_do_not_fit_make_no_layer(q, k, message):
         norms = QKNorm(8, heads), QKNorm(8)
         made = TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0, qk_norms=norms)
         assert made.qk_norm == kind and (made.q_norm, made.k_norm) == norms
+
+
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("width", lambda size: LatentNorm(size)),
+        ("normalised", lambda size: LatentNorm(8, size)),
+        ("width", lambda size: QKNorm(size)),
+        ("heads", lambda size: QKNorm(8, size)),
+        ("blocks", lambda size: QKNorm(8, blocks=size)),
+        ("count", lambda size: QKNorm(8, count=size)),
+    ],
+)
+def test_a_size_of_a_norm_that_is_none_is_named(name, make):
+    with pytest.raises(ValueError, match=f"^{name} is 0; it must be an integer of at least 1"):
+        make(0)
+    make(1)  # control

@@ -35,11 +35,23 @@ def test_what_types_reject_and_what_tests_notice_are_told_apart():
 
 
 def test_one_in_ten_of_what_types_reject_is_drawn_by_lot():
-    outcomes = {f"m{n}": "mypy" for n in range(41)} | {f"k{n}": "killed" for n in range(50)}
-    drawn = mutation.lot(outcomes)
-    assert len(set(drawn)) == 5 and set(drawn) <= {name for name in outcomes if name[0] == "m"}
-    assert mutation.lot(dict(reversed(outcomes.items()))) == drawn != sorted(drawn)[:5]
-    assert len(mutation.lot({"m": "mypy"})) == 1 and mutation.lot({"m": "killed"}) == []
+    from reproduce.trust.collected_once import lot
+
+    rejected = [f"a.m{n}" for n in range(41)]
+    drawn = lot([*rejected, "b.m"], mutation.LOT, mutation.SEED)
+    assert len(set(drawn)) == 6 and drawn[-1] == "b.m" and set(drawn[:5]) <= set(rejected)  # of each module at least one
+    assert lot(["b.m", *reversed(rejected)], mutation.LOT, mutation.SEED) == drawn and drawn[:5] != sorted(rejected)[:5]
+    assert lot([], mutation.LOT, mutation.SEED) == []
+
+
+def test_tests_that_killed_come_first_then_the_quickest():
+    from collections import Counter
+
+    from reproduce.trust.collected_once import in_order
+
+    seconds = {"slow": 2.0, "quick": 0.1, "killer": 3.0}
+    assert in_order(seconds, Counter(killer=2, slow=1), seconds) == ["killer", "slow", "quick"]
+    assert in_order(seconds, Counter(), seconds) == ["quick", "slow", "killer"]
 
 
 def test_every_equivalent_mutant_has_a_reason_and_is_listed_once():
@@ -60,11 +72,10 @@ def test_modules_get_a_fresh_copy_with_their_own_tests(tmp_path):
     assert not (folder / "old").exists() and all((folder / path).exists() for path in settings["only_mutate"])
     selected = settings["pytest_add_cli_args_test_selection"]
     assert all((folder / name.split("::")[0]).exists() for name in selected) and len(selected) == len(set(selected))
-    belonging = json.loads((folder / "tests_of.json").read_text(encoding="utf-8"))
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    belonging = asked["tests_of"]
     assert belonging["reproduce.train.muon"] == ["tests/test_muon.py"] and set(belonging["tucker_ref.gqa"]) < set(selected)
-    assert "mypy" in settings["type_check_command"]
-    mutation.configure(folder, modules, types=False)
-    assert tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]["type_check_command"] == []
+    assert "mypy" in settings["type_check_command"] and (asked["share"], asked["seed"]) == (mutation.LOT, mutation.SEED)
 
 
 @pytest.mark.parametrize("module", mutation.TESTS)
@@ -152,7 +163,7 @@ def finished(returncode: int = 0, stdout: str = "") -> subprocess.CompletedProce
     "modules, rejected", ((("cache",), 1), (tuple(mutation.TESTS)[: mutation.TOGETHER + 1], 1), (("mha",), 0))
 )
 def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, modules, rejected):
-    """mutmut itself takes minutes: here it leaves three mutants of a module, of which one lives; types may reject another."""
+    """mutmut itself takes minutes: here five mutants of a module, of which two live; types may reject two, of which one is drawn."""
     runs = []
 
     def mutmut(folder, *arguments):
@@ -160,16 +171,18 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, 
             diff = "--- a\n+++ b\n-    end = start + n\n+    end = start - n\n"
             return json.dumps({name: diff for name in arguments[2:]})
         settings = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
-        drawn = arguments[5:]
-        runs.append((bool(settings["type_check_command"]), len(drawn)))
+        runs.append(settings["only_mutate"])
+        drawn = []
         for path in settings["only_mutate"]:
             meta = folder / "mutants" / f"{path}.meta"
             meta.parent.mkdir(parents=True, exist_ok=True)
             name = path.removesuffix(".py").replace("/", ".")
-            codes = {f"{name}.xǁCacheǁappend__plain__mutmut_{n}": code for n, code in enumerate((1, 37 if rejected else 1, 0))}
-            meta.write_text(
-                json.dumps({"exit_code_by_key": codes | dict.fromkeys(set(drawn) & codes.keys(), 1)}), encoding="utf-8"
-            )
+            codes = {
+                f"{name}.xǁCacheǁappend__plain__mutmut_{n}": code for n, code in enumerate((1, 37 if rejected else 1, 0, 1, 33))
+            }
+            drawn += list(codes)[3:] if rejected else []  # of the two the last is called by no test
+            meta.write_text(json.dumps({"exit_code_by_key": codes}), encoding="utf-8")
+        (folder / "drawn.json").write_text(json.dumps(drawn), encoding="utf-8")
         return ""
 
     monkeypatch.setattr(mutation, "python", mutmut)
@@ -181,13 +194,17 @@ def test_mutants_are_counted_and_survivors_named(tmp_path, monkeypatch, capsys, 
     assert [record.method for record in found] == list(modules) and not checks.stale(found)
     for record in found:
         module = record.method.replace("/", ".")
-        assert record.metrics["survivors"] == [f"{module}.Cache.append: end = start + n -> end = start - n"]
-        assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [3, 2 - rejected, rejected, 1]
+        assert record.metrics["survivors"] == 2 * [f"{module}.Cache.append: end = start + n -> end = start - n"]
+        assert [record.metrics[name] for name in ("mutants", "killed", "mypy", "survived")] == [
+            5,
+            3 - 2 * rejected,
+            2 * rejected,
+            2,
+        ]
         assert record.metrics["lot"] == {"seed": 0, "drawn": rejected, "noticed": rejected, "unnoticed": []}
     assert f"survived: {found[0].method}.Cache.append" in capsys.readouterr().out
-    one_batch = [(True, 0), (False, min(len(modules), mutation.TOGETHER))]  # types and tests, then tests on the lot
-    assert runs[: 1 + rejected] == one_batch[: 1 + rejected]
-    assert len(runs) == 2 * -(-len(modules) // mutation.TOGETHER) * (1 + rejected)
+    paths, size = [mutation.path_of(module) for module in modules], mutation.TOGETHER
+    assert runs == 2 * [paths[first : first + size] for first in range(0, len(paths), size)]
 
 
 TOY = {
@@ -203,7 +220,7 @@ def test_larger():
 def test_other():
     assert larger(0, 0) == 0
 """,
-    "tests_of.json": '{"tucker_ref.toy": ["tests/test_toy.py::test_larger"]}',
+    "asked.json": '{"tests_of": {"tucker_ref.toy": ["tests/test_toy.py::test_larger"]}, "equivalent": [], "share": 0.1, "seed": 0}',
     "pyproject.toml": """
 [tool.mutmut]
 source_paths = ["tucker_ref"]
@@ -223,13 +240,49 @@ def toy(tmp_path):
     return tmp_path
 
 
+def try_toy(toy) -> dict[str, str]:
+    """What became of each mutant, by what it changes."""
+    mutation.python(toy, "-P", str(mutation.COLLECTED_ONCE), "run", "--max-children", "1")
+    outcomes = mutation.exits(toy, "toy")
+    texts = mutation.changes(toy, list(outcomes))
+    return {texts[name].partition(": ")[2]: outcome for name, outcome in outcomes.items()}
+
+
 def test_mutants_are_killed_by_tests_that_were_collected_once(toy):
     """The tool itself, on one function: `a > b` -> `a >= b` changes nothing, every other mutant does."""
-    said = mutation.python(toy, "-P", str(mutation.COLLECTED_ONCE), "run", "--max-children", "1")
-    codes = json.loads((toy / "mutants/tucker_ref/toy.py.meta").read_text(encoding="utf-8"))["exit_code_by_key"]
-    texts = mutation.changes(toy, list(codes))
-    alive = [texts[name].partition(": ")[2] for name, code in codes.items() if code != 1]
-    assert alive == ["return a if a > b else b -> return a if a >= b else b"] and len(codes) > 2, said
+    outcomes = try_toy(toy)
+    assert [text for text, outcome in outcomes.items() if outcome != "killed"] == [
+        "return a if a > b else b -> return a if a >= b else b"
+    ]
+    killers = (toy / "killers.txt").read_text(encoding="utf-8").splitlines()
+    assert killers == (len(outcomes) - 1) * ["tucker_ref.toy.x_larger\ttests/test_toy.py::test_larger"] and len(killers) > 1
+
+
+def test_what_types_reject_meets_no_test_unless_it_is_drawn(toy):
+    """Here types reject all three mutants, of which the lot draws one."""
+    rejects = """
+import json, pathlib
+lines = pathlib.Path("tucker_ref/toy.py").read_text(encoding="utf-8").splitlines()
+for n, line in enumerate(lines, 1):
+    if "return a if" in line and "a > b else b" not in line or "return a if (" in line:
+        print(json.dumps(dict(severity="error", file="tucker_ref/toy.py", line=n, message="no")))
+"""
+    settings = f"[tool.mutmut]\ntype_check_command = {json.dumps([sys.executable, '-c', rejects, 'mypy'])}"
+    (toy / "pyproject.toml").write_text(TOY["pyproject.toml"].replace("[tool.mutmut]", settings), encoding="utf-8")
+    outcomes = try_toy(toy)
+    drawn = json.loads((toy / "drawn.json").read_text(encoding="utf-8"))
+    assert list(outcomes.values()) == ["mypy", "killed", "mypy"] and drawn == ["tucker_ref.toy.x_larger__mutmut_2"]
+    (every, lot) = mutation.outcomes_of(toy, ["toy"])["toy"]
+    assert set(every.values()) == {"mypy"} and lot == {drawn[0]: "killed"}
+
+
+def test_a_test_that_breaks_down_has_noticed(toy):
+    """As a wrong operator may end the whole process. Other exit codes nobody knows are no kill."""
+    codes = {"m0": -11, "m1": -6, "m2": 1, "m3": -15, "m4": 0}
+    meta = toy / "mutants" / "tucker_ref" / "toy.py.meta"
+    meta.parent.mkdir(parents=True)
+    meta.write_text(json.dumps({"exit_code_by_key": codes}), encoding="utf-8")
+    assert mutation.living(mutation.exits(toy, "toy")) == ["m3", "m4"]
 
 
 LARGER = """
@@ -250,11 +303,18 @@ def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
     from mutmut import configuration
     from mutmut.state import state
 
+    from reproduce.trust import collected_once
     from reproduce.trust.collected_once import CollectedOnce
 
     (toy / "mutants" / "tests").mkdir(parents=True)
     (toy / "mutants" / "tests" / "test_in_here.py").write_text(LARGER, encoding="utf-8")
-    (toy / "tests_of.json").write_text('{"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}', encoding="utf-8")
+    copies = [TOY["tucker_ref/toy.py"].replace("larger", f"x_larger__mutmut_{n}") for n in ("orig", 1, 2)]
+    copies[1:] = (copy.replace("a > b", changed) for copy, changed in zip(copies[1:], ("a < b", "a >= b")))
+    (toy / "mutants" / "tucker_ref").mkdir()
+    (toy / "mutants" / "tucker_ref" / "toy.py").write_text("\n".join(copies), encoding="utf-8")
+    same = "toy.larger: return a if a > b else b -> return a if a >= b else b"
+    asked = {"tests_of": {"tucker_ref.toy": ["tests/test_in_here.py::test_larger"]}, "equivalent": [same]}
+    (toy / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     passes, fails, other = (f"tests/test_in_here.py::test_{name}" for name in ("larger", "larger_fails", "other"))
     mutant = "tucker_ref.toy.x_larger__mutmut_1"
     monkeypatch.chdir(toy)
@@ -266,12 +326,20 @@ def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
         assert runner.run_tests(mutant_name=None, tests=[fails]) == 0  # not run: it has passed when it was timed
         assert runner.run_tests(mutant_name=mutant, tests=[other]) == 33  # none that belongs
         assert runner.run_tests(mutant_name=mutant, tests=[passes, other]) == 0
-        assert runner.run_tests(mutant_name=mutant, tests=[passes, fails]) == 1  # control
+        monkeypatch.setattr(collected_once, "QUICKEST", 1)
+        state().duration_by_test[fails] = 0.2
+        assert runner.run_tests(mutant_name=f"{mutant[:-1]}2", tests=[fails, passes]) == 0  # listed: the quickest alone
+        assert runner.run_tests(mutant_name=mutant, tests=[fails, passes]) == 1  # control
         assert runner.run_forced_fail() == 1
         runner.session.config._ensure_unconfigure()
-        state().duration_by_test[fails] = 0.2
+        monkeypatch.setattr(collected_once, "QUICKEST", 2)
         with pytest.raises(RuntimeError, match="fail in a fork"):
             runner.warm_up()
+        runner.session.config._ensure_unconfigure()
+        monkeypatch.setattr(state(), "duration_by_test", {passes: 0.1})
+        monkeypatch.setattr(state(), "tests_by_mangled_function_name", {"tucker_ref.toy.x_larger": {passes}})
+        with pytest.raises(RuntimeError, match="tests pass where every function that is mutated fails"):
+            runner.warm_up()  # this one calls none
     finally:
         runner.session.config._ensure_unconfigure()
         configuration.reset_config()

@@ -162,8 +162,9 @@ def test_other_kernels_in_the_backward_pass_are_refused():
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flash", "math", "reference"])
-def test_a_second_backward_pass_is_refused_in_words(backend):
-    layer = layer_of()
+@pytest.mark.parametrize("build", [layer_of, *HEADS.values()], ids=["Tucker", *HEADS])
+def test_a_second_backward_pass_is_refused_in_words(build, backend):
+    layer = build().double()
     x = torch.randn(1, 3, 24, dtype=torch.float64)
     y = layer(x, backend=backend).sum()
     y.backward(retain_graph=True)
@@ -173,6 +174,14 @@ def test_a_second_backward_pass_is_refused_in_words(backend):
     y.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass only, even with retain_graph=True"):
         y.backward()
+
+
+@pytest.mark.parametrize("options, calls", [({}, 2), ({"when": False}, 1)], ids=["by default", "control"])
+def test_what_attends_is_called_again_in_the_backward_pass(options, calls):
+    called = []
+    x = torch.ones(3, requires_grad=True)
+    recompute.queries_made_again(lambda x: called.append(1) or x.square(), x, **options).sum().backward()
+    assert len(called) == calls and torch.equal(x.grad, 2 * x)
 
 
 def test_heads_of_one_token_lie_side_by_side():

@@ -8,6 +8,7 @@ import torch
 from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tucker_ref import (
     GroupedQueryAttention,
@@ -17,7 +18,8 @@ from tucker_ref import (
     Rotary,
     TuckerAttention,
 )
-from tucker_ref.rope_frequencies import _device, cos_sin
+from tucker_ref.held import Held
+from tucker_ref.rope_frequencies import _device, cos_sin, joined
 
 PLACES = torch.tensor([0, 1, 5, 1000, 131_071])
 
@@ -102,6 +104,9 @@ def test_constructors_have_the_schedules_they_promise():
 
 def test_frequencies_given_as_numbers_keep_all_their_digits():
     assert Rotary([0.1, 1 / 3]).frequencies.tolist() == [0.1, 1 / 3]
+    with torch.device("meta"):  # where a layer is built that will be loaded: values must not be lost
+        assert Rotary([0.1, 1 / 3]).frequencies.tolist() == [0.1, 1 / 3]
+    assert Rotary(torch.tensor([0.1])).frequencies.dtype == torch.float64
 
 
 def test_groups_turn_each_key_head_as_heads_would():
@@ -196,11 +201,45 @@ def test_frequencies_come_back_from_the_meta_device():
     assert relative_error(emptied(x), layer(x)) > DIFFERENT  # control
 
 
+@pytest.mark.parametrize(
+    "frequencies, why",
+    [(torch.ones(2, 2), r"shape \(2, 2\); it"), ([1.0, float("nan")], r"shape \(2,\), NaN or infinity among them; it")],
+)
+def test_frequencies_are_refused_for_what_is_wrong_with_them(frequencies, why):
+    with pytest.raises(ValueError, match=f"^frequencies has {why} must be a list of finite numbers"):
+        Rotary(frequencies)
+
+
 def test_frequencies_are_constants_of_their_own():
     given = torch.tensor([1.0, 0.1], dtype=torch.float64)
     rotary = Rotary(given)
     given.zero_()
     assert rotary.frequencies.tolist() == [1.0, 0.1]
+    assert not rotary.state_dict()  # a checkpoint of a model without them can be loaded
+
+
+def test_what_is_looked_up_turns_as_what_is_computed():
+    rotary, x, positions = Rotary.groups(4, 3), tokens(2, 5, 12), torch.tensor([0, 6, 1, 3, 3])
+    expected = rotary(x, positions)
+    with Held(rotary, 7, torch.float64):
+        assert torch.equal(rotary(x, positions), expected)
+        rotary.table = rotary.table[::-1]
+        assert relative_error(rotary(x, positions), expected) > DIFFERENT  # control
+
+
+def test_one_block_alone_is_not_copied():
+    x = tokens(1, 5, 4)
+    assert joined([x]) is x and torch.equal(joined([x, 2 * x]), torch.cat([x, 2 * x], dim=-1))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+def test_a_compiler_knows_what_cosines_and_sines_are_like(shape):
+    """Fake tensors take the operator's word for shapes and dtypes; what it computes must keep it."""
+    given = torch.zeros(shape, dtype=torch.int64), Rotary.heads(8).frequencies
+    real = cos_sin(*given, torch.float32)
+    with FakeTensorMode() as mode:
+        said = cos_sin(*map(mode.from_tensor, given), torch.float32)
+    assert [(t.shape, t.dtype) for t in said] == [(t.shape, t.dtype) for t in real] == 2 * [((*shape, 4), torch.float32)]
 
 
 def test_positions_may_differ_between_sequences():

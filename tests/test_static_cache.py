@@ -6,10 +6,12 @@ import pytest
 import torch
 from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from test_cache import CASES
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tucker_ref import MultiHeadAttention
 from tucker_ref.attend import attend
 from tucker_ref.held import Held
+from tucker_ref.no_gradient import without_gradient
 from tucker_ref.static_cache import StaticCache
 
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -20,11 +22,11 @@ def layer_of(name: str):
     return with_large_weights(CASES[name][0]().double())
 
 
-def after_prompt(layer, x, prompt: int, places: int) -> tuple[StaticCache, torch.Tensor]:
+def after_prompt(layer, x, prompt: int, places: int, device: str | None = None) -> tuple[StaticCache, torch.Tensor]:
     """A static cache that holds the first tokens of x, and its place."""
     cache = layer.new_cache(len(x), places)
     layer(x[:, :prompt], cache=cache)
-    place = torch.tensor([prompt])
+    place = torch.tensor([prompt], device=device)
     return StaticCache(cache, place), place
 
 
@@ -83,6 +85,30 @@ def test_several_tokens_at_once_and_positions_by_default(name):
         steps.append(layer(part, cache=static, mask=static.seen()))
         static.place += 3
     assert relative_error(torch.cat(steps, dim=1), layer(x)[:, 5:]) < EXACT
+
+
+@torch.no_grad()
+def test_positions_may_leap_after_a_prompt_without_any():
+    layer, x = layer_of("Tucker shared RoPE"), tokens(2, 6, 24)
+    cache, place = after_prompt(layer, x, 4, 6)
+    positions = torch.tensor([0, 1, 2, 3, 7, 9])
+    steps = []
+    for n in (4, 5):
+        steps.append(layer(x[:, n : n + 1], cache=cache, mask=cache.seen(), positions=positions[n : n + 1]))
+        place += 1
+    assert relative_error(torch.cat(steps, dim=1), layer(x, positions=positions)[:, 4:]) < EXACT
+    assert relative_error(torch.cat(steps, dim=1), layer(x)[:, 4:]) > DIFFERENT  # control
+
+
+@pytest.mark.parametrize("name", ["MHA RoPE", "Tucker shared RoPE"])
+@torch.no_grad()
+def test_it_is_where_the_cache_is_whatever_the_default_device(name):
+    layer, x = layer_of(name), tokens(2, 6, 24)
+    expected = layer(x)[:, 4:]
+    with torch.device("meta"):  # what is made there by default holds no values
+        cache, _ = after_prompt(layer, x, 4, 6, device="cpu")
+        assert cache.seen().device.type == cache.positions(torch.device("cpu")).device.type == "cpu"
+        assert relative_error(stepped(layer, cache, x[:, 4:]), expected) < EXACT
 
 
 @EVERY
@@ -182,3 +208,14 @@ def test_a_gradient_through_a_static_cache_is_refused():
     y = layer(tokens(1, 1, 24), cache=cache, mask=cache.seen())
     with pytest.raises(RuntimeError, match="a gradient is asked for through a cache"):
         y.sum().backward()
+
+
+def test_a_compiler_gets_a_gradient_of_the_new_tokens_shape():
+    """Fake tensors stand for what a compiler sees: nobody has asked yet, so nothing is refused; shapes must fit."""
+    with FakeTensorMode():
+        new = torch.empty(2, 1, 2, 3, requires_grad=True)
+        without_gradient(torch.empty(2, 1, 5, 3), new).sum().backward()
+    assert new.grad.shape == (2, 1, 2, 3)
+    stored = torch.zeros(2, 1, 5, 3)  # control: real ones are refused
+    with pytest.raises(RuntimeError, match="a gradient is asked for through a cache"):
+        without_gradient(stored, torch.zeros(2, 1, 2, 3, requires_grad=True)).sum().backward()

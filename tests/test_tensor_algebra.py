@@ -94,3 +94,12 @@ def test_other_bad_input_is_named():
 def test_half_precision_is_refused():
     with pytest.raises(ValueError, match="tensor is float16; it must be a NumPy array of real numbers, at least float32"):
         multilinear_rank(np.ones((2, 2, 2), np.float16))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_holds_no_numbers_has_no_ranks(value):
+    tensor = np.ones((2, 3))
+    assert multilinear_rank(tensor) == (1, 1)  # control
+    tensor[1, 2] = value
+    with pytest.raises(ValueError, match="^tensor holds NaN or infinity; its ranks are not defined$"):
+        multilinear_rank(tensor)

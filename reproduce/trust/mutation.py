@@ -2,7 +2,8 @@
 
 Two counts are kept apart. What mypy rejects is never met by a test, but for a part drawn by lot; all others are met by the tests that
 belong to the module. `[tool.mutmut]` in pyproject.toml holds what all modules share. A mutant that survives counts against us unless
-equivalent_mutants.toml lists it with the reason why it changes nothing that a caller could see. The GPU kernels in `tucker_ref/kernels`
+equivalent_mutants.toml lists it with the reason why it changes nothing that a caller could see; such a one meets the quickest tests
+alone. The GPU kernels in `tucker_ref/kernels`
 are left out: a test takes seconds there in Triton's interpreter.
 
 mutmut leaves decorated functions out, so each is tried as a plain function whose decorators are applied below it.
@@ -11,9 +12,7 @@ mutmut leaves decorated functions out, so each is tried as a plain function whos
 import ast
 import builtins
 import json
-import math
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -34,9 +33,10 @@ TAKES = ("rows",)
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).parent / "equivalent_mutants.toml"
 COLLECTED_ONCE = Path(__file__).parent / "collected_once.py"  # mutmut itself, with quicker tests
-TOGETHER = 6  # modules that are tried at once: what they share is prepared once
+TOGETHER = 12  # modules that are tried at once: what they share is prepared once
 LOT = 0.1  # of the mutants that only types reject
 SEED = 0  # of the lot
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # begins lines in which mutmut only says that it goes on
 PLAIN = "__plain"  # ends the name of a function without its decorators
 NUMPY = "test_hostile.py::test_tensors_and_sizes_that_mean_nothing_are_refused"
 BUILT = "test_hostile.py::test_a_layer_that_cannot_be_is_not_built"
@@ -58,8 +58,29 @@ CALLED = tuple(
         "a_cache_that_cannot_be_is_not_made",
         "a_cache_made_otherwise_is_refused_and_stays_empty",
         "a_cache_of_another_layer_is_refused",
+        "a_layers_scale_that_its_dtype_does_not_hold_is_refused_before_anything_is_cached",
     )
 )
+GRADIENTS = tuple(
+    f"test_cache.py::test_{name}"
+    for name in (
+        "a_gradient_that_is_asked_for_through_a_cache_is_an_error",
+        "a_cache_costs_nothing_where_no_gradients_are_kept",
+        "a_gradient_that_needs_nothing_cached_passes",
+        "what_is_stored_is_given_as_it_is_where_nobody_can_ask",
+    )
+)
+INTEGERS = "test_integers.py"
+STARTED = tuple(
+    f"test_hostile.py::test_{name}"
+    for name in (
+        "weights_start_as_large_as_is_said_or_not_at_all",
+        "a_scale_for_which_no_weights_start_is_refused_before_any",
+        "what_float64_holds_only_without_its_square_starts_as_it_should",
+        "where_nothing_is_drawn_a_scale_may_be_any",
+    )
+)
+HELD = "test_static_cache.py::test_what_is_held_is_what_was_there_and_shared_by_layers_that_turn_alike"
 LAYERS = (
     "test_mechanisms.py",
     "test_cache.py",
@@ -82,23 +103,29 @@ COMPRESSED = (
 )
 TESTS = {
     "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], "test_rotary.py", "test_cache.py",
-               "test_mechanisms.py", "test_qk_norm.py", NUMPY, BUILT, SHRUNK, *CALLED),
-    "tensor_algebra": ("test_tensor_algebra.py", NUMPY),
-    "decomposition": ("test_decomposition.py", NUMPY),
+               "test_mechanisms.py", "test_qk_norm.py", INTEGERS, NUMPY, BUILT, SHRUNK, *STARTED, *CALLED),
+    "tensor_algebra": ("test_tensor_algebra.py", INTEGERS, NUMPY),
+    "decomposition": ("test_decomposition.py", INTEGERS, NUMPY),
     "attention_tensors": ("test_attention_tensors.py", NUMPY),
-    "costs": ("test_costs.py", "test_contracts.py::test_costs_are_those_of_the_layer", NUMPY),
-    "rotary": ("test_rotary.py", BUILT),
-    "rope_frequencies": ("test_rotary.py", BUILT),
-    "gqa": ("test_mechanisms.py", "test_qk_norm.py", BUILT),
-    "mha": (*LAYERS, "test_qk_norm.py", "test_recompute.py"),
-    "mla": (*LAYERS, "test_rotary.py"),
+    "costs": ("test_costs.py", "test_contracts.py::test_costs_are_those_of_the_layer", INTEGERS, NUMPY),
+    "rotary": ("test_rotary.py", INTEGERS, BUILT),
+    "rope_frequencies": ("test_rotary.py", INTEGERS, BUILT),
+    "gqa": ("test_mechanisms.py", "test_qk_norm.py", INTEGERS, BUILT),
+    "mha": (*LAYERS, "test_qk_norm.py", "test_recompute.py", INTEGERS),
+    "mla": (*LAYERS, "test_rotary.py", INTEGERS),
     "tucker_naive": ("test_tucker_naive.py",),
-    "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py"),
-    "tucker_weights": (*LAYERS, "test_special_cases.py"),
-    "norms": (*LAYERS, "test_qk_norm.py"),
-    "initialisation": (*LAYERS, "test_qk_norm.py"),
-    "cache": ("test_cache.py", "test_rotary.py", *CALLED),
-    "cached_attention": ("test_cache.py", "test_rotary.py", *CALLED),
+    "tucker": (*LAYERS, "test_tucker_naive.py", "test_qk_norm.py", "test_rotary.py", "test_special_cases.py", "test_recompute.py", HELD),
+    "tucker_weights": (*LAYERS, "test_special_cases.py", "test_qk_norm.py::test_norms_that_do_not_fit_make_no_layer", HELD),
+    "norms": (*LAYERS, "test_qk_norm.py", INTEGERS),
+    "initialisation": (*LAYERS, "test_qk_norm.py", *STARTED),
+    "cache": ("test_cache.py", "test_rotary.py", "test_one_thread.py", INTEGERS, *CALLED),
+    "static_cache": ("test_static_cache.py", "test_one_thread.py", INTEGERS,
+                     "test_contracts.py::test_a_layer_keeps_shapes_and_decodes_what_it_computes_at_once"),
+    "no_gradient": ("test_static_cache.py", *GRADIENTS),
+    "held": ("test_static_cache.py", INTEGERS),
+    "one_thread": ("test_one_thread.py",),
+    "own_code": ("test_own_code.py",),
+    "cached_attention": ("test_cache.py", "test_rotary.py", "test_one_thread.py", INTEGERS, *CALLED),
     "attend": ("test_attend.py", *ATTENDED),
     "backends": ("test_attend.py", *ATTENDED),
     "recompute": ("test_recompute.py",),
@@ -107,15 +134,19 @@ TESTS = {
     **{f"compression/{module}": (*COMPRESSED, SHRUNK, SPOILED) for module in ("rope_classes", "factored_tensor", "truncation")},
     "compression/leading": ("test_leading.py",),
     "compression/moments": ("test_compress.py", "test_contracts.py::test_the_second_moment_is_symmetric_and_positive", SHRUNK),
-    "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks", SHRUNK, SPOILED),
-    "compression/ranks": (*COMPRESSED, SHRUNK),
-    "compression/compress": (*COMPRESSED, SHRUNK),
-    "compression/convert": ("test_convert.py",
+    "compression/spectra": ("test_compress.py", "test_contracts.py::test_spectra_agree_on_the_norm_and_bound_the_ranks",
+                            INTEGERS, SHRUNK, SPOILED),
+    "compression/ranks": (*COMPRESSED, INTEGERS, SHRUNK),
+    "compression/compress": (*COMPRESSED, INTEGERS, SHRUNK),
+    "compression/model_ranks": ("test_model_ranks.py", INTEGERS),
+    "compression/normed": ("test_normed.py",),
+    "compression/convert": ("test_convert.py", INTEGERS,
                             "test_contracts.py::test_conversions_have_the_sizes_asked_for_and_are_exact_where_nothing_is_lost", SHRUNK),
     "reproduce/train/muon": ("test_muon.py",),
     "reproduce/train/qk_clip": ("test_qk_clip.py",),
 }  # fmt: skip
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "untested", 36: "timeout", 24: "timeout", -24: "timeout", 37: "mypy"}
+OUTCOMES |= {-11: "killed", -6: "killed"}  # the whole process broke down in a test, which nobody misses
 
 
 def run(options: Options) -> None:
@@ -169,24 +200,24 @@ def prepare(folder: Path, modules: Sequence[str]) -> Path:
     for path in {*library, *(folder / path_of(module) for module in modules)}:  # what decorates one module may stand in another
         path.write_text(undecorated(path.read_text(encoding="utf-8")), encoding="utf-8")
     belonging = {path_of(m).removesuffix(".py").replace("/", "."): [f"tests/{name}" for name in TESTS[m]] for m in modules}
-    (folder / "tests_of.json").write_text(json.dumps(belonging), encoding="utf-8")  # read by collected_once
-    configure(folder, modules, types=True)
+    asked = {"tests_of": belonging, "equivalent": list(equivalent()), "share": LOT, "seed": SEED}
+    (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")  # read by collected_once
+    configure(folder, modules)
     return folder
 
 
-def configure(folder: Path, modules: Sequence[str], types: bool) -> None:
+def configure(folder: Path, modules: Sequence[str]) -> None:
     """Write pyproject.toml for mutmut.
 
     Args:
-        folder: as `prepare` leaves it.
+        folder: where it goes.
         modules: keys of TESTS.
-        types: ask mypy before the tests.
     """
     mypy = [sys.executable, "-m", "mypy", "tucker_ref", "--output", "json", "--cache-dir", str(ROOT / ".mypy_cache")]
     chosen = {
         "only_mutate": [path_of(module) for module in modules],
         "pytest_add_cli_args_test_selection": sorted({f"tests/{name}" for module in modules for name in TESTS[module]}),
-        "type_check_command": [*mypy, "--no-warn-unused-ignores"] if types else [],
+        "type_check_command": [*mypy, "--no-warn-unused-ignores"],
     }
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in chosen.items())
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").replace("[tool.mutmut]", f"[tool.mutmut]\n{lines}\n#")
@@ -219,7 +250,7 @@ def undecorated(source: str) -> str:
 
 
 def outcomes_of(folder: Path, modules: Sequence[str]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    """Try all mutants, and then the tests on some of those that mypy rejected.
+    """Try all mutants.
 
     Args:
         folder: as `prepare` leaves it.
@@ -227,15 +258,16 @@ def outcomes_of(folder: Path, modules: Sequence[str]) -> dict[str, tuple[dict[st
 
     Returns:
         Per module two dictionaries from a mutant's name to "killed", "mypy", "timeout", "survived" or "untested": of all mutants,
-        and of those that were drawn.
+        and of those that mypy rejected and tests were tried on all the same.
     """
     python(folder, "-P", str(COLLECTED_ONCE), "run", "--max-children", "1")
-    everything = {module: exits(folder, module) for module in modules}
-    drawn = {module: lot(outcomes) for module, outcomes in everything.items()}
-    if names := [name for lots in drawn.values() for name in lots]:
-        configure(folder, modules, types=False)
-        python(folder, "-P", str(COLLECTED_ONCE), "run", "--max-children", "1", *names)
-    return {module: (everything[module], {name: exits(folder, module)[name] for name in drawn[module]}) for module in modules}
+    lots = set(json.loads((folder / "drawn.json").read_text(encoding="utf-8")))
+    found = {}
+    for module in modules:
+        outcomes = exits(folder, module)
+        drawn = {name: outcome for name, outcome in outcomes.items() if name in lots and outcome != "untested"}
+        found[module] = (outcomes | dict.fromkeys(drawn, "mypy"), drawn)
+    return found
 
 
 def exits(folder: Path, module: str) -> dict[str, str]:
@@ -244,19 +276,13 @@ def exits(folder: Path, module: str) -> dict[str, str]:
     return {name: OUTCOMES.get(code, f"exit code {code}") for name, code in codes.items()}
 
 
-def lot(outcomes: dict[str, str]) -> list[str]:
-    """The mutants that mypy rejected and tests are tried on all the same: one in ten, drawn by lot, at least one if there are any."""
-    rejected = sorted(name for name, outcome in outcomes.items() if outcome == "mypy")
-    return random.Random(SEED).sample(rejected, math.ceil(LOT * len(rejected)))
-
-
 def living(outcomes: dict[str, str]) -> list[str]:
     """The mutants that nothing noticed."""
     return [name for name, outcome in outcomes.items() if outcome not in ("killed", "mypy", "timeout")]
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """Run this interpreter in a folder, on one thread.
+    """Run this interpreter in a folder, on one thread; random inputs that tests find wrong are not made smaller.
 
     Args:
         folder: where it runs.
@@ -268,10 +294,12 @@ def python(folder: Path, *arguments: str) -> str:
     Raises:
         ValueError: with the end of what it said, if it fails.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "mutants"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
-        raise ValueError(f"mutmut failed in {folder}: {(done.stdout + done.stderr)[-2000:]}")
+        said = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line[:1] not in SPINNER)
+        raise ValueError(f"mutmut failed in {folder}: {said[-2000:]}")
     return done.stdout
 
 
