@@ -91,6 +91,57 @@ def test_a_missed_eigenvalue_is_noticed(dtype, monkeypatch):
     assert lacks(gram, leading(gram, RANK), values) <= TOLERANCE
 
 
+def test_one_missed_eigenvalue_between_the_least_two_is_noticed():
+    """0.7 was passed over, with 0.5 found in its place: the least value found is the measure, not the next."""
+    values = torch.zeros(N, dtype=torch.float64)
+    values[:4] = torch.tensor([0.5, 0.7, 0.9, 1.0])
+    unit, slack = torch.eye(N, dtype=torch.float64), torch.tensor(1e-9)
+    assert not module._nothing_missed(values.diag(), unit[:, [0, 2, 3]], values[[0, 2, 3]], slack)
+    assert module._nothing_missed(values.diag(), unit[:, [1, 2, 3]], values[[1, 2, 3]], slack)  # control
+
+
+@pytest.mark.parametrize("name", ["half a plateau", "fewer than are kept"])
+def test_the_slack_is_a_millionth_of_what_is_discarded_and_the_rounding(name):
+    values, gram = KNOWN[name], with_values(KNOWN[name])
+    _, theta, slack = by_lanczos(gram, RANK)
+    rounding = 4 * N * torch.finfo(torch.float64).eps * RANK * values.max()
+    allowed = TOLERANCE * (values.sum() - theta.sum()).clamp(min=0) + rounding
+    assert abs(4 * RANK * slack / allowed - 1) < 1e-3
+
+
+@pytest.mark.parametrize("base, rank", [(0.9745, 8), (0.95, 8)])
+def test_the_first_look_with_small_residuals_ends_the_search(base, rank, monkeypatch):
+    """The residuals of each look are computed anew from what is held; two spectra are a little above the bound and below it."""
+    gram, eigh, orthonormal = (
+        with_values(base ** torch.arange(512, dtype=torch.float64)),
+        torch.linalg.eigh,
+        module._orthonormal,
+    )
+    helds, shares = [], []
+
+    def looked(matrix):
+        values, vectors = (x[..., -rank:] for x in eigh(helds[-1] @ gram @ helds[-1].T))
+        columns = helds[-1].T @ vectors
+        slack = TOLERANCE * (gram.trace() - values.sum()) / (4 * rank) + 512 * torch.finfo(torch.float64).eps * values.max()
+        shares.append((gram @ columns - columns * values).norm() / ((2 * rank) ** 0.5 * slack))
+        return eigh(matrix)
+
+    monkeypatch.setattr(module, "_orthonormal", lambda rows, held: helds.append(held) or orthonormal(rows, held))
+    monkeypatch.setattr(torch.linalg, "eigh", looked)
+    assert by_lanczos(gram, rank) is not None
+    assert shares[-1] <= 1 and all(share > 1 for share in shares[:-1])
+    assert any(1 < share < 1.2 or 2 / rank < share <= 1 for share in shares)  # control: another bound ends it elsewhere
+
+
+def test_the_search_is_the_same_each_time_and_draws_nothing_from_the_callers_generator():
+    gram = with_values(KNOWN["half a plateau"])
+    torch.manual_seed(3)
+    first, drawn = by_lanczos(gram, RANK)[0], torch.rand(1)
+    assert torch.equal(first, by_lanczos(gram, RANK)[0])
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1))
+
+
 def test_columns_that_are_not_orthonormal_prove_nothing():
     gram = with_values(KNOWN["half a plateau"])
     columns, values, slack = by_lanczos(gram, RANK)
@@ -100,8 +151,10 @@ def test_columns_that_are_not_orthonormal_prove_nothing():
 
 
 def test_zeros_have_leading_vectors_too():
-    columns = leading(torch.zeros(N, N, dtype=torch.float64), 3)
+    gram = torch.zeros(N, N, dtype=torch.float64)
+    columns = leading(gram, 3)
     assert torch.equal(columns.T @ columns, torch.eye(3, dtype=torch.float64))
+    assert by_lanczos(gram, 3) is not None  # residuals of zero are no larger than a slack of zero
 
 
 @pytest.mark.parametrize("n, rank", [(511, 8), (N, N // 8 + 1)])
@@ -150,4 +203,5 @@ def test_the_last_look_is_at_half_of_all_dimensions():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
         assert by_lanczos(gram, 32) is not None
+    assert sizes[0] == 2 * 32  # the first look: as many again as are wanted
     assert sizes[-1] == 256 and sizes[-2] + sizes[-2] // 4 > 256  # found there, and the next step would have gone past it

@@ -1,6 +1,7 @@
 """Rungs 7-10: each mechanism against an independent implementation, in output and gradient."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 from helpers import DIFFERENT, EXACT, output_and_gradient, relative_error, tokens, with_large_weights, worst_error
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tucker_ref import (
     GroupedQueryAttention,
@@ -22,6 +24,7 @@ from tucker_ref import (
     compress,
     tensor_attention,
 )
+from tucker_ref.initialisation import shapes_alone
 from tucker_ref.tucker_weights import latent_factors
 
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
@@ -728,3 +731,52 @@ def test_biases_that_do_not_fit_the_factors_make_no_layer(bias, output_bias):
 
 def weights_like(weights: TuckerWeights, **other: torch.Tensor) -> TuckerWeights:
     return TuckerWeights(weights.core, {name: getattr(weights, name) for name in weights.names} | other)
+
+
+class Dispatched(TorchDispatchMode):
+    """Notes the name of all that PyTorch runs, to the tensors' own methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+FILLED = {
+    "by a method": lambda x: x.normal_(),
+    "by a function": lambda x: nn.init.normal_(x),
+    "by a function, named": lambda x: nn.init.normal_(tensor=x),
+}
+
+
+@pytest.mark.parametrize("how", FILLED)
+def test_where_shapes_are_all_that_is_wanted_no_number_is_drawn(how):
+    with shapes_alone(), Dispatched() as ran:
+        x = torch.empty(2, 3)
+        assert FILLED[how](x) is x and x.is_meta
+        x.zero_()
+    assert ran.names == {"empty", "zero_"}  # what is no draw is done
+    with Dispatched() as ran:  # control
+        FILLED[how](torch.empty(2, 3))
+    assert "normal_" in ran.names
+
+
+def test_where_shapes_are_all_that_is_wanted_everything_else_is_done_as_it_is_asked_for():
+    with shapes_alone():
+        x = torch.full((2, 3), fill_value=1.0, dtype=torch.float64)
+        assert x.is_meta and x.dtype == torch.float64
+        nameless = functools.partial(torch.zeros, 2)  # what has no name is no draw
+        assert torch.overrides._get_current_function_mode().__torch_function__(nameless, ()).shape == (2,)
+
+
+@pytest.mark.parametrize("std, output_gain", [(0.02, 3.0), (1e-90, 3.0), (1e100, 0.5)])
+def test_the_post_softmax_core_starts_as_large_as_it_should_where_its_square_is_no_float64(std, output_gain):
+    """Outputs have a standard deviation of d std^2 output_gain, for which the core's is this times sqrt(d / its size)."""
+    layer = TuckerAttention(24, 6, (6, 24, 24)).double()
+    layer.reset_parameters(std, output_gain)
+    core, largest = layer.post.core, layer.post.core.abs().max().item()
+    spread = (core / largest).std().item() * largest
+    assert 0.9 < spread / (24 * std * std * output_gain * (24 / core.numel()) ** 0.5) < 1.1

@@ -184,6 +184,18 @@ def test_what_attends_is_called_again_in_the_backward_pass(options, calls):
     assert len(called) == calls and torch.equal(x.grad, 2 * x)
 
 
+@pytest.mark.parametrize("build", [layer_of, *HEADS.values()], ids=["Tucker", *HEADS])
+def test_a_layer_makes_nothing_again_unless_it_is_told_to(build, monkeypatch):
+    layer, called = build(), []
+    attention = layer._attention
+    monkeypatch.setattr(layer, "_attention", lambda *a: called.append(1) or attention(*a))
+    for again, calls in ((None, 1), (True, 2)):  # as it was built; the control
+        layer.recompute = layer.recompute if again is None else again
+        called.clear()
+        layer(torch.ones(1, 3, 24, dtype=next(layer.parameters()).dtype, requires_grad=True)).sum().backward()
+        assert len(called) == calls
+
+
 def test_heads_of_one_token_lie_side_by_side():
     x = torch.randn(2, 4, 9, 16)
     laid = recompute.laid_by_token(x)
