@@ -5,7 +5,8 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import a_record, run_here
+from helpers import run_here
+from made_records import MLA, a_row
 
 from reproduce.experiments import compress_models, heal, samples
 from reproduce.models.sizes import count_parameters
@@ -29,7 +30,6 @@ TINY = heal.Preset(
     TrainConfig(steps=6, batch_size=4, learning_rate=0.0, log_every=2, checkpoint_every=2, **heal.ATTENTION_ONLY),
     window=24, micro_batch=2, rates=(1e-3, 1e-2), judged=21,
 )  # fmt: skip
-MLA = "MLA separated d_c=6"
 
 
 @pytest.fixture(scope="module")
@@ -205,26 +205,6 @@ def test_what_is_refused(made, tmp_path, capsys):
 
 
 # What is said of it.
-
-
-def a_row(label: str, converted: float, healed: float | None, before=2.0, **more):
-    """A record of one text, whose windows lose as much each, but for a little."""
-
-    def judged(loss):
-        windows = [10 * loss + (-1) ** n * 0.01 for n in range(30)]
-        test = {"sha256": "0", "tokens": 300, "loss": loss, "bits_per_byte": loss / 3, "windows": windows}
-        return {"validation_loss": loss, "tests": {"wiki.txt": test}}
-
-    sizes = {"attention_parameters": 100, "cache": 10}
-    m = {"share": 0.5, **sizes, "tokens_seen": 20_000_000, "before": judged(before) | sizes, "converted": judged(converted)}
-    m |= {"rates": [{"learning_rate": 1e-3, "validation_loss": 1.0}]}
-    m |= {"healed": judged(healed), "chosen": 1e-3} if healed else {"rates": [{"learning_rate": 1e-3, "diverged_at": 5}]}
-    config = {"model": "gemma", "d_model": 8, "n_heads": 2, "n_layers": 1, "rotary": True}
-    config["healing"] = {"steps": 10, "batch_size": 4, "window": 24, "rates": [1e-3]}
-    given = dict(
-        id=label, experiment="heal", preset="gpu", method=label, config=config, data={"name": "t", "sha256": "1"}, metrics=m
-    )
-    return a_record(**given | more)
 
 
 def test_what_the_text_teaches_is_not_taken_for_healing():
