@@ -37,7 +37,15 @@ def a_model(row: str, optimizer: str, steepness: float, rate=1e-3, loss=4.0, see
     train = {"steps": 10, "batch_size": 4, "learning_rate": rate, "warmup_steps": 2, "log_every": 5, "precision": "float32"}
     train |= {} if optimizer == "adamw" else {"optimizer": optimizer}
     attention = {"mechanism": "MHA"} | ({"qk_norm": "head"} if "QK-norm" in row else {})
-    config = {"model": "gpt2", "d_model": 48, "n_heads": SIZE, "n_layers": LAYERS, "context": 16, "vocab_size": 100, "train": train}
+    config = {
+        "model": "gpt2",
+        "d_model": 48,
+        "n_heads": SIZE,
+        "n_layers": LAYERS,
+        "context": 16,
+        "vocab_size": 100,
+        "train": train,
+    }
     config |= {"row": attention, "attention": attention}
     metrics = {"trained": layers(steepness, heads), "initial": layers(0.01), "validation_loss": loss}
     metrics |= {"inputs": layers(2 * steepness)} if inputs else {}

@@ -1,7 +1,5 @@
 """Whether ranks depend on the optimiser: the rule that stood before the runs, on spectra made to order, and what the page says."""
 
-import math
-
 import pytest
 from helpers import a_record
 from made_records import a_model, study
@@ -10,6 +8,7 @@ from paper_figures import __main__ as figures
 from reproduce.report import findings, optimizers, pages, results, room, unfoldings
 from reproduce.report.judge import LEVEL, UNRESOLVED, over_layers
 from reproduce.report.optimizers import FLATTER, STEEPER
+
 
 @pytest.mark.parametrize(
     "muon, near, said",
