@@ -149,7 +149,10 @@ ASKED_FOR = [
     ("spectra.models", ("metrics", "centred", 0, "post", "value", "square_rank"), None, "a number"),
     ("compress_models.models", ("config", "weights"), {}, "a string"),
     ("compress_models.models", ("config", "n_kv_heads"), 0, "at least 1"),
-    *((name, ("seed",), None, "an integer") for name in ("table2.gpu-fresh", "ablations.gpu-sweep", "figure3.gpu", "spectra.gpu")),
+    *(
+        (name, ("seed",), None, "an integer")
+        for name in ("table2.gpu-fresh", "ablations.gpu-sweep", "figure3.gpu", "spectra.gpu")
+    ),
     ("compress.smoke", ("metrics", "ways", "plain", "agreement"), None, "a number"),
     ("speed.gpu", ("metrics", "rows"), [{"what": "copy", "gigabytes_per_second": 1.0}], "one row of copies and one of matrix"),
     ("speed.gpu", ("config", "dtype"), 3, "a string"),

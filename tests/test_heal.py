@@ -229,6 +229,14 @@ def test_what_the_text_teaches_is_not_taken_for_healing():
     assert pages.texts_of(["healing", "Healing"], [control, row])["Healing"]
 
 
+def test_rows_that_were_judged_on_other_texts_stand_in_another_table():
+    control, row, other = a_row("as it is", 2.0, 1.8), a_row(MLA, 3.0, 2.0), a_row("Tucker", 2.5, 2.0)
+    assert len(healing.heal_tables([control, row, other])) == 1  # control
+    for state in ("before", "converted", "healed"):
+        other.metrics[state]["tests"] = {"novel.txt": other.metrics[state]["tests"]["wiki.txt"]}
+    assert len(healing.heal_tables([control, row, other])) == 2 and "on novel" in healing.render([control, row, other])
+
+
 def test_a_rate_at_the_edge_is_said_to_be_there():
     run = a_row(MLA, 3.0, 2.0)
     said = {}
