@@ -176,6 +176,20 @@ def test_all_that_is_read_of_a_record_is_asked_for(name, place, change, message)
         schema.check_record(entry, "f", named)
 
 
+def test_spectra_are_of_all_layers_and_of_all_their_values():
+    entry, named = committed("spectra.smoke.json"), ("spectra", "smoke")
+    schema.check_record(entry, "f", named)  # control
+    metrics = entry["metrics"]
+    with pytest.raises(ValueError, match="in every way of as many layers, all of the same sizes"):
+        schema.check_record(entry | {"metrics": metrics | {"initial": metrics["initial"][1:]}}, "f", named)
+    fewer = {way: metrics[way][1:] for way in ("trained", "initial")}
+    with pytest.raises(ValueError, match="f has a metrics.trained of 1 layers; its config says 2"):
+        schema.check_record(entry | {"metrics": metrics | fewer}, "f", named)
+    del metrics["trained"][0]["pre"]["head"]["values"][0]
+    with pytest.raises(ValueError, match="it must be an unfolding with as many values as its size says"):
+        schema.check_record(entry, "f", named)
+
+
 def test_every_way_to_compress_is_judged_by_the_same_score():
     entry = committed("compress.smoke.json")
     score = next(name for name in schema.SCORES if name in entry["metrics"]["ways"]["aware"])

@@ -19,7 +19,7 @@ from made_records import MLA, a_row, study
 
 from paper_figures import __main__ as figures
 from paper_figures import style
-from reproduce.report import claims, commands, pages, results
+from reproduce.report import claims, commands, pages, results, room
 from reproduce.report.unfoldings import BY_OPTIMIZER
 from reproduce.store import records
 from reproduce.store.checked import read_json
@@ -176,6 +176,13 @@ def test_one_leaf_changed_ends_in_no_traceback(name, monkeypatch, tmp_path):
     if tally := os.environ.get("HOSTILE_RECORDS_TRIED"):
         with open(tally, "a", encoding="utf-8") as file:
             file.write(f"{len(tried)} {len(several)}\n")
+
+
+def test_models_judged_on_other_texts_stand_in_another_table():
+    first, second = records.load(records.COMMITTED, "compress_models")[:2]
+    assert len(room.compressed_tables([first, second])) == 1  # control
+    metrics = json.loads(json.dumps(second.metrics).replace("enwiki_test.txt", "novel.txt"))
+    assert len(room.compressed_tables([first, dataclasses.replace(second, metrics=metrics)])) == 2
 
 
 def test_a_run_without_a_seed_is_counted_and_names_none():

@@ -26,7 +26,7 @@ def tokenizer_of(name: str) -> str:
     """JSON for `tokenizers`.  Raises what transformers raises where there is none, ValueError where it knows no token but special ones."""
     tokenizer = library(name).AutoTokenizer.from_pretrained(name, **NO_CODE).backend_tokenizer
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    if tokenizer.get_vocab().keys() <= special | {SPACE}:  # made of a class's name alone, where no file says which tokens there are
+    if tokenizer.get_vocab().keys() <= special | {SPACE}:  # made from the class alone, without any file of tokens
         lacks = "its tokenizer.json has no vocabulary" if beside(name, FILE) else f"there is no {FILE}, and no other vocabulary"
         raise ValueError(f"{lacks} in {name}")
     return tokenizer.to_str()
