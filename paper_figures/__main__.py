@@ -107,7 +107,7 @@ def draw_trained(everything: list[Record], out: Path, presets: tuple[str, ...]) 
     for experiment in BUDGETS if "smoke" in presets else ():
         if runs := largest(alike(unbroken(of(experiment, "smoke")))):
             curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}_smoke.png")
-    if runs := of("compress", "smoke"):
+    if runs := [r for r in of("compress", "smoke") if "loss" in r.metrics["before"]]:
         layers.compression(runs, out / "compression_smoke.png")
 
 

@@ -148,6 +148,11 @@ ASKED_FOR = [
     ("spectra.models", ("metrics", "inputs", 0, "pre", "head", "values"), [], "a list of 1 or more"),
     ("spectra.models", ("metrics", "centred", 0, "post", "value", "square_rank"), None, "a number"),
     ("compress_models.models", ("config", "weights"), {}, "a string"),
+    ("compress_models.models", ("config", "n_kv_heads"), 0, "at least 1"),
+    *(
+        (name, ("seed",), None, "an integer")
+        for name in ("table2.gpu-fresh", "ablations.gpu-sweep", "figure3.gpu", "spectra.gpu")
+    ),
     ("compress.smoke", ("metrics", "ways", "plain", "agreement"), None, "a number"),
     ("speed.gpu", ("metrics", "rows"), [{"what": "copy", "gigabytes_per_second": 1.0}], "one row of copies and one of matrix"),
     ("speed.gpu", ("config", "dtype"), 3, "a string"),
@@ -171,10 +176,30 @@ def test_all_that_is_read_of_a_record_is_asked_for(name, place, change, message)
         schema.check_record(entry, "f", named)
 
 
+def test_spectra_are_of_all_layers_and_of_all_their_values():
+    entry, named = committed("spectra.smoke.json"), ("spectra", "smoke")
+    schema.check_record(entry, "f", named)  # control
+    metrics = entry["metrics"]
+    with pytest.raises(ValueError, match="in every way of as many layers, all of the same sizes"):
+        schema.check_record(entry | {"metrics": metrics | {"initial": metrics["initial"][1:]}}, "f", named)
+    fewer = {way: metrics[way][1:] for way in ("trained", "initial")}
+    with pytest.raises(ValueError, match="f has a metrics.trained of 1 layers; its config says 2"):
+        schema.check_record(entry | {"metrics": metrics | fewer}, "f", named)
+    del metrics["trained"][0]["pre"]["head"]["values"][0]
+    with pytest.raises(ValueError, match="it must be an unfolding with as many values as its size says"):
+        schema.check_record(entry, "f", named)
+
+
 def test_every_way_to_compress_is_judged_by_the_same_score():
     entry = committed("compress.smoke.json")
     score = next(name for name in schema.SCORES if name in entry["metrics"]["ways"]["aware"])
-    del entry["metrics"]["ways"]["aware"][score]
+    schema.check_record(entry, "f", ("compress", "smoke"))  # control
+    for judged in (entry["metrics"]["ways"]["aware"], entry["metrics"]["before"]):
+        kept = judged.pop(score)
+        with pytest.raises(ValueError, match="it must be judged by one or more of loss, top1, .* by the same"):
+            schema.check_record(entry, "f", ("compress", "smoke"))
+        judged[score] = kept
+    entry["metrics"]["before"]["similarity"] = 1.0  # with which it would be compared is the model before itself
     with pytest.raises(ValueError, match="it must be judged by one or more of loss, top1, .* by the same"):
         schema.check_record(entry, "f", ("compress", "smoke"))
 

@@ -5,7 +5,8 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import a_record, run_here
+from helpers import run_here
+from made_records import MLA, a_row
 
 from reproduce.experiments import compress_models, heal, samples
 from reproduce.models.sizes import count_parameters
@@ -29,7 +30,6 @@ TINY = heal.Preset(
     TrainConfig(steps=6, batch_size=4, learning_rate=0.0, log_every=2, checkpoint_every=2, **heal.ATTENTION_ONLY),
     window=24, micro_batch=2, rates=(1e-3, 1e-2), judged=21,
 )  # fmt: skip
-MLA = "MLA separated d_c=6"
 
 
 @pytest.fixture(scope="module")
@@ -207,26 +207,6 @@ def test_what_is_refused(made, tmp_path, capsys):
 # What is said of it.
 
 
-def a_row(label: str, converted: float, healed: float | None, before=2.0, **more):
-    """A record of one text, whose windows lose as much each, but for a little."""
-
-    def judged(loss):
-        windows = [10 * loss + (-1) ** n * 0.01 for n in range(30)]
-        test = {"sha256": "0", "tokens": 300, "loss": loss, "bits_per_byte": loss / 3, "windows": windows}
-        return {"validation_loss": loss, "tests": {"wiki.txt": test}}
-
-    sizes = {"attention_parameters": 100, "cache": 10}
-    m = {"share": 0.5, **sizes, "tokens_seen": 20_000_000, "before": judged(before) | sizes, "converted": judged(converted)}
-    m |= {"rates": [{"learning_rate": 1e-3, "validation_loss": 1.0}]}
-    m |= {"healed": judged(healed), "chosen": 1e-3} if healed else {"rates": [{"learning_rate": 1e-3, "diverged_at": 5}]}
-    config = {"model": "gemma", "d_model": 8, "n_heads": 2, "n_layers": 1, "rotary": True}
-    config["healing"] = {"steps": 10, "batch_size": 4, "window": 24, "rates": [1e-3]}
-    given = dict(
-        id=label, experiment="heal", preset="gpu", method=label, config=config, data={"name": "t", "sha256": "1"}, metrics=m
-    )
-    return a_record(**given | more)
-
-
 def test_what_the_text_teaches_is_not_taken_for_healing():
     control, row = a_row("as it is", 2.0, 1.8), a_row(MLA, 3.0, 2.0)
     assert healing.closed(row, control, "wiki.txt") == pytest.approx(0.8)  # and not all of it
@@ -247,6 +227,14 @@ def test_what_the_text_teaches_is_not_taken_for_healing():
     assert "| as it is | 100 % | 100 % | 0.001 | 0.667 | 0.600 |  |  |" in said
     assert "| Tucker | 100 % | 100 % | diverged | 0.833 | – | – | – (–) |" in said
     assert pages.texts_of(["healing", "Healing"], [control, row])["Healing"]
+
+
+def test_rows_that_were_judged_on_other_texts_stand_in_another_table():
+    control, row, other = a_row("as it is", 2.0, 1.8), a_row(MLA, 3.0, 2.0), a_row("Tucker", 2.5, 2.0)
+    assert len(healing.heal_tables([control, row, other])) == 1  # control
+    for state in ("before", "converted", "healed"):
+        other.metrics[state]["tests"] = {"novel.txt": other.metrics[state]["tests"]["wiki.txt"]}
+    assert len(healing.heal_tables([control, row, other])) == 2 and "on novel" in healing.render([control, row, other])
 
 
 def test_a_rate_at_the_edge_is_said_to_be_there():

@@ -1,7 +1,8 @@
 """One leaf of a committed record is changed at a time. Whatever reads it is drawn, or ends in one line that says what is wrong.
 
 Of each file a sample, the same in every run. HOSTILE_RECORDS=all tries every kind of leaf with every change, and draws whatever passes the
-schema, which takes an hour.
+schema, which takes an hour. A kind of leaf is its place with any entry of a list for all of them: the first of its file stands for it. Of
+each file the shortest records are read, of spectra two layers.
 """
 
 import copy
@@ -14,16 +15,19 @@ from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import pytest
+from made_records import MLA, a_row, study
 
 from paper_figures import __main__ as figures
 from paper_figures import style
-from reproduce.report import claims, commands, pages, results
+from reproduce.report import claims, commands, pages, results, room
+from reproduce.report.unfoldings import BY_OPTIMIZER
 from reproduce.store import records
 from reproduce.store.checked import read_json
 from reproduce.store.schema import check_record
 
 ALL = os.environ.get("HOSTILE_RECORDS") == "all"
 CHECKED, DRAWN = (10**6, 10**6) if ALL else (120, 1)  # of each file: changes that meet the schema, and that are then drawn
+WAYS = ("trained", "initial", "inputs", "initial_inputs", "centred")  # layers of a model, in records of `spectra`
 FEW = 8  # records of a file that are drawn together; the tables of one experiment alone have lines enough
 FILES = sorted(path.name for path in records.COMMITTED.glob("*.json"))
 
@@ -96,6 +100,7 @@ def drawn(some: list[records.Record], monkeypatch, folder) -> None:
         figures.draw_counts(some, folder)
         figures.draw_losses(some, folder)
         figures.draw_trained(some, folder, ("smoke", "gpu"))
+        figures.draw_room(some, folder)
         figures.draw_times(some, folder)
 
 
@@ -116,14 +121,40 @@ def passes(entry: dict, named: tuple[str, ...]) -> dict | None:
         return None
 
 
+def committed(name: str) -> list[dict]:
+    return json.loads((records.COMMITTED / name).read_text(encoding="utf-8"))
+
+
+def as_filed(some: list[records.Record]) -> list[dict]:
+    """As their file would hold them."""
+    return json.loads(json.dumps([{name: getattr(record, name) for name in records.FIELDS} for record in some]))
+
+
+def by_optimizer() -> list[dict]:
+    """Runs of another preset, every other one of them with Muon."""
+    entries = committed("table2.gpu-fresh.json")[:6]
+    for number, entry in enumerate(entries):
+        entry["preset"] = BY_OPTIMIZER
+        entry["config"]["train"] |= {"optimizer": "muon"} if number % 2 else {}
+    return entries
+
+
+MADE = {  # files of which none is committed yet
+    "heal.gpu.json": lambda: as_filed([a_row("as it is", 2.0, 1.8), a_row(MLA, 3.0, 2.0), a_row("Tucker", 2.5, None)]),
+    f"spectra.{BY_OPTIMIZER}.json": lambda: as_filed(study(0.2)),
+    f"table2.{BY_OPTIMIZER}.json": by_optimizer,
+}
+
+
 @pytest.mark.no_cover
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *MADE])
 def test_one_leaf_changed_ends_in_no_traceback(name, monkeypatch, tmp_path):
     named = tuple(name.split(".")[:2])
-    entries = json.loads((records.COMMITTED / name).read_text(encoding="utf-8"))
+    entries = MADE[name]() if name in MADE else committed(name)
     entries = sorted(entries, key=lambda entry: len(json.dumps(entry)))[:FEW]
-    for entry in entries:  # of layers with thousands of singular values the first two
-        entry["metrics"] |= {part: entry["metrics"][part][:2] for part in ("trained", "initial") if part in entry["metrics"]}
+    for entry in entries if named[0] == "spectra" else ():  # of layers with thousands of singular values the first two
+        entry["metrics"] |= {way: entry["metrics"][way][:2] for way in WAYS if way in entry["metrics"]}
+        entry["config"]["n_layers"] = 2
     assert all(passes(entry, named) for entry in entries)  # control: as they are
     tried = spread(trials(entries), CHECKED)
     passed = []
@@ -145,6 +176,13 @@ def test_one_leaf_changed_ends_in_no_traceback(name, monkeypatch, tmp_path):
     if tally := os.environ.get("HOSTILE_RECORDS_TRIED"):
         with open(tally, "a", encoding="utf-8") as file:
             file.write(f"{len(tried)} {len(several)}\n")
+
+
+def test_models_judged_on_other_texts_stand_in_another_table():
+    first, second = records.load(records.COMMITTED, "compress_models")[:2]
+    assert len(room.compressed_tables([first, second])) == 1  # control
+    metrics = json.loads(json.dumps(second.metrics).replace("enwiki_test.txt", "novel.txt"))
+    assert len(room.compressed_tables([first, dataclasses.replace(second, metrics=metrics)])) == 2
 
 
 def test_a_run_without_a_seed_is_counted_and_names_none():

@@ -1,59 +1,13 @@
 """Whether ranks depend on the optimiser: the rule that stood before the runs, on spectra made to order, and what the page says."""
 
-import math
-
 import pytest
 from helpers import a_record
+from made_records import a_model, study
 
 from paper_figures import __main__ as figures
 from reproduce.report import findings, optimizers, pages, results, room, unfoldings
 from reproduce.report.judge import LEVEL, UNRESOLVED, over_layers
 from reproduce.report.optimizers import FLATTER, STEEPER
-from reproduce.report.unfoldings import BY_OPTIMIZER
-
-SIZE, LAYERS = 12, 6
-ROWS = ("MHA", "MHA QK-norm")
-
-
-def a_mode(steepness: float, layer: int) -> dict:
-    """Singular values that fall by a constant factor, a little more or less in each layer."""
-    values = [math.exp(-steepness * (1 + 0.02 * (-1) ** layer) * n) for n in range(SIZE)]
-    ranks = [unfoldings.effective_rank(values, power) for power in (1, 2)]
-    return {
-        "size": SIZE, "rank": SIZE, "entropy_rank": ranks[0], "square_rank": ranks[1], "energy_rank_99": SIZE, "floor": 1e-9,
-        "values": values,
-    }  # fmt: skip
-
-
-def layers(steepness: float, heads: float | None = None) -> list[dict]:
-    """heads: steepness of the head mode before the softmax, where it is another."""
-    return [
-        {
-            side: {mode: a_mode(heads if heads and (side, mode) == ("pre", "head") else steepness, n) for mode in modes}
-            for side, modes in unfoldings.MODES.items()
-        }
-        for n in range(LAYERS)
-    ]
-
-
-def a_model(row: str, optimizer: str, steepness: float, rate=1e-3, loss=4.0, seed=0, heads=None, inputs=True):
-    train = {"steps": 10, "batch_size": 4, "learning_rate": rate, "warmup_steps": 2}
-    train |= {} if optimizer == "adamw" else {"optimizer": optimizer}
-    config = {"model": "gpt2", "d_model": 48, "n_heads": SIZE, "n_layers": LAYERS, "context": 16, "train": train}
-    metrics = {"trained": layers(steepness, heads), "initial": layers(0.01), "validation_loss": loss}
-    metrics |= {"inputs": layers(2 * steepness)} if inputs else {}
-    given = dict(id=f"{row}{optimizer}{rate}{seed}", experiment="spectra", preset=BY_OPTIMIZER, method=row, seed=seed)
-    return a_record(**given, config=config, metrics=metrics, data={"name": "wiki", "sha256": "0"})
-
-
-def study(muon: float, adamw: float = 0.3, near: float = 0.01, **more) -> list:
-    """Both rows with both optimisers, each at its best rate and at half of it, where the spectra fall a little faster."""
-    return [
-        a_model(row, optimizer, steepness * more_steep, rate=rate, loss=loss, **more)
-        for row in ROWS
-        for optimizer, steepness in (("adamw", adamw), ("muon", muon))
-        for rate, loss, more_steep in ((1e-3, 4.0, 1.0), (5e-4, 4.1, 1 + near))
-    ]
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,22 @@ def test_a_model_without_its_tokenizer_opens_and_text_says_what_it_needs(llama, 
     assert opened.tokenizer is None and opened.agreement["hidden"] < 1e-5 and len(opened.layers) == 2
     with pytest.raises(ValueError, match="alone: text needs its tokenizer, and none can be read beside it: ."):
         compress.run(options(tmp_path, LLAMA_ONLY, text=str(text)))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(LLAMA_ONLY)
+    none = Tokenizer(models.BPE())
+    transformers.PreTrainedTokenizerFast(tokenizer_object=none).save_pretrained(LLAMA_ONLY)
+    with pytest.raises(ValueError, match="its tokenizer.json has no vocabulary in .*alone$"):
+        inputs.tokenizer_of(str(LLAMA_ONLY))
     assert sample(open_model(str(LLAMA_ONLY))).shape == (2, 24)  # of a tokenizer without a single letter: any tokens
+
+
+@pytest.mark.parametrize("kind", ["GPT2Config", "BertConfig", "Gemma3TextConfig", "T5Config"])
+def test_a_tokenizer_that_only_its_class_makes_is_none(kind, llama, tmp_path):
+    getattr(transformers, kind)().save_pretrained(tmp_path)  # of which transformers makes a tokenizer without a vocabulary
+    made = transformers.AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
+    assert len(made.encode("Some words to read", add_special_tokens=False).ids) <= 8 and len(made.get_vocab()) < 110  # control
+    with pytest.raises(ValueError) as said:
+        inputs.tokenizer_of(str(tmp_path))
+    assert str(said.value) == f"there is no tokenizer.json, and no other vocabulary in {tmp_path}"
+    assert len(Tokenizer.from_str(inputs.tokenizer_of(str(llama))).encode("Some words to read").ids) > 8  # control
 
 
 def test_an_encoder_is_asked_for_the_tokens_that_were_hidden(text, tmp_path):

@@ -35,7 +35,9 @@ def heal_tables(records: list[Record]) -> list[Table]:
 def _study(record: Record) -> tuple:
     """What rows must share to stand in one table."""
     c = record.config
-    return record.preset, c["model"], c.get("weights"), repr(sorted(c["healing"].items())), record.data["sha256"], record.seed
+    judged = tuple((text, t["tokens"], len(t["windows"])) for text, t in record.metrics["before"]["tests"].items())
+    how = repr(sorted(c["healing"].items()))
+    return record.preset, c["model"], c.get("weights"), how, record.data["sha256"], record.seed, judged
 
 
 def sentence(runs: list[Record]) -> str:

@@ -166,4 +166,7 @@ def minutes(runs: list[Record]) -> str:
 
 
 def _by_model(records: list[Record]) -> list[list[Record]]:
-    return list(grouped(records, lambda r: (r.config["model"], r.config.get("weights"))).values())
+    """Records of one model, judged on the same texts, together."""
+    return list(
+        grouped(records, lambda r: (r.config["model"], r.config.get("weights"), *r.metrics["before"]["tests"])).values()
+    )

@@ -342,6 +342,12 @@ class Unfolding(Part):
     square_rank: Amount = 0.0
     values: Annotated[list[Amount], Field(min_length=1)] = [1.0]
 
+    @model_validator(mode="after")
+    def _all_of_them(self):
+        if "values" in self.model_fields_set and len(self.values) != self.size:
+            raise ValueError("an unfolding with as many values as its size says")
+        return self
+
 
 class Drawn(Unfolding):
     """One whose singular values are kept, to be drawn."""
@@ -374,6 +380,11 @@ class Layer(Part, Generic[Mode]):
     pre: Pre[Mode]
     post: Post[Mode]
 
+    def sizes(self) -> tuple[int, ...]:
+        """Of all six unfoldings."""
+        pre, post = self.pre, self.post
+        return tuple(mode.size for mode in (pre.head, pre.query, pre.key, post.head, post.output, post.value))
+
 
 class SpectraMetrics(Part, Generic[Mode]):
     """Of a model's layers: their weights, as trained and as they began, and their weights on inputs; of ours the loss they reached."""
@@ -385,6 +396,13 @@ class SpectraMetrics(Part, Generic[Mode]):
     centred: list[Layer[Mode]] = []
     read: Data = None  # type: ignore[assignment]  # left out where nothing was read, and never null
     validation_loss: Amount = 0.0
+
+    @model_validator(mode="after")
+    def _of_one_model(self):
+        ways = [way for way in (self.trained, self.initial, self.inputs, self.initial_inputs, self.centred) if way]
+        if len({len(way) for way in ways}) > 1 or len({layer.sizes() for way in ways for layer in way}) > 1:
+            raise ValueError("in every way of as many layers, all of the same sizes")
+        return self
 
 
 class OpenedConfig(Shape):
@@ -405,6 +423,7 @@ class Samples(Data):
 
 
 SCORES = ("loss", "top1", "agreement", "similarity")
+OF_ITSELF = {"loss", "top1"}  # the scores that the model before has too; the others compare with it
 
 
 class Scored(Part):
@@ -453,9 +472,15 @@ class CompressMetrics(Part):
     @model_validator(mode="after")
     def _alike(self):
         scores = [way.scores() for way in (self.ways.plain, self.ways.aware, self.ways.mean) if way]
-        if not scores[0] or scores != [scores[0]] * len(scores) or not self.before.scores() <= scores[0]:
+        if not scores[0] or scores != [scores[0]] * len(scores) or self.before.scores() != scores[0] & OF_ITSELF:
             raise ValueError("judged by one or more of " + ", ".join(SCORES) + ", every way and the model before by the same")
         return self
+
+
+class WholeConfig(OpenedConfig):
+    """A model that was compressed as a whole."""
+
+    n_kv_heads: Size
 
 
 class Predicted(Part):
@@ -898,6 +923,12 @@ class RowEntry(Entry):
     method: Label
 
 
+class TrainedEntry(Entry):
+    """The fields of a record of a training, which begins with a seed."""
+
+    seed: Seed
+
+
 def check_section(method: str, rows: list[dict], where: str) -> None:
     """Rows of one section of `speed`, each timed or refused.
 
@@ -1058,7 +1089,7 @@ TRAINED_LANGUAGE = ("table2", "table3", "ablations")
 REST: dict[str, Kind] = {
     "table1": (SizesConfig, Sizes[SizesRow], None),
     "compress": (OpenedConfig, CompressMetrics, Samples),
-    "compress_models": (OpenedConfig, CompressModelMetrics, Data),
+    "compress_models": (WholeConfig, CompressModelMetrics, Data),
     "heal": (HealConfig, HealMetrics, Data),
     "compress_speed": (CompressSpeedConfig, CompressSpeedMetrics, None),
     "exactness": (Part, ExactnessMetrics, None),
@@ -1114,6 +1145,21 @@ def check_curve(value: dict, where: str) -> None:
         )
 
 
+def check_layers(value: dict, where: str) -> None:
+    """Refuse spectra of another number of layers than their model has: models of one shape are compared layer by layer.
+
+    Args:
+        value: a record whose fields are known to be right, each by itself.
+        where: what messages begin with.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    layers, told = value["config"]["n_layers"], len(value["metrics"]["trained"])
+    if told != layers:
+        raise ValueError(f"{where} has a metrics.trained of {told} layers; its config says {layers}")
+
+
 def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
     """Refuse a record that some table, claim or figure could not read.
 
@@ -1131,6 +1177,8 @@ def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
     config, metrics, data = kind_of(entry)
     if "row" in config.model_fields or entry.experiment == "compress":
         check(RowEntry, value, where)
+    if {"train", "pretrain", "healing"} & config.model_fields.keys():
+        check(TrainedEntry, value, where)
     for name, part in (("config", config), ("metrics", metrics), ("data", data or Data)):
         if name == "data" and data is None and entry.data is None:
             continue
@@ -1141,6 +1189,8 @@ def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
         check_section(entry.method, value["metrics"]["rows"], where)
     if issubclass(metrics, (Ended, VisionEnded)):
         check_curve(value, where)
+    if issubclass(metrics, SpectraMetrics):
+        check_layers(value, where)
 
 
 TALLIES: dict[str, type[Part]] = {"survival": Tally, "coverage": Package}  # metrics that are a group of these, by name

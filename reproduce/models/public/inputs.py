@@ -9,6 +9,8 @@ from tokenizers import Tokenizer
 from ...store.checked import Part, Real, check, read_json
 from .checkpoint import NO_CODE, beside, library
 
+FILE = "tokenizer.json"
+SPACE = "\u2581"  # the one token beside special ones that a sentencepiece tokenizer has without its file
 RESIZES = ("do_resize", "do_center_crop", "do_convert_rgb")  # framing, and what is so here already
 HONOURED = ("do_rescale", "do_normalize")
 
@@ -21,8 +23,13 @@ class Pixels(Part):
 
 
 def tokenizer_of(name: str) -> str:
-    """JSON for `tokenizers`.  Raises what transformers raises where there is none."""
-    return library(name).AutoTokenizer.from_pretrained(name, **NO_CODE).backend_tokenizer.to_str()
+    """JSON for `tokenizers`.  Raises what transformers raises where there is none, ValueError where it knows no token but special ones."""
+    tokenizer = library(name).AutoTokenizer.from_pretrained(name, **NO_CODE).backend_tokenizer
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    if tokenizer.get_vocab().keys() <= special | {SPACE}:  # made from the class alone, without any file of tokens
+        lacks = "its tokenizer.json has no vocabulary" if beside(name, FILE) else f"there is no {FILE}, and no other vocabulary"
+        raise ValueError(f"{lacks} in {name}")
+    return tokenizer.to_str()
 
 
 def whole(tokenizer: str) -> Tokenizer:
