@@ -19,6 +19,11 @@ FLAT = torch.linspace(1, 0, N, dtype=torch.float64)  # no gap anywhere
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 
 
+@pytest.fixture(autouse=True)
+def small_matrices_too(monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST", 512)
+
+
 def with_values(values: torch.Tensor, dtype=torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     q = torch.linalg.qr(torch.randn(len(values), len(values), dtype=dtype, generator=generator)).Q

@@ -18,7 +18,7 @@ Golub & Underwood 1977; random starts, and how fast: Musco & Musco 2015.
 
 import torch
 
-SMALLEST = 512  # below, all eigenvectors cost next to nothing
+SMALLEST = 2048  # below, all eigenvectors are as quick
 BLOCK = 16  # columns of X: enough to multiply fast
 TOLERANCE = 1e-6  # by how much the discarded energy may exceed the least one
 
