@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from setuptools import find_packages
 from warm import Warm
 
 from reproduce import __main__
-from reproduce.__main__ import EXPERIMENTS
+from reproduce.__main__ import EXPERIMENTS, NOT_IN_ALL
 from reproduce.train.arguments import labels
 from reproduce.train.distributed import Workers
 from reproduce.train.options import Options
@@ -211,3 +212,10 @@ def test_an_experiment_that_several_workers_cannot_train_refuses_torchrun(monkey
     monkeypatch.setattr(__main__, "started", lambda *_: nullcontext((Workers(count=2), "cpu")))
     assert run_here("decode", "--device", "cpu") == 1
     assert "decode does not run under torchrun; table2, table3, figure3 do" in capsys.readouterr().err
+
+
+def test_make_reproduce_runs_every_experiment_of_all():
+    """In its own order, two at a time: the Makefile names them once more."""
+    targets = re.search(r"addprefix smoke-,(.*?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1].split()
+    alone = re.findall(r"-m reproduce (\w+) --out out --records", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert sorted([*targets, *alone]) == sorted(set(EXPERIMENTS) - set(NOT_IN_ALL))

@@ -78,9 +78,9 @@ def closed(run: Record, control: Record | None, text: str) -> float | None:
     Returns:
         None without a control, where one of the two broke off, or where the conversion cost nothing.
     """
-    if control is None or not all("healed" in r.metrics for r in (run, control)):
+    if control is None or not _ended(run, control):
         return None
-    cost = _loss(run, "converted", text) - _loss(run, "before", text)
+    cost = _cost(run, text)
     return 1 - (_loss(run, "healed", text) - _loss(control, "healed", text)) / cost if cost > 0 else None
 
 
@@ -93,8 +93,8 @@ def regained(run: Record, text: str) -> float | None:
     Returns:
         None where it broke off, or where the conversion cost nothing.
     """
-    cost = _loss(run, "converted", text) - _loss(run, "before", text)
-    if "healed" not in run.metrics or cost <= 0:
+    cost = _cost(run, text)
+    if not _ended(run) or cost <= 0:
         return None
     return (_loss(run, "converted", text) - _loss(run, "healed", text)) / cost
 
@@ -103,9 +103,19 @@ def _loss(run: Record, state: str, text: str) -> float:
     return run.metrics[state]["tests"][text]["loss"]
 
 
+def _cost(run: Record, text: str) -> float:
+    """What the conversion cost, in nats per token."""
+    return _loss(run, "converted", text) - _loss(run, "before", text)
+
+
+def _ended(*runs: Record) -> bool:
+    """Whether all were trained to their end."""
+    return all("healed" in run.metrics for run in runs)
+
+
 def above(run: Record, control: Record | None, text: str) -> Estimate | None:
     """By how many nats a token a healed row is above the control, over windows; None where one of the two is not there."""
-    if control is None or not all("healed" in r.metrics for r in (run, control)):
+    if control is None or not _ended(run, control):
         return None
     row, base = (
         np.array([[nats, test["tokens"] / len(test["windows"])] for nats in test["windows"]])

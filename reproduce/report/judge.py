@@ -170,10 +170,9 @@ def over_layers(differences: Sequence[float]) -> Estimate:
     Args:
         differences: one per layer, at least two.
     """
-    values = np.array(differences, float)
-    n, half = len(values), _half(values, 1)
-    mean = float(values.mean())
-    return Estimate(mean, mean - half, mean + half, f"{n} layers, these models", of_seeds=False)
+    n = len(differences)
+    error = np.std(differences, ddof=1) / n**0.5
+    return replace(_interval(np.mean(differences), error, n, 1, f"{n} layers, these models"), of_seeds=False)
 
 
 def _half(values: np.ndarray, tries: int) -> float:
