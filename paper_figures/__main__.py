@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from reproduce.models.rows import TABLE2, TABLE3
+from reproduce.report.best import judged_at_best
 from reproduce.report.best import trend as trend_of
 from reproduce.report.query import BUDGETS, alike, by_command, diverged, highest_rate, largest, runs_of, settled, unbroken
 from reproduce.report.unfoldings import by_optimizer, models_of, short_name_of
@@ -81,6 +82,8 @@ def draw_losses(everything: list[Record], out: Path) -> None:
             curves.learning_curves(runs, experiment, out / f"learning_curves_{experiment}.png")
     if sections := differences.sections_of(everything):
         differences.differences(sections, out / "differences_to_mha.png")
+    if best := judged_at_best(everything):
+        sizes.best_against_size(best, out / "best_loss_against_size.png")
     if points := trend_of(everything):
         trend.against_tokens(points, out / "difference_against_tokens.png")
     if ways := rates.sweep_ways(unbroken(everything)):

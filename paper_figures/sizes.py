@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from reproduce.report.best import BASE
+from reproduce.report.judge import Best, test_losses
 from reproduce.report.query import BUDGETS, diverged, losses_of, mean_loss, megabytes, row_label, settled, sizes_of
 from reproduce.report.words import tokens_of
 from reproduce.store.records import Record
@@ -14,7 +16,7 @@ from reproduce.store.records import Record
 from .differences import changed
 from .labels import name_ends, name_points
 from .style import COLOURS, GREY, INKS, MARKERS, SMALL, describe, logarithmic, mechanism, panels, save
-from .wording import setting, short
+from .wording import seeds_each, setting, short
 
 
 def cache_against_context(records: list[Record], path: Path) -> None:
@@ -100,18 +102,55 @@ def loss_against_size(records: list[Record], experiment: str, what: str, path: P
     points = [draw_losses(ax, places[label], label, losses_of(group), edge) for label, group in groups.items()]
     if base:
         ax.axhline(base, color=GREY, linewidth=1, linestyle=":", zorder=1)
-    ax.set(xscale="log", xlabel=f"{name} in MB (BF16)", ylabel="validation loss (nats per token)")
-    ax.margins(x=0.15, y=0.12)
-    logarithmic(ax.xaxis)
-    if base:
-        share_axis(ax, own[budget.base], budget.base)
-    handles = [Line2D([], [], color=COLOURS[k], marker=MARKERS[k], linestyle="", label=k) for k in COLOURS]
-    ax.legend(handles=handles, loc="upper right", handlelength=1)
+    ax.set(xlabel=f"{name} in MB (BF16)", ylabel="validation loss (nats per token)")
+    on_sizes(ax, own.get(budget.base), budget.base)
     title = f"{budget.title}: validation loss against {name.replace('KV', 'the')}"
     describe(figure, title, caption)
     figure.draw_without_rendering()
     name_points(ax, points)
     save(figure, path, title, caption)
+
+
+def best_against_size(best: dict[str, Best], path: Path) -> None:
+    """Test loss of the rows at their best against their attention parameters.
+
+    Args:
+        best: the rows as `reproduce.report.best.judged_at_best` gives them, multi-head attention first.
+        path: of the file.
+    """
+    runs = {row: own.runs for row, own in best.items()}
+    own = {row: megabytes(group[0])[0] for row, group in runs.items()}
+    places = side_by_side(own)
+    figure, ax = panels(1, 1, 4.6)
+    points = [draw_losses(ax, places[row], row, test_losses(group), float("inf")) for row, group in runs.items()]
+    ax.axhline(statistics.mean(test_losses(runs[BASE])), color=GREY, linewidth=1, linestyle=":", zorder=1)
+    ax.set(xlabel="attention parameters in MB (BF16)", ylabel="test loss (nats per token)")
+    on_sizes(ax, own[BASE], BASE)
+    title = "GPT-2 with Muon on fresh text: test loss against attention parameters"
+    caption = (
+        f"The paper's shape, REDUCED BUDGET: {tokens_of(runs[BASE])}, read once; {seeds_each(runs)}. Each row at the rate and with the "
+        f"norms that validation text prefers. Markers: means over seeds; dots: each seed. Dotted: {BASE}."
+    )
+    describe(figure, title, caption)
+    figure.draw_without_rendering()
+    name_points(ax, points)
+    save(figure, path, title, caption)
+
+
+def on_sizes(ax: Axes, whole: float | None, name: str) -> None:
+    """A logarithmic axis of sizes, per cent of the whole on top, and a legend of the mechanisms.
+
+    Args:
+        ax: with the rows drawn.
+        whole, name: MB of the row that others are compared with, where it is there, and its name.
+    """
+    ax.set_xscale("log")
+    ax.margins(x=0.15, y=0.12)
+    logarithmic(ax.xaxis)
+    if whole:
+        share_axis(ax, whole, name)
+    handles = [Line2D([], [], color=COLOURS[k], marker=MARKERS[k], linestyle="", label=k) for k in COLOURS]
+    ax.legend(handles=handles, loc="upper right", handlelength=1)
 
 
 def share_axis(ax: Axes, whole: float, name: str) -> None:

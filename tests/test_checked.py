@@ -9,11 +9,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 import torch
 from helpers import run_here
+from pydantic import Field
 from torch import nn
 
 import paper_figures.__main__
@@ -114,7 +116,12 @@ def committed(name: str) -> dict:
         ("table2.gpu.json", {"method": "Tukker"}, 'has method "Tukker"; it must be'),
         ("table2.gpu.json", {"data": None}, "has data null; it must be a dict"),
         ("survival.smoke.json", {"metrics": {"training": {}}}, "lacks metrics.training.kills, metrics.training.ends"),
-        ("speed.gpu.json", {"metrics": {"rows": [{}]}}, r"has metrics.rows\[0\] {}; it must be"),
+        ("speed.gpu.json", {"metrics": {"rows": [{}]}}, r"has metrics.rows\[0\] {}; it must be a dict that has 'what'"),
+        (
+            "speed.gpu.json",
+            {"metrics": {"rows": [{"what": {}}]}},
+            r'has metrics.rows\[0\] {"what": {}}; it must be a dict whose .what. is one of .copy., .matmul.',
+        ),
         ("spectra.smoke.json", {"metrics": {"trained": []}}, r"has metrics.trained \[\]; it must be a list of 1 or more"),
         ("compress_speed.paper.json", {"config": {}}, "lacks config.head_dim, config.repeats"),
     ],
@@ -160,6 +167,12 @@ ASKED_FOR = [
     ("table2.sizes", ("metrics", "rows", 0, "paper", "cache_mb"), 0, "at least 1e-12"),
     ("table3.sizes", ("metrics", "rows", 0, "paper", "size"), "x", "a number"),
     ("opening.tests", ("metrics", "architectures", 0, "errors", "own layers"), -1.0, "at least 0"),
+    (
+        "theorems.float64",
+        ("metrics", "growth", 0),
+        {"layer": "Tucker", "d": 8, "r": 2, "parameters": 9},
+        "a Tucker layer with r and",
+    ),
 ]
 
 
@@ -647,3 +660,12 @@ def test_closed_streams_are_opened_on_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     console.open_closed()
     assert calls == [os.devnull, (9, 2), 9] and sys.stdin is nothing
+
+
+def test_words_of_pydantic_are_no_template():
+    class Braces(checked.Part):
+        code: Annotated[str, Field(pattern="^[{]0[}]$")]
+
+    assert checked.check(Braces, {"code": "{0}"}, "f").code == "{0}"  # control
+    with pytest.raises(ValueError, match='^f has code "x"; it must be .*{.0'):
+        checked.check(Braces, {"code": "x"}, "f")

@@ -5,15 +5,17 @@ import dataclasses
 import pytest
 from helpers import a_record
 
+from paper_figures import __main__ as figures
 from paper_figures import trend
 from reproduce.experiments import table2
 from reproduce.models.rows import TABLE2_ALLOCATIONS, Row
 from reproduce.report import best, fresh, headline, results
 from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED
-from reproduce.store.records import Record
+from reproduce.store.records import COMMITTED, Record, load_some
 
 MHA, TUCKER = Row("MHA"), Row("Tucker", ranks=(8, 64, 64))
 JUDGES = range(1, 1 + SEEDS)
+COMMITTED_BUT_FRESH = [r for r in load_some(COMMITTED) if r.preset != "gpu-fresh"]
 TRAIN = {"steps": 1980, "batch_size": 32, "learning_rate": 4.8e-3}
 
 
@@ -38,17 +40,17 @@ def a_run(
     )  # fmt: skip
 
 
-def study(gap: float, spread: float = 0.0, **more) -> list[Record]:
+def study(gap: float, spread: float = 0.0, own: Row = TUCKER, **more) -> list[Record]:
     """Two rows: two rates and a norm tried with seed 0, the best of them again with the seeds that judge."""
     tried = [
         a_run(row, 0, loss, rate=rate, test=False, **more)
-        for row, lowest in ((MHA, 4.0), (TUCKER, 4.0 + gap))
+        for row, lowest in ((MHA, 4.0), (own, 4.0 + gap))
         for plain in (row,)
         for row, rate, loss in ((plain, 2.4e-3, lowest + 0.2), (plain, 4.8e-3, lowest + 0.1), (plain.normed(), 9.6e-3, lowest))
     ]
     judged = [
-        a_run(row.normed(), seed, lowest + spread * (seed % 2) * (row is TUCKER), rate=9.6e-3, **more)
-        for row, lowest in ((MHA, 4.0), (TUCKER, 4.0 + gap))
+        a_run(row.normed(), seed, lowest + spread * (seed % 2) * (row is own), rate=9.6e-3, **more)
+        for row, lowest in ((MHA, 4.0), (own, 4.0 + gap))
         for seed in JUDGES
     ]
     return tried + judged
@@ -173,3 +175,19 @@ def test_the_first_page_shows_fresh_text_as_soon_as_seeds_judge_there():
         and "read once" in shown
     )
     assert headline.headline([r for r in study(-0.05) if r.seed < 3]) == ""  # control: too few
+
+
+def test_the_first_page_draws_the_rows_that_it_shows(tmp_path):
+    found = study(-0.05, 0.01)
+    figures.draw_losses(found, tmp_path)
+    assert (tmp_path / "best_loss_against_size.png").stat().st_size > 10_000
+    figures.draw_losses([r for r in found if r.seed < 3], tmp_path / "few")
+    assert not (tmp_path / "few").exists()  # control: too few
+
+
+def test_the_sentence_on_competitive_says_the_losses_that_were_judged():
+    said = lambda found: headline.six_verdicts(COMMITTED_BUT_FRESH + found).splitlines()[2]  # noqa: E731
+    judged = said(study(0.041, own=Row("Tucker", ranks=(8, 128, 64))))
+    assert judged.startswith("- **Fails here.** ") and "(docs/training.md#muon-on-fresh-text) 1.0 % above" in judged
+    before = said([])  # control
+    assert before.startswith("- **Not resolved.** ") and "(RESULTS.md#table-2-gpt-2) 0.5 % above" in before

@@ -8,8 +8,8 @@ from tucker_ref.initialisation import shapes_alone
 from ..models.sizes import count_parameters
 from ..store.records import Record
 from ..train.language import build_model
-from .judge import Best, Estimate, at_their_best, loss_difference, on_test_text
-from .query import budget_of, grouped, runs_of
+from .judge import SEEDS, Best, Estimate, at_their_best, loss_difference, on_test_text
+from .query import budget_of, diverged, grouped, runs_of
 
 BASE = "MHA"
 
@@ -30,6 +30,21 @@ def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[st
         best = {row: own for row, own in at_their_best(runs).items() if any(map(on_test_text, own.runs))}
         found.append(dict(sorted(best.items(), key=lambda item: -item[1].runs[0].attention_parameters)))
     return [best for best in found if best]
+
+
+def judged_at_best(records: list[Record]) -> dict[str, Best]:
+    """Table 2's rows that enough seeds judge on a test text, at the budget with the most runs.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        By row, from the largest attention to the smallest; empty where multi-head attention is none of them.
+    """
+    budgets = at_best(records, "table2", "gpu-fresh")
+    best = max(budgets, key=lambda best: sum(len(own.runs) for own in best.values()), default={})
+    enough = {row: own for row, own in best.items() if len(own.runs) >= SEEDS and not diverged(own.runs)}
+    return enough if BASE in enough else {}
 
 
 def tokens_per_parameter(record: Record) -> float:

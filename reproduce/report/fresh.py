@@ -8,7 +8,7 @@ from ..models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST
 from ..store.records import Record
 from .best import BASE, at_best, tokens_per_parameter
 from .cells import BOLD, above_cell, loss_cell, with_interval
-from .judge import Best, between_seeds, broken, loss_difference, on_test_text
+from .judge import Best, between_seeds, broken, loss_difference, test_losses
 from .markdown import Table, markdown
 from .query import BUDGETS, budget_of, fresh_runs, grouped, mean_loss, of_one_budget, runs_of
 from .words import divergence, mean_and_spread, seeds_in_words, tokens_of
@@ -118,7 +118,7 @@ def setting_of(best: Best) -> str:
 
 def test_loss_cell(runs: list[Record]) -> str:
     """Mean and spread of the test loss, or which runs diverged."""
-    return divergence(runs) or mean_and_spread([found["loss"] for r in runs if (found := on_test_text(r))], 3)
+    return divergence(runs) or mean_and_spread(test_losses(runs), 3)
 
 
 def difference_cells(runs: list[Record], base: list[Record]) -> list[str]:

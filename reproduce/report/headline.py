@@ -3,14 +3,13 @@
 import statistics
 
 from ..store.records import Record
-from .best import BASE, at_best
+from .best import BASE, judged_at_best
 from .cells import above_cell
 from .claims import verdicts
 from .exactness import comparisons, worst_error
 from .findings import TIMED_BESIDE, best_vision_runs, decays, mode_ranks, of_a_tenth
 from .fresh import difference_cells, setting_of, test_loss_cell
-from .judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED, Best, together
-from .judge import SEEDS as ENOUGH
+from .judge import FAILED, REPRODUCED, UNRESOLVED, UNTESTED, Best, test_losses, together
 from .ledger import SIZE_TOLERANCE, short
 from .markdown import markdown
 from .query import (
@@ -51,7 +50,7 @@ def headline(records: list[Record]) -> str:
     Returns:
         A title and a table, empty without runs.
     """
-    if best := _judged_at_best(records):
+    if best := judged_at_best(records):
         return _at_best(best)
     groups = {row: runs for row, runs in settled(records, "table2").items() if len(runs) >= SEEDS and not diverged(runs)}
     base = groups.get(BUDGETS["table2"].base)
@@ -68,14 +67,6 @@ def headline(records: list[Record]) -> str:
     )
     header = ["row", *_whole(base[0]), "loss", f"minus {BUDGETS['table2'].base}'s [95 % interval]"]
     return f"{title}\n\n{markdown(header, lines)}"
-
-
-def _judged_at_best(records: list[Record]) -> dict[str, Best]:
-    """Of the budget with the most runs, the rows that enough seeds judge; empty where multi-head attention is none of them."""
-    budgets = at_best(records, "table2", "gpu-fresh")
-    best = max(budgets, key=lambda best: sum(len(own.runs) for own in best.values()), default={})
-    enough = {row: own for row, own in best.items() if len(own.runs) >= ENOUGH and not diverged(own.runs)}
-    return enough if BASE in enough else {}
 
 
 def _at_best(best: dict[str, Best]) -> str:
@@ -168,18 +159,24 @@ def _sizes(records: list[Record], judged: Judged) -> str:
 
 
 def _competitive(records: list[Record], judged: Judged) -> str:
-    runs, base = (settled(records, "table2").get(row, []) for row in (ROW, "MHA"))
-    if not (mean_loss(runs) and mean_loss(base)):
+    best, where = judged_at_best(records), "docs/training.md#muon-on-fresh-text"
+    runs, base = (best[row].runs if row in best else [] for row in (ROW, BASE))
+    own, level = test_losses(runs), test_losses(base)
+    if not own:  # as the verdict, which is of three seeds and their validation losses then
+        where = "RESULTS.md#table-2-gpt-2"
+        runs, base = (settled(records, "table2").get(row, []) for row in (ROW, BASE))
+        own, level = losses_of(runs), losses_of(base)
+    if not (own and level):
         return ""
     share = runs[0].attention_parameters / base[0].attention_parameters
     return (
-        f"{_word(judged, ('Sec. 4.2, GPT-2', 'with MHA'))} [8,128,64] is “competitive” in GPT-2: [loss](RESULTS.md#table-2-gpt-2) "
-        f"{_above(runs, base)} multi-head attention's, with {percent(share)} of its attention parameters."
+        f"{_word(judged, ('Sec. 4.2, GPT-2', 'with MHA'))} [8,128,64] is “competitive” in GPT-2: [loss]({where}) "
+        f"{_above(own, level)} multi-head attention's, with {percent(share)} of its attention parameters."
     )
 
 
-def _above(runs: list[Record], base: list[Record]) -> str:
-    share = mean_loss(runs) / mean_loss(base) - 1
+def _above(own: list[float], base: list[float]) -> str:
+    share = statistics.mean(own) / statistics.mean(base) - 1
     return f"{percent(abs(share), 1)} {'above' if share >= 0 else 'below'}"
 
 
@@ -190,7 +187,7 @@ def _a_tenth(records: list[Record], judged: Judged) -> str:
     metric, classes, (ours, theirs) = vit
     return (
         f"{_word(judged, ('Abstract', 'to GQA'), ('Fig. 3, ViT', 'than GQA'))} A tenth of GQA's parameters: "
-        f"[loss](RESULTS.md#table-3-llama) {_above(runs, base)} in a small Llama, a ViT's "
+        f"[loss](RESULTS.md#table-3-llama) {_above(losses_of(runs), losses_of(base))} in a small Llama, a ViT's "
         f"[{metric}](RESULTS.md#figure-3-vision-transformers) {abs(theirs - ours):.1f} points {'below' if ours < theirs else 'above'} "
         f"({classes} classes)."
     )

@@ -249,6 +249,15 @@ def on_test_text(record: Record) -> dict | None:
     return next(iter(record.metrics.get("test", {}).values()), None)
 
 
+def test_losses(runs: list[Record]) -> list[float]:
+    """What those that read a test text reached on the first of them.
+
+    Args:
+        runs: of one row.
+    """
+    return [found["loss"] for r in runs if (found := on_test_text(r))]
+
+
 def _test_text(record: Record) -> tuple[str, int]:
     """The name of its test text, and how many tokens it read of it."""
     name, found = next(iter(record.metrics["test"].items()))

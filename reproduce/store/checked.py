@@ -71,6 +71,8 @@ ALLOWED = {  # in our words; what is not here is said in pydantic's
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of at most {max_length}",
     "literal_error": "{expected}",
+    "union_tag_not_found": "a dict that has {discriminator}",
+    "union_tag_invalid": "a dict whose {discriminator} is one of {expected_tags}",
     "value_error": "{error}",
 }
 
@@ -89,7 +91,8 @@ def said(error: ValidationError, within: str = "") -> str:
     place = _place(fault["loc"], within)
     if fault["type"] == "extra_forbidden":
         return f"has {place}, which is not known here"
-    allowed = ALLOWED.get(fault["type"], fault["msg"]).format(**fault.get("ctx", {}))
+    template = ALLOWED.get(fault["type"])  # pydantic's own words may hold braces: they are no template
+    allowed = template.format(**fault.get("ctx", {})) if template else fault["msg"]
     return f"{f'has {place}' if place else 'is'} {_shown(fault['input'])}; it must be {allowed}"
 
 

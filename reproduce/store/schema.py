@@ -685,13 +685,19 @@ class ErrorEntry(Part):
 
 
 class GrowthEntry(Part):
-    """Parameters of a layer of width d and, where it has them, of ranks r and r1."""
+    """Parameters of a layer of width d and, where it is a Tucker layer, of ranks r and r1."""
 
     layer: Line
     d: Size
     r: Size = 1
     r1: Size = 1
     parameters: Size
+
+    @model_validator(mode="after")
+    def _ranks(self):
+        if self.layer == "Tucker" and not {"r", "r1"} <= self.model_fields_set:
+            raise ValueError("a Tucker layer with r and r1")
+        return self
 
 
 class TheoremsMetrics(Part):
