@@ -8,7 +8,7 @@ from helpers import a_record
 from paper_figures import __main__ as figures
 from paper_figures import trend
 from reproduce.experiments import table2
-from reproduce.models.rows import TABLE2_ALLOCATIONS, Row
+from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST, Row
 from reproduce.report import best, fresh, headline, results
 from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED
 from reproduce.store.records import COMMITTED, Record, load_some
@@ -54,6 +54,12 @@ def study(gap: float, spread: float = 0.0, own: Row = TUCKER, **more) -> list[Re
         for seed in JUDGES
     ]
     return tried + judged
+
+
+def whole(gap: float, spread: float = 0.0) -> list[Record]:
+    """The same of all rows that the first page compares."""
+    rows = [row for row in TABLE2_BEST if row.label in (*best.COMPARED[1:], "MLA separated d_c=128")]
+    return list({r.id: r for row in rows for r in study(gap, spread, own=row)}.values())
 
 
 def cells(table: str, label: str) -> list[str]:
@@ -122,6 +128,14 @@ def test_tokens_per_parameter_leave_the_embedding_out():
     assert best.tokens_per_parameter(a_run(TUCKER, 0, 4.0)) > 1.3 * best.tokens_per_parameter(a_run(MHA, 0, 4.0))  # control
 
 
+def test_seeds_that_judge_alone_have_no_grid_of_rates():
+    found = study(-0.05)
+    judged = [r for r in found if r.seed in JUDGES]
+    names = lambda runs: [table.name for table in results.tables(runs)["table2"]]  # noqa: E731
+    assert names(found) == ["Table 2, fresh text", "Table 2, fresh text, at best"]  # control
+    assert names(judged) == ["Table 2, fresh text, at best"]
+
+
 def test_the_trend_goes_from_few_tokens_to_many(tmp_path):
     runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + study(-0.01, steps=3960)
     found = best.trend(runs)
@@ -166,19 +180,23 @@ def test_all_of_them_are_drawn_for_the_pages():
     ]  # fmt: skip
 
 
-def test_the_first_page_shows_fresh_text_as_soon_as_seeds_judge_there():
-    shown = headline.headline(study(-0.05, 0.01))
+def test_the_first_page_shows_fresh_text_as_soon_as_seeds_judge_all_rows_there():
+    found = whole(-0.05, 0.01)
+    shown = headline.headline(found)
     assert (
         cells(shown, "Tucker [8,64,64]")[:2] == ["50", "100"]
         and "best of 3 settings" in shown
         and BELOW in shown
         and "read once" in shown
     )
-    assert headline.headline([r for r in study(-0.05) if r.seed < 3]) == ""  # control: too few
+    assert len(shown.splitlines()) == 4 + len(best.COMPARED)
+    for left_out in ("MHA", "MLA", "Tucker [8,64,64]"):  # control: of one row too few seeds
+        few = [r for r in found if not (r.method.startswith(left_out) and r.seed > 2)]
+        assert headline.headline(few) == "" and len(best.fullest(few)) == len(best.COMPARED)
 
 
 def test_the_first_page_draws_the_rows_that_it_shows(tmp_path):
-    found = study(-0.05, 0.01)
+    found = whole(-0.05, 0.01)
     figures.draw_losses(found, tmp_path)
     assert (tmp_path / "best_loss_against_size.png").stat().st_size > 10_000
     figures.draw_losses([r for r in found if r.seed < 3], tmp_path / "few")
@@ -187,7 +205,8 @@ def test_the_first_page_draws_the_rows_that_it_shows(tmp_path):
 
 def test_the_sentence_on_competitive_says_the_losses_that_were_judged():
     said = lambda found: headline.six_verdicts(COMMITTED_BUT_FRESH + found).splitlines()[2]  # noqa: E731
-    judged = said(study(0.041, own=Row("Tucker", ranks=(8, 128, 64))))
-    assert judged.startswith("- **Fails here.** ") and "(docs/training.md#muon-on-fresh-text) 1.0 % above" in judged
+    own = study(0.041, own=Row("Tucker", ranks=(8, 128, 64)))
+    for found, word in ((own, "Fails here."), ([r for r in own if r.seed < 3], "Not resolved.")):
+        assert said(found).startswith(f"- **{word}** ") and "(docs/training.md#muon-on-fresh-text) 1.0 % above" in said(found)
     before = said([])  # control
     assert before.startswith("- **Not resolved.** ") and "(RESULTS.md#table-2-gpt-2) 0.5 % above" in before

@@ -12,6 +12,7 @@ from .judge import SEEDS, Best, Estimate, at_their_best, loss_difference, on_tes
 from .query import budget_of, diverged, grouped, runs_of
 
 BASE = "MHA"
+COMPARED = (BASE, "GQA n_KV=4", "MLA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]")  # of MLA the better one
 
 
 def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[str, Best]]:
@@ -32,19 +33,32 @@ def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[st
     return [best for best in found if best]
 
 
-def judged_at_best(records: list[Record]) -> dict[str, Best]:
-    """Table 2's rows that enough seeds judge on a test text, at the budget with the most runs.
+def fullest(records: list[Record]) -> dict[str, Best]:
+    """Table 2's rows at their best on a test text, at the budget with the most runs.
 
     Args:
         records: all that there are.
 
     Returns:
-        By row, from the largest attention to the smallest; empty where multi-head attention is none of them.
+        By row, from the largest attention to the smallest; empty where none read a test text.
     """
     budgets = at_best(records, "table2", "gpu-fresh")
-    best = max(budgets, key=lambda best: sum(len(own.runs) for own in best.values()), default={})
-    enough = {row: own for row, own in best.items() if len(own.runs) >= SEEDS and not diverged(own.runs)}
-    return enough if BASE in enough else {}
+    return max(budgets, key=lambda best: sum(len(own.runs) for own in best.values()), default={})
+
+
+def judged_at_best(records: list[Record]) -> dict[str, Best]:
+    """Those that enough seeds judge.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        As `fullest`; empty until all that are to be compared are among them, since a table of the rows that happen to be finished
+        would mislead.
+    """
+    enough = {row: own for row, own in fullest(records).items() if len(own.runs) >= SEEDS and not diverged(own.runs)}
+    there = {"MLA" if row.startswith("MLA") else row for row in enough}
+    return enough if there >= {*COMPARED} else {}
 
 
 def tokens_per_parameter(record: Record) -> float:

@@ -21,13 +21,15 @@ TITLES = {"table2": "GPT-2", "table3": "Llama"}
 def rates_table(records: list[Record], preset: str = "gpu-fresh") -> list[Table]:
     """Table 2 with Muon, every token read once: each row by learning rate, its best in bold, and how many rates it was tried at.
 
-    Other seeds than the preset's own came after a rate was chosen: the grid leaves them out.
+    Other seeds than the preset's own came after a rate was chosen: the grid leaves them out, and there is none without the preset's own.
 
     Args:
         records: all that there are.
         preset: of Table 2.
     """
     runs = [r for r in fresh_runs(records, preset) if r.seed in table2.PRESETS[preset].seeds]
+    if not runs:
+        return []
     rates, lines, tried = sorted({r.rate for r in runs}), [], {}
     for label, group in grouped(runs, clipped_label).items():
         cells = grouped(group, lambda r: r.rate)

@@ -3,7 +3,7 @@
 import statistics
 
 from ..store.records import Record
-from .best import BASE, judged_at_best
+from .best import BASE, fullest, judged_at_best
 from .cells import above_cell
 from .claims import verdicts
 from .exactness import comparisons, worst_error
@@ -159,10 +159,10 @@ def _sizes(records: list[Record], judged: Judged) -> str:
 
 
 def _competitive(records: list[Record], judged: Judged) -> str:
-    best, where = judged_at_best(records), "docs/training.md#muon-on-fresh-text"
+    best, where = fullest(records), "docs/training.md#muon-on-fresh-text"
     runs, base = (best[row].runs if row in best else [] for row in (ROW, BASE))
     own, level = test_losses(runs), test_losses(base)
-    if not own:  # as the verdict, which is of three seeds and their validation losses then
+    if not (own and level):  # as the verdict, which is of validation losses then
         where = "RESULTS.md#table-2-gpt-2"
         runs, base = (settled(records, "table2").get(row, []) for row in (ROW, BASE))
         own, level = losses_of(runs), losses_of(base)
