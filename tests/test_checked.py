@@ -166,6 +166,8 @@ ASKED_FOR = [
     ("survival.smoke", ("metrics", "table2", "full_disks"), [], "an integer"),
     ("table2.sizes", ("metrics", "rows", 0, "paper", "cache_mb"), 0, "at least 1e-12"),
     ("table3.sizes", ("metrics", "rows", 0, "paper", "size"), "x", "a number"),
+    ("table2.gpu-fresh", ("config", "train", "optimizer"), "x", "'adamw' or 'muon'"),
+    ("figure3.smoke", ("config", "pretrain"), None, "a dict"),
     ("opening.tests", ("metrics", "architectures", 0, "errors", "own layers"), -1.0, "at least 0"),
     (
         "theorems.float64",

@@ -78,7 +78,7 @@ class Train(Part):
     warmup_steps: Count
     log_every: Size
     precision: Line
-    optimizer: Line = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     qk_clip: Amount | None = None
 
 
@@ -248,14 +248,13 @@ class VisionConfig(Shape):
 
     row: Row
     train: Train
-    pretrain: Train | None = None
+    pretrain: Train
     epochs: Amount
 
 
 class ChosenVisionConfig(VisionConfig):
     """What defines a fine-tuning at a rate that held-out images chose."""
 
-    pretrain: Train
     start: Literal["hosvd", "hooi", "moment"] = "hosvd"
 
 
