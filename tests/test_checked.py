@@ -167,7 +167,6 @@ ASKED_FOR = [
     ("table2.sizes", ("metrics", "rows", 0, "paper", "cache_mb"), 0, "at least 1e-12"),
     ("table3.sizes", ("metrics", "rows", 0, "paper", "size"), "x", "a number"),
     ("table2.gpu-fresh", ("config", "train", "optimizer"), "x", "'adamw' or 'muon'"),
-    ("figure3.smoke", ("config", "pretrain"), None, "a dict"),
     ("opening.tests", ("metrics", "architectures", 0, "errors", "own layers"), -1.0, "at least 0"),
     (
         "theorems.float64",
@@ -189,6 +188,15 @@ def test_all_that_is_read_of_a_record_is_asked_for(name, place, change, message)
     inner[last] = change
     with pytest.raises(ValueError, match=f"it must be {message}"):
         schema.check_record(entry, "f", named)
+
+
+@pytest.mark.parametrize(("part", "name"), [("config", "pretrain"), ("metrics", "converted")])
+def test_a_fine_tuning_tells_what_it_began_with(part, name):
+    entries = json.loads((records.COMMITTED / "figure3.smoke.json").read_text(encoding="utf-8"))
+    entry = next(entry for entry in entries if "row" in entry["config"])
+    schema.check_record(entry, "f", ("figure3", "smoke"))  # control
+    with pytest.raises(ValueError, match=f"^f has {part}.{name} null; it must be a dict"):
+        schema.check_record(entry | {part: entry[part] | {name: None}}, "f", ("figure3", "smoke"))
 
 
 def test_spectra_are_of_all_layers_and_of_all_their_values():
@@ -239,7 +247,8 @@ def test_a_compressed_model_is_judged_as_the_one_it_came_from(tests):
         ("figure3", "paper", {"train": {}}, {}, (schema.PaperVisionConfig, schema.PaperVisionEnded)),
         ("figure3", "gpu", {"train": {}}, {"diverged_at": 1}, (schema.VisionConfig, schema.VisionDiverged)),
         ("figure3", "gpu-tiny-imagenet", {"train": {}}, {}, (schema.ChosenVisionConfig, schema.ChosenVisionEnded)),
-        ("figure3", "gpu", {}, {}, (schema.PretrainedConfig, schema.VisionEnded)),
+        ("figure3", "gpu", {}, {}, (schema.PretrainedConfig, schema.PretrainedEnded)),
+        ("figure3", "gpu", {"train": {}}, {}, (schema.VisionConfig, schema.VisionEnded)),
         ("table3", "gpu", {}, {"diverged_at": 1}, (schema.LanguageConfig, schema.LanguageDiverged)),
         ("table3", "sizes", {}, {}, (schema.SizesConfig, schema.Sizes[schema.SizesRow3])),
         ("spectra", "models", {}, {}, (schema.OpenedConfig, schema.SpectraMetrics[schema.Drawn])),

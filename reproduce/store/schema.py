@@ -295,10 +295,14 @@ class VisionMetrics(Part):
     curve: Curve
 
 
-class VisionEnded(VisionMetrics, Accuracy):
-    """Of a run that ended."""
+class PretrainedEnded(VisionMetrics, Accuracy):
+    """Of a model to start from that ended."""
 
-    converted: Accuracy | None = None
+
+class VisionEnded(PretrainedEnded):
+    """Of a fine-tuning that ended."""
+
+    converted: Accuracy
 
 
 class PaperVisionEnded(VisionEnded):
@@ -310,7 +314,6 @@ class PaperVisionEnded(VisionEnded):
 class ChosenVisionEnded(VisionEnded):
     """Of a run at a rate that held-out images chose, or was not."""
 
-    converted: Accuracy
     start: Line
     validation_loss: Amount
     validation_top5: Share
@@ -1123,7 +1126,9 @@ def kind_of(entry: Entry) -> Kind:
             return PaperVisionConfig, PaperVisionEnded if ended else VisionDiverged, Images
         if entry.preset == "gpu-tiny-imagenet" and "train" in entry.config:
             return ChosenVisionConfig, ChosenVisionEnded if ended else ChosenVisionDiverged, Images
-        return VisionConfig if "train" in entry.config else PretrainedConfig, VisionEnded if ended else VisionDiverged, Images
+        if "train" in entry.config:
+            return VisionConfig, VisionEnded if ended else VisionDiverged, Images
+        return PretrainedConfig, PretrainedEnded if ended else VisionDiverged, Images
     if entry.experiment == "spectra":
         of = SpectraMetrics[Unfolding] if entry.preset == "gpu-fresh-optimizers" else SpectraMetrics[Drawn]
         return OpenedConfig if entry.preset == "models" else LanguageConfig, of, None
