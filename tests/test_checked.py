@@ -610,6 +610,31 @@ def test_a_stream_goes_on_into_nothing_once_its_reader_has_gone(monkeypatch):
         os.write(writer, b"nobody minds")
 
 
+@pytest.mark.parametrize("where, status, said", [
+    (">/dev/full", 1, "error: what was printed is not all there: standard output: No space left on device"),
+    ("2>/dev/full", 0, ""),  # what is said while it runs is no result
+    (">/dev/full 2>&1", 1, ""),
+])  # fmt: skip
+def test_on_a_full_disk_a_run_goes_on_and_the_end_says_what_is_lost(tmp_path, where, status, said):
+    done = piped(tmp_path, f"{sys.executable} -m reproduce spectra --out /nowhere --records r {where}")
+    assert done.returncode == 1  # control: an error is one all the same
+    done = piped(tmp_path, f"{sys.executable} -m reproduce table1 --records r {where}")
+    assert done.returncode == status and done.stderr.strip() == said
+    assert len(records.load(tmp_path / "r", "table1")) == 1
+
+
+def test_a_terminal_that_is_gone_stops_nothing(tmp_path):
+    master, terminal = os.openpty()
+    os.close(master)
+    with pytest.raises(OSError):  # control
+        os.write(terminal, b"x")
+    command = [sys.executable, "-m", "reproduce", "table1", "--records", str(tmp_path / "r")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert done.returncode == 0 and len(records.load(tmp_path / "r", "table1")) == 1
+
+
 def test_a_pipe_that_breaks_at_the_last_flush_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)

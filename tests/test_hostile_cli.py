@@ -233,9 +233,16 @@ def judged(name, message):
     return f"records: {name}", ["report", "--records", f"records {name}"], 1, message
 
 
+UNNAMED = {  # options that a variable of the shell, which is not set, would leave to their defaults
+    "table2": ("--text", "--validation", "--bpe", "--out", "--records"),
+    "compress": ("--model", "--save"),
+    "figure3": ("--images", "--model"),
+    "prepare": ("--bpe", "--validation", "--files", "--out"),
+    "generate": ("--model",),
+    "report": ("--records", "--write"),
+}
 COMMANDS = table(
     text("absent.txt", "--text .*absent.txt: no such file or folder"),
-    text("", "--text : no such file or folder"),
     text("empty.txt", "empty.txt: no text found; a file or folder of .txt"),
     text("blank.txt", "blank.txt: no text found"),
     text("tiny.txt", "tiny.txt holds 1 documents; at least 10"),
@@ -319,6 +326,8 @@ COMMANDS = table(
         ("file/small.safetensors", "file"),
     )),
     ("option: compress --save two", ["compress", "--ranks=4,4,4;2,2,2", "--save", "x"], 1, "exactly one triple of --ranks"),
+    *((f"option: {command} {option} of nothing", [command, f"{option}="], 2, f"argument {option}: '' names nothing; leave")
+      for command, options in UNNAMED.items() for option in options),
     *(wrong("--learning-rate", value, f"'{value}' is not a positive number") for value in ("nan", "inf", "-1", "0", "fast")),
     *(wrong("--steps", value, f"'{value}' is not a number of 1 or more") for value in ("0", "-3", "1.5", "many")),
     *(wrong("--seeds", value, "is not a") for value in ("", "x", "-1", "0,,1", "1.5", "9" * 30)),
