@@ -59,6 +59,8 @@ def place(tmp_path_factory):
         (place / name).write_bytes(content)
     np.savez(place / "pickled.npz", **images() | {"x_train": np.array([{}], dtype=object)})
     np.save(place / "one.npy", np.ones(3))
+    (place / "loop.safetensors").symlink_to("loop.safetensors")
+    os.mkfifo(place / "pipe.md")
     for name, changes in IMAGES.items():
         np.savez(place / f"{name}.npz", **(images() | changes))
     whole = (place / "model.safetensors").read_bytes()
@@ -322,6 +324,7 @@ COMMANDS = table(
     *(compressed("--save", file, 1, message) for file, message in (
         ("folder", "--save .*folder: a folder, or the model itself; name another file"),
         ("model.safetensors", "--save .*model.safetensors: a folder, or the model itself"),
+        ("loop.safetensors", "loop.safetensors"),
         ("small.st", "--save .*small.st: its name must end in .safetensors"),
         ("file/small.safetensors", "file"),
     )),
@@ -364,6 +367,7 @@ COMMANDS = table(
     ("records: a page without marks", ["report", "--write", "page.md"], 1, "page.md lacks the marks"),
     ("records: a page that is no text", ["report", "--write", "binary.md"], 1, "binary.md is not UTF-8 text: byte 0"),
     ("records: a page that is not there", ["report", "--write", "absent.md"], 1, "absent.md"),
+    ("records: a pipe for a page", ["report", "--write", "pipe.md"], 1, "pipe.md is no page: it is no regular file"),
     ("records: a folder for a page", ["report", "--write", "folder"], 1, "Is a directory: .*folder"),
     ("folder: output below a file", [*TRAIN, "--out", "file/out"], 1, "file/out"),
     ("folder: records below a file", [*TRAIN, "--seeds", "7", "--records", "file/r"], 1, "file/r"),
