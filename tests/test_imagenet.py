@@ -172,6 +172,15 @@ def test_a_photograph_that_cannot_be_used_is_one_line(name, processes, folder, t
         assert "\n" not in str(error.value)
 
 
+def test_a_mistake_of_ours_is_no_fault_of_a_photograph():
+    class Rows:
+        def __getitem__(self, _number):
+            return centre_view(None, 4)
+
+    with pytest.raises(AttributeError):
+        imagenet._photograph(Rows(), 0, "train")
+
+
 def test_folders_of_other_classes_or_of_none_are_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
     (tmp_path / "other" / "validation" / "light").rename(tmp_path / "other" / "validation" / "neither")
