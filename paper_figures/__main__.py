@@ -38,9 +38,13 @@ def main() -> int:
         "those of which there are most are drawn. Of the committed records, runs at the preset smoke are not: a model that has "
         "barely begun to train says nothing of the paper.",
     )
-    parser.add_argument("--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed)")
     parser.add_argument(
-        "--out", type=Path, help="where the images go (default: those of this repository; of other records, out/figures)"
+        "--records", type=console.path, default=records.COMMITTED, help="folder of records (default: those committed)"
+    )
+    parser.add_argument(
+        "--out",
+        type=console.path,
+        help="where the images go (default: those of this repository; of other records, out/figures)",
     )
     options = parser.parse_args()
     committed = options.records == records.COMMITTED

@@ -193,10 +193,11 @@ def parse() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in EXPERIMENTS.items():
+        said = module.__doc__ or name  # Python leaves it out with -OO
         command = commands.add_parser(
             name,
-            help=module.__doc__.split("\n\n")[0].replace("\n", " "),
-            description=module.__doc__,
+            help=said.split("\n\n")[0].replace("\n", " "),
+            description=said,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_run_arguments(command, tuple(getattr(module, "PRESETS", SMOKE)), module.TAKES)
@@ -207,9 +208,9 @@ def parse() -> argparse.Namespace:
     for name, text in (("report", "print every table from records"), ("claims", "print every claim with its verdict")):
         command = commands.add_parser(name, help=text)
         command.add_argument(
-            "--records", type=Path, default=records.COMMITTED, help="folder of records (default: those committed here)"
+            "--records", type=console.path, default=records.COMMITTED, help="folder of records (default: those committed here)"
         )
-        command.add_argument("--write", type=Path, nargs="?", const=Path(pages.FIRST), metavar="PAGE", help=WRITE[name])
+        command.add_argument("--write", type=console.path, nargs="?", const=Path(pages.FIRST), metavar="PAGE", help=WRITE[name])
     return parser.parse_args()
 
 

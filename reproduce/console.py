@@ -1,24 +1,45 @@
 """Between a program and its terminal: its text goes out as UTF-8, and Ctrl-C is answered in one line whenever it comes.
 
-Where nobody listens, since a stream was closed from the start (`2>&-`) or by a reader that has seen enough (`| head -1`), what is said is
-lost, and nothing else: a run goes on, and its records are written.
+Where nobody listens, since a stream was closed from the start (`2>&-`), by a reader that has seen enough (`| head -1`) or with its
+terminal, what is said is lost, and nothing else: a run goes on, and its records are written. Where standard output cannot be written
+otherwise, as on a full disk, a run goes on too, and the end says so.
 """
 
+import argparse
 import contextlib
+import errno
 import functools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 BUG = "This is a fault of the program, not of what it was given: please report it, with the lines above and the command."
 INTERRUPTED = 128 + signal.SIGINT  # the exit status that a shell gives
+GONE = {errno.EPIPE, errno.EIO}  # what is heard of a reader that has gone, and of a terminal
 
 
 class Told(KeyboardInterrupt):
     """Ctrl-C of which the user was told already, where more was known of what it stopped."""
+
+
+def given(text: str) -> str:
+    """A name or a path. None would mean the default, or this folder, and mostly comes of a variable of the shell that is not set.
+
+    Raises:
+        argparse.ArgumentTypeError: for no text; argparse prints it as an error of the command line.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("'' names nothing; leave the option out for the default")
+    return text
+
+
+def path(text: str) -> Path:
+    """A path, as in `given`."""
+    return Path(given(text))
 
 
 def leave_at_once() -> None:
@@ -49,8 +70,13 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
             if is_program:
                 signal.signal(signal.SIGINT, _stop)
             speak_utf8()
-            with patient():
-                return main()
+            with patient() as output:
+                status = main()
+            if output.lost is None:
+                return status
+            with contextlib.suppress(OSError):
+                print(f"error: what was printed is not all there: standard output: {output.lost.strerror}", file=sys.stderr)
+            return status or 1
         except (KeyboardInterrupt, Exception) as error:
             if not is_interrupt(error):
                 error.add_note(BUG)
@@ -146,14 +172,18 @@ def open_closed() -> None:
 
 
 class Patient:
-    """A stream that goes on into nothing once its reader has gone.
+    """A stream that goes on into nothing once it cannot be written any more.
 
     Args:
         stream: of text.
+
+    Attributes:
+        lost: why, where somebody may still want what was said: not of a reader or a terminal that has gone.
     """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self.lost: OSError | None = None
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -162,19 +192,21 @@ class Patient:
         """As the stream's own.  Returns: how many characters were taken."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         """As the stream's own."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
-        """Put nothing in the place of the pipe; what is still buffered goes there too."""
+    def _give_up(self, error: OSError) -> None:
+        """Put nothing in the place of the file; what is still buffered goes there too."""
+        if error.errno not in GONE:
+            self.lost = error
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self._stream.fileno())
         os.close(nothing)
@@ -182,11 +214,12 @@ class Patient:
 
 
 @contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """Standard output and error do not mind that their readers go."""
-    with contextlib.redirect_stdout(Patient(sys.stdout)), contextlib.redirect_stderr(Patient(sys.stderr)):
+def patient() -> Iterator[Patient]:
+    """Standard output and error do not mind that they cannot be written.  Yields: the output, which knows whether all of it was."""
+    output, errors = Patient(sys.stdout), Patient(sys.stderr)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
-            yield
+            yield output
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            output.flush()
+            errors.flush()

@@ -1,5 +1,7 @@
 """What comes from a file is checked before it is believed: types, numbers, sizes. One line says what is allowed."""
 
+import contextlib
+import errno
 import gzip
 import io
 import json
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -632,6 +635,41 @@ def test_a_stream_goes_on_into_nothing_once_its_reader_has_gone(monkeypatch):
         patient.write("and more")
         patient.flush()
         os.write(writer, b"nobody minds")
+
+
+@pytest.mark.parametrize("where, status, said", [
+    (">/dev/full", 1, "error: what was printed is not all there: standard output: No space left on device"),
+    ("2>/dev/full", 0, ""),  # what is said while it runs is no result
+    (">/dev/full 2>&1", 1, ""),
+])  # fmt: skip
+def test_on_a_full_disk_a_run_goes_on_and_the_end_says_what_is_lost(tmp_path, where, status, said):
+    done = piped(tmp_path, f"{sys.executable} -m reproduce spectra --out /nowhere --records r {where}")
+    assert done.returncode == 1  # control: an error is one all the same
+    done = piped(tmp_path, f"{sys.executable} -m reproduce table1 --records r {where}")
+    assert done.returncode == status and done.stderr.strip() == said
+    assert len(records.load(tmp_path / "r", "table1")) == 1
+
+
+def test_what_was_lost_is_known_and_makes_an_error_of_a_run_that_ended_well(monkeypatch, capsys):
+    with open("/dev/full", "w", encoding="utf-8") as stream:
+        patient = console.Patient(stream)
+        assert patient.write("x" * 100_000) == 100_000 and patient.lost.errno == errno.ENOSPC
+    for lost, status in ((patient.lost, 1), (None, 0)):
+        monkeypatch.setattr(console, "patient", lambda lost=lost: contextlib.nullcontext(SimpleNamespace(lost=lost)))
+        assert console.at_the_terminal(lambda: 0)() == status
+        assert ("standard output: No space left on device" in capsys.readouterr().err) == bool(status)
+
+
+def test_a_terminal_that_is_gone_stops_nothing(tmp_path):
+    master, terminal = os.openpty()
+    os.close(master)
+    with pytest.raises(OSError):  # control
+        os.write(terminal, b"x")
+    command = [sys.executable, "-m", "reproduce", "table1", "--records", str(tmp_path / "r")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert done.returncode == 0 and len(records.load(tmp_path / "r", "table1")) == 1
 
 
 def test_a_pipe_that_breaks_at_the_last_flush_is_no_error():

@@ -176,6 +176,13 @@ def test_help_teaches(capsys, warm):
     assert "--dry-run" in own and "--images" not in own
 
 
+def test_without_docstrings_as_with_oo_commands_run_all_the_same(capsys, monkeypatch):
+    for module in EXPERIMENTS.values():
+        monkeypatch.setattr(module, "__doc__", None)
+    assert run_here("table3", "--help") == 0
+    assert "--dry-run" in capsys.readouterr().out
+
+
 GIVEN = {  # one argument of each group of options, and where it arrives
     "device": ("--device", "cpu:0", {"device": "cpu:0"}),
     "rows": ("--rows", "MHA", {"rows": ("MHA",)}),

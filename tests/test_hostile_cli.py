@@ -59,6 +59,8 @@ def place(tmp_path_factory):
         (place / name).write_bytes(content)
     np.savez(place / "pickled.npz", **images() | {"x_train": np.array([{}], dtype=object)})
     np.save(place / "one.npy", np.ones(3))
+    (place / "loop.safetensors").symlink_to("loop.safetensors")
+    os.mkfifo(place / "pipe.md")
     for name, changes in IMAGES.items():
         np.savez(place / f"{name}.npz", **(images() | changes))
     whole = (place / "model.safetensors").read_bytes()
@@ -233,9 +235,16 @@ def judged(name, message):
     return f"records: {name}", ["report", "--records", f"records {name}"], 1, message
 
 
+UNNAMED = {  # options that a variable of the shell, which is not set, would leave to their defaults
+    "table2": ("--text", "--validation", "--bpe", "--out", "--records"),
+    "compress": ("--model", "--save"),
+    "figure3": ("--images", "--model"),
+    "prepare": ("--bpe", "--validation", "--files", "--out"),
+    "generate": ("--model",),
+    "report": ("--records", "--write"),
+}
 COMMANDS = table(
     text("absent.txt", "--text .*absent.txt: no such file or folder"),
-    text("", "--text : no such file or folder"),
     text("empty.txt", "empty.txt: no text found; a file or folder of .txt"),
     text("blank.txt", "blank.txt: no text found"),
     text("tiny.txt", "tiny.txt holds 1 documents; at least 10"),
@@ -315,10 +324,13 @@ COMMANDS = table(
     *(compressed("--save", file, 1, message) for file, message in (
         ("folder", "--save .*folder: a folder, or the model itself; name another file"),
         ("model.safetensors", "--save .*model.safetensors: a folder, or the model itself"),
+        ("loop.safetensors", "loop.safetensors"),
         ("small.st", "--save .*small.st: its name must end in .safetensors"),
         ("file/small.safetensors", "file"),
     )),
     ("option: compress --save two", ["compress", "--ranks=4,4,4;2,2,2", "--save", "x"], 1, "exactly one triple of --ranks"),
+    *((f"option: {command} {option} of nothing", [command, f"{option}="], 2, f"argument {option}: '' names nothing; leave")
+      for command, options in UNNAMED.items() for option in options),
     *(wrong("--learning-rate", value, f"'{value}' is not a positive number") for value in ("nan", "inf", "-1", "0", "fast")),
     *(wrong("--steps", value, f"'{value}' is not a number of 1 or more") for value in ("0", "-3", "1.5", "many")),
     *(wrong("--seeds", value, "is not a") for value in ("", "x", "-1", "0,,1", "1.5", "9" * 30)),
@@ -355,6 +367,7 @@ COMMANDS = table(
     ("records: a page without marks", ["report", "--write", "page.md"], 1, "page.md lacks the marks"),
     ("records: a page that is no text", ["report", "--write", "binary.md"], 1, "binary.md is not UTF-8 text: byte 0"),
     ("records: a page that is not there", ["report", "--write", "absent.md"], 1, "absent.md"),
+    ("records: a pipe for a page", ["report", "--write", "pipe.md"], 1, "pipe.md is no page: it is no regular file"),
     ("records: a folder for a page", ["report", "--write", "folder"], 1, "Is a directory: .*folder"),
     ("folder: output below a file", [*TRAIN, "--out", "file/out"], 1, "file/out"),
     ("folder: records below a file", [*TRAIN, "--seeds", "7", "--records", "file/r"], 1, "file/r"),

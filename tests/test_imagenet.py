@@ -135,6 +135,69 @@ def biased(query_bias: float) -> MultiHeadAttention:
     return layer
 
 
+def deep(file):
+    Image.fromarray(np.full((20, 28), 40_000, np.uint16)).save(file)
+
+
+SPOILT = {  # what is done to a photograph, and what is said of it
+    "cut": (lambda file: file.write_bytes(file.read_bytes()[:300]), "Truncated File Read"),
+    "no photograph": (lambda file: file.write_bytes(b"hello"), "cannot identify image file .*0.png"),
+    "huge": (lambda file: Image.new("1", (20_000, 20_000)).save(file), "Image size .400000000 pixels. exceeds limit"),
+    "16 bits": (deep, r"it is of mode I(;16)?; 8 bits for each colour are needed"),
+    "control": (lambda file: None, None),
+}
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_photograph_that_cannot_be_used_is_one_line(name, processes, folder, tmp_path):
+    spoil, message = SPOILT[name]
+    shutil.copytree(folder, tmp_path / "spoilt")
+    for part in ("train", "validation"):
+        file = tmp_path / "spoilt" / part / "dark" / "0.png"
+        Image.open(file.with_suffix(".jpg")).save(file, "JPEG")
+        file.with_suffix(".jpg").unlink()
+        spoil(file)
+    found = load_photographs(str(tmp_path / "spoilt"), tmp_path / "cache", side=16)
+    ways = {
+        "validation": lambda: list(held_out_batches(found, 4, slice(None), processes)),
+        "train": lambda: training_batches(found, 200, 0, slice(None), processes)(0),
+    }
+    for part, read in ways.items():
+        if message is None:
+            assert read()
+            continue
+        with pytest.raises(ValueError, match=f"^{part} of spoilt, photograph 0: {message}") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_a_mistake_of_ours_is_no_fault_of_a_photograph():
+    class Rows:
+        def __getitem__(self, _number):
+            return centre_view(None, 4)
+
+    with pytest.raises(AttributeError):
+        imagenet._photograph(Rows(), 0, "train")
+
+
+def test_folders_of_other_classes_or_of_none_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "validation" / "light").rename(tmp_path / "other" / "validation" / "neither")
+    with pytest.raises(ValueError, match="--images .*other: of class neither there are photographs in validation alone"):
+        load_photographs(str(tmp_path / "other"), tmp_path / "cache", side=16)
+    for part in ("train", "validation"):  # photographs without classes
+        for n, file in enumerate((folder / part).rglob("*.jpg")):
+            (tmp_path / "flat" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "flat" / part / f"{n}.jpg")
+    with pytest.raises(ValueError, match="--images .*flat: there are photographs of no class"):
+        load_photographs(str(tmp_path / "flat"), tmp_path / "cache", side=16)
+    for file in (tmp_path / "flat").rglob("*.jpg"):
+        file.unlink()
+    with pytest.raises(ValueError, match="--images .*flat cannot be read: [A-Za-z]+: "):
+        load_photographs(str(tmp_path / "flat"), tmp_path / "cache", side=16)
+
+
 def test_mla_loses_the_queries_bias_alone():
     x = tokens(2, 7, 24)
     full = Row("MLA", latent=24, shared_kv=False)

@@ -1,11 +1,13 @@
 """Text prepared on disk: the same tokens as in memory, the same bytes after a crash, errors that name the folder."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import run_here
 
 from reproduce.data import prepared
 from reproduce.data.prepared import open_prepared, prepare
@@ -212,6 +214,42 @@ def test_a_table_without_texts_is_refused(places, tmp_path):
     (tmp_path / "other.jsonl").write_text(json.dumps({"body": "a letter"}) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match='other.jsonl: its columns are body; one of them must be "text"'):
         prepare("letters", tmp_path / "out", **(places | {"files": str(tmp_path / "other.jsonl")}))
+
+
+LETTERS = "".join(json.dumps({"text": f"letter {n}"}) + "\n" for n in range(30)).encode()
+UNREADABLE = {  # what a file holds, and what is said of it
+    "null": (LETTERS + b'{"text": null}\n' + LETTERS, "the text of document 31 is a NoneType; it must be a string"),
+    "number": (b'{"text": 3}\n' * 30, "the text of document 1 is a int; it must be a string"),
+    "list": (b'{"text": ["a"]}\n' * 30, "the text of document 1 is a list; it must be a string"),
+    "half a row": (LETTERS + b'{"text": ', "cannot be read: .+"),
+    "latin": (LETTERS + b'{"text": "na\xefve"}\n', "cannot be read: 'utf-8' codec can't decode byte 0xef"),
+    "half a character": (LETTERS + b'{"text": "\\ud800"}\n', "cannot be read: JSON parse error: The surrogate pair"),
+    "empty": (b"", "cannot be read: nothing is in it"),
+    "control": (LETTERS, None),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_said_of_its_file(name, tmp_path, capsys):
+    content, message = UNREADABLE[name]
+    (tmp_path / "letters.jsonl").write_bytes(content)
+    given = {"--files": tmp_path / "letters.jsonl", "--bpe": tables(tmp_path), "--out": tmp_path / "out"}
+    status = run_here("prepare", "letters", *(word for pair in given.items() for word in pair))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    if message is None:  # nothing but too few documents to hold one out
+        assert status == 1 and "30 documents are too few" in said[0]
+    else:
+        assert status == 1 and len(said) == 1 and re.match(rf"error: --files \S*letters.jsonl:? {message}", said[0]), said
+
+
+def test_a_table_of_bytes_is_none_of_text(places, tmp_path):
+    import pandas
+
+    pandas.DataFrame({"text": [b"\xff"] * 30}).to_parquet(tmp_path / "bytes.parquet")
+    with pytest.raises(ValueError, match="bytes.parquet: the text of document 1 is a bytes; it must be a string"):
+        prepare("letters", tmp_path / "out", **(places | {"files": str(tmp_path / "bytes.parquet")}))
+    pandas.DataFrame({"text": ["a letter"] * 30}).to_parquet(tmp_path / "bytes.parquet")  # control
+    prepare("letters", tmp_path / "out", **(places | {"files": str(tmp_path / "bytes.parquet")}))
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
 
 import pytest
 from helpers import a_record
@@ -206,6 +207,30 @@ def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypa
     monkeypatch.setattr(records.Path, "read_text", no_file)
     assert records.git_commit() == "unknown"
     assert " threads on " in records.device_in_words("cpu")
+
+
+@pytest.mark.parametrize("way", ["a copy within it", "GIT_DIR"])
+def test_the_commit_of_another_repository_is_none_of_ours(way, monkeypatch, tmp_path):
+    def git(*arguments):
+        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], capture_output=True, check=True)
+
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    copy = tmp_path / "reproduce" / "store" / "records.py"  # as pip puts it into a folder of an environment
+    copy.parent.mkdir(parents=True)
+    copy.write_text("", encoding="utf-8")
+    (tmp_path / "theirs").write_text("", encoding="utf-8")
+    git("init")
+    git("add", "theirs")
+    git("commit", "-m", "theirs")
+    if way == "GIT_DIR":  # as in a hook of theirs
+        monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    else:
+        monkeypatch.setattr(records, "__file__", str(copy))
+    assert records.git_commit() == "unknown"
+    git("add", "reproduce")  # control: where it belongs to it
+    git("commit", "-m", "ours")
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", records.git_commit())
 
 
 def test_the_hash_of_code_does_not_hang_on_what_is_said_about_it(tmp_path):

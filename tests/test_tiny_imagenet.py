@@ -1,5 +1,6 @@
 """Tiny-ImageNet's folder becomes the file that --images takes."""
 
+import resource
 import runpy
 import warnings
 
@@ -42,6 +43,42 @@ def test_every_second_class_is_taken_in_order(folder, tmp_path, monkeypatch, cap
 def test_another_folder_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tiny_imagenet", str(tmp_path), "images.npz"])
     assert tiny_imagenet.main() == 1 and "is no folder of Tiny-ImageNet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"no image", "cannot identify image file"),
+    (None, "image file is truncated"),
+    (Image.new("RGB", (9, 9)), "the train images have 2 sizes; they must have one"),
+])  # fmt: skip
+def test_an_image_that_cannot_be_used_is_named_and_what_was_there_stays(
+    content, message, folder, tmp_path, monkeypatch, capsys
+):
+    file = folder / "train" / "n01" / "images" / "n01_1.JPEG"
+    if isinstance(content, Image.Image):
+        content.save(file)
+    else:
+        file.write_bytes(content or file.read_bytes()[:-20])
+    (tmp_path / "images.npz").write_bytes(b"older")
+    monkeypatch.setattr("sys.argv", ["tiny_imagenet", str(folder), str(tmp_path / "images.npz")])
+    assert tiny_imagenet.main() == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and (str(file) in said or "sizes" in said)
+    assert (tmp_path / "images.npz").read_bytes() == b"older"
+
+
+def test_what_does_not_fit_on_the_disk_leaves_the_old_file(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "images.npz").write_bytes(b"older")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr("sys.argv", ["tiny_imagenet", str(folder), str(tmp_path / "images.npz")])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        status = tiny_imagenet.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1 and "images.npz" in capsys.readouterr().err
+    assert (tmp_path / "images.npz").read_bytes() == b"older"
+    assert tiny_imagenet.main() == 0  # control: there is room
+    assert len((tmp_path / "images.npz").read_bytes()) > 1000
 
 
 def test_the_command_says_how_it_is_used(monkeypatch, capsys):

@@ -8,11 +8,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..store.faults import as_one_line, is_of_a_file
 from .prepared import import_datasets
 
 HUB_NAME = "ILSVRC/imagenet-1k"
@@ -60,18 +62,24 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
         side: as in `Photographs`.
 
     Raises:
-        ValueError: if the folder has no train and validation in it, or `datasets` is not installed.
+        ValueError: if the folder has no train and validation in it, if `datasets` is not installed or cannot read them, or if a class
+            has no photographs to train on.
     """
     datasets = import_datasets()
-    if path is None:
-        splits = datasets.load_dataset(HUB_NAME, cache_dir=str(cache))
-    else:
-        missing = [part for part in ("train", "validation") if not (Path(path) / part).is_dir()]
-        if missing:
-            raise ValueError(f"--images {path}: no folder {' or '.join(missing)} in it")
-        splits = datasets.load_dataset("imagefolder", data_dir=path, cache_dir=str(cache))
-    train, test = splits["train"], splits["validation"]
-    labels = np.concatenate([np.asarray(part.with_format("numpy")["label"][:], dtype=np.int64) for part in (train, test)])
+    if path is not None and (missing := [part for part in ("train", "validation") if not (Path(path) / part).is_dir()]):
+        raise ValueError(f"--images {path}: no folder {' or '.join(missing)} in it")
+    where, source, more = (HUB_NAME, HUB_NAME, {}) if path is None else (f"--images {path}", "imagefolder", {"data_dir": path})
+    with as_one_line(lambda error: f"{where} cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}"):
+        splits = datasets.load_dataset(source, **more, cache_dir=str(cache))
+        train, test = splits["train"], splits["validation"]
+        of_train, of_test = (np.asarray(part.with_format("numpy")["label"][:]) for part in (train, test))
+    if any(of.dtype.kind != "i" or of.min() < 0 for of in (of_train, of_test)):
+        raise ValueError(f"{where}: there are photographs of no class; each must be train/CLASS/NAME or validation/CLASS/NAME")
+    if len(unseen := np.setdiff1d(of_test, of_train)):
+        raise ValueError(
+            f"{where}: of class {train.features['label'].int2str(int(unseen[0]))} there are photographs in validation alone"
+        )
+    labels = np.concatenate([of_train, of_test]).astype(np.int64)
     digest = hashlib.sha256(labels.tobytes())
     if path is not None:  # labels alone would not tell one folder from another
         for file in sorted(p for part in ("train", "validation") for p in (Path(path) / part).rglob("*") if p.is_file()):
@@ -120,6 +128,32 @@ def centre_view(image, side: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((side, side), box=box))
 
 
+class Unreadable(ValueError):
+    """A photograph that cannot be used.
+
+    Args:
+        message: why; where another process decodes, torch puts that process's traceback before it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().splitlines()[-1].rpartition("Unreadable: ")[2])
+
+
+def _photograph(rows: Dataset, number: int, where: str) -> tuple[Any, int]:
+    """Image, of PIL, and label of a row.  Raises Unreadable for a damaged file, and for numbers that are not those of bytes."""
+    try:
+        row = rows[number]
+        image, label = row["image"], row["label"]
+        image.load()
+    except Exception as error:
+        if not is_of_a_file(error):
+            raise
+        raise Unreadable(f"{where}, photograph {number}: {str(error).partition(chr(10))[0]}") from error
+    if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
+        raise Unreadable(f"{where}, photograph {number}: it is of mode {image.mode}; 8 bits for each colour are needed")
+    return image, label
+
+
 class _Views(Dataset):
     """Decoded rows by key: (step, row, number) of a training image, or the number of a test image."""
 
@@ -127,14 +161,14 @@ class _Views(Dataset):
         self.photographs, self.seed = photographs, seed
 
     def __getitem__(self, key) -> tuple[torch.Tensor, int]:
-        side = self.photographs.side
+        side, name = self.photographs.side, self.photographs.name
         if self.seed is None:
-            row = self.photographs.test[int(key)]
-            return torch.from_numpy(centre_view(row["image"], side).copy()), row["label"]
+            image, label = _photograph(self.photographs.test, int(key), f"validation of {name}")
+            return torch.from_numpy(centre_view(image, side).copy()), label
         step, place, number = key
-        row = self.photographs.train[int(number)]
-        view = training_view(row["image"], side, np.random.default_rng((self.seed, step, place)))
-        return torch.from_numpy(view.copy()), row["label"]
+        image, label = _photograph(self.photographs.train, int(number), f"train of {name}")
+        view = training_view(image, side, np.random.default_rng((self.seed, step, place)))
+        return torch.from_numpy(view.copy()), label
 
 
 def training_batches(

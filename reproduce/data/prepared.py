@@ -195,20 +195,27 @@ def _append(chunk: list[str], state: dict, tokenizer: Tokenizer, out: Path) -> N
 
 
 def _documents(name: str, files: str | None, skip: int) -> Iterator[str]:
+    """The texts of all rows but the first so many.  Raises ValueError, naming what is read, for a row without one."""
+    where = f"--files {files}" if files else f"prepare {name}"
+    for number, row in enumerate(_rows(name, files, skip, where), skip + 1):
+        if "text" not in row:
+            raise ValueError(f'{where}: its columns are {", ".join(row)}; one of them must be "text"')
+        if not isinstance(text := row["text"], str):
+            raise ValueError(f"{where}: the text of document {number:,} is a {type(text).__name__}; it must be a string")
+        yield text
+
+
+def _rows(name: str, files: str | None, skip: int, where: str) -> Iterator[dict]:
+    """All rows but the first so many.  Raises ValueError where `datasets` cannot read them; it raises what it likes."""
     datasets = import_datasets()
-    if files is None:
-        streamed = datasets.load_dataset(SOURCES[name], split="train", streaming=True)
-    else:
-        builder = BUILDERS.get(Path(files).suffix)
-        if builder is None:
-            raise ValueError(f"--files {files}: the name must end in {', '.join(BUILDERS)}")
-        options = {"sample_by": "document"} if builder == "text" else {}
-        streamed = datasets.load_dataset(builder, data_files=files, split="train", streaming=True, **options)
-    rows = iter(streamed.skip(skip))
-    first = next(rows, None)
-    if first is not None and "text" not in first:
-        raise ValueError(f'--files {files}: its columns are {", ".join(first)}; one of them must be "text"')
-    return (row["text"] for row in itertools.chain([] if first is None else [first], rows))
+    builder = BUILDERS.get(Path(files).suffix) if files else SOURCES[name]
+    if builder is None:
+        raise ValueError(f"{where}: the name must end in {', '.join(BUILDERS)}")
+    options = {"data_files": files} if files else {}
+    if builder == "text":
+        options["sample_by"] = "document"
+    with as_one_line(lambda error: f"{where} cannot be read: {str(error).partition(chr(10))[0] or 'nothing is in it'}"):
+        yield from datasets.load_dataset(builder, **options, split="train", streaming=True).skip(skip)
 
 
 def import_datasets():

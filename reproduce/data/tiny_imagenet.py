@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..console import at_the_terminal
+from ..store.faults import as_one_line
+from ..store.files import write_atomically
+
 EVERY = 2  # of 200 classes
 
 
@@ -36,13 +40,20 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _labelled(part: str, files: list[list[Path]]) -> dict[str, np.ndarray]:
-    """files: those of each class."""
-    images = np.stack(
-        [np.asarray(Image.open(file).convert("RGB")) for of_class in files for file in of_class]
-    )  # (n, 64, 64, 3)
-    return {f"x_{part}": images, f"y_{part}": np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])}
+    """files: those of each class.  Raises ValueError for images that cannot be read, or are not all of one size."""
+    images = [_pixels(file) for of_class in files for file in of_class]
+    if len(sizes := {image.shape for image in images}) != 1:
+        raise ValueError(f"the {part} images have {len(sizes)} sizes; they must have one")
+    return {f"x_{part}": np.stack(images), f"y_{part}": np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])}
 
 
+def _pixels(file: Path) -> np.ndarray:
+    """(64, 64, 3) uint8."""
+    with as_one_line(lambda error: f"{file} cannot be read: {error}"), Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@at_the_terminal
 def main() -> int:
     """Read the folder that the command line names first, write the file that it names second."""
     if len(sys.argv) != 3:
@@ -50,10 +61,10 @@ def main() -> int:
         return 2
     try:
         found = arrays_of(Path(sys.argv[1]))
+        write_atomically(Path(sys.argv[2]), lambda file: np.savez(file, **found))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    np.savez(sys.argv[2], **found)
     print(f"{sys.argv[2]}: {len(found['y_train']):,} training and {len(found['y_test']):,} test images")
     return 0
 

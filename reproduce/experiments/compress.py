@@ -5,9 +5,9 @@ by name or folder through transformers or timm; without --model, those that tabl
 """
 
 import hashlib
+import os
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def run(options: Options) -> None:
     if options.save and not options.model:
         raise ValueError("--save keeps one compressed model; say of which with --model")
     if options.save:  # looked at before the work, not after it
-        if options.save.is_dir() or options.save.resolve() == Path(options.model).resolve():
+        if options.save.is_dir() or os.path.realpath(options.save) == os.path.realpath(options.model):
             raise ValueError(f"--save {options.save}: a folder, or the model itself; name another file")
         if options.save.suffix != ".safetensors":
             raise ValueError(f"--save {options.save}: its name must end in .safetensors")

@@ -118,6 +118,8 @@ def _replace(path: Path, page: str, texts: dict[str, str]) -> None:
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for, and for ever
+            raise ValueError(f"{path} is no page: it is no regular file")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None

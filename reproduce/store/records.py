@@ -296,7 +296,10 @@ def command_line() -> str:
 
 
 def git_commit() -> str:
-    """The commit that ran, with "+changes" if the tree differed from it; $GIT_COMMIT says it where the tree is a bare copy."""
+    """The commit that ran, with "+changes" if the tree differed from it; $GIT_COMMIT says it where the tree is a bare copy.
+
+    An installed package may lie within the repository of another program, whose commit is none of ours.
+    """
     if said := os.environ.get("GIT_COMMIT"):
         return said
     root = Path(__file__).parents[2]
@@ -306,6 +309,7 @@ def git_commit() -> str:
         return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", str(Path(__file__).relative_to(root)))
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):

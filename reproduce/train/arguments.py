@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..console import given, path
 from ..data.prepared import SOURCES
 from ..store.checked import LARGEST, MOST
 from ..store.locks import PATIENCE
@@ -28,8 +29,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...],
     parser.add_argument(
         "--preset", choices=presets, default="smoke", help="the scale (default: smoke, the smallest, for a CPU)"
     )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="checkpoints and caches (default: out)")
-    parser.add_argument("--records", type=Path, default=Path("out/records"), help="where finished runs are recorded")
+    parser.add_argument("--out", type=path, default=Path("out"), help="checkpoints and caches (default: out)")
+    parser.add_argument("--records", type=path, default=Path("out/records"), help="where finished runs are recorded")
     add_lock_timeout(parser)
     parser.set_defaults(device="cpu", micro_batch=None, sharding=None, dry_run=False, gpus=None)  # where they are not taken
     for group in takes:
@@ -113,11 +114,12 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     """Text to train on, and to judge by."""
     parser.add_argument(
         "--text",
+        type=given,
         help="text: .txt, .gz, .xz or a folder of them, for training one that `prepare` wrote too (default: the standard library's "
         "source)",
     )
     parser.add_argument(
-        "--validation", help="held-out text (default: every tenth document of --text; what is prepared has its own)"
+        "--validation", type=given, help="held-out text (default: every tenth document of --text; what is prepared has its own)"
     )
 
 
@@ -133,13 +135,16 @@ def add_test(parser: argparse.ArgumentParser) -> None:
 
 def add_bpe(parser: argparse.ArgumentParser) -> None:
     """GPT-2's own byte pairs."""
-    parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)")
+    parser.add_argument(
+        "--bpe", type=given, help="folder with GPT-2's vocab.json and merges.txt (default: learn byte pairs from the text)"
+    )
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Images to train on."""
     parser.add_argument(
         "--images",
+        type=given,
         help=".npz with x_train, y_train, x_test, y_test (default: scikit-learn's digits); in the preset paper a folder with "
         "train/CLASS/*.jpg and validation/CLASS/*.jpg (default: ImageNet-1k from the Hugging Face hub)",
     )
@@ -182,6 +187,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Whose attention to look at."""
     parser.add_argument(
         "--model",
+        type=given,
         help=".safetensors from out/models, or a public checkpoint by folder or hub name (docs/compression.md lists them; timm's too)",
     )
     add_trust(parser)
@@ -197,7 +203,9 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def add_pretrained(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint to start from."""
-    parser.add_argument("--model", help="in the preset paper: a checkpoint of timm's, by name (default: those of the paper)")
+    parser.add_argument(
+        "--model", type=given, help="in the preset paper: a checkpoint of timm's, by name (default: those of the paper)"
+    )
     add_trust(parser)
 
 
@@ -209,7 +217,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
         default=(),
         help='ranks of Tucker rows, head,query,key of each: "8,64,64;8,32,32" (default: a range of budgets)',
     )
-    parser.add_argument("--save", type=Path, help="write the compressed model to this .safetensors file")
+    parser.add_argument("--save", type=path, help="write the compressed model to this .safetensors file")
 
 
 GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out and --records
@@ -234,11 +242,14 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """What `prepare` takes."""
     parser.add_argument("text", help=f"{' or '.join(SOURCES)}, from the Hugging Face hub; or any name for the text of --files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tokens; the same command goes on after a crash")
-    parser.add_argument("--files", help='a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"')
-    parser.add_argument("--bpe", help="folder with GPT-2's vocab.json and merges.txt (default: from the hub)")
+    parser.add_argument("--out", type=path, required=True, help="folder for the tokens; the same command goes on after a crash")
+    parser.add_argument(
+        "--files", type=given, help='a .txt, .jsonl or .parquet file or a pattern of them, with a column "text"'
+    )
+    parser.add_argument("--bpe", type=given, help="folder with GPT-2's vocab.json and merges.txt (default: from the hub)")
     parser.add_argument(
         "--validation",
+        type=given,
         help="held-out text, of a text that fits into memory: both as training takes them with --text and --validation, tokenised "
         "once (default: one document in 2,000)",
     )
@@ -247,7 +258,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     """What `generate` takes."""
-    parser.add_argument("--model", type=Path, required=True, help="a .safetensors file from out/models")
+    parser.add_argument("--model", type=path, required=True, help="a .safetensors file from out/models")
     parser.add_argument(
         "--prompt", type=utf8, action="append", required=True, help="text to continue; give it several times for a batch"
     )
