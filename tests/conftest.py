@@ -57,12 +57,12 @@ def warm():
         yield warm
 
 
-SLOW = {"test_two_gpus", "test_distributed", "test_figures", "test_kernels", "test_cli", "test_locale", "test_survival"}
+SLOW = ("two_gpus", "distributed", "figures", "kernels", "quality", "cli", "locale", "survival", "tutorials")
 
 
 def pytest_collection_modifyitems(items):
     """What takes long comes first: at the end two processes then share out what is short, and none waits for the other."""
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in SLOW)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import run_here, unmeasured
 from setuptools import find_packages
 
 from reproduce import __main__
@@ -135,9 +134,7 @@ def test_where_the_wheel_is_installed_what_tests_the_code_says_that_it_needs_the
         (tmp_path / package.relative_to(ROOT)).mkdir(parents=True, exist_ok=True)
         for file in package.glob("*.py"):
             shutil.copy(file, tmp_path / file.relative_to(ROOT))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_PROCESS")}  # the lines are copies
-    environment["PYTHONPATH"] = str(tmp_path)
-    here = {"cwd": tmp_path, "env": environment, "capture_output": True, "encoding": "utf-8"}
+    here = {"cwd": tmp_path, "env": unmeasured() | {"PYTHONPATH": str(tmp_path)}, "capture_output": True, "encoding": "utf-8"}
     result = subprocess.run(command("fuzz", "--preset", "smoke"), **here)
     assert result.returncode == 1 and not result.stdout
     assert result.stderr == "error: fuzz tests the code and is not in the wheel; run it in the repository\n"
