@@ -123,7 +123,7 @@ def describe(figure: Figure, title: str, caption: str) -> None:
 def write(figure: Figure, path: Path, **options) -> None:
     """Write a PNG file of 256 colours, a third as large as one of all, and close the figure; options: of `savefig`."""
     drawn = BytesIO()
-    figure.savefig(drawn, **options)
+    figure.savefig(drawn, pil_kwargs={"compress_level": 0}, **options)  # it is compressed once, below
     plt.close(figure)
     image = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     write_atomically(path, lambda file: image.save(file, "png", optimize=True))

@@ -2,26 +2,38 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import quicker  # isort: skip  (before what it makes quicker)
 import pytest
-import torch
 from hypothesis import Phase, settings
+from warm import Warm
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
-
-import torch._dynamo  # noqa: E402, F401  (the first custom operator imports it, a second that every mutant would pay again)
-
-quicker.compile_untraced()
-if os.environ.get("TRITON_INTERPRET") == "1":
-    quicker.interpret_quickly()
+TESTS = Path(__file__).parent
+PLACES = [str(TESTS / "started"), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(PLACES)  # of every Python that a test starts
 
 # ci: the same few inputs in every run. long: minutes, and other inputs each time (`make fuzz`). mutants: ci, and the first that fails.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
 settings.register_profile("long", deadline=None, max_examples=500)
 settings.register_profile("mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config):
+    """What takes seconds, and is not for the process that hands tests out to others (pytest -n) and runs none itself."""
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
+    import torch._dynamo  # the first custom operator imports it, a second that every mutant would pay again
+
+    quicker.compile_untraced()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        quicker.interpret_quickly()
+
 
 MATRIX: dict[tuple[str, str], float] = {}
 
@@ -36,12 +48,21 @@ def text(tmp_path_factory):
     return folder
 
 
-SLOW = {"test_two_gpus", "test_distributed", "test_figures", "test_kernels", "test_cli", "test_locale", "test_survival"}
+@pytest.fixture(scope="session")
+def warm():
+    """The process from which programs are forked, several workers of one training too."""
+    with Warm(
+        {**os.environ, "OMP_NUM_THREADS": "1"}, "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.run"
+    ) as warm:
+        yield warm
+
+
+SLOW = ("two_gpus", "distributed", "figures", "kernels", "quality", "cli", "locale", "survival", "tutorials")
 
 
 def pytest_collection_modifyitems(items):
     """What takes long comes first: at the end two processes then share out what is short, and none waits for the other."""
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in SLOW)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own

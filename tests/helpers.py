@@ -1,5 +1,6 @@
 """What all tests share: one measure of error, one table of tolerances, and layers that show a wrong logit."""
 
+import os
 import random
 import sys
 
@@ -65,6 +66,11 @@ def run_here(*arguments) -> int:
         return stopped.code
     finally:
         sys.argv = before
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment of a process in which no coverage is measured: every line that it runs is run elsewhere."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
 
 
 def a_record(**given) -> Record:

@@ -65,21 +65,28 @@ def interpret_quickly() -> None:
     """Triton's interpreter looks through all of triton.language at every call from one function of a kernel to another.
 
     That is half its time, and changes nothing after the first look of a launch: what it replaces then stays replaced until the launch ends.
+    Another third goes into the types of tiles and what tiles know of their shapes, made anew for every number: within a launch each is
+    made once.
     """
     try:
+        from triton.language import core
         from triton.runtime import interpreter
 
         launch, look, replace = interpreter.GridExecutor.__call__, interpreter._patch_lang, interpreter._patch_attr
+        type_made, tile_made, number_of = core.block_type.__init__, core.tensor.__init__, interpreter._get_np_dtype
     except (ImportError, AttributeError):  # no Triton, or another one
         return
-    looked = {}
+    looked, types, shapes, numbers = {}, {}, {}, {}
 
     def launched(executor, *arguments, **options):
-        looked.clear()
+        kept = (looked, types, shapes, numbers)
+        for each in kept:
+            each.clear()
         try:
             return launch(executor, *arguments, **options)
         finally:
-            looked.clear()
+            for each in kept:
+                each.clear()
 
     def looked_at(function):
         module = id(function.__globals__)
@@ -87,6 +94,29 @@ def interpret_quickly() -> None:
             looked[module] = look(function)
         return looked[module]
 
+    def init_type(self, element_ty, shape):
+        key = id(element_ty), tuple(shape)
+        if key not in types:
+            type_made(self, element_ty, shape)
+            types[key] = dict(vars(self))  # which holds the element's type: its id remains its own
+        vars(self).update(types[key])
+
+    def init_tile(self, handle, type):
+        shape = type.shape if type.is_block() else None
+        if id(shape) in shapes:
+            vars(self).update(shapes[id(shape)][0], handle=handle, type=type, dtype=type.scalar)
+            return
+        tile_made(self, handle, type)
+        if vars(self).keys() == {"handle", "type", "dtype", "shape", "numel"}:
+            shapes[id(shape)] = dict(shape=self.shape, numel=self.numel), shape  # whose id remains its own
+
+    def number(of):
+        of = of.scalar
+        if id(of) not in numbers:
+            numbers[id(of)] = number_of(of), of
+        return numbers[id(of)][0]
+
+    core.block_type.__init__, core.tensor.__init__, interpreter._get_np_dtype = init_type, init_tile, number
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launched, looked_at
     interpreter._patch_attr = lambda place, name, word, *more: replace(place, name, made_untraced(word), *more)
 

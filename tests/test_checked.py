@@ -611,8 +611,7 @@ def test_weights_of_another_shape_fill_no_model():
 
 
 def piped(tmp_path: Path, command: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
+    return subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, encoding="utf-8")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "2>&1 | true"])

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,9 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import run_here, unmeasured
 from setuptools import find_packages
-from warm import Warm
 
 from reproduce import __main__
 from reproduce.__main__ import EXPERIMENTS, NOT_IN_ALL
@@ -51,18 +49,6 @@ def training(text, folder, *more: str) -> list[str]:
     return ["table2", "--rows", ROW, *places, *more]
 
 
-def with_toys(*arguments: str, **environment: str) -> dict:
-    """`python -m reproduce` with the toy preset in place of smoke, as subprocess takes it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return {"args": [sys.executable, TOYS, *arguments], "env": environment, "cwd": ROOT, "encoding": "utf-8"}
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with Warm({**os.environ, "PYTHONPATH": str(ROOT)}) as warm:
-        yield warm
-
-
 def records_in(folder) -> list[dict]:
     return json.loads((folder / "records" / "table2.smoke.json").read_text(encoding="utf-8"))
 
@@ -84,9 +70,11 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_last_digit(text, tmp_pat
     assert again.returncode == 0 and b"on record already, skipped" in again.stdout
 
 
-def test_ctrl_c_says_how_to_go_on(text, tmp_path):
+def test_ctrl_c_says_how_to_go_on(text, tmp_path, warm):
     process = subprocess.Popen(
-        **with_toys(*training(text, tmp_path, "--steps", "100000")),
+        [warm.python, TOYS, *training(text, tmp_path, "--steps", "100000")],
+        cwd=ROOT,
+        encoding="utf-8",
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
@@ -146,7 +134,7 @@ def test_where_the_wheel_is_installed_what_tests_the_code_says_that_it_needs_the
         (tmp_path / package.relative_to(ROOT)).mkdir(parents=True, exist_ok=True)
         for file in package.glob("*.py"):
             shutil.copy(file, tmp_path / file.relative_to(ROOT))
-    here = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "capture_output": True, "encoding": "utf-8"}
+    here = {"cwd": tmp_path, "env": unmeasured() | {"PYTHONPATH": str(tmp_path)}, "capture_output": True, "encoding": "utf-8"}
     result = subprocess.run(command("fuzz", "--preset", "smoke"), **here)
     assert result.returncode == 1 and not result.stdout
     assert result.stderr == "error: fuzz tests the code and is not in the wheel; run it in the repository\n"

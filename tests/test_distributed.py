@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = str(ROOT / "tests" / "workers.py")
 # Largest relative difference of a step's loss: rounding alone in float64, the sums' other order in float32.
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def furthest(curve, expected) -> float:
@@ -33,7 +32,7 @@ def furthest(curve, expected) -> float:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, warm):
     """What two processes trained, beginning with a checkpoint that one left behind."""
     folder = tmp_path_factory.mktemp("together")
     with pytest.raises(toy.Stopped):
@@ -45,7 +44,7 @@ def folder(tmp_path_factory):
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**ENVIRONMENT, **place, "TORCHELASTIC_RUN_ID": "test"}
-        command = [sys.executable, PROGRAM, "together", str(folder)]
+        command = [warm.python, PROGRAM, "together", str(folder)]
         processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"))
     for process in processes:
         _, errors = process.communicate(timeout=300)
@@ -129,11 +128,11 @@ def arguments(text, folder) -> list[str]:
     return ["table2", "--device", "cpu", "--rows", "Tucker [8,64,64]", *places]
 
 
-def torchrun(text, folder) -> subprocess.Popen:
+def torchrun(text, folder, warm) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    launcher = [warm.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-    environment = {**ENVIRONMENT, "PIDS": str(folder)}
+    environment = {**ENVIRONMENT, "PIDS": str(folder), "PYTHON_EXEC": warm.python}  # with which torchrun starts its workers
     return subprocess.Popen([*launcher, *arguments(text, folder)], env=environment, cwd=ROOT, **pipes)
 
 
@@ -179,12 +178,12 @@ def assert_same_run(record, expected, workers: int) -> None:
         assert mine == pytest.approx(theirs, abs=2e-4)  # rounded in the record
 
 
-def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_path, monkeypatch):
+def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_path, monkeypatch, warm):
     expected = in_this_process(text, tmp_path / "whole", monkeypatch)
     assert expected.metrics["validation_loss"] < 0.8 * expected.metrics["curve"][0][1]  # it learned
 
     killed = tmp_path / "killed"
-    process = torchrun(text, killed)
+    process = torchrun(text, killed, warm)
     written = await_checkpoint(killed, process)
     os.kill(pids(killed)[1], signal.SIGKILL)  # one worker
     process.communicate(timeout=100)
@@ -193,14 +192,14 @@ def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_
     stopped = tmp_path / "stopped"
     shutil.copytree(killed, stopped)
 
-    process = torchrun(text, killed)  # the same command
+    process = torchrun(text, killed, warm)  # the same command
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert " 0/150" not in errors  # it did not start again
     assert output.count("records are in") == 1  # the first worker alone speaks
     assert_same_run(only_record(killed), expected, workers=2)
 
-    process = torchrun(text, stopped)
+    process = torchrun(text, stopped, warm)
     await_checkpoint(stopped, process, since=written)
     for pid in (process.pid, *pids(stopped)):  # all at once
         os.kill(pid, signal.SIGKILL)

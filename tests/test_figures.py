@@ -1,6 +1,8 @@
 """Figures come from records and from nothing else, and can be read."""
 
 import dataclasses
+import hashlib
+import io
 import itertools
 from pathlib import Path
 
@@ -40,20 +42,36 @@ def draw(monkeypatch, *arguments) -> int:
 
 @pytest.mark.no_cover  # of which Matplotlib would take half as long again
 def test_figures_are_redrawn_from_the_committed_records(tmp_path, monkeypatch):
-    images, small, save = [], {}, Figure.savefig
+    drawn, small, save = ({}, {}), {}, Figure.savefig
 
-    def watched(figure, *args, **options):
-        small[figure.get_suptitle()] = too_small(figure)
-        save(figure, *args, **options)
+    def watched(figure, file, **options):
+        title = figure.get_suptitle()
+        small[title] = too_small(figure)
+        save(figure, file, **options)
+        drawn[title in drawn[0]][title] = hashlib.sha256(file.getvalue()).digest()
+
+    def drawn_alone(figure, path, **options):
+        figure.savefig(io.BytesIO(), pil_kwargs={"compress_level": 0}, **options)
+        plt.close(figure)
 
     monkeypatch.setattr(Figure, "savefig", watched)
-    for out in (tmp_path / "a", tmp_path / "b"):
-        assert draw(monkeypatch, "--out", out) == 0
-        images.append({p.name: p.read_bytes() for p in out.iterdir()})
-    assert images[0] == images[1]  # the same records give the same bytes
-    assert set(images[0]) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
-    assert all(len(content) > 10_000 for content in images[0].values())
-    assert len(small) == len(images[0]) and not any(small.values()), small
+    assert draw(monkeypatch, "--out", tmp_path) == 0
+    images = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert set(images) == {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
+    assert all(len(content) > 10_000 for content in images.values())
+    assert len(small) == len(drawn[0]) == len(images) and not any(small.values()), small
+    monkeypatch.setattr(style, "write", drawn_alone)  # the next test is of how it is written
+    assert draw(monkeypatch, "--out", tmp_path) == 0
+    assert drawn[0] == drawn[1]  # the same records give the same pixels
+
+
+def test_the_same_pixels_give_the_same_bytes(tmp_path):
+    for name, title in (("a", "one"), ("b", "one"), ("c", "other")):
+        figure = plt.figure(figsize=(2, 2))
+        figure.suptitle(title)
+        style.write(figure, tmp_path / name)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b != c  # control: other pixels
 
 
 def test_small_texts_are_found():

@@ -24,7 +24,7 @@ def started(*command, **environment) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

@@ -13,13 +13,16 @@ from reproduce.train.options import Options
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """The whole experiment, once."""
+def found(tmp_path_factory, warm):
+    """The whole experiment, once; its processes, and those that torchrun starts, are forked."""
     folder = tmp_path_factory.mktemp("two")
     text = folder / "text.txt"
     text.write_text("".join(f"{n} times {k} makes {n * k}.\n" for n in range(40) for k in range(100)), encoding="utf-8")
     options = Options("smoke", folder, folder / "records", text=str(text))
-    two_gpus.run(options)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", warm.python)
+        patched.setenv("PYTHON_EXEC", warm.python)
+        two_gpus.run(options)
     return options
 
 
