@@ -73,7 +73,8 @@ def head_mode_loss(models: dict[str, list[Record]], path: Path, title: str = LOS
     axes[0].set_ylabel("relative error of the tensor")
     about = Line2D([], [], color=GREY, linestyle="-.", label="on inputs, keys about their mean")
     bound = Line2D([], [], color=GREY, linestyle=":", label="nothing in common")
-    axes[1].legend(handles=[*_names(models), *_ways()[:2], about, bound], loc="lower left")
+    axes[0].legend(handles=_names(models), loc="upper right")  # above "nothing in common" no curve runs
+    axes[1].legend(handles=[*_ways()[:2], about, bound], loc="lower left")
     save(figure, path, title, _caption(models))
 
 

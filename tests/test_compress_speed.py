@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import sys
 
 import pytest
@@ -60,6 +61,32 @@ def test_a_measurement_is_a_median_with_its_peak():
     )  # in a process of its own otherwise
     assert found["repeats"] == compress_speed.REPEATS and found["seconds"] > 0 and found["megabytes"] > 0
     assert len(found["norms"]) == 2 and all(norm > 0 for norm in found["norms"])
+
+
+@pytest.mark.parametrize("former", ["a large block", "many small ones, the last of them kept"])
+def test_a_known_allocation_is_seen_below_what_the_process_had_once(former):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (small, hidden), (large, hidden_too) = pool.apply(of_known_size, (former, (4, 64)))
+    assert (small, large) == pytest.approx((4, 64), rel=0.1)
+    assert hidden < 2 and hidden_too < 2  # control: how far the peak of all rises
+
+
+def of_known_size(former: str, sizes: tuple[int, ...]) -> list[tuple[float, float]]:
+    """What two ways of counting see of allocations of some MB, in a process that had held 300 MB before."""
+    count, size = (1, 300 * 10**6) if former == "a large block" else (3000, 10**5)
+    held = [b"x" * size for _ in range(count)]
+    del held[: max(1, count - 1)]  # an allocator gives a heap back from its end on
+    calls = [lambda some=10 * size: [torch.ones(10**5, dtype=torch.uint8) for _ in range(some)] for size in sizes]
+    peak, hidden = compress_speed._peak_bytes(), []
+    for call in calls:
+        call()
+        hidden.append((compress_speed._peak_bytes() - peak) / 1e6)
+    return list(zip(map(compress_speed.added_megabytes, calls), hidden))
+
+
+def test_a_call_that_takes_nothing_adds_nothing():
+    assert compress_speed.added_megabytes(lambda: None) < 0.5
+    assert compress_speed.added_megabytes(lambda: torch.ones(10**6)) > 3.5  # control
 
 
 def test_two_results_that_differ_have_no_ratio(monkeypatch, tmp_path):

@@ -459,3 +459,31 @@ def test_every_figure_stands_in_a_page():
     linked = set(re.findall(r"images/([\w.]+)\)", "".join(map(text_of, PAGES))))
     there = {path.name for path in (ROOT / "paper_figures" / "images").iterdir()}
     assert there == linked, "a figure that no page shows, or a page that shows one that is not there"
+
+
+# Pictures
+
+
+PICTURE = re.compile(r"!\[([^\]]*)\]\(|<img\b([^>]*)>")
+ILLUSTRATED = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "tutorials/**/*.md", "tutorials/**/*.ipynb")
+    for path in ROOT.glob(pattern)
+)
+
+
+def unsaid(text: str) -> list[str]:
+    """Pictures that do not say in a few words what is seen on them."""
+    said = {m[0]: m[1] if m[2] is None else "".join(re.findall(r'\balt=\\?"([^"\\]*)', m[2])) for m in PICTURE.finditer(text)}
+    return [picture for picture, words in said.items() if len(words.split()) < 4]
+
+
+def test_every_picture_says_what_is_seen_on_it():
+    assert sum(len(PICTURE.findall(text_of(page))) for page in ILLUSTRATED) > 20  # control: pictures are found
+    assert {page: found for page in ILLUSTRATED if (found := unsaid(text_of(page)))} == {}
+
+
+@pytest.mark.parametrize("picture", ["![](a.png)", "![figure](a.png)", '<img src="a.png">', '<img alt="" src="a.png">'])
+def test_a_picture_without_words_is_noticed(picture):
+    assert len(unsaid(f"{README}\n{picture}")) == 1
+    assert unsaid(f'{README}\n![Loss against the cache](a.png) <img src="a.png" alt="Loss against the cache">') == []  # control

@@ -100,6 +100,14 @@ def test_positions_may_leap_after_a_prompt_without_any():
     assert relative_error(torch.cat(steps, dim=1), layer(x)[:, 4:]) > DIFFERENT  # control
 
 
+def test_where_to_go_on_is_written_on_the_device_of_the_place():
+    cache, place = after_prompt(layer_of("MHA RoPE"), tokens(2, 6, 24), 4, 6)
+    with torch.device("meta"):  # whatever is made elsewhere holds nothing
+        assert torch.arange(2).is_meta  # control
+        cache.truncate(2)
+    assert place.tolist() == [2]
+
+
 @pytest.mark.parametrize("name", ["MHA RoPE", "Tucker shared RoPE"])
 @torch.no_grad()
 def test_it_is_where_the_cache_is_whatever_the_default_device(name):

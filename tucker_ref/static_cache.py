@@ -58,7 +58,7 @@ class StaticCache(Cache):
     def truncate(self, length: int) -> None:
         """Go on after the first `length` tokens.  Raises ValueError unless there is room for the next ones."""
         length = check_length(length, self._length)
-        self.place.copy_(torch.arange(length, length + len(self.place)))
+        self.place.copy_(torch.arange(length, length + len(self.place), device=self.place.device))
 
     @by_one_thread
     def reorder(self, rows: torch.Tensor) -> None:

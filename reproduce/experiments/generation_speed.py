@@ -9,7 +9,6 @@ every setting is recorded when it ends, and the same command goes on where it wa
 """
 
 import dataclasses
-import gc
 import importlib.util
 import statistics
 import time
@@ -29,6 +28,7 @@ from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
 from ..train.runs import check_labels
 from .speed.sections import in_words
+from .speed.timing import let_memory_go
 from .table3 import ROPE_BASE
 
 GATES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error in logits that may still be timed
@@ -278,10 +278,8 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
         CPU), and `largest_batch` in MEMORY by arithmetic: what weights leave of it, over what each sequence took beside them (on a CPU
         its cache); or `refused` where memory does not hold it.
     """
-    torch.compiler.reset()  # with its graphs goes their memory
-    gc.collect()
+    let_memory_go(device)
     if device.startswith("cuda"):
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
         if setting.way == "transformers":

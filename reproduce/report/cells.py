@@ -3,7 +3,7 @@
 from ..store.records import Record
 from .judge import Estimate
 from .pairs import paired_difference
-from .query import diverged, largest_logit, losses_of
+from .query import diverged, largest_logit, losses_of, mean_loss
 from .words import divergence, mean_and_spread, signed
 
 BOLD = "Validation loss in nats per token, each row's best in bold."
@@ -19,6 +19,17 @@ def loss_cell(group: list[Record]) -> str:
     if not group:
         return "not run"
     return divergence(group) or mean_and_spread(losses_of(group), 3)
+
+
+def bold_if_best(group: list[Record], best: float | None) -> str:
+    """A group's loss as in `loss_cell`, in bold where it is the lowest.
+
+    Args:
+        group: runs of one setting, or none.
+        best: lowest loss of all that stand beside it, None where none ended.
+    """
+    mark = "**" if best is not None and mean_loss(group) == best else ""
+    return f"{mark}{loss_cell(group)}{mark}"
 
 
 def above_cell(group: list[Record], base: list[Record]) -> str:

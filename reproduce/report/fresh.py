@@ -7,7 +7,7 @@ from ..experiments import table2
 from ..models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST
 from ..store.records import Record
 from .best import BASE, at_best, tokens_per_parameter
-from .cells import BOLD, above_cell, loss_cell, with_interval
+from .cells import BOLD, above_cell, bold_if_best, loss_cell, with_interval
 from .judge import Best, between_seeds, broken, loss_difference, test_losses
 from .markdown import Table, markdown
 from .query import BUDGETS, budget_of, fresh_runs, grouped, mean_loss, of_one_budget, runs_of
@@ -33,10 +33,8 @@ def rates_table(records: list[Record], preset: str = "gpu-fresh") -> list[Table]
     rates, lines, tried = sorted({r.rate for r in runs}), [], {}
     for label, group in grouped(runs, clipped_label).items():
         cells = grouped(group, lambda r: r.rate)
-        losses = {rate: mean_loss(cell) for rate, cell in cells.items()}
-        best = min((loss for loss in losses.values() if loss is not None), default=None)
-        marks = ["**" if best is not None and losses.get(rate) == best else "" for rate in rates]
-        shown = [f"{mark}{loss_cell(cells.get(rate, []))}{mark}" for rate, mark in zip(rates, marks)]
+        best = min((loss for cell in cells.values() if (loss := mean_loss(cell)) is not None), default=None)
+        shown = [bold_if_best(cells.get(rate, []), best) for rate in rates]
         lines.append([label, f"{group[0].attention_parameters / 1e6:.2f}M", *shown, f"{len(cells)}"])
         tried[label] = len(cells)
     title = f"**Learning rates for {_scale('table2', runs)}: {_text(runs)}, {seeds_in_words(runs)}.** {BOLD}"

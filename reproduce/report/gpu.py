@@ -6,7 +6,7 @@ from ..experiments.ablations import CASES, CURES, ROW
 from ..store.records import Record
 from ..train.language import method_of
 from ..train.recipes import Recipe
-from .cells import BOLD, above_cell, logit_cell, loss_cell
+from .cells import BOLD, above_cell, bold_if_best, logit_cell, loss_cell
 from .markdown import Table, markdown
 from .query import (
     BUDGETS,
@@ -192,13 +192,8 @@ def rates_table(runs: list[Record], label_of: Callable[[Record], str]) -> tuple[
     for group in groups.values():
         if (loss := mean_loss(group)) is not None:
             best[row_label(group[0])] = min(loss, best.get(row_label(group[0]), loss))
-    lines = []
-    for label in dict.fromkeys(label for label, _ in groups):
-        cells = []
-        for rate in rates:
-            group = groups.get((label, rate), [])
-            loss = mean_loss(group)
-            bold = "**" if loss is not None and loss == best[row_label(group[0])] else ""
-            cells.append(f"{bold}{loss_cell(group)}{bold}")
-        lines.append([label, *cells])
+    rows = {label_of(r): row_label(r) for r in runs}  # by line, in their order
+    lines = [
+        [label, *(bold_if_best(groups.get((label, rate), []), best.get(row)) for rate in rates)] for label, row in rows.items()
+    ]
     return markdown(["peak learning rate", *(f"{rate:g}" for rate in rates)], lines), best

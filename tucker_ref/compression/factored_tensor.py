@@ -175,7 +175,7 @@ def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tenso
         )
     r = basis if root is None else root.to(basis.dtype) @ basis
     if r.shape[1] >= r.shape[0]:
-        q = torch.eye(len(r)).to(r)
+        q = torch.eye(len(r), dtype=r.dtype, device=r.device)
     else:
         q, r = torch.linalg.qr(r)
     return (q if root is None else torch.linalg.solve_triangular(root.to(q.dtype), q, upper=True)), r
@@ -203,7 +203,7 @@ def with_classes(factors: Factors, rotary: Rotary | None = None) -> Slices:
 def check_weights(layer: nn.Module) -> None:
     """Raise ValueError if a parameter holds NaN or infinity, or no values at all (on the meta device)."""
     for name, parameter in layer.named_parameters():
-        if parameter.is_meta or not parameter.isfinite().all():
+        if parameter.is_meta or not all(x.isfinite() for x in parameter.aminmax()):  # one pass, and no copy
             held = "no values" if parameter.is_meta else "NaN or infinity"
             raise ValueError(f"layer's {name} holds {held}; such a layer has no spectrum and no approximation")
 

@@ -2,17 +2,17 @@
 
 All eigenvectors of an (n, n) matrix A cost several n^3, and a compression keeps few of them. Block Lanczos looks for them in the
 span of X, A X, A^2 X, ..., where X is random. It gives r orthonormal columns V with values theta, and what these lack, the residuals
-R = A V - V theta. Of what lies outside V it says nothing, so it is checked afterwards, and for a chosen slack
+R = A V - V theta. Of what lies outside V it says nothing, so that is checked afterwards. For a chosen slack
 
-    |R|^2 <= 2 r slack^2                        V spans nearly an invariant subspace
     A - V theta V^H  <=  theta_r + slack        nothing larger was missed: the difference has a Cholesky decomposition
 
-must hold. By 2 |R x . y| <= |R x|^2 / slack + slack |y|^2 the r largest eigenvalues of A then have a sum of at most
+must hold. Then, by 2 |R x . y| <= |R x|^2 / slack + slack |y|^2, the r largest eigenvalues of A have a sum of at most
 
-    sum theta + |R|^2 / slack + 2 r slack  <=  sum theta + 4 r slack
+    sum theta  +  |R|^2 / slack  +  sum of max(0, theta_r + 2 slack - theta_i)
 
-The slack is chosen so that 4 r slack is 1e-6 of what V discards, and the rounding, 4 n eps theta_1 a vector, which all decompositions
-have. Where a check fails, all eigenvectors are computed.
+for only values so near the last one kept can have been passed over. The slack is chosen so that the last sum is half of what is
+allowed, and the residuals must be small enough to leave the other half. Allowed is 1e-6 of what V discards, and the rounding,
+4 n eps theta_1 a vector, which all decompositions have. Where a check fails, all eigenvectors are computed.
 Golub & Underwood 1977; random starts, and how fast: Musco & Musco 2015.
 """
 
@@ -46,18 +46,28 @@ def by_lanczos(gram: torch.Tensor, rank: int) -> Found | None:
         last, size = size, size + BLOCK
         basis[last:size] = block
         held = basis[:size]
-        image, near = block @ gram, slice(max(0, last - BLOCK), size)  # of all blocks it meets itself and the one before
+        image = (gram @ block.mH.contiguous()).mH  # (b, n); rows on the left take twice as long
+        near = slice(max(0, last - BLOCK), size)  # of all blocks it meets itself and the one before
         products = image @ basis[near].mH  # (b, 2 b)
         projected[last:size, near], projected[near, last:size] = products, products.mH
         block, coupling = _orthonormal(image - products @ basis[near], held)
         if size < look:
             continue
         values, vectors = (x[..., -rank:] for x in torch.linalg.eigh(projected[:size, :size]))  # (r,), (size, r), ascending
-        slack = TOLERANCE * (trace - values.sum()) / (4 * rank) + n * torch.finfo(values.dtype).eps * values[-1]
-        if (coupling @ vectors[last:]).norm() <= (2 * rank) ** 0.5 * slack:
+        half = TOLERANCE / 2 * (trace - values.sum()) + 2 * rank * n * torch.finfo(values.dtype).eps * values[-1]
+        slack = slack_of(values, half)
+        if (coupling @ vectors[last:]).norm() ** 2 <= half * slack:
             return held.mH @ vectors, values, slack
         look = min(size + size // 4, n // 2 // BLOCK * BLOCK)  # the last look is at the end
     return None
+
+
+def slack_of(values: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """The slack for which max(0, values[0] + 2 slack - value) has this sum over all values, which ascend."""
+    gaps, counts = values - values[0], torch.arange(1, len(values) + 1, device=values.device)  # (r,) each
+    return (
+        (allowed + gaps.cumsum(0)) / counts
+    ).min() / 2  # of the k nearest ones the sum is 2 slack k - gaps, if no others count
 
 
 def _orthonormal(rows: torch.Tensor, held: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,5 +91,6 @@ def _nothing_missed(gram: torch.Tensor, vectors: torch.Tensor, values: torch.Ten
     rest = torch.addmm(gram, vectors * values, vectors.mH, beta=-1)  # V theta V^H - A
     rest.diagonal().add_(values[0] + slack)
     failed = torch.empty(0, dtype=torch.int32, device=gram.device)
-    torch.linalg.cholesky_ex(rest, out=(rest, failed))  # in place: of the decomposition nothing is wanted
+    columns = rest.mT  # as LAPACK has them; of the conjugate of a Hermitian matrix the answer is the same
+    torch.linalg.cholesky_ex(columns, out=(columns, failed))  # in place: of the decomposition nothing is wanted
     return not failed

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import gc
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,7 +15,7 @@ from ...models.rows import Row
 from .layers import WAYS
 from .presets import Preset, Shape
 from .sections import Limits
-from .timing import Case, median_ms, peak_megabytes
+from .timing import Case, let_memory_go, median_ms, peak_megabytes
 
 STEP_MEMORY = 80e9  # bytes, of which a whole training step may take all
 
@@ -110,9 +109,7 @@ def largest_batch(peak: Callable[[int], float | None], first: int, at_first: flo
 def at_most(size: float, device: str) -> Iterator[None]:
     """Inside, PyTorch takes no more than so many bytes of the GPU's memory; a CPU has no such limit."""
     if device.startswith("cuda"):
-        torch.compiler.reset()  # the model before this one is let go
-        gc.collect()
-        torch.cuda.empty_cache()
+        let_memory_go(device)
         whole = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, size / whole))
     try:

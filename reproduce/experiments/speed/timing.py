@@ -1,5 +1,6 @@
 """How time and memory are measured, and what may be timed at all."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +11,18 @@ from .presets import Preset
 
 Case = tuple[dict, Callable[[], dict]]  # what a row is of, and how to get the rest of it
 GATE = {torch.bfloat16: 3e-2, torch.float32: 1e-4}  # relative error in output and input gradient that may still be timed
+
+
+def let_memory_go(device: str) -> None:
+    """Give back what models before this one held.
+
+    Args:
+        device: as torch names it.
+    """
+    torch.compiler.reset()  # with its graphs goes their memory
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
 
 
 def gated(compare: Callable[[], float], preset: Preset) -> dict:
