@@ -68,15 +68,13 @@ def part_kernel(
     end = tl.minimum(m, (number + 1) * part)
     for start in range(number * part, end, SOURCES):
         columns = start + tl.arange(0, SOURCES)
-        values = load_tile(v_at, columns, end, known.V_ROW, v, known.V)  # (sources, v)
-        if known.OWN == known.T:
+        logits = tl.zeros((HEADS_PAD, SOURCES), tl.float32)
+        if known.OWN > 0:
             k = load_tile(k_at, columns, end, known.K_ROW, own, known.OWN)  # (sources, own)
-            logits = tl.dot(q_own, tl.trans(k), input_precision="ieee")  # (heads, sources)
-        else:
-            logits = tl.dot(q_shared, tl.trans(values), input_precision="ieee")
-            if known.OWN > 0:
-                k = load_tile(k_at, columns, end, known.K_ROW, own, known.OWN)
-                logits = tl.dot(q_own, tl.trans(k), logits, input_precision="ieee")
+            logits = tl.dot(q_own, tl.trans(k), logits, input_precision="ieee")  # (heads, sources)
+        values = load_tile(v_at, columns, end, known.V_ROW, v, known.V)  # (sources, v)
+        if known.OWN < known.T:
+            logits = tl.dot(q_shared, tl.trans(values), logits, input_precision="ieee")
         logits = logits * (scale * 1.4426950408889634)  # in units of log 2, for exp2
         seen = columns < end
         if known.MASKED:
