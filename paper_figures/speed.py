@@ -54,7 +54,7 @@ def decoding_on_gpu(records: list[Record], path: Path) -> None:
     """
     sections = {r.method: r.metrics["rows"] for r in records}
     (copy,) = [row["gigabytes_per_second"] for row in sections["limits"] if "gigabytes_per_second" in row]
-    timed = [r for r in sections["decode"] if "microseconds" in r]
+    timed = comparable(sections["decode"])
     sides = list(dict.fromkeys(r["side"] for r in timed))
     cases = sorted(dict.fromkeys((r["context"], r["batch"]) for r in timed))
     figure, axes = panels(len(cases), 1, 1.3 + 0.3 * len(cases) * (len(sides) + 1), sharex=True, squeeze=False)
@@ -143,7 +143,7 @@ def roofline(records: list[Record], path: Path) -> None:
         "(hollow)."
     )
     describe(figure, title, caption)
-    decoded, layers = decode_points(sections["decode"]), layer_points(sections["layers"])
+    decoded, layers = decode_points(comparable(sections["decode"])), layer_points(sections["layers"])
     for ax, points, wider in ((left, decoded, 1000), (right, layers, 4)):
         for x, y, _, kind, face in points:
             ax.plot(x, y, MARKERS[kind], color=COLOURS[kind], markerfacecolor=face, markersize=5.5)
@@ -164,6 +164,19 @@ def roofline(records: list[Record], path: Path) -> None:
 def shape_of(record: Record) -> str:
     """Of the layers that speed times, but for those of the section `layers`, which name theirs."""
     return "of LLaMA3-1B's shape" if record.preset == "gpu" else "at REDUCED SCALE"
+
+
+def comparable(rows: list[dict]) -> list[dict]:
+    """What was timed after as many tokens of as many sequences, of multi-head attention and of latents.
+
+    Args:
+        rows: of the section `decode`.
+    """
+    timed = [r for r in rows if "microseconds" in r and (r["side"] == "MHA" or r["side"].startswith("latents"))]
+    sides: dict[tuple[int, int], set[str]] = {}
+    for r in timed:
+        sides.setdefault((r["context"], r["batch"]), set()).add(r["side"])
+    return [r for r in timed if sides[r["context"], r["batch"]] >= {other["side"] for other in timed}]
 
 
 def decode_points(rows: list[dict]) -> list[tuple[float, float, str, str, str]]:

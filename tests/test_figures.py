@@ -237,6 +237,15 @@ def test_every_case_of_decoding_is_named_once():
     assert len(named) == len(set(named)) == len(cases) > len(speed.decode_points(rows))
 
 
+def test_decoding_is_drawn_where_multi_head_attention_and_all_latents_were_timed():
+    rows = next(r for r in runs_of(COMMITTED, "speed", "gpu") if r.method == "decode").metrics["rows"]
+    cases = [(8192, 16), (131072, 1), (16384, 64)]
+    ours = [r for r in rows if (r["context"], r["batch"]) in cases and r["side"] in ("MHA", "latents 128/128", "latents 64/64")]
+    first = next(r for r in ours if r["side"] == "MHA")
+    more = [{**first, "context": 77}, {**first, "side": "GQA n_KV=8"}, {**first, "side": "MLA"}]  # no latents; other mechanisms
+    assert speed.comparable(ours + more) == ours
+
+
 def test_a_flat_curve_is_drawn_without_a_warning(monkeypatch, tmp_path):
     """All rows lose alike at every step: there is no range to leave a margin in, and matplotlib would warn of limits that coincide."""
     runs = records.load(records.COMMITTED, "table2", "smoke")

@@ -212,6 +212,38 @@ def test_our_kernel_decodes_more_sequences_and_keys_than_a_grid_has_second_dimen
     assert relative_error(z.flip(0), expected) > DIFFERENT  # control: other sequences
 
 
+DECODED = {  # b, h, g, m, k, v; "MLA": values are the first channels of their keys
+    "one long sequence": (1, 32, 1, 70_001, 128, 128), "many": (64, 32, 1, 515, 64, 64), "MHA": (3, 32, 32, 1025, 64, 64),
+    "GQA": (3, 32, 8, 3000, 64, 64), "unequal latents": (2, 12, 1, 4099, 128, 64), "MLA": (2, 32, 1, 4099, 576, 512),
+    "MLA, 128 heads": (1, 128, 1, 9001, 576, 512), "MLA, no key of its own": (2, 16, 1, 4099, 128, 128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECODED)
+@torch.no_grad()
+def test_decoding_replayed_again_and_again_joins_what_it_has_just_computed(name):
+    """The kernel that joins starts before the parts are there. Had it not waited, it would read the last replay's: queries are new."""
+    b, h, g, m, t, width = DECODED[name]
+    q, k, v = (x.detach() for x in attention_inputs(b, h, g, 1, m, t, width, torch.bfloat16, device="cuda"))
+    v = k[..., :width] if "MLA" in name else v
+    attend(q, k, v, scale=0.1, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z = attend(q, k, v, scale=0.1, backend="triton")
+    held = [x.double() for x in (k, v)]
+    for _ in range(20):
+        last = z.clone()
+        q.normal_()
+        graph.replay()
+        expected = attend(q.double(), *held, scale=0.1, backend="reference")
+        assert relative_error(z, expected) < BOUNDS[torch.bfloat16]
+        assert relative_error(last, expected) > DIFFERENT  # control
+    eager = [
+        attend(q, k, v, scale=0.1, backend="triton") for _ in range(20)
+    ]  # one after the other, without waiting between them
+    assert all(torch.equal(y, z) for y in eager)
+
+
 def test_our_kernel_takes_more_tiles_than_a_grid_has_second_dimensions():
     """Four million queries on few sources: 65,536 tiles of 64 and one more."""
     n, m = 2**22 + 5, 33

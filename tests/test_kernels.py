@@ -2,6 +2,10 @@
 
 import functools
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -238,22 +242,87 @@ def test_decoding_in_parts_matches_reference_on_views_of_a_cache(shape, dtype):
         assert relative_error(attend(q, k[:, :, 1:], v[:, :, 1:], scale=0.3, backend="triton"), expected) > DIFFERENT
 
 
+class Launched:
+    """In place of a kernel: notes how it is launched, and launches it."""
+
+    def __init__(self, monkeypatch, name: str, run: bool = True):
+        self.kernel, self.grids, self.known, self.run = getattr(decode, name), [], [], run
+        monkeypatch.setattr(decode, name, self)
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.grids.append(grid)
+            self.known += [x for x in arguments if isinstance(x, decode.Known)]
+            return self.kernel[grid](*arguments, **options) if self.run else None
+
+        return launch
+
+
+def cache_of(layout: str, m: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values of two sequences as a mechanism has them."""
+    shapes = {  # h, g, k, v
+        "MHA": (3, 3, 8, 8), "GQA": (6, 2, 8, 8), "MQA": (6, 1, 8, 8), "unequal latents": (5, 1, 18, 10), "by token": (6, 3, 8, 5),
+        "MLA": (6, 1, 24, 18), "MLA, no key of its own": (6, 1, 10, 10), "MLA, two blocks of heads": (70, 1, 12, 8),
+    }  # fmt: skip
+    h, g, t, width = shapes[layout]
+    q, k, v = (x.detach() for x in inputs(2, h, g, 1, m, t, width, torch.float32))
+    if layout == "by token":  # (b, m, g, k) in memory
+        k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))
+    return q, k, k[..., :width] if "MLA" in layout else v
+
+
+@pytest.mark.parametrize("m", [1, 130, *unmeasured(37)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *["MLA", "by token"],
+        *unmeasured("MHA", "GQA", "MQA", "unequal latents", "MLA, no key of its own", "MLA, two blocks of heads"),
+    ],
+)
+@torch.no_grad()
+def test_every_mechanism_decodes_as_the_reference(layout, m, monkeypatch):
+    q, k, v = cache_of(layout, m)
+    part, join = Launched(monkeypatch, "part_kernel"), Launched(monkeypatch, "join_kernel")
+    y = attend(q, k, v, scale=0.3, backend="triton")
+    expected = attend(q.double(), k.double(), v.double(), scale=0.3, backend="reference")
+    assert relative_error(y, expected) < BOUNDS[torch.float32]
+    ((programs, parts, _),) = part.grids
+    assert (parts > 1) == (m >= {2: 37, 4: 130, 6: 999}[programs]) and len(join.grids) == (parts > 1)  # one part is the result
+    if m > 1:  # controls: values of other tokens, and keys whose channels are others
+        assert relative_error(attend(q, k, v.flip(2), scale=0.3, backend="triton"), expected) > DIFFERENT
+        assert relative_error(attend(q, k.roll(1, 3), v, scale=0.3, backend="triton"), expected) > DIFFERENT
+
+
+@torch.no_grad()
+def test_values_that_are_a_view_of_their_keys_are_read_once_and_others_are_not_taken_for_such(monkeypatch):
+    """Of a key the kernel then reads only what is no value."""
+    memory = torch.randn(2 * 40 * 24, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    k, part = memory.view(2, 1, 40, 24), Launched(monkeypatch, "part_kernel")
+    q = torch.randn(2, 6, 1, 24, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    views = {
+        "first channels": (k[..., :18], 6), "all": (k, 0), "last channels": (k[..., 6:], 24), "a copy": (k[..., :18].clone(), 24),
+        "other rows": (memory.as_strided((2, 1, 40, 18), (960, 960, 18, 1)), 24),
+    }  # fmt: skip
+    for name, (v, own) in views.items():
+        expected = attend(q.double(), k.double(), v.double(), scale=0.3, backend="reference")
+        assert relative_error(attend(q, k, v, scale=0.3, backend="triton"), expected) < BOUNDS[torch.float32], name
+        assert own == part.known[-1].OWN, name
+    monkeypatch.setattr(decode, "_begin_with", lambda k, v: True)  # control: the last view, taken for the first one
+    assert relative_error(attend(q, k, v, scale=0.3, backend="triton"), expected) > DIFFERENT
+
+
 @torch.no_grad()
 def test_decoding_reads_the_cache_where_it_lies(monkeypatch):
-    """Neither K nor V is copied: contiguous() is called on the query alone."""
+    """Neither K nor V is copied, be they longer, in another order or one the other's view: contiguous() is called on the query alone."""
     copied, contiguous = [], torch.Tensor.contiguous
+    q, k, v = (t.detach() for t in inputs(2, 6, 2, 1, 64, 8, 8, torch.float32))
+    by_token, gaps = k.transpose(1, 2).contiguous().transpose(1, 2), k.transpose(2, 3).contiguous().transpose(2, 3)
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda x: copied.append(tuple(x.shape)) or contiguous(x))
-    q, k, v = (t.detach() for t in inputs(2, 6, 1, 1, 64, 8, 8, torch.float32))
-    attend(q, k[:, :, :33], v[:, :, :33], scale=0.3, backend="triton")
-    assert (2, 1, 33, 8) not in copied
-    attend(
-        q,
-        k[..., ::2].repeat_interleave(2, -1)[:, :, :33].transpose(2, 3).contiguous().transpose(2, 3),
-        v[:, :, :33],
-        scale=0.3,
-        backend="triton",
-    )
-    assert (2, 1, 33, 8) in copied  # control: rows with gaps must be
+    for keys, values in ((k[:, :, :33], v[:, :, :33]), (by_token, v), (k, k[..., :5])):
+        attend(q, keys, values, scale=0.3, backend="triton")
+    assert set(copied) == {(2, 6, 1, 8)}
+    attend(q, gaps, v, scale=0.3, backend="triton")
+    assert (2, 2, 64, 8) in copied  # control: a key whose numbers do not lie side by side must be
 
 
 def test_a_mask_is_refused_before_the_cache_is_touched():
@@ -433,18 +502,71 @@ def test_too_many_programs_are_refused_before_anything_is_made(n):
 @torch.no_grad()
 def test_decoding_many_sequences_with_many_keys_fits_into_a_grid(monkeypatch):
     """1,024 sequences with 64 key heads: CUDA takes 65,535 in a second dimension. test_gpu.py computes them."""
-    grids = []
-
-    class Launched:
-        def __getitem__(self, grid):
-            grids.append(grid)
-            return lambda *_, **__: None
-
-    for name in ("part_kernel", "join_kernel"):
-        monkeypatch.setattr(decode, name, Launched())
+    part, join = (Launched(monkeypatch, name, run=False) for name in ("part_kernel", "join_kernel"))
     q, k = torch.zeros(1024, 64, 1, 16, device=DEVICE), torch.zeros(1024, 64, 4, 16, device=DEVICE)
     assert attend(q, k, k, scale=0.25, backend="triton").shape == q.shape
-    assert grids == [(65536, 1, 1), (65536, 1, 1)]
+    assert part.grids == [(65536, 1, 1)] and join.grids == []
+    monkeypatch.setattr(decode, "split", lambda *_: (2, 2))
+    attend(q, k, k, scale=0.25, backend="triton")
+    assert part.grids[1:] == [(65536, 2, 1)] and join.grids == [(65536, 1, 1)]
+
+
+@pytest.mark.parametrize("slots", [6, 132, 264])
+@pytest.mark.parametrize("groups", [1, 7, 16, 100, 512, 65536])
+def test_sources_are_cut_so_that_all_programs_end_early(groups, slots):
+    def time(parts, each):
+        return math.ceil(groups * parts / slots) * (each + 1)
+
+    for m in (1, 127, 128, 129, 8192, 131071):
+        parts, part = decode.split(groups, m, 128, slots)
+        assert (
+            1 <= parts <= 256 and part % 128 == 0 and (parts - 1) * part < m <= parts * part
+        )  # none is empty, nothing is left
+        tiles = math.ceil(m / 128)
+        assert time(parts, part // 128) <= min(time(p, math.ceil(tiles / p)) for p in range(1, min(tiles, 256) + 1))
+    if groups < slots:  # control: a sequence that is not cut leaves most of the GPU idle
+        assert time(parts, part // 128) < time(1, tiles) / min(4, slots // groups)
+
+
+COMPILED = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tucker_ref.kernels import decode
+
+known = decode.Known(
+    HEADS=32, GROUPS=1, T=128, V=128, OWN=128, K_ROW=128, V_ROW=128, BLOCKS=1, HEADS_PAD=32, V_PAD=128, OWN_PAD=128, MASKED=False,
+    EARLY=True,
+)
+join = dict(HEADS=32, V=128, WIDTH=128, PARTS_PAD=8)
+bf16, single, whole = ("q_ptr", "k_ptr", "v_ptr", "mask_ptr", "out_ptr"), ("z_ptr", "lse_ptr"), ("SOURCES",)
+for kernel, constants in (
+    (decode.part_kernel, dict(known=known, SOURCES=64)),
+    (decode.join_kernel, dict(join, EARLY=True)),
+    (decode.join_kernel, dict(join, EARLY=False)),
+):
+    names = kernel.arg_names
+    types = {n: "constexpr" if n in constants else "*bf16" if n in bf16 else "*fp32" if n in single else "i32" for n in names}
+    types |= {"scale": "fp32"} if "scale" in names else {}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n not in ("scale", "parts")}
+    source = ASTSource(kernel, types, {(names.index(n),): value for n, value in constants.items()}, aligned)
+    print(compile(source, GPUTarget("cuda", 90, 32), dict(num_warps=4, num_stages=3)).asm["ptx"], "END")
+"""
+
+
+@UNMEASURED
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py runs them")
+def test_compiled_for_hopper_the_second_kernel_waits_before_it_reads_and_caches_are_read_in_pieces_of_16_bytes():
+    """What the interpreter does not run: it has no two kernels at once."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    part, early, late, _ = ran.stdout.split("END")
+    assert "griddepcontrol.launch_dependents" in part
+    before, _, after = early.partition("griddepcontrol.wait")
+    assert "ld.global" not in before and "ld.global" in after
+    assert "ld.global" in late and "griddepcontrol" not in late  # control
+    assert set(re.findall(r"cp\.async\.c\w\.\S+ \[[^,]*\], \[[^,]*\], (\w+)", part)) == {"0x10"}
 
 
 @torch.no_grad()

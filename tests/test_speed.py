@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reproduce.experiments import speed
-from reproduce.experiments.speed import curves, decoding, layers, models, sections
+from reproduce.experiments.speed import curves, decoding, layers, models, presets, sections
 from reproduce.models.rows import Row
 from reproduce.report import speed as speed_report
 from reproduce.report import targets
@@ -33,7 +33,8 @@ def test_every_section_is_recorded(tmp_path):
     assert "| d 24 to 96 | MHA | 2.00 (0%) | 1.00 (0%) |" in table  # 4 d^2 parameters, 2 d a token
     assert "| N 16 to 64 | Tucker [2,8,8] | 0.00 (0%) | 1.00 (0%) |" in table and "| — |" in table  # a CPU counts no memory
     assert [path.name for path in tmp_path.iterdir()] == ["records"]  # nothing of a section that ended is left
-    assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32"}
+    assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32", "MLA d_c=16 d_R=8"}
+    assert all(row["microseconds_in_a_row"] > 0 and row["copy_microseconds"] > 0 for row in found["decode"])
     assert all(row["share_of_matmul"] > 0 for row in found["models"])
 
 
@@ -236,24 +237,77 @@ def test_targets_of_memory_are_judged_against_what_keeps_all_with_the_same_kerne
 
 
 def test_decoding_that_is_refused_or_wrong_is_not_timed(monkeypatch):
-    q, k, v = torch.ones(1, 2, 1, 8), torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8)
+    q, cache = torch.ones(1, 2, 1, 8), [(torch.randn(1, 1, 9, 8), torch.randn(1, 1, 9, 8))]
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
-    assert decoding.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["microseconds"] > 0
-    assert "must be one of" in decoding.timed_decode(q, k, v, "none", 1.0, preset, "cpu")["refused"]
+    assert decoding.timed_decode(q, cache, "math", 1.0, preset, "cpu")["microseconds"] > 0
+    assert "must be one of" in decoding.timed_decode(q, cache, "none", 1.0, preset, "cpu")["refused"]
     attend = decoding.attend
     monkeypatch.setattr(
         decoding, "attend", lambda *a, backend, **o: attend(*a, backend=backend, **o) * (1 + 0.1 * (backend == "math"))
     )
-    assert "differs from the reference by 1" in decoding.timed_decode(q, k, v, "math", 1.0, preset, "cpu")["refused"]
+    assert "differs from the reference by 1" in decoding.timed_decode(q, cache, "math", 1.0, preset, "cpu")["refused"]
+
+
+def test_in_a_row_every_call_reads_a_cache_of_its_own(monkeypatch):
+    preset, side = speed.PRESETS["smoke"], presets.Side("MLA", 1, 24, 16, shared=True)
+    caches = [decoding.drawn(side, 9, 2, torch.float32, "cpu") for _ in range(3)]
+    attend, read = decoding.attend, []
+    monkeypatch.setattr(decoding, "attend", lambda q, k, v, **o: read.append(k.data_ptr()) or attend(q, k, v, **o))
+    timed = decoding.timed_decode(torch.ones(2, 4, 1, 24), caches, "math", 1.0, preset, "cpu")
+    addresses = [k.data_ptr() for k, _ in caches]
+    assert read[-len(caches) * (preset.repeats + 2) :] == addresses * (preset.repeats + 2)
+    assert timed["bytes"] == 2 * 9 * 24 * 4  # values are a view
+    alone = decoding.drawn(dataclasses.replace(side, shared=False), 9, 2, torch.float32, "cpu")
+    assert decoding.cache_bytes(*alone) == 2 * 9 * (24 + 16) * 4  # control
+
+
+def test_mechanisms_are_timed_with_caches_of_as_many_bytes():
+    """Up to a token of each sequence; and multi-head attention and latents after as many tokens, too."""
+    found = {}
+    for side, context, batch in speed.PRESETS["gpu"].decode:
+        found.setdefault(side.name, []).append((context, batch, context * batch * 2**30 // side.context(2**30, 1, 2)))
+    assert len(found) == 5 and sum(map(len, found.values())) == len(speed.PRESETS["gpu"].decode) == 27
+    for size in (2**24, 2**26, 2**28, 2**30):
+        for cases in found.values():
+            assert any(batch == 16 and abs(used - size) <= 0.002 * size for _, batch, used in cases)
+    assert not any(abs(used - 2**29) <= 0.002 * 2**29 for _, _, used in found["GQA n_KV=8"])  # control
+    assert (16384, 64) in {case[:2] for case in found["latents 64/64"]} & {case[:2] for case in found["MHA"]}
+
+
+def decoded(side: str, mebibytes: int, share: float, backend: str = "triton") -> dict:
+    """A row of a GPU run."""
+    case = {"context": mebibytes, "batch": 16, "side": side, "backend": backend, "cache_megabytes": mebibytes * 2**20 / 1e6}
+    return case | {"microseconds": 20.0, "microseconds_in_a_row": 16.0, "copy_microseconds": 18.5, "share_of_copy": share}
+
+
+def test_the_share_of_the_copy_is_judged_by_the_slowest_side_of_our_kernel():
+    names = ("latents 128/128", "latents 64/64")
+    rows = [decoded(names[0], 64, 0.8), decoded(names[1], 64, 0.71), decoded(names[1], 64, 0.1, "flash")]
+    words = "decoding with 64 MiB of cache, latents 128/128 and latents 64/64"
+    assert verdict({"decode": rows}, words) == ("0.71", "met")
+    assert verdict({"decode": [*rows[:1], decoded(names[1], 64, 0.69)]}, words) == ("0.69", "missed")  # controls
+    assert verdict({"decode": rows[:1]}, words) is None
+    assert verdict({"decode": [decoded(name, 256, 0.8) for name in names]}, words) is None
+    assert verdict({"decode": [decoded(name, 256, 0.8) for name in names]}, words.replace("64 MiB", "256 MiB"))[1] == "missed"
+
+
+def test_the_table_of_decoding_has_shares_alone_and_in_a_row_and_a_copy():
+    new = decoded("MHA", 64, 0.8)
+    old = {k: v for k, v in decoded("MHA", 32, 0.5).items() if k not in ("microseconds_in_a_row", "copy_microseconds")}
+    refused = {key: new[key] for key in ("context", "batch", "backend")} | {"side": "MQA", "refused": "for a reason"}
+    lines = speed_report.decode_table([new, old, refused]).splitlines()
+    assert lines[4] == "| 64 x 16, MQA | refused |  |  |  |  |"
+    assert lines[2] == "| 64 x 16, MHA | 20.0 | 67 | 80% | 100% | 18.5 |" and lines[3].endswith("| 34 | 50% | — | — |")
 
 
 def test_decoding_is_timed_at_the_scale_of_the_heads(monkeypatch):
     attend, scales = decoding.attend, set()
     monkeypatch.setattr(decoding, "attend", lambda *a, scale, **o: scales.add(scale) or attend(*a, scale=scale, **o))
+    sides = tuple(presets.Side(f"latents {t}/{t}", 1, t, t) for t in (8, 32))
     for width, scale in ((16, 0.25), (64, 0.125)):
         scales.clear()
         preset = dataclasses.replace(
-            speed.PRESETS["smoke"], decode=((9, 1),), decode_heads=(2, width), decode_latents=(8, 32), repeats=1
+            speed.PRESETS["smoke"], decode=presets.alike(sides, ((9, 1),)), decode_heads=(2, width), repeats=1
         )
         assert all("error" in measure() for _, measure in decoding.decode(preset, "cpu", sections.Limits(1.0, 1.0)))
         assert scales == {scale}  # of latents too

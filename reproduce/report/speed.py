@@ -20,7 +20,8 @@ TITLES = {
 NOTES = {
     "layers": "Medians, the L2 cache full of other lines before each call. —: our kernel was timed for Tucker Attention's latents alone.",
     "contexts": "The batch shrinks as the context grows, so that every line has as many tokens.",
-    "decode": "Medians, the L2 cache full of other lines before each call.",
+    "decode": "Medians, the L2 cache full of other lines before each call, and before a copy of as many bytes. In a row: one graph "
+    "calls the kernel on many caches, as the layers of a model do, which spares it most of the time of starting.",
     "memory": "In brackets the ratio to the first line of the same row, which keeps all, in the same run.",
     "curves": "Exponents of d, n_H and N, fitted to logarithms, one size varied at a time from LLaMA3-1B's layer. In brackets how far the "
     "furthest value is from the fit. Decoding is the kernel's time on a full cache.",
@@ -247,12 +248,18 @@ def decode_table(rows: list[dict]) -> str:
     lines = []
     for context, batch, side in dict.fromkeys((r["context"], r["batch"], r["side"]) for r in rows):
         timed = {r["backend"]: r for r in rows if (r["context"], r["batch"], r["side"]) == (context, batch, side)}
+        times = [_cell(timed.get(b), "microseconds", ",.1f") for b in backends]
         best = decoding({"decode": rows}, side, context, batch)
-        share = [f"{best['cache_megabytes']:,.0f}", f"{best['share_of_copy']:.0%}"] if best else ["", ""]
-        lines.append(
-            [f"{context:,} x {batch}, {side}", *(_cell(timed.get(b), "microseconds", ",.1f") for b in backends), *share]
-        )
-    return markdown(["context x batch", *(f"µs, {b}" for b in backends), "cache MB", "best: share of copy"], lines)
+        lines.append([f"{context:,} x {batch}, {side}", *times, *(_reads(best) if best else [""] * 4)])
+    header = ["context x batch", *(f"µs, {b}" for b in backends), "cache MB", "best: share of copy", "in a row", "µs, a copy"]
+    return markdown(header, lines)
+
+
+def _reads(row: dict) -> list[str]:
+    """What a kernel reads, the share of the copy's bandwidth alone and in a row, and what a copy of as many bytes takes."""
+    in_a_row, copied = row.get("microseconds_in_a_row"), row.get("copy_microseconds")
+    share = f"{row['share_of_copy'] * row['microseconds'] / in_a_row:.0%}" if in_a_row else "—"
+    return [f"{row['cache_megabytes']:,.0f}", f"{row['share_of_copy']:.0%}", share, f"{copied:,.1f}" if copied else "—"]
 
 
 def model_table(rows: list[dict]) -> str:

@@ -880,6 +880,8 @@ class DecodeTime(Part):
     """A kernel's time, and the share of the device's bandwidth that it has."""
 
     microseconds: Above
+    microseconds_in_a_row: Above | None = None
+    copy_microseconds: Above | None = None
     cache_megabytes: Above
     share_of_copy: Amount
     flops: Size

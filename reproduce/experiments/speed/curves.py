@@ -62,7 +62,7 @@ def timed_point(shape: Shape, row: Row, copy: float, preset: Preset, device: str
         for groups, width in (streams["key"], streams["value"])
     )
     q = torch.randn(preset.curves.decode_batch, shape.n_heads, 1, k.shape[3], device=device, dtype=preset.dtype)
-    decoded = timed_decode(q, k, v, (preset.latent_backends or preset.backends)[0], copy, preset, device)
+    decoded = timed_decode(q, [(k, v)], (preset.latent_backends or preset.backends)[0], copy, preset, device)
     if "refused" in decoded:
         return decoded
     return trained if "refused" in trained else {**trained, "microseconds": decoded["microseconds"]}

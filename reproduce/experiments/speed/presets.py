@@ -46,6 +46,35 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Side:
+    """What one mechanism caches of a token, as decoding reads it.
+
+    Args:
+        name: the mechanism's.
+        groups: how many keys and values.
+        key, value: their widths.
+        shared: values are the first channels of their keys, as in MLA.
+    """
+
+    name: str
+    groups: int
+    key: int
+    value: int
+    shared: bool = False
+
+    def context(self, cache: int, batch: int, itemsize: int) -> int:
+        """How many tokens of each sequence fit into a cache of so many bytes.
+
+        Args:
+            cache: bytes.
+            batch: sequences.
+            itemsize: bytes of a number.
+        """
+        numbers = self.groups * (self.key + (0 if self.shared else self.value))
+        return cache // (batch * numbers * itemsize)
+
+
+@dataclass(frozen=True)
 class Preset:
     """What is timed.
 
@@ -56,9 +85,8 @@ class Preset:
         contexts: lengths in tokens at which `context_rows` are timed.
         context_rows: of the last shape; stacks of them show how much memory training takes.
         stack: how many layers such a stack has.
-        decode: pairs of context in tokens and batch.
+        decode: who decodes, after how many tokens, of how many sequences.
         decode_heads: number and width of the heads that decode.
-        decode_latents: widths of the latents that decode.
         vocab_size: of whole models.
         n_layers: of whole models, by the name of their shape.
         dtype: of everything that is timed.
@@ -73,9 +101,8 @@ class Preset:
     contexts: tuple[int, ...]
     context_rows: tuple[Row, ...]
     stack: int
-    decode: tuple[tuple[int, int], ...]
+    decode: tuple[tuple[Side, int, int], ...]
     decode_heads: tuple[int, int]
-    decode_latents: tuple[int, ...]
     vocab_size: int
     n_layers: dict[str, int]
     dtype: torch.dtype
@@ -83,6 +110,21 @@ class Preset:
     repeats: int
     curves: Curves
 
+
+def alike(sides: tuple[Side, ...], contexts: tuple[tuple[int, int], ...]) -> tuple[tuple[Side, int, int], ...]:
+    """All of them after as many tokens: `contexts` are pairs of context and batch."""
+    return tuple((side, *pair) for pair in contexts for side in sides)
+
+
+def at_caches(sides: tuple[Side, ...], caches: tuple[int, ...], batch: int, itemsize: int) -> tuple[tuple[Side, int, int], ...]:
+    """All of them with caches of as many bytes, up to a token of each sequence."""
+    return tuple((side, side.context(cache, batch, itemsize), batch) for cache in caches for side in sides)
+
+
+MIB = 2**20
+MHA, LATENTS = Side("MHA", 32, 64, 64), Side("latents 128/128", 1, 128, 128)
+NARROW = Side("latents 64/64", 1, 64, 64)  # to a kernel they are the key and the value of MQA
+SIDES = (MHA, Side("GQA n_KV=8", 8, 64, 64), NARROW, Side("MLA d_c=512 d_R=64", 1, 576, 512, shared=True), LATENTS)
 
 PRESETS = {
     "smoke": Preset(
@@ -92,9 +134,11 @@ PRESETS = {
         contexts=(32, 64),
         context_rows=(TABLE2[0], TABLE2[6].narrowed(8)),
         stack=2,
-        decode=((64, 2),),
+        decode=(
+            *alike((Side("MHA", 4, 16, 16), Side("latents 32/32", 1, 32, 32)), ((64, 2),)),
+            *at_caches((Side("MLA d_c=16 d_R=8", 1, 24, 16, shared=True),), (2**13,), batch=2, itemsize=4),
+        ),
         decode_heads=(4, 16),
-        decode_latents=(32,),
         vocab_size=64,
         n_layers={"GPT-2": 2},
         dtype=torch.float32,
@@ -116,9 +160,13 @@ PRESETS = {
         contexts=(1024, 2048, 4096, 8192, 16384),
         context_rows=(TABLE3[0], TABLE3[5], TABLE3[7]),
         stack=8,
-        decode=((8192, 16), (131072, 1), (16384, 64)),
+        decode=tuple(
+            dict.fromkeys(  # some are both
+                at_caches(SIDES, (16 * MIB, 64 * MIB, 256 * MIB, 1024 * MIB), batch=16, itemsize=2)
+                + alike((MHA, LATENTS, NARROW), ((8192, 16), (131072, 1), (16384, 64)))
+            )
+        ),
         decode_heads=(32, 64),
-        decode_latents=(128, 64),
         vocab_size=50_304,
         n_layers={"GPT-2": 12, "LLaMA": 16},
         dtype=torch.bfloat16,
