@@ -1,6 +1,7 @@
 """The speed experiment at toy size: what it records, and what it refuses to time."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from reproduce.report import speed as speed_report
 from reproduce.report import targets
 from reproduce.store import records
 from reproduce.train.options import Options
+
+ROOT = Path(__file__).parent.parent
 
 SHAPE = speed.PRESETS["smoke"].shapes[0]
 TUCKER = Row("Tucker", ranks=(8, 8, 8))
@@ -349,6 +352,36 @@ def test_a_target_that_is_missed_without_a_reason_has_none(monkeypatch):
     assert "What the missed ones hang on" not in table.note
     sections["layers"][2]["milliseconds"] = 5.0
     assert "- Mixing a core" in speed_report.targets_table([], sections).note  # control
+
+
+def test_the_first_lines_of_our_kernel_say_what_it_costs():
+    """In words, as the committed record has it: over the best of PyTorch's kernels, in every layer."""
+    lines = (ROOT / "tucker_ref" / "kernels" / "latent_attention.py").read_text(encoding="utf-8").split("\n\n")[1]
+    said = {
+        "megabytes": "between a third and a half of the peak memory",
+        "milliseconds": "a third more time to more than twice as much",
+    }
+    assert all(words in " ".join(lines.split()) for words in said.values()) and "`layer.recompute = True`" in lines
+    record = [r for r in records.load(records.COMMITTED) if (r.experiment, r.preset) == ("speed", "gpu")]
+    sections = {r.method: r.metrics["rows"] for r in record}
+
+    def ratios(what: str) -> list[float]:
+        layers = {(r["shape"], r["row"]) for r in sections["layers"] if r["backend"] == targets.KERNEL}
+        return [
+            targets.layer(sections, *layer, what, kernel=True) / targets.layer(sections, *layer, what, kernel=False)
+            for layer in layers
+        ]
+
+    def holds() -> bool:
+        memory, times = ratios("megabytes"), ratios("milliseconds")
+        return min(memory) > 1 / 3 and max(memory) < 0.5 and 1.3 < min(times) < 1.4 and 2 < max(times) < 2.5
+
+    assert holds()
+    for what, factor in (("megabytes", 1.5), ("milliseconds", 0.8)):  # controls: another kernel
+        kept = sections["layers"]
+        sections["layers"] = [r | {what: r[what] * factor} if r["backend"] == targets.KERNEL else r for r in kept]
+        assert not holds()
+        sections["layers"] = kept
 
 
 def test_the_report_of_models_names_what_was_refused():

@@ -1,5 +1,11 @@
 """Rung 14. Flash attention with the core mixed inside: no per-head query ever reaches device memory (Triton).
 
+A lesson, and the layer that needs least memory; not the fastest one. Beside the same layer around cuDNN's kernel it needs between a
+third and a half of the peak memory, and takes from a third more time to more than twice as much (docs/speed.md). The algorithm makes
+ten matrix products for a pair of tiles where cuDNN makes seven from ready queries: two forward, three for dQ, and five for dK and dV,
+where queries are mixed again for every tile of keys. The rest is the rate at which Triton's programs make them. In training the
+product is `layer.recompute = True` around a stock kernel (`tucker_ref.recompute`), which keeps latents in place of queries.
+
 Tucker Attention has one query latent per token, P (n, s), small per-head cores T_h (s, t), and one key and value for all heads.
 A stock kernel wants every head's queries Q_h = P T_h in memory, h t numbers a token in place of s. This one loads a tile of P and
 one T_h, multiplies them on chip, and goes on as flash attention does (Dao et al. 2022): with Q_h K^T tile by tile, a running maximum
