@@ -919,7 +919,9 @@ def test_products_of_integers_are_exact_or_refused(product):
     )  # control: NumPy's own
     edge = np.full((3, 4), 2**60 - 1)
     assert np.array_equal(product(edge, np.ones((2, 4), int), 1), np.full((3, 2), 2**62 - 4))
+    assert product(np.full((1, 2), 2**62 - 1), np.ones((1, 2), int), 1).tolist() == [[2**63 - 2]]
     for tensor, matrix in (
+        (np.full((1, 2), 2**62), np.ones((1, 2), int)),  # 2^63 itself is one too many
         (edge, np.full((2, 4), 3)),
         (np.full((3, 4), -(2**63)), np.ones((2, 4), int)),
         (edge.astype(np.uint64) * 8, edge[:2]),
@@ -930,6 +932,7 @@ def test_products_of_integers_are_exact_or_refused(product):
             product(tensor, matrix, 1)
     assert product(edge, np.full((2, 4), 3.0), 1)[0, 0] == pytest.approx(12 * 2**60)
     assert product(np.zeros((3, 0), int), np.zeros((2, 0), int), 1).tolist() == [[0, 0]] * 3
+    assert product(np.zeros((0, 4), int), np.full((2, 4), 2**62), 1).shape == (0, 2)  # of nothing nothing is large
 
 
 @pytest.mark.parametrize("scale", [NAN, INF, 0, True, "1", None, 1j])

@@ -706,24 +706,33 @@ def test_weights_of_another_layer_bring_their_latent_along():
     [
         (lambda pre, post: (post, pre), "pre has the factors head, output, value; it must have head, query, key"),
         (lambda pre, post: (pre, pre), "post has the factors head, query, key; it must have head, output, value"),
+        (lambda pre, post: (weights_like(pre, head=torch.ones(6, 5)), post), r"pre.head has shape \(6, 5\).*\(6, 4\)"),
         (lambda pre, post: (weights_like(pre, query=torch.ones(25, 9)), post), r"pre.query has shape \(25, 9\).*\(24, 9\)"),
         (lambda pre, post: (weights_like(pre, key=torch.ones(24, 7)), post), r"pre.key has shape \(24, 7\).*\(24, 8\)"),
         (lambda pre, post: (pre, weights_like(post, head=torch.ones(5, 3))), r"post.head has shape \(5, 3\).*\(6, 3\)"),
+        (lambda pre, post: (pre, weights_like(post, output=torch.ones(24, 6))), r"post.output has shape \(24, 6\).*\(24, 7\)"),
         (lambda pre, post: (pre, weights_like(post, value=torch.ones(25, 5))), r"post.value has shape \(25, 5\).*\(24, 5\)"),
     ],
 )
 def test_weights_that_do_not_fit_together_make_no_layer(change, message):
     layer = TuckerAttention(24, 6, (4, 9, 8), (3, 7, 5))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         TuckerAttention.from_weights(*change(layer.pre, layer.post), scale=1.0)
     made = TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0)  # control
     assert made.pre is layer.pre and made.post is layer.post  # with whatever hangs on them
 
 
-@pytest.mark.parametrize("bias, output_bias", [(False, torch.zeros(24)), (True, None), (True, torch.zeros(1))])
-def test_biases_that_do_not_fit_the_factors_make_no_layer(bias, output_bias):
+@pytest.mark.parametrize(
+    "bias, output_bias, found",
+    [
+        (False, torch.zeros(24), r"pre.query has shape \(24, 9\)"),
+        (True, None, r"pre.query has shape \(25, 9\)"),
+        (True, torch.zeros(1), r"output_bias has shape \(1,\)"),
+    ],
+)
+def test_biases_that_do_not_fit_the_factors_make_no_layer(bias, output_bias, found):
     layer = TuckerAttention(24, 6, (4, 9, 8), bias=bias)
-    with pytest.raises(ValueError, match="has shape .*; beside the others it must have"):
+    with pytest.raises(ValueError, match=f"^{found}; beside the others it must have"):
         TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0, output_bias=output_bias)
     made = TuckerAttention.from_weights(layer.pre, layer.post, scale=1.0, output_bias=layer.output_bias)  # control
     assert made.bias == bias

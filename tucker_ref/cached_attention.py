@@ -83,7 +83,7 @@ class CachedAttention(CompiledApart):
         check_numbers("x", x, self._example(x))
         check_tokens(x, self.d_model)
         check_held_scale(self.scale, x.dtype)
-        check_rules(causal, mask, backend, x.shape[1])
+        check_rules(causal, backend)
         if not (cache is None or isinstance(cache, Cache)):
             raise ValueError(f"cache is {type(cache).__name__}; it must come from this layer's new_cache")
         if mask is None and isinstance(cache, StaticCache):
@@ -91,7 +91,7 @@ class CachedAttention(CompiledApart):
                 "a static cache is read as a whole; it needs a mask over its max_tokens places, such as its seen()"
             )
         batch, n = x.shape[:2]
-        check_mask(mask, (batch, self.n_heads, n, n if cache is None else cache.length + n), x.device)
+        check_mask(mask, (batch, self.n_heads, n, n if cache is None else cache.length + n), x.device, backend)
         if positions is not None:
             check_positions(positions, batch, n, x.device)
 

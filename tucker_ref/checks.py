@@ -128,7 +128,7 @@ def as_reals(**arrays: np.ndarray) -> list[np.ndarray]:
         check_plain(name, array)
         array = array.astype(np.float32) if array.dtype == np.float16 else array
         check_array(name, array)
-        made.append(array if array.dtype.kind == "f" else array.astype(np.float64))
+        made.append(array if array.dtype.kind == "f" else np.asarray(array, np.float64))
     return made
 
 
@@ -420,7 +420,8 @@ def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, ro
     if shared_kv and post_ranks[2] != ranks[2]:
         raise ValueError(f"post_ranks[2] is {post_ranks[2]}; with shared_kv it must equal ranks[2] = {ranks[2]}")
     check_rotary(rotary, ranks[2], "ranks[2]")
-    check_scale(1.0 if scale is None else scale)
+    if scale is not None:
+        check_scale(scale)
     return d_model, n_heads, ranks, post_ranks
 
 
@@ -468,7 +469,7 @@ def check_weights(pre, post, output_bias: torch.Tensor | None, qk_norms) -> None
 
 def check_attention(q, k, v, scale, causal, mask, backend) -> None:
     """Raise ValueError unless these arguments of `attend` fit each other."""
-    check_rules(causal, mask, backend, *getattr(q, "shape", ())[-2:-1])
+    check_rules(causal, backend)
     check_scale(scale, math.inf)
     for name, x in (("q", q), ("k", k), ("v", v)):
         check_numbers(name, x, q)
@@ -482,7 +483,7 @@ def check_attention(q, k, v, scale, causal, mask, backend) -> None:
         raise ValueError(f"{shapes}: {q.shape[1]} query heads cannot be shared out evenly to {k.shape[1]} key/value heads")
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"{shapes}: causal attention needs at least as many source tokens as queries")
-    check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device)
+    check_mask(mask, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), q.device, backend)
 
 
 def check_numbers(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
@@ -494,21 +495,16 @@ def check_numbers(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
         raise ValueError(f"{name} is {x.dtype} on {x.device}; here it must be {like.dtype} on {like.device}")
 
 
-def check_rules(causal: bool, mask: torch.Tensor | None, backend: str, n: int = 0) -> None:
-    """Raise ValueError for an unknown backend, one that takes no such mask of n queries, or a `causal` that is not a bool."""
+def check_rules(causal: bool, backend: str) -> None:
+    """Raise ValueError for an unknown backend, or a `causal` that is not a bool."""
     if causal is not True and causal is not False:
         raise ValueError(f"causal is {causal!r}; it must be True or False")
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
-    if backend == "triton" and mask is not None and (n != 1 or tuple(getattr(mask, "shape", ()))[-3:-2] not in ((), (1,))):
-        raise ValueError(
-            "backend 'triton' takes no mask beside the causal rule, but one of a single query for all its heads; 'sdpa', 'efficient' and "
-            "'flex' do"
-        )
 
 
-def check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int], device: torch.device) -> None:
-    """Raise ValueError unless the mask is boolean, broadcastable to `full` and on this device."""
+def check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int], device: torch.device, backend: str) -> None:
+    """Raise ValueError unless the mask is boolean, broadcastable to `full`, on this device, and one that the backend takes."""
     if mask is None:
         return
     if not isinstance(mask, torch.Tensor):
@@ -520,3 +516,8 @@ def check_mask(mask: torch.Tensor | None, full: tuple[int, int, int, int], devic
         )
     if mask.device != device:
         raise ValueError(f"mask is on {mask.device}; the tokens are on {device}")
+    if backend == "triton" and (full[2] != 1 or (mask.ndim > 2 and mask.shape[-3] != 1)):
+        raise ValueError(
+            "backend 'triton' takes no mask beside the causal rule, but one of a single query for all its heads; 'sdpa', 'efficient' and "
+            "'flex' do"
+        )

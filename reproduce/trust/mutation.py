@@ -61,6 +61,14 @@ CALLED = tuple(
         "a_layers_scale_that_its_dtype_does_not_hold_is_refused_before_anything_is_cached",
     )
 )
+ARRAYS = tuple(
+    f"test_hostile.py::test_{name}"
+    for name in (
+        "products_of_integers_are_exact_or_refused",
+        "weights_of_heads_have_three_sizes",
+        "on_a_gpu_where_values_are_not_read_such_angles_are_nan",
+    )
+)
 GRADIENTS = tuple(
     f"test_cache.py::test_{name}"
     for name in (
@@ -103,7 +111,8 @@ COMPRESSED = (
 )
 TESTS = {
     "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], "test_rotary.py", "test_cache.py",
-               "test_mechanisms.py", "test_qk_norm.py", INTEGERS, NUMPY, BUILT, SHRUNK, *STARTED, *CALLED),
+               "test_mechanisms.py", "test_qk_norm.py", "test_tensor_algebra.py", "test_decomposition.py", "test_attention_tensors.py",
+               INTEGERS, NUMPY, *ARRAYS, BUILT, SHRUNK, *STARTED, *CALLED),
     "tensor_algebra": ("test_tensor_algebra.py", INTEGERS, NUMPY),
     "decomposition": ("test_decomposition.py", INTEGERS, NUMPY),
     "attention_tensors": ("test_attention_tensors.py", NUMPY),
