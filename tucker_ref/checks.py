@@ -133,10 +133,15 @@ def as_reals(**arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def check_finite(tensor: np.ndarray, so: str) -> None:
-    """Raise ValueError unless this is an array of real numbers without NaN or infinity.  so: what such a tensor does not have."""
+    """Raise ValueError unless this is an array of finite real numbers whose squares have sums.  so: what another one does not have."""
     check_array("tensor", tensor)
     if not np.isfinite(tensor).all():
         raise ValueError(f"tensor holds NaN or infinity; {so}")
+    limits = np.finfo(tensor.dtype if tensor.dtype.kind == "f" else np.float64)
+    largest = float(np.abs(tensor.astype(limits.dtype, copy=False)).max(initial=0.0))
+    least, most = math.sqrt(limits.tiny), math.sqrt(limits.max * limits.eps)
+    if largest and not least <= largest <= most:  # norms and singular values would be 0 or infinite
+        raise ValueError(f"the largest entry of tensor is {largest:.2g}; it must be {least:.1g} to {most:.1g}, or {so}")
 
 
 def check_decomposable(tensor: np.ndarray, ranks) -> tuple[int, ...]:

@@ -213,7 +213,7 @@ def split(groups: int, m: int, sources: int, slots: int) -> tuple[int, int]:
 
 
 def tiling(row_bytes: int, numbers: int) -> dict:
-    """Sources of a tile, warps and pipeline stages, as measured on an H200: three tiles of keys and values under way.
+    """Sources of a tile, warps and pipeline stages, as measured on an H200: two or three tiles of keys and values under way.
 
     Args:
         row_bytes: of the key and the value of one source.
@@ -221,8 +221,11 @@ def tiling(row_bytes: int, numbers: int) -> dict:
     """
     if interpreted():
         return dict(SOURCES=16)
-    few = row_bytes <= 512
-    return dict(SOURCES=128 if few else 32, num_warps=4 if numbers <= 8192 else 8, num_stages=3 if row_bytes <= 1280 else 1)
+    if row_bytes <= 512:
+        return dict(SOURCES=128, num_warps=4 if numbers <= 8192 else 8, num_stages=4 if numbers <= 1024 else 3)
+    if row_bytes <= 1280:  # two tiles and the queries have to fit on chip
+        return dict(SOURCES=64 if numbers <= 16384 else 32, num_warps=4 if numbers <= 8192 else 8, num_stages=3)
+    return dict(SOURCES=32, num_warps=4 if numbers <= 8192 else 8, num_stages=1)
 
 
 def programs_at_once(tiles: dict, row_bytes: int, device: torch.device) -> int:
