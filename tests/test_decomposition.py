@@ -6,7 +6,7 @@ import tensorly
 from helpers import EXACT, relative_error
 from tensorly.decomposition import tucker as tensorly_tucker
 
-from tucker_ref import TuckerTensor, decomposition, hooi, hosvd, mode_product, sthosvd, tail_energies, unfold
+from tucker_ref import TuckerTensor, decomposition, hooi, hosvd, mode_product, multilinear_rank, sthosvd, tail_energies, unfold
 
 SHAPES_AND_RANKS = [
     ((4, 5, 6), (2, 3, 3)),
@@ -197,3 +197,23 @@ def test_factors_may_be_a_list_and_are_kept_as_a_tuple():
     factors = [np.ones((3, 2)), np.ones((4, 2))]
     held = TuckerTensor(np.ones((2, 2)), factors).factors
     assert isinstance(held, tuple) and all(a is b for a, b in zip(held, factors))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_only_numbers_whose_squares_have_sums_are_decomposed(dtype):
+    limits = np.finfo(dtype)
+    least, most = dtype(float(limits.tiny) ** 0.5), dtype(0.999 * (float(limits.max) * float(limits.eps)) ** 0.5)
+    tensor = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(dtype)
+    tensor /= np.abs(tensor).max()
+    ones = np.ones((2, 3, 2), dtype)
+    error = lambda scale: np.linalg.norm((tensor * scale - hooi(tensor * scale, (2, 2, 2)).to_tensor()) / scale)  # noqa: E731
+    for scale in (least, dtype(1), most):
+        assert multilinear_rank(ones * scale) == (1, 1, 1)
+        assert error(scale) == pytest.approx(error(dtype(1)), rel=2e-5)
+    assert multilinear_rank(0 * ones) == (0, 0, 0) and multilinear_rank(ones[:0]) == (0, 0, 0)
+    for scale in (least * dtype(0.999), most * dtype(1.1)):
+        for decompose in (hosvd, sthosvd, hooi, tail_energies):
+            with pytest.raises(ValueError, match="^the largest entry of tensor is .*, or it has no Tucker decomposition$"):
+                decompose(tensor * scale, (2, 2, 2))
+        with pytest.raises(ValueError, match=r"it must be .*e-\d+ to .*e\+\d+, or its ranks are not defined$"):
+            multilinear_rank(-ones * scale)

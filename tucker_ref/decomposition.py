@@ -87,7 +87,7 @@ def hosvd(tensor: np.ndarray, ranks) -> TuckerTensor:
         The core (r_0, ..., r_{D-1}) and factors (I_n, r_n) with orthonormal columns.
 
     Raises:
-        ValueError: on other ranks, complex numbers, NaN or infinity.
+        ValueError: on other ranks, complex numbers, NaN, infinity, or numbers whose squares have no sum.
     """
     ranks = check_decomposable(tensor, ranks)
     factors = [_leading(unfold(tensor, mode), rank) for mode, rank in enumerate(ranks)]

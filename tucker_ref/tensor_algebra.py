@@ -95,7 +95,7 @@ def multilinear_rank(tensor: np.ndarray, rtol: float | None = None) -> tuple[int
         One rank per mode.
 
     Raises:
-        ValueError: if the tensor holds NaN or infinity, or rtol is negative.
+        ValueError: if the tensor holds NaN, infinity or numbers whose squares have no sum, or rtol is negative.
     """
     check_finite(tensor, "its ranks are not defined")
     rtol = None if rtol is None else check_rtol(rtol)
