@@ -569,6 +569,40 @@ def test_compiled_for_hopper_the_second_kernel_waits_before_it_reads_and_caches_
     assert set(re.findall(r"cp\.async\.c\w\.\S+ \[[^,]*\], \[[^,]*\], (\w+)", part)) == {"0x10"}
 
 
+ON_CHIP = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tucker_ref.kernels import decode
+
+for heads, own, width in ((32, 64, 512), (32, 512, 128), (64, 256, 256), (64, 384, 256), (32, 320, 320), (16, 192, 64), (16, 64, 64)):
+    own_pad, width_pad = decode.pad(own), decode.pad(width)
+    known = decode.Known(
+        HEADS=heads, GROUPS=1, T=own + width if own == 64 < width else own, V=width, OWN=own, K_ROW=own, V_ROW=width, BLOCKS=1,
+        HEADS_PAD=heads, V_PAD=width_pad, OWN_PAD=own_pad, MASKED=False, EARLY=True,
+    )
+    tiles = decode.tiling(2 * (own + width), 2 * (own_pad + width_pad), heads, width_pad)
+    wide = dict(SOURCES=128, num_warps=8, num_stages=4)
+    for settings in (tiles, wide) if width == 512 else (tiles,):
+        options, names = dict(settings), decode.part_kernel.arg_names
+        constants = dict(known=known, SOURCES=options.pop("SOURCES"))
+        types = {n: "constexpr" if n in constants else "i32" for n in names}
+        types |= dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "mask_ptr"), "*bf16") | {"z_ptr": "*fp32", "lse_ptr": "*fp32", "scale": "fp32"}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n != "scale"}
+        source = ASTSource(decode.part_kernel, types, {(names.index(n),): value for n, value in constants.items()}, aligned)
+        print(compile(source, GPUTarget("cuda", 90, 32), options).metadata.shared)
+"""
+
+
+@UNMEASURED
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py runs them")
+def test_tiles_of_decoding_fit_on_chip():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", ON_CHIP], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    used, control, *others = map(int, ran.stdout.split())
+    assert max(used, *others) <= 232_448 < control  # bytes that one program may have on Hopper
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(1, 1, 1, 40), (3, 1, 1, 40), (40,)], ids=str)
 def test_one_query_s_mask_hides_sources_from_all_heads(shape):

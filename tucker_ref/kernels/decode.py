@@ -148,7 +148,7 @@ def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, mask
     row_bytes = (own + width) * q.element_size()  # of one source
     at_once = min(pad(heads), 64, max(16, 32768 // pad(width)))  # whose queries and sums fit into one program
     blocks = triton.cdiv(heads, at_once)
-    tiles = tiling(row_bytes, at_once * pad(width))
+    tiles = tiling(row_bytes, (pad(own) + pad(width)) * q.element_size(), at_once, pad(width))
     slots = programs_at_once(tiles, row_bytes, q.device)
     parts, part = split(b * g * blocks, m, tiles["SOURCES"], slots)
     out, early = q.new_empty(b, h, 1, width), starts_early(q.device)
@@ -212,20 +212,23 @@ def split(groups: int, m: int, sources: int, slots: int) -> tuple[int, int]:
     return triton.cdiv(tiles, each), each * sources
 
 
-def tiling(row_bytes: int, numbers: int) -> dict:
+def tiling(row_bytes: int, on_chip: int, heads: int, width: int) -> dict:
     """Sources of a tile, warps and pipeline stages, as measured on an H200: two or three tiles of keys and values under way.
 
     Args:
         row_bytes: of the key and the value of one source.
-        numbers: that a program sums up, heads times channels, in registers.
+        on_chip: the same where tiles are as wide as powers of two; they have to fit, with the queries beside them.
+        heads: of a program.
+        width: of its tile of values; of heads times these it sums up so many in registers.
     """
     if interpreted():
         return dict(SOURCES=16)
+    warps = 4 if heads * width <= 8192 else 8
     if row_bytes <= 512:
-        return dict(SOURCES=128, num_warps=4 if numbers <= 8192 else 8, num_stages=4 if numbers <= 1024 else 3)
-    if row_bytes <= 1280:  # two tiles and the queries have to fit on chip
-        return dict(SOURCES=64 if numbers <= 16384 else 32, num_warps=4 if numbers <= 8192 else 8, num_stages=3)
-    return dict(SOURCES=32, num_warps=4 if numbers <= 8192 else 8, num_stages=1)
+        return dict(SOURCES=128, num_warps=warps, num_stages=4 if heads * width <= 1024 and on_chip <= 256 else 3)
+    if row_bytes <= 1280:
+        return dict(SOURCES=64 if heads <= 32 and on_chip <= 1280 else 32, num_warps=warps, num_stages=3)
+    return dict(SOURCES=32, num_warps=warps, num_stages=1)
 
 
 def programs_at_once(tiles: dict, row_bytes: int, device: torch.device) -> int:
