@@ -405,6 +405,17 @@ def only(name: str) -> dict[str, bool]:
     return dict.fromkeys(SWITCHES, False) | {name: True}
 
 
+def a_thread(target, *args) -> threading.Thread:
+    """One that does not keep the process alive: a thread that waits for ever is a fault to be shown, not a test that hangs."""
+    return threading.Thread(target=target, args=args, daemon=True)
+
+
+def ended(*threads: threading.Thread) -> None:
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive(), "waits for ever"
+
+
 class Unguarded:
     """No turns: every thread comes in at once."""
 
@@ -440,18 +451,18 @@ def meeting(monkeypatch, first: str, second: str) -> tuple[dict, dict, bool]:
             together.set()
         seen[me] = switches()
         if me is threads[1]:
-            threads[0].join()
+            ended(threads[0])
         return real(*arguments, **options)
 
     def work(backend):
         right.append(relative_error(attend(*qkv, scale=0.3, backend=backend), expected) < TOLERANCE[torch.float64])
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    threads = [threading.Thread(target=work, args=(backend,)) for backend in (first, second)]
+    threads = [a_thread(work, backend) for backend in (first, second)]
     threads[0].start()
-    inside.wait()
+    assert inside.wait(20)
     threads[1].start()
-    threads[1].join()
+    ended(threads[1])
     assert right == [True, True]
     return seen[threads[0]], seen[threads[1]], met == [True]
 
@@ -491,12 +502,11 @@ def test_many_threads_with_kernels_of_their_own_choice_are_right_and_leave_every
             else:
                 failed[backend] += not torch.allclose(z, expected, rtol=1e-12, atol=1e-12)
 
-    threads = [threading.Thread(target=work, args=(backend,)) for backend in ("math", "flash", "math", "flash", "sdpa", "sdpa")]
-    threads.append(threading.Thread(target=lambda: attend(*qkv, scale=0.3, causal=True, backend="flex")))
+    threads = [a_thread(work, backend) for backend in ("math", "flash", "math", "flash", "sdpa", "sdpa")]
+    threads.append(a_thread(lambda: attend(*qkv, scale=0.3, causal=True, backend="flex")))
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    ended(*threads)
     assert +failed == {("flash", ValueError): 60}
     assert switches() == before and warnings.filters == filters
 
@@ -508,14 +518,13 @@ def test_a_thread_that_waits_to_be_alone_is_not_kept_waiting_by_others_that_come
         with turn:
             order.append(name)
 
-    threads = [threading.Thread(target=come, args=case) for case in ((turns.alone(), "alone"), (turns, "one of many"))]
+    threads = [a_thread(come, *case) for case in ((turns.alone(), "alone"), (turns, "one of many"))]
     with turns:
         for thread in threads:
             thread.start()
             thread.join(0.1)
         assert not order
-    for thread in threads:
-        thread.join()
+    ended(*threads)
     assert order == ["alone", "one of many"]
 
 
