@@ -301,6 +301,8 @@ def test_the_table_of_decoding_has_shares_alone_and_in_a_row_and_a_copy():
     lines = speed_report.decode_table([new, old, refused]).splitlines()
     assert lines[4] == "| 64 x 16, MQA | refused |  |  |  |  |"
     assert lines[2] == "| 64 x 16, MHA | 20.0 | 67 | 80% | 100% | 18.5 |" and lines[3].endswith("| 34 | 50% | — | — |")
+    first = speed_report.decode_table([old]).splitlines()  # a record that has neither
+    assert first[0].endswith("| best: share of copy |") and first[2].endswith("| 34 | 50% |")
 
 
 def test_decoding_is_timed_at_the_scale_of_the_heads(monkeypatch):
