@@ -34,9 +34,11 @@ def test_a_tucker_layer_is_its_own_core_and_factors(shared):
     for factors, weights in ((both.pre, layer.pre), (both.post, layer.post)):
         assert relative_error(slices(factors), weights.to_tensor()) < EXACT
         assert factors.dense().left is factors.left and factors.dense().right is factors.right  # nothing to spell out
-    assert both.output_bias is layer.output_bias and both.rotary is None and both.norms is None and both.shared_kv == shared
-    normed = TuckerAttention(24, 6, (4, 8, 5), shared_kv=shared, latent_norm=True)
+    assert both.output_bias is layer.output_bias and both.rotary is None and both.shared_kv == shared
+    assert both.norms is both.qk_norms is None
+    normed = TuckerAttention(24, 6, (4, 8, 5), shared_kv=shared, latent_norm=True, qk_norm="head")
     assert factors_of(normed).norms == (normed.query_norm, normed.key_norm, normed.value_norm)
+    assert factors_of(normed).qk_norms == (normed.q_norm, normed.k_norm)
     with pytest.raises(ValueError, match="layer has latent_norm=True"):
         spectra(normed)
 

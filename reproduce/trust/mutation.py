@@ -81,6 +81,7 @@ STARTED = tuple(
     )
 )
 HELD = "test_static_cache.py::test_what_is_held_is_what_was_there_and_shared_by_layers_that_turn_alike"
+PLACED = "test_static_cache.py::test_a_static_cache_needs_a_mask_and_is_left_where_it_was"
 LAYERS = (
     "test_mechanisms.py",
     "test_cache.py",
@@ -125,7 +126,7 @@ TESTS = {
     "held": ("test_static_cache.py", INTEGERS),
     "one_thread": ("test_one_thread.py",),
     "own_code": ("test_own_code.py",),
-    "cached_attention": ("test_cache.py", "test_rotary.py", "test_one_thread.py", INTEGERS, *CALLED),
+    "cached_attention": ("test_cache.py", "test_rotary.py", "test_one_thread.py", INTEGERS, *CALLED, PLACED),
     "attend": ("test_attend.py", *ATTENDED),
     "backends": ("test_attend.py", *ATTENDED),
     "recompute": ("test_recompute.py",),
