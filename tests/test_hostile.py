@@ -499,8 +499,21 @@ def test_weights_start_as_large_as_is_said_or_not_at_all(make, dtype):
     layer.reset_parameters(0.5, 0)
     last = layer.post.core if hasattr(layer, "post") else layer.o_proj.weight
     assert not last.any() and all(p.isfinite().all() for p in layer.parameters())
-    layer.reset_parameters(np.float32(0.5), 2)  # control
+    layer.reset_parameters(1e-300 if xavier else np.float32(0.5), 2)  # control
     assert last.any() and last.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_the_least_and_the_largest_weights_that_start(dtype):
+    """Normal numbers, of which no draw is infinite."""
+    layer, limits = MultiHeadAttention(24, 6).to(dtype), torch.finfo(dtype)
+    for spread, beyond in ((limits.tiny, 0.0), (limits.max / 16, INF)):
+        layer.reset_parameters(spread)
+        assert all(p.any() and p.isfinite().all() for p in layer.parameters())
+        refused = math.nextafter(spread, beyond)
+        message = f"std is {refused}, output_gain 1.0: weights would have a standard deviation of {refused:.1e}; for {dtype}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            layer.reset_parameters(refused)
 
 
 @pytest.mark.parametrize(

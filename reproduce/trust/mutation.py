@@ -75,6 +75,7 @@ STARTED = tuple(
     f"test_hostile.py::test_{name}"
     for name in (
         "weights_start_as_large_as_is_said_or_not_at_all",
+        "the_least_and_the_largest_weights_that_start",
         "a_scale_for_which_no_weights_start_is_refused_before_any",
         "what_float64_holds_only_without_its_square_starts_as_it_should",
         "where_nothing_is_drawn_a_scale_may_be_any",
