@@ -162,10 +162,12 @@ def test_zeros_have_leading_vectors_too():
     assert by_lanczos(gram, 3) is not None  # residuals of zero are no larger than a slack of zero
 
 
-@pytest.mark.parametrize("n, rank", [(511, 8), (N, N // 8 + 1)])
-def test_small_matrices_and_large_ranks_are_solved_whole(n, rank, monkeypatch):
-    monkeypatch.setattr(module, "by_lanczos", lambda *_: pytest.fail("not worth while"))
+@pytest.mark.parametrize("n, rank, searched", [(511, 8, False), (512, 8, True), (N, N // 8 + 1, False), (N, N // 8, True)])
+def test_small_matrices_and_large_ranks_are_solved_whole(n, rank, searched, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "by_lanczos", lambda *_: asked.append(rank))  # and finds nothing
     assert leading(torch.eye(n, dtype=torch.float64), rank).shape == (n, rank)
+    assert len(asked) == searched
 
 
 def test_a_layer_compressed_either_way_is_the_same_layer(monkeypatch):
