@@ -56,6 +56,10 @@ def test_heads_take_columns_as_they_are_by_number():
         ours, theirs = times_heads(matrix[:, :width], heads), times_heads(matrix[:, :width], spelled_out)
         assert ours.shape == (6, 5, 4) and relative_error(ours, theirs) < 1e-6
         assert relative_error(ours.roll(1, 2), theirs) > DIFFERENT  # control
+    for heads, copied in (([0, 1, 2, 3], False), ([1, 0, 3, 2], True), ([2, 3], True), ([0, 2, 1, 3, 3], True)):
+        taken = times_heads(matrix, torch.tensor(heads))
+        assert torch.equal(taken, matrix.unflatten(1, (4, 6)).transpose(0, 1)[heads])
+        assert (taken.data_ptr() != matrix.data_ptr()) == copied
 
 
 @pytest.mark.parametrize("bias, expected", [(False, None), ("qkv", 0.0), (True, 1.0)])

@@ -719,7 +719,7 @@ COMPRESSION = table(
     *((f"moment: of x {what}", lambda bad=bad: second_moment(MHA, bad), "x has shape") for what, bad in (
         ("without tokens", X[:0]), ("NaN", X * NAN), ("too narrow", X[..., :3]), ("a number", torch.tensor(1.0)),
     )),
-    ("moment: damping NaN", lambda: second_moment(MHA, X, damping=NAN), "damping is nan"),
+    ("moment: damping NaN", lambda: second_moment(MHA, X, damping=NAN), "damping is nan; it must be finite and at least 0"),
     ("moment: damping infinite", lambda: second_moment(MHA, X, damping=float("inf")), "damping is inf"),
     ("moment: damping negative", lambda: second_moment(MHA, X, damping=-1), "damping is -1"),
     *((f"ranks: share {share}", lambda share=share: energy_rank(torch.ones(3), share), f"share is {share}") for share in (0, 2, -1, NAN)),

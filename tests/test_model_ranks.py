@@ -185,6 +185,7 @@ def test_what_is_refused():
     for budget in (0, 1):
         with pytest.raises(ValueError, match=f"the budget is {budget}; even the smallest ranks of all layers take 2"):
             choose_model_ranks(layers, max_cache=budget)
-    with pytest.raises(ValueError, match="^max_cache is 1.5"):
-        choose_model_ranks(layers, max_cache=1.5)
+    for name in ("max_cache", "max_parameters"):
+        with pytest.raises(ValueError, match=f"^{name} is 1.5"):
+            choose_model_ranks(layers, **{name: 1.5})
     assert choose_model_ranks(layers, max_cache=2**60)[0][0][2] == 4  # control: no budget is too large
