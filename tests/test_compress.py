@@ -369,6 +369,10 @@ def by_hand(head, rows, columns, error=0.0, even=False):
         (([3**0.5, 0], [3**0.5, 0], [1, 1, 1]), {"even": True}, (1, 1, 4)),  # pairs, which nothing bounds
         (([1, 1, 1], [3**0.5, 0], [3**0.5, 0]), {"even": True}, (2, 1, 2)),  # they bound the others
         (([3**0.5, 0], [1, 1, 1], [3**0.5, 0]), {"even": True}, (1, 2, 2)),
+        # What may be discarded is 1/2 of 3. Where one rank is beyond the product of the others, the mode that discards most grows.
+        (([1, 1, 1], [3**0.5, 0], [2.6**0.5, *4 * [0.1**0.5]]), {"error": 0.5**0.5, "even": True}, (3, 1, 4)),
+        (([1, 1, 1], [3**0.5, 0], [2.6**0.5, *4 * [0.1**0.5]]), {"error": 0.5**0.5}, (3, 1, 3)),
+        (([2.8**0.5, 0.1**0.5, 0.1**0.5], [1, 1, 1], [3**0.5, 0]), {"error": 0.5**0.5, "even": True}, (2, 3, 2)),
     ],
 )
 def test_ranks_for_an_error_are_the_least_that_keep_it(spectrum, options, ranks):

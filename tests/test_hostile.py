@@ -704,7 +704,7 @@ COMPRESSION = table(
         (dict(relative_error=0.1, max_cache=3), "exactly one of"),
         (dict(relative_error=NAN), "relative_error is nan"),
         (dict(relative_error=-1), "relative_error is -1"),
-        (dict(max_parameters=0), "max_parameters = 0"),
+        (dict(max_parameters=0), "max_parameters = 0:"),
         (dict(max_cache=-1), "max_cache is -1"),
     )),
     *((f"moment: {what}", lambda bad=bad: compress(MHA, RANKS, moment=bad), message) for what, bad, message in (
@@ -722,7 +722,8 @@ COMPRESSION = table(
     ("moment: damping NaN", lambda: second_moment(MHA, X, damping=NAN), "damping is nan; it must be finite and at least 0"),
     ("moment: damping infinite", lambda: second_moment(MHA, X, damping=float("inf")), "damping is inf"),
     ("moment: damping negative", lambda: second_moment(MHA, X, damping=-1), "damping is -1"),
-    *((f"ranks: share {share}", lambda share=share: energy_rank(torch.ones(3), share), f"share is {share}") for share in (0, 2, -1, NAN)),
+    *((f"ranks: share {share}", lambda share=share: energy_rank(torch.ones(3), share), f"share is {share}; it must be in \\(0, 1\\]")
+      for share in (0, 2, -1, NAN)),
 )  # fmt: skip
 
 
