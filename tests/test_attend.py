@@ -229,11 +229,16 @@ def test_no_key_is_repeated_for_the_heads_that_share_it(calls):
         assert options["is_causal"] and options["attn_mask"] is None and options["enable_gqa"] == (groups < 4)
 
 
-def test_while_decoding_the_heads_of_a_group_stand_where_queries_stand(calls):
+@pytest.mark.parametrize("shape", [None, (), (9,), (1, 9), (1, 1, 9), (2, 1, 1, 9), (6, 1, 9), (2, 6, 1, 9)])
+def test_while_decoding_the_heads_of_a_group_stand_where_queries_stand(calls, shape):
+    """Unless a mask tells heads apart."""
     q, k, v = inputs(2, 6, 2, 1, 9, 8, 4)
-    assert attend(q, k, v, scale=0.3).shape == (2, 6, 1, 4)
+    mask = None if shape is None else torch.rand(shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    expected = attend(q, k, v, scale=0.3, mask=mask, backend="reference")
+    torch.testing.assert_close(attend(q, k, v, scale=0.3, mask=mask), expected, rtol=1e-12, atol=1e-12)
     (seen_q, seen_k, _, options) = calls.pop()
-    assert seen_q.shape == (2, 2, 3, 8) and seen_k is k and not options.get("enable_gqa")
+    alike = shape is None or 6 not in shape
+    assert seen_q.shape == ((2, 2, 3, 8) if alike else q.shape) and seen_k is k and options.get("enable_gqa", False) != alike
 
 
 def test_the_reference_and_empty_input_call_no_kernel(calls):
@@ -263,6 +268,18 @@ def test_a_kernel_that_knows_no_groups_sees_each_key_as_often_as_it_is_used(call
                 assert torch.linalg.norm(actual - wanted) <= TOLERANCE[torch.float64] * (torch.linalg.norm(wanted) + 1)
             if shape[3] > 1:  # decoding needs no groups
                 assert calls[0][1].shape[1] == heads and calls[0][3]["enable_gqa"] == (heads < q.shape[1])
+
+
+def test_what_is_compiled_takes_no_turn(monkeypatch):
+    """torch.compile knows no locks."""
+    options = dict(scale=0.3, causal=True, mask=torch.rand(5, 5, generator=torch.Generator().manual_seed(3)) < 0.7)
+    qkv = inputs(2, 4, 2, 5, 5, 8, 4)
+    monkeypatch.setattr(backends, "turns", None)
+    with pytest.raises((TypeError, AttributeError)):  # control: what is not compiled takes one
+        attend(*qkv, **options)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for actual, wanted in zip(run(qkv, **options), run(qkv, backend="reference", **options)):
+        assert relative_error(actual, wanted) < TOLERANCE[torch.float64]
 
 
 def test_a_refusal_repeats_each_of_pytorch_s_reasons_once(monkeypatch):
@@ -333,12 +350,14 @@ def test_triton_decodes_where_one_query_needs_no_gradient(monkeypatch, shape, tr
         monkeypatch.setattr(kernels, name, lambda *a, name=name, real=real, **o: called.append(name) or real(*a, **o))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     qkv = [t.detach().to(device).requires_grad_(trained and n == 2) for n, t in enumerate(inputs(*shape, torch.float32))]
-    for causal in (False, True):
-        expected = attend(*qkv, scale=0.3, causal=causal, backend="reference")
-        assert relative_error(attend(*qkv, scale=0.3, causal=causal, backend="triton"), expected) < 1e-5
-        with torch.no_grad():
-            attend(*qkv, scale=0.3, causal=causal, backend="triton")
     decodes = shape[3] == 1
+    mask = torch.arange(shape[4], device=device) % 2 == 0 if decodes and not trained else None
+    for causal in (False, True):
+        options = dict(scale=0.3, causal=causal, mask=mask)
+        expected = attend(*qkv, **options, backend="reference")
+        assert relative_error(attend(*qkv, **options, backend="triton"), expected) < 1e-5
+        with torch.no_grad():
+            attend(*qkv, **options, backend="triton")
     once = "flash_attention" if trained or not decodes else "decode_attention"
     assert called == 2 * [once, "decode_attention" if decodes else "flash_attention"]
 
@@ -368,6 +387,9 @@ def test_on_a_gpu_flex_attention_is_compiled_or_an_error(monkeypatch):
         for n in range(1, 10):  # each of nine shapes apart, or the ninth would be one too many
             attend(q[:, :, :n].as_subclass(OnGPU), k, v, scale=0.3, backend="flex")
         assert len(compiled) == len(codes) == 9
+        attend(q.as_subclass(OnGPU), k[:, :, 1:], v[:, :, 1:], scale=0.3, backend="flex")
+        attend(q.as_subclass(OnGPU), k, v[..., 1:], scale=0.3, backend="flex")
+        assert len(compiled) == len(codes) == 11
     finally:
         backends._compiled.cache_clear()
 

@@ -15,11 +15,13 @@ from tucker_ref import (
     MultiHeadLatentAttention,
     Rotary,
     TuckerAttention,
+    backends,
     gqa_cost,
     mha_cost,
     mla_cost,
     tucker_cost,
 )
+from tucker_ref.attend import attend
 from tucker_ref.cached_attention import keeps_cache, token_positions
 from tucker_ref.no_gradient import refused, without_gradient
 
@@ -437,6 +439,25 @@ def test_a_shorter_length_takes_tokens_back(name):
     layer(guess, cache=cache)
     cache.truncate(4)
     assert relative_error(layer(x[:, 4:], cache=cache), layer(x)[:, 4:]) < EXACT
+
+
+@torch.no_grad()
+def test_our_kernel_may_have_a_mask_of_the_one_token_that_is_decoded(monkeypatch):
+    """The kernel itself is in test_kernels.py: here another stands in its place."""
+
+    def kernel(q, k, v, scale, causal, mask):
+        return attend(q, k, v, scale=scale, causal=causal, mask=mask, backend="reference")
+
+    monkeypatch.setattr(backends, "triton", kernel)
+    layer, x, mask = layer_of("MHA RoPE"), tokens(2, 6, 24), torch.arange(6) != 1
+    cache = layer.new_cache(2, 6)
+    layer(x[:, :4], cache=cache)
+    with pytest.raises(ValueError, match="backend 'triton' takes no mask"):  # of two tokens
+        layer(x[:, 4:], cache=cache, mask=mask, backend="triton")
+    layer(x[:, 4:5], cache=cache)
+    y = layer(x[:, 5:], cache=cache, mask=mask, backend="triton")
+    assert relative_error(y, layer(x, mask=mask)[:, 5:]) < EXACT
+    assert relative_error(y, layer(x)[:, 5:]) > DIFFERENT  # control: the mask counts
 
 
 def test_a_layer_may_name_its_arguments_otherwise():

@@ -32,7 +32,7 @@ from tucker_ref import (
     to_gqa,
     unfold,
 )
-from tucker_ref.compression import truncation
+from tucker_ref.compression import factored_tensor, truncation
 from tucker_ref.compression.factored_tensor import factored_tensors
 from tucker_ref.compression.ranks import _ranks_for
 from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
@@ -306,6 +306,26 @@ def test_knowing_the_inputs_changes_nothing_at_full_rank(name):
     assert error(layer, compress(layer, pre, post, moment=moment), "causal", "whole sequence") < 1e-10  # its root costs digits
 
 
+@EVERY
+def test_what_channels_are_measured_in_counts_for_nothing_where_inputs_are_known(name):
+    """Inputs times A, and weights that read them over A, have the spectra that they had."""
+    layer, scales = CELLS[name].build(), torch.logspace(-0.5, 0.5, 24, dtype=torch.float64)
+    layer = as_tucker(layer)
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        for factor in {other.pre.query, other.pre.key, other.post.value}:
+            factor[:24].div_(scales[:, None])
+    x = correlated(4, 100, seed=0)
+    ours, theirs = (spectra(one, second_moment(one, inputs)) for one, inputs in ((layer, x), (other, x * scales)))
+    blind, control = spectra(layer), spectra(other)
+    for n in range(2):
+        for mode in ("head", "rows", "columns"):
+            assert (
+                relative_error(getattr(theirs[n], mode), getattr(ours[n], mode)) < 1e-4
+            )  # damping is a share of other squares
+            assert relative_error(getattr(control[n], mode), getattr(blind[n], mode)) > 1e-2
+
+
 def test_damping_is_a_share_of_the_mean_square():
     layer, x = MultiHeadAttention(24, 6), correlated(2, 30, seed=5)
     plain, damped = (second_moment(layer, x, damping=damping) for damping in (0.0, 0.5))
@@ -349,6 +369,10 @@ def by_hand(head, rows, columns, error=0.0, even=False):
         (([3**0.5, 0], [3**0.5, 0], [1, 1, 1]), {"even": True}, (1, 1, 4)),  # pairs, which nothing bounds
         (([1, 1, 1], [3**0.5, 0], [3**0.5, 0]), {"even": True}, (2, 1, 2)),  # they bound the others
         (([3**0.5, 0], [1, 1, 1], [3**0.5, 0]), {"even": True}, (1, 2, 2)),
+        # What may be discarded is 1/2 of 3. Where one rank is beyond the product of the others, the mode that discards most grows.
+        (([1, 1, 1], [3**0.5, 0], [2.6**0.5, *4 * [0.1**0.5]]), {"error": 0.5**0.5, "even": True}, (3, 1, 4)),
+        (([1, 1, 1], [3**0.5, 0], [2.6**0.5, *4 * [0.1**0.5]]), {"error": 0.5**0.5}, (3, 1, 3)),
+        (([2.8**0.5, 0.1**0.5, 0.1**0.5], [1, 1, 1], [3**0.5, 0]), {"error": 0.5**0.5, "even": True}, (2, 3, 2)),
     ],
 )
 def test_ranks_for_an_error_are_the_least_that_keep_it(spectrum, options, ranks):
@@ -545,6 +569,32 @@ def test_no_array_of_the_size_of_the_tensor_is_ever_made():
     with Largest():  # control: the tensor itself would have been seen
         torch.ones(n_heads, d, d, dtype=torch.float64)
     assert Largest.size == n_heads * d * d * 8
+
+
+@pytest.mark.parametrize(
+    "strip, heads, rows", [(1, 6 * [4], 24 * [1]), (8, 3 * [8], 3 * [8]), (9, 3 * [8], [9, 9, 6]), (256, [24], [24])]
+)
+def test_gram_matrices_are_made_in_strips(strip, heads, rows, monkeypatch):
+    """Heads of four channels, of which at least one is made at once, on 24 inputs."""
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            result = function(*arguments, **(keywords or {}))
+            if function is torch.ops.aten.mm.default:
+                made.append(len(result))
+            return result
+
+    monkeypatch.setattr(factored_tensor, "STRIP", strip)
+    tensor = factored_tensors(with_large_weights(MultiHeadAttention(24, 6)))[0]
+    slices = tensor.left @ tensor.rights[0].mT  # (h, s, t)
+    for gram, expected, heights in (
+        (tensor.head_gram, torch.einsum("hst,gst->hg", slices, slices), [n for n in heads for _ in range(2)]),
+        (tensor.row_gram, torch.einsum("hst,hut->su", slices, slices), rows),
+    ):
+        made = []
+        with Products():
+            ours = gram()
+        assert relative_error(ours, expected) < EXACT and made == heights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

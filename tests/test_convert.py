@@ -266,7 +266,7 @@ def test_columns_of_both_tensors_are_the_same_with_joint():
     "convert, message",
     [
         (lambda: to_gqa(MultiHeadAttention(24, 6), 4), "n_kv_heads is 4; it must divide"),
-        (lambda: to_gqa(GroupedQueryAttention(24, 6, 2), 3), "n_kv_heads is 3; it must divide the layer's 2"),
+        (lambda: to_gqa(GroupedQueryAttention(24, 6, 2), 3), "n_kv_heads is 3; it must divide the layer's 2 key/value heads"),
         (lambda: to_gqa(MultiHeadAttention(24, 6), 2, method="median"), "method is 'median'; it must be 'svd' or 'mean'"),
         (lambda: to_gqa(MultiHeadAttention(24, 6), 2, method="mean", moment=torch.eye(24)), "takes no moment"),
         (lambda: to_gqa(MultiHeadLatentAttention(24, 6, 8, 8), 2), "layer is MultiHeadLatentAttention; to_gqa converts"),

@@ -34,9 +34,11 @@ def test_a_tucker_layer_is_its_own_core_and_factors(shared):
     for factors, weights in ((both.pre, layer.pre), (both.post, layer.post)):
         assert relative_error(slices(factors), weights.to_tensor()) < EXACT
         assert factors.dense().left is factors.left and factors.dense().right is factors.right  # nothing to spell out
-    assert both.output_bias is layer.output_bias and both.rotary is None and both.norms is None and both.shared_kv == shared
-    normed = TuckerAttention(24, 6, (4, 8, 5), shared_kv=shared, latent_norm=True)
+    assert both.output_bias is layer.output_bias and both.rotary is None and both.shared_kv == shared
+    assert both.norms is both.qk_norms is None
+    normed = TuckerAttention(24, 6, (4, 8, 5), shared_kv=shared, latent_norm=True, qk_norm="head")
     assert factors_of(normed).norms == (normed.query_norm, normed.key_norm, normed.value_norm)
+    assert factors_of(normed).qk_norms == (normed.q_norm, normed.k_norm)
     with pytest.raises(ValueError, match="layer has latent_norm=True"):
         spectra(normed)
 
@@ -54,6 +56,10 @@ def test_heads_take_columns_as_they_are_by_number():
         ours, theirs = times_heads(matrix[:, :width], heads), times_heads(matrix[:, :width], spelled_out)
         assert ours.shape == (6, 5, 4) and relative_error(ours, theirs) < 1e-6
         assert relative_error(ours.roll(1, 2), theirs) > DIFFERENT  # control
+    for heads, copied in (([0, 1, 2, 3], False), ([1, 0, 3, 2], True), ([2, 3], True), ([0, 2, 1, 3, 3], True)):
+        taken = times_heads(matrix, torch.tensor(heads))
+        assert torch.equal(taken, matrix.unflatten(1, (4, 6)).transpose(0, 1)[heads])
+        assert (taken.data_ptr() != matrix.data_ptr()) == copied
 
 
 @pytest.mark.parametrize("bias, expected", [(False, None), ("qkv", 0.0), (True, 1.0)])

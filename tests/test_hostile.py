@@ -499,8 +499,21 @@ def test_weights_start_as_large_as_is_said_or_not_at_all(make, dtype):
     layer.reset_parameters(0.5, 0)
     last = layer.post.core if hasattr(layer, "post") else layer.o_proj.weight
     assert not last.any() and all(p.isfinite().all() for p in layer.parameters())
-    layer.reset_parameters(np.float32(0.5), 2)  # control
+    layer.reset_parameters(1e-300 if xavier else np.float32(0.5), 2)  # control
     assert last.any() and last.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_the_least_and_the_largest_weights_that_start(dtype):
+    """Normal numbers, of which no draw is infinite."""
+    layer, limits = MultiHeadAttention(24, 6).to(dtype), torch.finfo(dtype)
+    for spread, beyond in ((limits.tiny, 0.0), (limits.max / 16, INF)):
+        layer.reset_parameters(spread)
+        assert all(p.any() and p.isfinite().all() for p in layer.parameters())
+        refused = math.nextafter(spread, beyond)
+        message = f"std is {refused}, output_gain 1.0: weights would have a standard deviation of {refused:.1e}; for {dtype}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            layer.reset_parameters(refused)
 
 
 @pytest.mark.parametrize(
@@ -691,7 +704,7 @@ COMPRESSION = table(
         (dict(relative_error=0.1, max_cache=3), "exactly one of"),
         (dict(relative_error=NAN), "relative_error is nan"),
         (dict(relative_error=-1), "relative_error is -1"),
-        (dict(max_parameters=0), "max_parameters = 0"),
+        (dict(max_parameters=0), "max_parameters = 0:"),
         (dict(max_cache=-1), "max_cache is -1"),
     )),
     *((f"moment: {what}", lambda bad=bad: compress(MHA, RANKS, moment=bad), message) for what, bad, message in (
@@ -706,10 +719,11 @@ COMPRESSION = table(
     *((f"moment: of x {what}", lambda bad=bad: second_moment(MHA, bad), "x has shape") for what, bad in (
         ("without tokens", X[:0]), ("NaN", X * NAN), ("too narrow", X[..., :3]), ("a number", torch.tensor(1.0)),
     )),
-    ("moment: damping NaN", lambda: second_moment(MHA, X, damping=NAN), "damping is nan"),
+    ("moment: damping NaN", lambda: second_moment(MHA, X, damping=NAN), "damping is nan; it must be finite and at least 0"),
     ("moment: damping infinite", lambda: second_moment(MHA, X, damping=float("inf")), "damping is inf"),
     ("moment: damping negative", lambda: second_moment(MHA, X, damping=-1), "damping is -1"),
-    *((f"ranks: share {share}", lambda share=share: energy_rank(torch.ones(3), share), f"share is {share}") for share in (0, 2, -1, NAN)),
+    *((f"ranks: share {share}", lambda share=share: energy_rank(torch.ones(3), share), f"share is {share}; it must be in \\(0, 1\\]")
+      for share in (0, 2, -1, NAN)),
 )  # fmt: skip
 
 

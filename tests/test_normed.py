@@ -1,12 +1,15 @@
 """Layers with QK-norm: the tensor between their norms, and fewer ranks with the norms kept."""
 
+import copy
+
 import pytest
 import torch
-from helpers import DIFFERENT, EXACT, relative_error, tokens
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 
 from tucker_ref import GroupedQueryAttention, MultiHeadAttention, Rotary, compress, second_moment, spectra
 from tucker_ref.compression.moments import centred
-from tucker_ref.compression.normed import between_norms, compress_normed
+from tucker_ref.compression.normed import _sizes, between_norms, compress_normed
+from tucker_ref.factors import factors_of
 
 
 def gemma(bias=False, heads=4, groups=1, qk_norm="head"):
@@ -102,16 +105,61 @@ def test_what_is_refused():
 
 
 def test_what_keys_have_in_common_counts_for_nothing():
-    layer = MultiHeadAttention(24, 3, bias=True).double()
-    x = torch.randn(200, 24).double() + 5
-    moment, ones = second_moment(layer, x), torch.ones(200, 1).double()
-    about = centred(moment, torch.cat([x, ones], dim=1).mean(0), damping=0.0)
+    torch.manual_seed(0)
+    layer = with_large_weights(MultiHeadAttention(24, 3, bias=True))
+    x, ones = torch.randn(200, 24).double() + 5, torch.ones(200, 1).double()
+    moment, mean = second_moment(layer, x, damping=0.0), torch.cat([x, ones], dim=1).mean(0)
+    about = centred(moment, mean, damping=0.0)
     expected = torch.cat([x - x.mean(0), 0 * ones], dim=1)
-    assert (
-        (about - moment.diagonal().mean() * 0 - expected.T @ expected / 200).abs().max() < 1e-4 < (about - moment).abs().max()
-    )
-    whole, part = (
-        spectra(layer, moment),
-        spectra(layer, moment, key_moment=centred(moment, torch.cat([x, ones], 1).mean(0), 1e-3)),
-    )
+    assert (about - expected.T @ expected / 200).abs().max() < 1e-10 < (about - moment).abs().max()
+    damped = centred(moment, mean)
+    assert (damped - about - 1e-6 * moment.diagonal().mean() * torch.eye(25)).abs().max() < 1e-12
+    whole, part = spectra(layer, moment), spectra(layer, moment, key_moment=damped)
     assert part[0].rows.norm() < 0.5 * whole[0].rows.norm() and torch.equal(part[1].rows, whole[1].rows)
+    rows, columns = torch.linalg.cholesky(moment), torch.linalg.cholesky(damped)
+    pre = factors_of(layer).pre
+    unfolded = (rows.T @ pre.rows @ pre.head_cores() @ pre.columns.T @ columns).transpose(0, 1).flatten(1)  # (D, h D)
+    assert relative_error(part[0].rows, torch.linalg.svdvals(unfolded)[: len(part[0].rows)]) < 1e-6
+
+
+def test_what_channels_are_measured_in_counts_for_nothing_where_inputs_are_known():
+    """Inputs times A and weights over A are the same layer, and the same one when compressed."""
+    layer, scales = gemma(bias=True), torch.logspace(-1, 1, 24).double()
+    moment, x = uneven(layer)
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        for projection in (other.q_proj, other.k_proj, other.v_proj):
+            projection.weight.div_(scales)
+    x, known = x.view(3, 20, 24), torch.cat([scales, scales.new_ones(1)])
+    assert relative_error(other(x * scales), layer(x)) < EXACT
+    ranks = (3, 9, 6), (3, 9, 5)
+    ours, theirs = (
+        compress_normed(layer, *ranks, moment=moment),
+        compress_normed(other, *ranks, moment=known * moment * known[:, None]),
+    )
+    assert relative_error(theirs(x * scales), ours(x)) < 1e-6
+    blind = compress_normed(other, *ranks)  # control
+    assert relative_error(blind(x * scales), compress_normed(layer, *ranks)(x)) > DIFFERENT
+
+
+def test_ranks_dtype_and_eps_are_those_asked_for_and_the_layers_own():
+    layer = gemma(bias=True).float()
+    layer.q_norm.eps, layer.k_norm.eps = 1e-3, 1e-4
+    small = compress_normed(layer, (3, 8, 6))
+    assert tuple(small.pre.core.shape) == tuple(small.post.core.shape) == (3, 8, 6)
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
+    assert (small.q_norm.eps, small.k_norm.eps, small.scale) == (1e-3, 1e-4, 0.7)
+    assert {p.dtype for p in between_norms(layer).parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match=r"^post_ranks\[1\] is 30"):
+        compress_normed(layer, (4, 8, 8), (4, 30, 8))
+
+
+def test_small_heads_have_their_own_size_and_heads_of_zeros_have_one():
+    layer = gemma()
+    before = _sizes(layer, None)[0]
+    with torch.no_grad():
+        layer.q_proj.weight[:8].mul_(1e-3)
+        layer.q_proj.weight[8:16].zero_()
+    after = _sizes(layer, None)[0]
+    assert after[0] == pytest.approx(1e-3 * before[0].item(), rel=1e-12) and after[1] == 1.0 != before[1]
+    assert torch.equal(after[2:], before[2:])

@@ -104,7 +104,7 @@ def flex(q, k, v, scale, causal, mask):
         score_mod=keep_allowed if causal or full is not None else None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     if q.is_cuda:
-        return _compiled(flex_attention, q.shape, k.shape, v.shape)(q, k, v, **options)
+        return _compiled(flex_attention, q.shape, v.shape)(q, k, v, **options)  # from which k's shape follows
     with turns.alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not compiled
         try:

@@ -1,6 +1,5 @@
 """Beside rung 6. What the four mechanisms of rungs 7 to 10 share as layers with a cache (PyTorch)."""
 
-import contextlib
 import functools
 import itertools
 
@@ -21,14 +20,14 @@ def keeps_cache(forward):
 
     @functools.wraps(forward)
     def kept(self, *args, cache=None, **options):
-        if cache is None:
-            return forward(self, *args, **options)
-        with alone(cache) if isinstance(cache, Cache) else contextlib.nullcontext():
-            length = getattr(cache, "length", 0)
+        if not isinstance(cache, Cache):  # none, or what `forward` refuses
+            return forward(self, *args, cache=cache, **options)
+        with alone(cache):
+            length = cache.length
             try:
                 return forward(self, *args, cache=cache, **options)
             except BaseException:
-                if isinstance(cache, Cache) and not isinstance(cache, StaticCache):  # that one's place has not moved
+                if not isinstance(cache, StaticCache):  # that one's place has not moved
                     cache.truncate(min(length, cache.length))
                 raise
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .checks import LARGEST, SMALLEST, check_number
+from .checks import check_number
 from .norms import LatentNorm
 
 
@@ -51,7 +51,7 @@ def initialise_latent(layer, std: float, output_gain: float) -> None:
 def initialise_tucker(layer, std: float, output_gain: float) -> None:
     """Fill all weights of a TuckerAttention.  std, output_gain: as in its `reset_parameters`."""
     std, output_gain = _numbers(std, output_gain)
-    spreads = [1.0, output_gain] if layer.init == "xavier" else _core_spreads(layer, std, output_gain)
+    spreads = [output_gain] if layer.init == "xavier" else _core_spreads(layer, std, output_gain)
     _check_held(layer, std, output_gain, spreads)
     fill = nn.init.xavier_uniform_ if layer.init == "xavier" else nn.init.orthogonal_
     for weights in (layer.pre, layer.post):
@@ -59,7 +59,7 @@ def initialise_tucker(layer, std: float, output_gain: float) -> None:
             if name != "core":
                 rows = len(factor) if name == "head" else layer.d_model
                 at_least_float32 = torch.promote_types(factor.dtype, torch.float32)  # QR knows no bfloat16
-                factor[:rows] = fill(torch.empty(rows, factor.shape[1], dtype=at_least_float32, device=factor.device))
+                factor[:rows] = fill(factor.new_empty(rows, factor.shape[1], dtype=at_least_float32))
                 factor[rows:] = 0.0  # the bias row, where there is one
     if layer.output_bias is not None:
         layer.output_bias.zero_()
@@ -102,16 +102,9 @@ def _core_spreads(layer, std: float, output_gain: float) -> list[float]:
     # Latents have variance 1, less where one without a norm is wider than the model and cannot be orthonormal.
     narrow, post_narrow = (1.0 if layer.latent_norm else min(1.0, d / r[2]) for r in (layer.ranks, layer.post_ranks))
     core_size, post_core_size = layer.pre.core.numel() * narrow, layer.post.core.numel() * post_narrow
-    try:
-        logit_variance = (d * std**2) ** 2
-        output_variance = d * std**2 * d * (std * output_gain) ** 2
-        variances = [logit_variance * layer.n_heads / layer.scale**2 / core_size, output_variance * d / post_core_size]
-    except (OverflowError, ZeroDivisionError):
-        variances = [0.0, 0.0]
-    # The same without squares, which leave float64 first; products do not raise.
+    # The roots of the two variances at the top, without squares, which leave float64 first; products do not raise.
     size = d * std * std
-    spreads = [size * (layer.n_heads / core_size) ** 0.5 / abs(layer.scale), size * output_gain * (d / post_core_size) ** 0.5]
-    return [squared**0.5 if SMALLEST <= squared <= LARGEST else spread for squared, spread in zip(variances, spreads)]
+    return [size * (layer.n_heads / core_size) ** 0.5 / abs(layer.scale), size * output_gain * (d / post_core_size) ** 0.5]
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def choices(tensor: FactoredTensor, cost: Callable[[FactoredTensor, Ranks], int]
     """
     spectrum = spectra_of(tensor)
     modes = [values.cpu().numpy() for values in (spectrum.head, spectrum.rows, spectrum.columns)]
-    whole = float((modes[1] ** 2).sum()) or 1.0  # of a tensor of zeros nothing is lost
+    whole = tensor.squared_norm() or 1.0  # of a tensor of zeros nothing is lost
     lost = [np.append((mode[::-1] ** 2).cumsum()[::-1], 0.0) / whole for mode in modes]  # lost[mode][rank]
     tried = [_steps(len(mode), even=tensor.turns() and n == 2) for n, mode in enumerate(modes)]
     capped = (0, 1) if tensor.turns() else (0, 1, 2)

@@ -33,7 +33,8 @@ def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6
     if getattr(layer, "bias", False):
         x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
     moment = x.T @ x / len(x)
-    return moment + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+    moment.diagonal().add_(damping * moment.diagonal().mean())
+    return moment
 
 
 def centred(moment: torch.Tensor, mean: torch.Tensor, damping: float = 1e-6) -> torch.Tensor:
@@ -49,7 +50,8 @@ def centred(moment: torch.Tensor, mean: torch.Tensor, damping: float = 1e-6) -> 
         (D, D), float64.
     """
     about = moment.double() - torch.outer(mean.double(), mean.double())
-    return about + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(about)
+    about.diagonal().add_(damping * moment.diagonal().mean())
+    return about
 
 
 def root_of(moment: torch.Tensor | None) -> torch.Tensor | None:

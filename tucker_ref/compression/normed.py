@@ -48,7 +48,7 @@ def between_norms(layer: MultiHeadAttention, moment: torch.Tensor | None = None)
             factor = norm.weight.view(-1, layer.head_dim) / size[:, None]  # (heads, k)
             for parameter in projection.parameters():
                 whole = factor.flatten().view(-1, *[1] * (parameter.ndim - 1))  # (heads k, 1), or (heads k,) of a bias
-                parameter.copy_(parameter * whole.to(parameter))
+                parameter.copy_(parameter * whole)
     return result
 
 
