@@ -89,6 +89,11 @@ def test_a_call_that_takes_nothing_adds_nothing():
     assert compress_speed.added_megabytes(lambda: torch.ones(10**6)) > 3.5  # control
 
 
+def test_memory_is_counted_where_nothing_can_be_given_back_too(monkeypatch):
+    monkeypatch.setattr(compress_speed.ctypes, "CDLL", lambda name: object())
+    assert compress_speed.added_megabytes(lambda: torch.ones(8 * 10**6)) > 30
+
+
 def test_two_results_that_differ_have_no_ratio(monkeypatch, tmp_path):
     found = {"seconds": 1.0, "megabytes": 1.0, "repeats": 1}
     norms = iter(([1.0, 2.0], [1.0, 2.00001]))

@@ -257,3 +257,21 @@ def test_a_flat_curve_is_drawn_without_a_warning(monkeypatch, tmp_path):
     for some in (flat, runs):
         curves.learning_curves(some, "table2", tmp_path / "c.png")
     assert seen[0][0] < 0 < seen[0][1] and seen[1] != seen[0]
+
+
+@pytest.mark.parametrize("kept", ["one case without its latents", "no multi-head attention"])
+def test_a_case_of_decoding_that_was_not_timed_is_left_out(kept, monkeypatch, tmp_path):
+    runs = [r for r in runs_of(COMMITTED, "speed", "gpu") if r.method in ("limits", "decode")]
+    (first, *_) = rows = next(r for r in runs if r.method == "decode").metrics["rows"]
+    of_first = lambda r: (r["context"], r["batch"]) == (first["context"], first["batch"])  # noqa: E731
+    if kept == "no multi-head attention":
+        rows = [r for r in rows if r["side"] != "MHA"]
+    else:
+        rows = [r for r in rows if r["side"] == "MHA" or not of_first(r)]
+    titles = []
+    monkeypatch.setattr(speed, "save", lambda figure, path, title, caption: titles.append(title) or plt.close(figure))
+    some = [dataclasses.replace(r, metrics={"rows": rows}) if r.method == "decode" else r for r in runs]
+    speed.decoding_on_gpu(some, tmp_path / "decoding.png")
+    speed.decoding_on_gpu(runs, tmp_path / "decoding.png")  # control
+    assert titles[1].startswith("Decoding on NVIDIA H200: latents are read ")
+    assert (titles[0] == "Decoding on NVIDIA H200") == (kept == "no multi-head attention")

@@ -559,7 +559,7 @@ for kernel, constants in (
 def test_compiled_for_hopper_the_second_kernel_waits_before_it_reads_and_caches_are_read_in_pieces_of_16_bytes():
     """What the interpreter does not run: it has no two kernels at once."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
+    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, encoding="utf-8", env=environment)
     assert ran.returncode == 0, ran.stderr
     part, early, late, _ = ran.stdout.split("END")
     assert "griddepcontrol.launch_dependents" in part
@@ -597,7 +597,7 @@ for heads, own, width in ((32, 64, 512), (32, 512, 128), (64, 256, 256), (64, 38
 @pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py runs them")
 def test_tiles_of_decoding_fit_on_chip():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", ON_CHIP], capture_output=True, text=True, env=environment)
+    ran = subprocess.run([sys.executable, "-c", ON_CHIP], capture_output=True, text=True, encoding="utf-8", env=environment)
     assert ran.returncode == 0, ran.stderr
     used, control, *others = map(int, ran.stdout.split())
     assert max(used, *others) <= 232_448 < control  # bytes that one program may have on Hopper
