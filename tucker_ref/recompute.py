@@ -11,6 +11,7 @@ PyTorch calls this selective activation checkpointing: torch.compile knows it to
 "math", "reference" and "flex", is run again as well: right, but slower.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -42,37 +43,30 @@ def queries_made_again(attention: Callable[..., torch.Tensor], *latents, when: b
     """
     if not (when and torch.is_grad_enabled()):
         return attention(*latents)
-    return checkpoint(attention, *latents, use_reentrant=False, preserve_rng_state=False, context_fn=_contexts)
+    kept = functools.partial(create_selective_checkpoint_contexts, KEPT)
+    return checkpoint(
+        _under_the_same_switches(attention), *latents, use_reentrant=False, preserve_rng_state=False, context_fn=kept
+    )
 
 
-def _contexts():
-    """Of the forward pass, which keeps what comes from KEPT, and of the second one, which finds it."""
-    forward, again = create_selective_checkpoint_contexts(KEPT)
-    if torch.compiler.is_compiling():  # the kernels are chosen for good
-        return forward, again
-    return forward, _UnderTheSameSwitches(again)
+def _under_the_same_switches(attention: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same for two calls, that of the forward pass and that of its one backward pass, at which the same kernels are allowed."""
+    seen: list[tuple[bool, ...]] = []
 
+    def attend(*latents) -> torch.Tensor:
+        if not torch.compiler.is_compiling():  # then kernels are chosen for good
+            seen.append(_switches())
+            if len(seen) > 2:
+                raise RuntimeError(
+                    "recompute: one backward pass only, even with retain_graph=True; keep all with recompute = False"
+                )
+            if seen[0] != seen[-1]:
+                raise RuntimeError(
+                    "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
+                )
+        return attention(*latents)
 
-class _UnderTheSameSwitches:
-    """The context of the one backward pass."""
-
-    def __init__(self, again):
-        self.again, self.switches, self.is_used = again, _switches(), False
-
-    def __enter__(self):
-        if self.is_used:
-            raise RuntimeError(
-                "recompute: one backward pass only, even with retain_graph=True; keep all with recompute = False"
-            )
-        if _switches() != self.switches:
-            raise RuntimeError(
-                "recompute: the backward pass must see the kernels of the forward pass; put it inside the same sdpa_kernel"
-            )
-        self.is_used = True
-        return self.again.__enter__()
-
-    def __exit__(self, *error):
-        return self.again.__exit__(*error)
+    return attend
 
 
 def _switches() -> tuple[bool, ...]:
