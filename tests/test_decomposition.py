@@ -202,7 +202,8 @@ def test_factors_may_be_a_list_and_are_kept_as_a_tuple():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_only_numbers_whose_squares_have_sums_are_decomposed(dtype):
     limits = np.finfo(dtype)
-    least, most = dtype(float(limits.tiny) ** 0.5), dtype(0.999 * (float(limits.max) * float(limits.eps)) ** 0.5)
+    bound = (float(limits.max) * float(limits.eps)) ** 0.5
+    least, most = dtype(float(limits.tiny) ** 0.5), dtype(bound if dtype == np.float64 else 0.9999 * bound)
     tensor = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(dtype)
     tensor /= np.abs(tensor).max()
     ones = np.ones((2, 3, 2), dtype)
@@ -211,6 +212,8 @@ def test_only_numbers_whose_squares_have_sums_are_decomposed(dtype):
         assert multilinear_rank(ones * scale) == (1, 1, 1)
         assert error(scale) == pytest.approx(error(dtype(1)), rel=2e-5)
     assert multilinear_rank(0 * ones) == (0, 0, 0) and multilinear_rank(ones[:0]) == (0, 0, 0)
+    for kind in (np.int64, np.uint8, bool):
+        assert multilinear_rank(ones.astype(kind)) == (1, 1, 1)
     for scale in (least * dtype(0.999), most * dtype(1.1)):
         for decompose in (hosvd, sthosvd, hooi, tail_energies):
             with pytest.raises(ValueError, match="^the largest entry of tensor is .*, or it has no Tucker decomposition$"):

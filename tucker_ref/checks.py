@@ -138,7 +138,7 @@ def check_finite(tensor: np.ndarray, so: str) -> None:
     if not np.isfinite(tensor).all():
         raise ValueError(f"tensor holds NaN or infinity; {so}")
     limits = np.finfo(tensor.dtype if tensor.dtype.kind == "f" else np.float64)
-    largest = float(np.abs(tensor.astype(limits.dtype, copy=False)).max(initial=0.0))
+    largest = max(float(tensor.max(initial=0)), -float(tensor.min(initial=0)))
     least, most = math.sqrt(limits.tiny), math.sqrt(limits.max * limits.eps)
     if largest and not least <= largest <= most:  # norms and singular values would be 0 or infinite
         raise ValueError(f"the largest entry of tensor is {largest:.2g}; it must be {least:.1g} to {most:.1g}, or {so}")
