@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from reproduce.report.best import BASE
@@ -14,7 +15,7 @@ from reproduce.report.words import tokens_of
 from reproduce.store.records import Record
 
 from .differences import changed
-from .labels import name_ends, name_points
+from .labels import Point, name_ends, name_points
 from .style import COLOURS, GREY, INKS, MARKERS, SMALL, describe, logarithmic, mechanism, panels, save
 from .wording import seeds_each, setting, short
 
@@ -105,10 +106,7 @@ def loss_against_size(records: list[Record], experiment: str, what: str, path: P
     ax.set(xlabel=f"{name} in MB (BF16)", ylabel="validation loss (nats per token)")
     on_sizes(ax, own.get(budget.base), budget.base)
     title = f"{budget.title}: validation loss against {name.replace('KV', 'the')}"
-    describe(figure, title, caption)
-    figure.draw_without_rendering()
-    name_points(ax, points)
-    save(figure, path, title, caption)
+    save_named(figure, ax, points, path, title, caption)
 
 
 def best_against_size(best: dict[str, Best], path: Path) -> None:
@@ -131,6 +129,16 @@ def best_against_size(best: dict[str, Best], path: Path) -> None:
         f"The paper's shape, REDUCED BUDGET: {tokens_of(runs[BASE])}, read once; {seeds_each(runs)}. Each row at the rate and with the "
         f"norms that validation text prefers. Markers: means over seeds; dots: each seed. Dotted: {BASE}."
     )
+    save_named(figure, ax, points, path, title, caption)
+
+
+def save_named(figure: Figure, ax: Axes, points: list[Point], path: Path, title: str, caption: str) -> None:
+    """Write it with a name beside every point, which are placed when all else has its place.
+
+    Args:
+        figure, path, title, caption: as in `save`.
+        ax, points: as in `name_points`.
+    """
     describe(figure, title, caption)
     figure.draw_without_rendering()
     name_points(ax, points)

@@ -38,6 +38,7 @@ from .models.generation import generate
 from .report import checks, claims, pages, plans, results
 from .report.markdown import aligned
 from .store import locks, records
+from .store.faults import first_line
 from .train.arguments import add_generate_arguments, add_prepare_arguments, add_run_arguments
 from .train.distributed import Workers, started
 from .train.language import load_model
@@ -181,7 +182,7 @@ def check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0].split('. ')[0]}") from None
+        raise ValueError(f"--device {name} cannot be used here: {first_line(error).split('. ')[0]}") from None
 
 
 def parse() -> argparse.Namespace:

@@ -528,40 +528,51 @@ def test_sources_are_cut_so_that_all_programs_end_early(groups, slots):
         assert time(parts, part // 128) < time(1, tiles) / min(4, slots // groups)
 
 
-COMPILED = """
-import sys
+FOR_HOPPER = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from tucker_ref.kernels import decode
 
-known = decode.Known(
-    HEADS=32, GROUPS=1, T=128, V=128, OWN=128, K_ROW=128, V_ROW=128, BLOCKS=1, HEADS_PAD=32, V_PAD=128, OWN_PAD=128, MASKED=False,
-    EARLY=True,
-)
-join = dict(HEADS=32, V=128, WIDTH=128, PARTS_PAD=8)
-bf16, single, whole = ("q_ptr", "k_ptr", "v_ptr", "mask_ptr", "out_ptr"), ("z_ptr", "lse_ptr"), ("SOURCES",)
-for kernel, constants in (
-    (decode.part_kernel, dict(known=known, SOURCES=64)),
-    (decode.join_kernel, dict(join, EARLY=True)),
-    (decode.join_kernel, dict(join, EARLY=False)),
-):
+def compiled(kernel, constants, **options):
     names = kernel.arg_names
+    bf16, single = ("q_ptr", "k_ptr", "v_ptr", "mask_ptr", "out_ptr"), ("z_ptr", "lse_ptr")
     types = {n: "constexpr" if n in constants else "*bf16" if n in bf16 else "*fp32" if n in single else "i32" for n in names}
     types |= {"scale": "fp32"} if "scale" in names else {}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n not in ("scale", "parts")}
     source = ASTSource(kernel, types, {(names.index(n),): value for n, value in constants.items()}, aligned)
-    print(compile(source, GPUTarget("cuda", 90, 32), dict(num_warps=4, num_stages=3)).asm["ptx"], "END")
+    return compile(source, GPUTarget("cuda", 90, 32), options)
+
+def known(heads, t, own, width):
+    return decode.Known(
+        HEADS=heads, GROUPS=1, T=t, V=width, OWN=own, K_ROW=t, V_ROW=t if own < t else width, BLOCKS=1, HEADS_PAD=heads,
+        V_PAD=decode.pad(width), OWN_PAD=decode.pad(own), MASKED=False, EARLY=True,
+    )
 """
+
+
+def printed_for_hopper(program: str) -> str:
+    """What a program prints that compiles kernels for a GPU which need not be here; the interpreter has no two kernels at once."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", FOR_HOPPER + program]
+    ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 @UNMEASURED
 @pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py runs them")
 def test_compiled_for_hopper_the_second_kernel_waits_before_it_reads_and_caches_are_read_in_pieces_of_16_bytes():
-    """What the interpreter does not run: it has no two kernels at once."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, encoding="utf-8", env=environment)
-    assert ran.returncode == 0, ran.stderr
-    part, early, late, _ = ran.stdout.split("END")
+    part, early, late, _ = printed_for_hopper(
+        """
+join = dict(HEADS=32, V=128, WIDTH=128, PARTS_PAD=8)
+for kernel, constants in (
+    (decode.part_kernel, dict(known=known(32, 128, 128, 128), SOURCES=64)),
+    (decode.join_kernel, dict(join, EARLY=True)),
+    (decode.join_kernel, dict(join, EARLY=False)),
+):
+    print(compiled(kernel, constants, num_warps=4, num_stages=3).asm["ptx"], "END")
+"""
+    ).split("END")
     assert "griddepcontrol.launch_dependents" in part
     before, _, after = early.partition("griddepcontrol.wait")
     assert "ld.global" not in before and "ld.global" in after
@@ -569,37 +580,27 @@ def test_compiled_for_hopper_the_second_kernel_waits_before_it_reads_and_caches_
     assert set(re.findall(r"cp\.async\.c\w\.\S+ \[[^,]*\], \[[^,]*\], (\w+)", part)) == {"0x10"}
 
 
-ON_CHIP = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from tucker_ref.kernels import decode
-
-for heads, own, width in ((32, 64, 512), (32, 512, 128), (64, 256, 256), (64, 384, 256), (32, 320, 320), (16, 192, 64), (16, 64, 64)):
-    own_pad, width_pad = decode.pad(own), decode.pad(width)
-    known = decode.Known(
-        HEADS=heads, GROUPS=1, T=own + width if own == 64 < width else own, V=width, OWN=own, K_ROW=own, V_ROW=width, BLOCKS=1,
-        HEADS_PAD=heads, V_PAD=width_pad, OWN_PAD=own_pad, MASKED=False, EARLY=True,
-    )
-    tiles = decode.tiling(2 * (own + width), 2 * (own_pad + width_pad), heads, width_pad)
-    wide = dict(SOURCES=128, num_warps=8, num_stages=4)
-    for settings in (tiles, wide) if width == 512 else (tiles,):
-        options, names = dict(settings), decode.part_kernel.arg_names
-        constants = dict(known=known, SOURCES=options.pop("SOURCES"))
-        types = {n: "constexpr" if n in constants else "i32" for n in names}
-        types |= dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "mask_ptr"), "*bf16") | {"z_ptr": "*fp32", "lse_ptr": "*fp32", "scale": "fp32"}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n not in constants and n != "scale"}
-        source = ASTSource(decode.part_kernel, types, {(names.index(n),): value for n, value in constants.items()}, aligned)
-        print(compile(source, GPUTarget("cuda", 90, 32), options).metadata.shared)
-"""
-
-
 @UNMEASURED
 @pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py runs them")
 def test_tiles_of_decoding_fit_on_chip():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", ON_CHIP], capture_output=True, text=True, encoding="utf-8", env=environment)
-    assert ran.returncode == 0, ran.stderr
-    used, control, *others = map(int, ran.stdout.split())
+    used, control, *others = map(
+        int,
+        printed_for_hopper(
+            """
+def shared(heads, t, own, width, SOURCES, **options):
+    return compiled(decode.part_kernel, dict(known=known(heads, t, own, width), SOURCES=SOURCES), **options).metadata.shared
+
+for heads, t, own, width in (
+    (32, 576, 64, 512), (32, 512, 512, 128), (64, 256, 256, 256), (64, 384, 384, 256), (32, 320, 320, 320), (16, 192, 192, 64),
+    (16, 64, 64, 64),
+):
+    on_chip = 2 * (decode.pad(own) + decode.pad(width))
+    print(shared(heads, t, own, width, **decode.tiling(2 * (own + width), on_chip, heads, decode.pad(width))))
+    if t == 576:
+        print(shared(heads, t, own, width, SOURCES=128, num_warps=8, num_stages=4))
+"""
+        ).split(),
+    )
     assert max(used, *others) <= 232_448 < control  # bytes that one program may have on Hopper
 
 

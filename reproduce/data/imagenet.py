@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..store.faults import as_one_line, is_of_a_file
+from ..store.faults import as_one_line, first_line, is_of_a_file
 from .prepared import import_datasets
 
 HUB_NAME = "ILSVRC/imagenet-1k"
@@ -69,7 +69,7 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
     if path is not None and (missing := [part for part in ("train", "validation") if not (Path(path) / part).is_dir()]):
         raise ValueError(f"--images {path}: no folder {' or '.join(missing)} in it")
     where, source, more = (HUB_NAME, HUB_NAME, {}) if path is None else (f"--images {path}", "imagefolder", {"data_dir": path})
-    with as_one_line(lambda error: f"{where} cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}"):
+    with as_one_line(lambda error: f"{where} cannot be read: {type(error).__name__}: {first_line(error)}"):
         splits = datasets.load_dataset(source, **more, cache_dir=str(cache))
         train, test = splits["train"], splits["validation"]
         of_train, of_test = (np.asarray(part.with_format("numpy")["label"][:]) for part in (train, test))
@@ -148,7 +148,7 @@ def _photograph(rows: Dataset, number: int, where: str) -> tuple[Any, int]:
     except Exception as error:
         if not is_of_a_file(error):
             raise
-        raise Unreadable(f"{where}, photograph {number}: {str(error).partition(chr(10))[0]}") from error
+        raise Unreadable(f"{where}, photograph {number}: {first_line(error)}") from error
     if image.mode.startswith(("I", "F")):  # PIL would cut them off at 255
         raise Unreadable(f"{where}, photograph {number}: it is of mode {image.mode}; 8 bits for each colour are needed")
     return image, label

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..store.checked import Count, Line, Part, check, read_json
-from ..store.faults import as_one_line
+from ..store.faults import as_one_line, first_line
 from ..store.files import extend, write_atomically
 from ..store.locks import locked
 from .text import GPT2_VOCABULARY, TextData, bytes_per_token, check_tokenizer, encode, load_text, read_gpt2_tables
@@ -214,7 +214,7 @@ def _rows(name: str, files: str | None, skip: int, where: str) -> Iterator[dict]
     options = {"data_files": files} if files else {}
     if builder == "text":
         options["sample_by"] = "document"
-    with as_one_line(lambda error: f"{where} cannot be read: {str(error).partition(chr(10))[0] or 'nothing is in it'}"):
+    with as_one_line(lambda error: f"{where} cannot be read: {first_line(error) or 'nothing is in it'}"):
         yield from datasets.load_dataset(builder, **options, split="train", streaming=True).skip(skip)
 
 

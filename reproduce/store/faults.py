@@ -50,6 +50,15 @@ def as_one_line(say: Callable[[Exception], str]):
         raise ValueError(say(error)) from error
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits into a message of one line.
+
+    Args:
+        error: of a library.
+    """
+    return str(error).partition("\n")[0]
+
+
 def _package(module: str) -> str:
     return module.partition(".")[0]
 

@@ -236,9 +236,8 @@ def programs_at_once(tiles: dict, row_bytes: int, device: torch.device) -> int:
     if interpreted():
         return 6
     chip = torch.cuda.get_device_properties(device)
-    held = (
-        max(1, tiles["num_stages"] - 1) * tiles["SOURCES"] * row_bytes + 2**14
-    )  # queries and weights change their layout there
+    queries = 2**14  # bytes; they and the weights change their layout on chip
+    held = max(1, tiles["num_stages"] - 1) * tiles["SOURCES"] * row_bytes + queries
     fit = chip.shared_memory_per_multiprocessor // held
     return chip.multi_processor_count * max(1, min(fit, 8 // tiles["num_warps"]))
 
