@@ -1,6 +1,7 @@
 """Tables and the figure of Muon on fresh text: each row at its best, the trend, and where parameters should go."""
 
 import dataclasses
+import math
 
 import pytest
 from helpers import a_record
@@ -105,6 +106,33 @@ def test_a_row_that_diverged_or_has_no_base_has_no_difference():
     assert cells(table.body, "Tucker [8,64,64]")[4:] == ["diverged at step 7", "", "", ""]
     alone = [r for r in runs if r.method.startswith("Tucker")]
     assert cells(fresh.best_tables("table2", "gpu-fresh", alone)[0].body, "Tucker [8,64,64]")[5:7] == ["", ""]
+
+
+def test_rows_stand_beside_every_larger_one():
+    (table,) = fresh.pairs_tables("table2", "gpu-fresh", whole(-0.05, 0.01))
+    labels = table.body.splitlines()[0].split("|")[2:-1]
+    assert [label.strip().removeprefix("minus ") for label in labels] == list(best.COMPARED[:2]) + [
+        "MLA separated d_c=128", *best.COMPARED[3:5]
+    ]  # fmt: skip
+    assert f"There are {math.comb(len(best.COMPARED), 2)} of them" in table.title
+    last = cells(table.body, "Tucker [8,64,64]")
+    assert last[0].startswith("−0.044 [−0.05") and last[0].endswith(BELOW)  # as in the table at best
+    assert last[1:] == [f"+0.000 [+0.000, +0.000] {LEVEL}"] * 4  # the other rows are alike
+    assert cells(table.body, "GQA n_KV=4")[1:] == [""] * 4
+    moved = [change(r, "Tucker [8,64,64]", 0.03) for r in whole(-0.05, 0.01)]  # control
+    (table,) = fresh.pairs_tables("table2", "gpu-fresh", moved)
+    assert cells(table.body, "Tucker [8,64,64]")[1:] == [f"+0.030 [+0.030, +0.030] {ABOVE}"] * 4
+    assert fresh.pairs_tables("table2", "gpu-fresh", study(-0.05)) == []  # the only pair stands in the table at best
+
+
+def change(r: Record, row: str, by: float) -> Record:
+    """The run, its test losses higher by so much if it is one of the row."""
+    if not r.method.startswith(row) or "test" not in r.metrics:
+        return r
+    kept = r.metrics["test"]["kept"]
+    return dataclasses.replace(
+        r, metrics=r.metrics | {"test": r.metrics["test"] | {"kept": kept | {"loss": kept["loss"] + by}}}
+    )  # fmt: skip
 
 
 def test_without_a_test_text_there_is_no_table():

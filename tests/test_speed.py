@@ -288,10 +288,13 @@ def test_the_share_of_the_copy_is_judged_by_the_slowest_side_of_our_kernel():
     rows = [decoded(names[0], 64, 0.8), decoded(names[1], 64, 0.71), decoded(names[1], 64, 0.1, "flash")]
     words = "decoding with 64 MiB of cache, latents 128/128 and latents 64/64"
     assert verdict({"decode": rows}, words) == ("0.71", "met")
-    assert verdict({"decode": [*rows[:1], decoded(names[1], 64, 0.69)]}, words) == ("0.69", "missed")  # controls
+    missed = f"missed: {targets.FIXED}"
+    assert verdict({"decode": [*rows[:1], decoded(names[1], 64, 0.69)]}, words) == ("0.69", missed)  # controls
     assert verdict({"decode": rows[:1]}, words) is None
     assert verdict({"decode": [decoded(name, 256, 0.8) for name in names]}, words) is None
-    assert verdict({"decode": [decoded(name, 256, 0.8) for name in names]}, words.replace("64 MiB", "256 MiB"))[1] == "missed"
+    assert verdict({"decode": [decoded(name, 256, 0.8) for name in names]}, words.replace("64 MiB", "256 MiB"))[1] == missed
+    mla = verdict({"decode": [decoded("MLA d_c=512 d_R=64", 64, 0.4)]}, "decoding with 64 MiB of cache, MLA d_c=512 d_R=64")
+    assert mla == ("0.4", f"missed: {targets.ROWS}")
 
 
 def test_the_table_of_decoding_has_shares_alone_and_in_a_row_and_a_copy():
@@ -333,8 +336,8 @@ def test_the_report_says_what_was_measured_alone():
     committed = records.load(records.COMMITTED, "speed", "gpu")
     of_layers = [r for r in committed if r.method == "layers"]
     whole, part = ({t.name: t.shown() for t in speed_report.speed_tables(found)} for found in (committed, of_layers))
-    assert set(part) == {"Speed, in short", "Speed, targets", "Speed, layers"} and "it copied at" not in part["Speed, in short"]
-    assert len(whole) == 6 and "it copied at" in whole["Speed, in short"]  # control
+    assert set(part) == {"Speed, in short", "Speed, targets", "Speed, layers"} and "It copies at" not in part["Speed, in short"]
+    assert len(whole) == 6 and "It copies at" in whole["Speed, in short"]  # control
     assert len(whole["Speed, in short"].splitlines()) == 2 + 2 + 4
     nothing = [dataclasses.replace(of_layers[0], metrics={"rows": []})]
     assert speed_report.speed_tables(nothing) == []

@@ -104,6 +104,29 @@ def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
     return Table(f"{_name(experiment, preset)}, at best", title, body, runs)
 
 
+def pairs_tables(experiment: str, preset: str, records: list[Record]) -> list[Table]:
+    """Each row at its best minus each larger one; one table for each budget, none where there is no row beside multi-head attention's.
+
+    Args:
+        experiment, preset, records: as in `best_tables`.
+    """
+    return [_pairs_table(experiment, preset, best) for best in at_best(records, experiment, preset) if len(best) > 2]
+
+
+def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
+    labels, runs = list(best), [r for own in best.values() for r in own.runs]
+    lines = []
+    for i, row in enumerate(labels[1:], 1):
+        beside = [" ".join(difference_cells(best[row].runs, best[base].runs)) for base in labels[:i]]
+        lines.append([row, *beside, *[""] * (len(labels) - 1 - i)])
+    title = (
+        f"**Each of these rows minus each larger one, on {next(iter(runs[0].metrics['test']))}.** Nats per token, with 95 % "
+        f"intervals. There are {len(labels) * (len(labels) - 1) // 2} of them: where rows do not differ, one in twenty still excludes zero."
+    )
+    body = markdown(["row", *(f"minus {base}" for base in labels[:-1])], lines)
+    return Table(f"{_name(experiment, preset)}, in pairs", title, body, runs)
+
+
 def setting_of(best: Best) -> str:
     """ "QK-norm, 0.0096": what was changed in the row, and its rate.
 

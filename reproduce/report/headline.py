@@ -77,8 +77,8 @@ def _at_best(best: dict[str, Best]) -> str:
     ]
     settings = sorted({own.settings for own in best.values()})
     title = (
-        f"**GPT-2 at the paper's shape with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: "
-        f"{tokens_of(base)}, read once.** Losses on a test text."
+        f"**GPT-2 with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: {tokens_of(base)}, "
+        "read once.** Losses on a test text."
     )
     header = ["row", *_whole(base[0]), "setting", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
     return f"{title}\n\n{markdown(header, lines)}"

@@ -81,7 +81,7 @@ def _limits(sections: Sections) -> str:
     if not limits:
         return ""
     return (
-        f" In the same run it copied at {limits['gigabytes_per_second']:,.0f} GB/s and made matrix products at "
+        f" It copies at {limits['gigabytes_per_second']:,.0f} GB/s and makes matrix products at "
         f"{limits['teraflops']:,.0f} TFLOP/s."
     )
 
