@@ -17,7 +17,7 @@ KERNEL = "triton"  # ours; the other backends are PyTorch's
 
 # Why decoding misses what it misses.
 FIXED = (
-    "Decoding takes 4 to 8 µs longer than a copy of as many bytes, be they few or many. So bytes come at the copy's rate, and what is "
+    "Decoding takes 3 to 8 µs longer than a copy of as many bytes, be they few or many. So bytes come at the copy's rate, and what is "
     "missing is a fixed time: starting, the first loads, joining the parts"
 )
 ROWS = (
