@@ -33,7 +33,7 @@ from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "text", "test", "model")
 SHARES = (3 / 4, 1 / 2, 1 / 4, 1 / 8)  # of the model's own cache
-TEST_WINDOWS, TEST_WINDOW = 3, 256  # of each text of a model that predicts the next token
+TEST_WINDOWS, TEST_WINDOW = 16, 256  # of each text of a model that predicts the next token
 PAIRS = 128  # of sentences, of any other
 Layers = dict[str, nn.Module]
 
