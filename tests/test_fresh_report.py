@@ -1,7 +1,6 @@
 """Tables and the figure of Muon on fresh text: each row at its best, the trend, and where parameters should go."""
 
 import dataclasses
-import math
 
 import pytest
 from helpers import a_record
@@ -11,7 +10,7 @@ from paper_figures import trend
 from reproduce.experiments import table2
 from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST, Row
 from reproduce.report import best, fresh, headline, results
-from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED
+from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED, away_from_zero, between_seeds
 from reproduce.store.records import COMMITTED, Record, load_some
 
 MHA, TUCKER = Row("MHA"), Row("Tucker", ranks=(8, 64, 64))
@@ -108,21 +107,44 @@ def test_a_row_that_diverged_or_has_no_base_has_no_difference():
     assert cells(fresh.best_tables("table2", "gpu-fresh", alone)[0].body, "Tucker [8,64,64]")[5:7] == ["", ""]
 
 
-def test_rows_stand_beside_every_larger_one():
+def test_rows_stand_beside_every_larger_one_on_every_text():
     (table,) = fresh.pairs_tables("table2", "gpu-fresh", whole(-0.05, 0.01))
-    labels = table.body.splitlines()[0].split("|")[2:-1]
-    assert [label.strip().removeprefix("minus ") for label in labels] == list(best.COMPARED[:2]) + [
-        "MLA separated d_c=128", *best.COMPARED[3:5]
-    ]  # fmt: skip
-    assert f"There are {math.comb(len(best.COMPARED), 2)} of them" in table.title
-    last = cells(table.body, "Tucker [8,64,64]")
-    assert last[0].startswith("−0.044 [−0.05") and last[0].endswith(BELOW)  # as in the table at best
+    first, second = table.body.split("\n\n")
+    labels = [label.strip().removeprefix("minus ") for label in first.splitlines()[0].split("|")[1:-1]]
+    assert labels == ["kept", *best.COMPARED[:2], "MLA separated d_c=128", *best.COMPARED[3:5]]
+    last = cells(first, "Tucker [8,64,64]")
+    assert last[0].startswith("−0.044 [−0.05") and last[0].endswith(f"{BELOW}*")  # as in the table at best
     assert last[1:] == [f"+0.000 [+0.000, +0.000] {LEVEL}"] * 4  # the other rows are alike
-    assert cells(table.body, "GQA n_KV=4")[1:] == [""] * 4
+    assert cells(first, "GQA n_KV=4")[1:] == [""] * 4
+    assert second.startswith("| other |") and cells(second, "Tucker [8,64,64]") == last
     moved = [change(r, "Tucker [8,64,64]", 0.03) for r in whole(-0.05, 0.01)]  # control
-    (table,) = fresh.pairs_tables("table2", "gpu-fresh", moved)
-    assert cells(table.body, "Tucker [8,64,64]")[1:] == [f"+0.030 [+0.030, +0.030] {ABOVE}"] * 4
+    first, second = fresh.pairs_tables("table2", "gpu-fresh", moved)[0].body.split("\n\n")
+    assert cells(first, "Tucker [8,64,64]")[1:] == [f"+0.030 [+0.030, +0.030] {ABOVE}*"] * 4
+    assert cells(second, "Tucker [8,64,64]") == last  # the other text's losses were not
     assert fresh.pairs_tables("table2", "gpu-fresh", study(-0.05)) == []  # the only pair stands in the table at best
+
+
+def test_a_pair_of_too_few_seeds_or_with_a_run_that_diverged_has_no_word():
+    few = [r for r in whole(-0.05, 0.01) if not (r.method.startswith("Tucker [8,64,64]") and r.seed > 4)]
+    assert cells(fresh.pairs_tables("table2", "gpu-fresh", few)[0].body.split("\n\n")[0], "Tucker [8,64,64]") == [""] * 5
+    broken = [
+        dataclasses.replace(r, metrics={"diverged_at": 7, "attention_parameters": 100, "cache_per_token": 10})
+        if r.method.startswith("Tucker [8,64,64]") and r.seed == 3
+        else r
+        for r in whole(-0.05, 0.01) + [a_run(TUCKER.normed(), 9, 3.95, rate=9.6e-3), a_run(MHA.normed(), 9, 4.0, rate=9.6e-3)]
+    ]
+    first = fresh.pairs_tables("table2", "gpu-fresh", broken)[0].body.split("\n\n")[0]
+    assert cells(first, "Tucker [8,64,64]") == [""] * 5
+
+
+def test_differences_are_judged_together():
+    clear, narrow = [1.0, 1.1, 0.9, 1.0, 1.05], [1.0, 0.3, 0.9, 1.5, 0.2]
+    estimate = between_seeds(narrow)
+    assert estimate.low > 0 and estimate.value - 1.2 * (estimate.value - estimate.low) < 0  # just told from zero
+    assert away_from_zero({("one",): narrow}) == {("one",)}
+    assert away_from_zero({("one",): narrow, ("two",): narrow}) == set()
+    assert away_from_zero({("one",): narrow, ("clear",): clear}) == {("one",), ("clear",)}  # the clear one first, then the last
+    assert away_from_zero({("one",): [0.0] * 5, ("two",): [0.5] * 5}) == {("two",)}
 
 
 def change(r: Record, row: str, by: float) -> Record:
@@ -217,7 +239,10 @@ def test_the_first_page_shows_fresh_text_as_soon_as_seeds_judge_all_rows_there()
         and BELOW in shown
         and "read once" in shown
     )
-    assert len(shown.splitlines()) == 4 + len(best.COMPARED)
+    assert len(shown.splitlines()) == 6 + len(best.COMPARED)
+    assert shown.splitlines()[-1] == " ".join(
+        f"Tucker [8,128,128] minus {row}: +0.000 [+0.000, +0.000]." for row in ("GQA n_KV=4", "MLA separated d_c=128")
+    )
     for left_out in ("MHA", "MLA", "Tucker [8,64,64]"):  # control: of one row too few seeds
         few = [r for r in found if not (r.method.startswith(left_out) and r.seed > 2)]
         assert headline.headline(few) == "" and len(best.fullest(few)) == len(best.COMPARED)
@@ -235,6 +260,8 @@ def test_the_sentence_on_competitive_says_the_losses_that_were_judged():
     said = lambda found: headline.six_verdicts(COMMITTED_BUT_FRESH + found).splitlines()[2]  # noqa: E731
     own = study(0.041, own=Row("Tucker", ranks=(8, 128, 64)))
     for found, word in ((own, "Fails here."), ([r for r in own if r.seed < 3], "Not resolved.")):
-        assert said(found).startswith(f"- **{word}** ") and "(docs/training.md#muon-on-fresh-text) 1.0 % above" in said(found)
+        assert said(found).startswith(f"- **{word}** ") and "(docs/training.md#muon-on-fresh-text) is 1.0 % above" in said(
+            found
+        )
     before = said([])  # control
-    assert before.startswith("- **Not resolved.** ") and "(RESULTS.md#table-2-gpt-2) 0.5 % above" in before
+    assert before.startswith("- **Not resolved.** ") and "(RESULTS.md#table-2-gpt-2) is 0.5 % above" in before

@@ -177,7 +177,7 @@ def test_a_special_case_that_is_not_exact_and_a_size_that_differs_are_said():
         return record
 
     exact, sizes, *_ = headline.six_verdicts([said(r) for r in COMMITTED]).splitlines()
-    assert exact.startswith("- **Fails here.** Multi-head") and exact.endswith(" of at most 1e-03.")
+    assert exact.startswith("- **Fails here.** MHA, GQA and MLA") and exact.endswith(" of at most 1e-03.")
     assert sizes.startswith(
         "- **Partly.** All 11 formulas match the code. Of 22 [quoted sizes]"
     )  # Table 1 has no number of the paper

@@ -62,7 +62,11 @@ def on_record(records: list[Record]) -> str:
     """
     presets = {"table2": table2.PRESETS, "ablations": ABLATIONS, "table3": table3.PRESETS}
     lines = []
-    for experiment, preset in (*((e, "gpu-sweep") for e in ("table2", "ablations")), *((e, "gpu") for e in presets)):
+    for experiment, preset in (
+        ("table2", "gpu-fresh"),
+        *((e, "gpu-sweep") for e in ("table2", "ablations")),
+        *((e, "gpu") for e in presets),
+    ):
         steps = presets[experiment][preset].train.steps
         if runs := [r for r in runs_of(records, experiment, preset) if r.steps == steps]:
             settings = ([r.rate for r in runs], [r.warmup for r in runs], [r.seed for r in runs])

@@ -8,7 +8,7 @@ from ..models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST
 from ..store.records import Record
 from .best import BASE, at_best, tokens_per_parameter
 from .cells import BOLD, above_cell, bold_if_best, loss_cell, with_interval
-from .judge import Best, between_seeds, broken, loss_difference, test_losses
+from .judge import SEEDS, Best, away_from_zero, between_seeds, broken, loss_difference, test_losses
 from .markdown import Table, markdown
 from .query import BUDGETS, budget_of, fresh_runs, grouped, mean_loss, of_one_budget, runs_of
 from .words import divergence, mean_and_spread, seeds_in_words, tokens_of
@@ -99,32 +99,55 @@ def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
         f"**{_scale(experiment, runs)}: each row at its best, on {texts[0]}.** Nats per token; {_text(runs)}. Settings were chosen on "
         "validation text, with a seed that does not count here. Differences are paired by seed and carry 95 % intervals."
     )
-    header = ["row", "setting", "of how many", "attention", "tokens per parameter", "test loss", f"minus {BASE}'s", "that is"]
+    header = [
+        "row",
+        "setting",
+        "of how many",
+        "attention",
+        "tokens per parameter beside the embedding",
+        "test loss",
+        f"minus {BASE}'s",
+        "that is",
+    ]
     body = markdown([*header, *(f"minus {BASE}'s on {name}" for name in texts[1:])], lines)
     return Table(f"{_name(experiment, preset)}, at best", title, body, runs)
 
 
 def pairs_tables(experiment: str, preset: str, records: list[Record]) -> list[Table]:
-    """Each row at its best minus each larger one; one table for each budget, none where there is no row beside multi-head attention's.
+    """Each row at its best minus each larger one; one table for each budget that has more than two rows, in two parts for two texts.
 
     Args:
         experiment, preset, records: as in `best_tables`.
     """
-    return [_pairs_table(experiment, preset, best) for best in at_best(records, experiment, preset) if len(best) > 2]
+    found = []
+    for best in at_best(records, experiment, preset):
+        runs = [r for own in best.values() for r in own.runs]
+        parts = [_pairs(best, name) for name in dict.fromkeys(name for r in runs for name in r.metrics.get("test", {}))]
+        if len(best) > 2:
+            title = (
+                "**Each of these rows minus each larger one.** Nats per token, with 95 % intervals over the seeds that both have. A word "
+                "with a star would stand if all words of its table were judged together (Holm); the others are each by itself."
+            )
+            found.append(Table(f"{_name(experiment, preset)}, in pairs", title, "\n\n".join(parts), runs))
+    return found
 
 
-def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
-    labels, runs = list(best), [r for own in best.values() for r in own.runs]
-    lines = []
-    for i, row in enumerate(labels[1:], 1):
-        beside = [" ".join(difference_cells(best[row].runs, best[base].runs)) for base in labels[:i]]
-        lines.append([row, *beside, *[""] * (len(labels) - 1 - i)])
-    title = (
-        f"**Each of these rows minus each larger one, on {next(iter(runs[0].metrics['test']))}.** Nats per token, with 95 % "
-        f"intervals. There are {len(labels) * (len(labels) - 1) // 2} of them: where rows do not differ, one in twenty still excludes zero."
-    )
-    body = markdown(["row", *(f"minus {base}" for base in labels[:-1])], lines)
-    return Table(f"{_name(experiment, preset)}, in pairs", title, body, runs)
+def _pairs(best: dict[str, Best], name: str) -> str:
+    """All rows but the first by all but the last, on one test text."""
+    labels, differences = list(best), {}
+    for i, row in enumerate(labels):
+        for base in labels[:i]:
+            found = seedwise(best[row].runs, best[base].runs, name)
+            if len(found) >= SEEDS and not broken(best[row].runs, best[base].runs):
+                differences[row, base] = found
+    told = away_from_zero(differences)
+
+    def cell(pair: tuple[str, str]) -> str:
+        estimate = between_seeds(differences.get(pair, []))
+        return f"{with_interval(estimate)} {estimate.word}{'*' * (pair in told)}" if estimate else ""
+
+    lines = [[row, *(cell((row, base)) for base in labels[:-1])] for row in labels[1:]]
+    return markdown([name, *(f"minus {base}" for base in labels[:-1])], lines)
 
 
 def setting_of(best: Best) -> str:
@@ -162,13 +185,21 @@ def transfer_cell(runs: list[Record], base: list[Record], name: str) -> str:
         runs, base: as in `difference_cells`.
         name: of the text.
     """
+    estimate = None if runs is base or broken(runs, base) else between_seeds(seedwise(runs, base, name), seeds=2)
+    return with_interval(estimate) if estimate else ""
+
+
+def seedwise(runs: list[Record], base: list[Record], name: str) -> list[float]:
+    """Losses on a test text minus the base's with the same seeds.
+
+    Args:
+        runs, base: as in `difference_cells`.
+        name: of the text.
+    """
     own, others = (
         {r.seed: r.metrics["test"][name]["loss"] for r in side if name in r.metrics.get("test", {})} for side in (runs, base)
     )
-    if runs is base or broken(runs, base):
-        return ""
-    estimate = between_seeds([own[seed] - others[seed] for seed in own if seed in others], seeds=2)
-    return with_interval(estimate) if estimate else ""
+    return [own[seed] - others[seed] for seed in own if seed in others]
 
 
 # Where the parameters should go.

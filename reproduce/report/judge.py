@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from ..models.rows import Row
 from ..store.bits import unpacked
@@ -162,6 +162,26 @@ def over_seeds_and_images(values: np.ndarray, tries: int = 1, *, seeds: int = SE
     squares = [_half(means, tries) ** 2 for means in (values.mean(axis=1), values.mean(axis=0))]
     mean, half = float(values.mean()), float(sum(squares) ** 0.5)
     return Estimate(mean, mean - half, mean + half, f"{n} seeds and {images:,} images")
+
+
+def away_from_zero(differences: dict[tuple, Sequence[float]]) -> set[tuple]:
+    """Those mean differences that are told from zero when all of them are judged together (Holm 1979).
+
+    The clearest one must be so among all, the next one among the others, and so on until one is not.
+
+    Args:
+        differences: what is compared -> one per seed, at least two.
+    """
+    chances = {}
+    for compared, values in differences.items():
+        mean, error = np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5
+        chances[compared] = 2 * stdtr(len(values) - 1, -abs(mean) / error) if error else float(mean == 0)
+    told: set[tuple] = set()
+    for compared in sorted(chances, key=chances.__getitem__):
+        if chances[compared] > (1 - CONFIDENCE) / (len(chances) - len(told)):
+            break
+        told.add(compared)
+    return told
 
 
 def over_layers(differences: Sequence[float]) -> Estimate:

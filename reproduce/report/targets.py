@@ -17,7 +17,7 @@ KERNEL = "triton"  # ours; the other backends are PyTorch's
 
 # Why decoding misses what it misses.
 FIXED = (
-    "Decoding takes 3 to 8 µs longer than a copy of as many bytes, be they few or many. So bytes come at the copy's rate, and what is "
+    "Up to half a gigabyte decoding takes 2 to 8 µs longer than a copy of as many bytes, hardly more for many than for few. What is "
     "missing is a fixed time: starting, the first loads, joining the parts"
 )
 ROWS = (
@@ -178,7 +178,7 @@ TARGETS = (
             layer(s, "LLaMA", "Tucker [32,128,128]", "milliseconds", True),
             layer(s, "LLaMA", "Tucker [32,128,128]", "milliseconds", False),
         ),
-        reason="Mixing a core as wide as the key on chip makes 10 matrix products of the 7 that cuDNN makes from ready queries. "
+        reason="Mixing a core as wide as the key on chip makes 10 matrix products where cuDNN makes 7 from ready queries. "
         "A Triton program that holds dK, dV and the mixed queries at once runs at 300 TFLOP/s where cuDNN reaches 450",
     ),
     _against_mha("GPT-2", "Tucker [8,64,64]", 0.75),
