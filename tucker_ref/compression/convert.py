@@ -90,8 +90,7 @@ def to_mla(
         pre, (layer.n_heads, q_rank, kv_rank), "(n_heads, q_rank, kv_rank)", uncapped=(0, 1, 2)
     )
     columns = joint_columns(pre, post, kv_rank) if shared_kv else leading_columns(pre, pre.column_grams(), kv_rank)
-    rows = leading(pre.row_gram(), q_rank)
-    small = pre.project(rows, columns)
+    small = pre.project(leading(pre.row_gram(), q_rank), columns)
     key, up_key, rotary = small.latent()  # (d, t), (h, t, k)
     if shared_kv:
         value, up_value = key, read_from(post, key, moment)[1]  # (d, t), (h, t, v)
@@ -102,7 +101,8 @@ def to_mla(
     ).to(layer.k_proj.weight)
     result.scale = layer.scale
     with torch.no_grad():
-        result.q_a_proj.weight.copy_((pre.row_basis @ rows).T)
+        assert isinstance(small.row_basis, torch.Tensor)  # `project` has made it one
+        result.q_a_proj.weight.copy_(small.row_basis.T)
         result.q_b_proj.weight.copy_(small.left.mT.flatten(0, 1))  # (h k, s)
         result.kv_a_proj_with_mqa.weight.copy_(key.T)
         if not shared_kv:
