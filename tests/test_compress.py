@@ -33,7 +33,7 @@ from tucker_ref import (
     unfold,
 )
 from tucker_ref.compression import factored_tensor, truncation
-from tucker_ref.compression.factored_tensor import factored_tensors
+from tucker_ref.compression.factored_tensor import Identity, factored_tensors
 from tucker_ref.compression.ranks import _ranks_for
 from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
 from tucker_ref.compression.truncation import METHODS
@@ -595,6 +595,20 @@ def test_gram_matrices_are_made_in_strips(strip, heads, rows, monkeypatch):
         with Products():
             ours = gram()
         assert relative_error(ours, expected) < EXACT and made == heights
+
+
+def test_a_basis_as_wide_as_tall_is_never_written_out():
+    layer, narrow = (with_large_weights(MultiHeadAttention(12, 3, head_dim=width)) for width in (4, 2))
+    x = torch.ones(12, 2, dtype=torch.float64)
+    for tensor, original in zip(factored_tensors(layer), dense(layer)):
+        for basis in (tensor.row_basis, *tensor.column_bases):
+            assert isinstance(basis, Identity) and len(basis) == 12
+            assert (basis @ x) is x and (x.T @ basis).shape == (2, 12)
+        assert relative_error(tensor.left @ tensor.rights[0].mT, torch.from_numpy(original)) < EXACT
+    moment = 2 * torch.eye(12, dtype=torch.float64)
+    weighed, plain = factored_tensors(layer, moment), factored_tensors(narrow)  # controls: these are not the identity
+    for basis in (weighed[0].row_basis, *weighed[0].column_bases, plain[0].row_basis, *plain[0].column_bases):
+        assert isinstance(basis, torch.Tensor) and not torch.equal(basis, torch.eye(*basis.shape).double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

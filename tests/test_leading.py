@@ -180,6 +180,15 @@ def test_small_matrices_and_large_ranks_are_solved_whole(n, rank, searched, monk
     assert len(asked) == searched
 
 
+@DTYPES
+def test_what_is_kept_does_not_hold_all_eigenvectors_in_memory(dtype):
+    gram = with_values(FLAT[:40], dtype)
+    kept, whole = leading(gram, 3), torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :3]
+    assert torch.equal(kept, whole)
+    assert kept.untyped_storage().nbytes() == 40 * 3 * dtype.itemsize
+    assert whole.untyped_storage().nbytes() == 40 * 40 * dtype.itemsize  # control
+
+
 def test_a_layer_compressed_either_way_is_the_same_layer(monkeypatch):
     torch.manual_seed(0)
     layer = MultiHeadAttention(512, 8).double()

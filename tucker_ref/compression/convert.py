@@ -101,6 +101,7 @@ def to_mla(
     ).to(layer.k_proj.weight)
     result.scale = layer.scale
     with torch.no_grad():
+        assert isinstance(small.row_basis, torch.Tensor)  # `project` has made it one
         result.q_a_proj.weight.copy_(small.row_basis.T)
         result.q_b_proj.weight.copy_(small.left.mT.flatten(0, 1))  # (h k, s)
         result.kv_a_proj_with_mqa.weight.copy_(key.T)

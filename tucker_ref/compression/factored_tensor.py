@@ -22,17 +22,36 @@ STRIP = 256  # rows of a Gram matrix that are made at once
 
 
 @dataclass(frozen=True)
+class Identity:
+    """I (n, n) as a basis, never written out: that would take as much memory as a weight matrix."""
+
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __matmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def __rmatmul__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+Basis = torch.Tensor | Identity
+
+
+@dataclass(frozen=True)
 class FactoredTensor:
     """W_h = Re(Q_1 left_h right_h^T Q_2^H), with orthonormal Q_1 and one Q_2 per class, summed; all float64.
 
     row_basis: Q_1 (D, s); left: (h, s, k); classes: what of the columns may be mixed; column_bases: Q_2 (D, c) per class,
-    complex where it turns; rights: (h, c, k) per class.
+    complex where it turns; rights: (h, c, k) per class. A basis may be `Identity`.
     """
 
-    row_basis: torch.Tensor
+    row_basis: Basis
     left: torch.Tensor
     classes: tuple[KeyClass, ...]
-    column_bases: tuple[torch.Tensor, ...]
+    column_bases: tuple[Basis, ...]
     rights: tuple[torch.Tensor, ...]
 
     def turns(self) -> bool:
@@ -90,6 +109,7 @@ class FactoredTensor:
         """
         factor, rights, frequencies, blocks = [], [], [], []
         for group, basis, right in zip(self.classes, self.column_bases, self.rights):
+            assert isinstance(basis, torch.Tensor)  # `project` has made it one
             if group.turns():
                 basis, right = torch.cat([basis.real, basis.imag], dim=1), torch.cat([right.real, right.imag], dim=1)
             elif self.turns():  # a turning latent has pairs only: an odd part is filled up with a channel of zeros
@@ -131,12 +151,12 @@ class Slices(Factors):
         row_root, column_root: square roots (D, D) of the inputs' second moment. Errors then count as they act on such inputs,
         and the bases are orthonormal in that sense.
         """
-        row_basis, r = _whiten(self.rows.double(), row_root)
+        row_basis, r = whiten(self.rows.double(), row_root)
         left = times_heads(r, self.left)
         if not any(group.turns() for group in self.classes):  # one class: all columns as they are
-            basis, r = _whiten(self.columns.double(), column_root)
+            basis, r = whiten(self.columns.double(), column_root)
             return FactoredTensor(row_basis, left, self.classes, (basis,), (times_heads(r, self.right),))
-        bases, roots = zip(*(_whiten(group.gather(self.columns.double()), column_root) for group in self.classes))
+        bases, roots = zip(*(whiten(group.gather(self.columns.double()), column_root) for group in self.classes))
         right = self.dense().right.double().mT  # (h, k, t)
         # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
         rights = tuple(r.conj() @ group.gather(right).mT for group, r in zip(self.classes, roots))  # (h, c, k)
@@ -163,10 +183,10 @@ class Slices(Factors):
         )
 
 
-def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[Basis, torch.Tensor]:
     """basis = Q R with Q orthonormal, or with root Q orthonormal where a root of the second moment is given.
 
-    A basis as wide as tall is left as it is, with Q = I: a QR decomposition would not make it smaller.
+    A basis as wide as tall, or wider, is left as it is, with Q = I: a QR decomposition would not make it smaller.
     Raises ValueError where basis and root have different heights.
     """
     if root is not None and len(root) != len(basis):
@@ -175,6 +195,8 @@ def _whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[torch.Tenso
         )
     r = basis if root is None else root.to(basis.dtype) @ basis
     if r.shape[1] >= r.shape[0]:
+        if root is None:
+            return Identity(len(r)), r
         q = torch.eye(len(r), dtype=r.dtype, device=r.device)
     else:
         q, r = torch.linalg.qr(r)

@@ -29,7 +29,7 @@ def leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
         found = by_lanczos(gram, rank)
         if found is not None and _nothing_missed(gram, *found):
             return found[0].flip(1)
-    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
+    return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # a copy of what is kept alone
 
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # V (n, r), theta (r,) ascending, and the slack

@@ -19,7 +19,7 @@ def check_tensor_ranks(tensor: FactoredTensor, ranks, name: str = "ranks", uncap
     uncapped: modes that no product of the other ranks bounds, as in `check_ranks`; turning columns always are.
     """
     turns = tensor.turns()
-    channels = sum(basis.shape[1] * (2 if group.turns() else 1) for basis, group in zip(tensor.column_bases, tensor.classes))
+    channels = sum(right.shape[1] * (2 if group.turns() else 1) for right, group in zip(tensor.rights, tensor.classes))
     if turns:
         channels += channels % 2  # an odd unturned part is filled up with a channel of zeros
     sizes = (len(tensor.left), tensor.left.shape[1], channels)

@@ -7,15 +7,15 @@ The best core follows from the factors as in rung 2, C = W x_1 U1^T x_2 U2^T x_3
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
-from ..factors import Factors
-from .factored_tensor import FactoredTensor, with_classes
+from .factored_tensor import FactoredTensor, whiten
 from .leading import leading
 from .moments import root_of
+from .rope_classes import key_classes
 
 Ranks = tuple[int, int, int]
 Columns = tuple[torch.Tensor, ...]
@@ -107,7 +107,9 @@ def read_from(post: FactoredTensor, latent: torch.Tensor, moment: torch.Tensor |
         for group, basis, r in zip(post.classes, post.column_bases, post.rights)
         if not group.turns()
     ]
-    return with_classes(Factors(post.row_basis, post.left, latent, right)).whitened(None, root), right
+    basis, r = whiten(latent, root)
+    classes = key_classes(latent.shape[1], None, latent.device)
+    return replace(post, classes=classes, column_bases=(basis,), rights=(r @ right,)), right
 
 
 def _times_head(tensor: FactoredTensor, head: torch.Tensor) -> list[torch.Tensor]:
