@@ -112,6 +112,26 @@ def test_a_view_is_pillow_s_resized_box(mirrored):
     assert np.abs(ours - np.stack(theirs)[:, :, ::-1]).max() > 20  # control: the mirror image
 
 
+def test_little_is_made_on_the_cpu_and_carried_to_the_device(monkeypatch):
+    """A number for each line of pixels at most, or a GPU would wait; the digits are those of NumPy's own weights."""
+    images = torch.from_numpy(some_images(40)).permute(0, 3, 1, 2)
+    carried, from_numpy = [], torch.from_numpy
+
+    def whole():
+        carried.clear()
+        return augment.augmented(images, torch.arange(40) % 5, 5, Augmentation(), np.random.default_rng(0))[0]
+
+    def by_numpy(centres, images):  # control: all weights come from there
+        weights = (1 - np.abs(centres[:, :, None] - (np.arange(SIDE) + 0.5))).clip(0)
+        return torch.from_numpy(weights).to(images.dtype)
+
+    monkeypatch.setattr(torch, "from_numpy", lambda array: carried.append(array.size) or from_numpy(array))
+    ours = whole()
+    assert max(carried) == 40 * SIDE
+    monkeypatch.setattr(augment, "_shares", by_numpy)
+    assert torch.equal(whole(), ours) and max(carried) == 40 * SIDE**2
+
+
 def test_views_are_as_large_as_they_should_be():
     view = View.drawn(4000, 64, 0.35, np.random.default_rng(0))
     area, shape = view.width * view.height / 64**2, view.width / view.height

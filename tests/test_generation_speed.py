@@ -72,6 +72,17 @@ def test_a_way_that_differs_is_not_timed(monkeypatch, shape):
     assert refused.startswith("differs from the model without a cache by ") and float(refused.split()[8]) > DIFFERENT
 
 
+def test_a_cache_is_made_in_the_type_that_it_is_timed_in(monkeypatch):
+    """One of float32, of which bfloat16 is made, takes twice the memory before any is timed."""
+    made, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *a, **o: made.append(zeros(*a, **o)) or made[-1])
+    model = build(Setting(GPT2, Row("MHA"), "PyTorch", 16, 2), 64, "cpu", torch.bfloat16)
+    caches = [x for x in made if x.ndim == 4]
+    assert len(caches) == 2 * GPT2.n_layers and {x.dtype for x in caches} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert plain_decoding.PlainAttention(96, 12, None, 2, 16).k_cache.dtype == torch.float32  # control
+
+
 def test_our_kernel_is_compared_in_its_own_type_alone():
     pytest.importorskip("triton", reason="triton is not installed; on Linux it is in the dev extra")
     assert set(gated(Setting(GPT2, GPT2.rows[1], "static, triton", 16, 2), SMOKE, "cpu")) == {"error"}

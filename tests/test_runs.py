@@ -4,9 +4,10 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from reproduce.experiments import ablations, figure3, table2, table3
-from reproduce.store import records
+from reproduce.store import locks, records
 from reproduce.store.saved import make_room, run_of
 from reproduce.train import language, loop
 from reproduce.train.options import Options
@@ -82,6 +83,27 @@ def test_models_of_runs_with_one_title_are_kept_apart(tmp_path, capsys):
     assert "its model is no longer in" in train() and "no longer" not in train(learning_rate=1e-3)
     path.write_bytes(b"damaged")
     assert run_of(path) == "unknown" and "which is in" in train(learning_rate=3e-3)
+
+
+def test_nobody_else_makes_room_while_a_model_is_written(tmp_path, monkeypatch):
+    """Two rates side by side end at once: had both found the place empty, one model would replace the other."""
+    (tmp_path / "words.txt").write_text("Words and more words, and some again.\n" * 200, encoding="utf-8")
+    monkeypatch.setattr(locks, "_patience", 0.01)
+    save, told = language.save_model, []
+
+    def meanwhile(path, *arguments, **more):
+        with pytest.raises(TimeoutError, match="models is locked by process"), locks.locked(path.parent):
+            told.append("both write")
+        save(path, *arguments, **more)
+
+    monkeypatch.setattr(language, "save_model", meanwhile)
+    options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "words.txt"), steps=1)
+    language.train_rows("table2", [(survival.ROWS[0], Recipe())], survival.SHAPE, survival.TOY, options)
+    path = language.model_path(tmp_path, "table2 MHA seed 0")
+    assert path.exists() and not told
+    with locks.locked(path.parent):  # control: before and after, anyone can
+        told.append("alone")
+    assert told == ["alone"]
 
 
 def test_a_run_of_several_machines_names_them_and_has_no_speed(tmp_path, monkeypatch):

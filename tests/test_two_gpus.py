@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from reproduce.experiments import two_gpus
+from reproduce.report import results
 from reproduce.report.two_gpus import two_gpus_table
 from reproduce.store import records
+from reproduce.store.schema import check_record
 from reproduce.train.options import Options
 
 
@@ -40,6 +42,14 @@ def test_two_workers_killed_or_not_reach_the_losses_of_one(found):
     ]
     assert [machine.rpartition(", ")[2] for machine in machines] == ["2 workers", "1 worker"]
     assert not list(found.out.glob("two_gpus*/*/checkpoint.pt"))
+
+
+def test_its_record_can_be_shown_though_a_table_and_no_row_names_it(found):
+    (record,) = records.load(found.records, "two_gpus", to_show=True)
+    assert (record.method, record.config["row"]) == ("table2", "MHA") and "the same training steps" in results.render([record])
+    as_file = json.loads((found.records / "two_gpus.smoke.json").read_text(encoding="utf-8"))[0]
+    with pytest.raises(ValueError, match="it has config.row 7; it must be"):  # control
+        check_record(as_file | {"config": as_file["config"] | {"row": 7}}, "it", ("two_gpus", "smoke"))
 
 
 def test_what_has_ended_is_not_run_again(found, monkeypatch):

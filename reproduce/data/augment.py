@@ -110,20 +110,27 @@ def viewed(images: torch.Tensor, view: View) -> torch.Tensor:
         The same shape, rounded to whole numbers.
     """
     side = images.shape[2]
-    rows = _stretch(view.top, view.height, side)  # (b, out, in)
-    columns = _stretch(view.left, view.width, side)  # (b, out, in)
-    columns = np.where(view.mirrored[:, None, None], columns[:, ::-1], columns)
-    rows, columns = (_like(weights, images)[:, None] for weights in (rows, columns))  # (b, 1, out, in)
+    rows = _seen(view.top, view.height, side)  # (b, out)
+    columns = _seen(view.left, view.width, side)  # (b, out)
+    columns = np.where(view.mirrored[:, None], columns[:, ::-1], columns)
+    rows, columns = (_shares(centres, images)[:, None] for centres in (rows, columns))  # (b, 1, out, in)
     return (rows @ images @ columns.mT).round()  # (b, c, out, out)
 
 
-def _stretch(start: np.ndarray, length: np.ndarray, side: int) -> np.ndarray:
-    """(b, out, in): what each pixel along one axis takes of the pixels there were.  start, length: (b,)."""
-    centres = (
-        start[:, None] + length[:, None] * (np.arange(side) + 0.5) / side
-    )  # (b, out), where pixel i has its centre at i + 0.5
-    centres = centres.clip(0.5, side - 0.5)  # the image's edge goes on outside
-    return (1 - np.abs(centres[:, :, None] - (np.arange(side) + 0.5))).clip(0)
+def _seen(start: np.ndarray, length: np.ndarray, side: int) -> np.ndarray:
+    """(b, out): where along one axis the centre of each pixel is taken from; that of pixel i is i + 0.5.  start, length: (b,)."""
+    centres = start[:, None] + length[:, None] * (np.arange(side) + 0.5) / side
+    return centres.clip(0.5, side - 0.5)  # the image's edge goes on outside
+
+
+def _shares(centres: np.ndarray, images: torch.Tensor) -> torch.Tensor:
+    """(b, out, in): what each pixel takes of the pixels there were; made on the device, since a core would take longer than a GPU trains.
+
+    In float64, and by sums alone, which are the same everywhere.  centres: (b, out).  images: for device and dtype.
+    """
+    there = torch.from_numpy(centres).to(images.device)
+    pixels = torch.arange(images.shape[2], device=images.device, dtype=torch.float64) + 0.5
+    return (1 - (there[:, :, None] - pixels).abs()).clamp(min=0).to(images.dtype)
 
 
 # RandAugment.

@@ -202,7 +202,7 @@ def build(setting: Setting, vocab_size: int, device: str, dtype: torch.dtype) ->
 
     def attention(d_model: int, n_heads: int):
         if setting.way == "PyTorch":
-            return PlainAttention(d_model, n_heads, shape.rope_base, setting.batch, setting.context)
+            return PlainAttention(d_model, n_heads, shape.rope_base, setting.batch, setting.context, dtype)
         layer = setting.row.build(d_model, n_heads, shape.rope_base)
         if setting.row.mechanism == "MLA":
             layer.absorb = True
@@ -279,8 +279,6 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
         its cache); or `refused` where memory does not hold it.
     """
     let_memory_go(device)
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
     try:
         if setting.way == "transformers":
             decoder = TransformersDecoder(setting, preset.vocab_size, preset.dtype, device)
@@ -288,6 +286,8 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
             decoder = decoder_of(setting, build(setting, preset.vocab_size, device, preset.dtype), device)
         for stream in decoder.streams():
             stream.normal_()
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()  # weights were drawn in float32
         milliseconds = timed(decoder, setting.context - preset.steps, preset, device)
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):

@@ -16,16 +16,19 @@ class PlainAttention(nn.Module):
         d_model, n_heads: d and n_H.
         rope_base: of the usual rotary embedding, None without one.
         batch, max_tokens: of the cache.
+        dtype: of the cache, from the start: in a wider one it might not fit.
     """
 
-    def __init__(self, d_model: int, n_heads: int, rope_base: float | None, batch: int, max_tokens: int):
+    def __init__(
+        self, d_model: int, n_heads: int, rope_base: float | None, batch: int, max_tokens: int, dtype: torch.dtype | None = None
+    ):
         super().__init__()
         self.n_heads, width = n_heads, d_model // n_heads
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
         self.turns = rope_base is not None
         for name in ("k_cache", "v_cache"):
-            self.register_buffer(name, torch.zeros(batch, n_heads, max_tokens, width), persistent=False)
+            self.register_buffer(name, torch.zeros(batch, n_heads, max_tokens, width, dtype=dtype), persistent=False)
         angles = torch.arange(max_tokens, dtype=torch.float64)[:, None] * (rope_base or 1.0) ** -(
             torch.arange(0, width, 2, dtype=torch.float64) / width
         )

@@ -1187,7 +1187,8 @@ def check_record(value: dict, where: str, named: tuple[str, ...]) -> None:
     if (entry.experiment, entry.preset) != named:
         raise ValueError(f"{where} is of {entry.experiment}.{entry.preset}; it must be of {'.'.join(named)}, as its file is")
     config, metrics, data = kind_of(entry)
-    if "row" in config.model_fields or entry.experiment == "compress":
+    row = config.model_fields.get("row")
+    if (row and row.annotation is Row) or entry.experiment == "compress":  # others tell a row's name beside what they measured
         check(RowEntry, value, where)
     if {"train", "pretrain", "healing"} & config.model_fields.keys():
         check(TrainedEntry, value, where)

@@ -24,6 +24,7 @@ from ..models.rows import Row
 from ..models.sizes import count_cached, count_parameters
 from ..store import schema
 from ..store.checked import Above, Part, Size, check, read_json
+from ..store.locks import locked
 from ..store.saved import built, described, fill, kept, make_room, read_metadata, read_model, write_model
 from .dry_run import Plan
 from .held_out import UnseenText, measure_unseen, read_unseen, validate
@@ -341,8 +342,9 @@ def train_one(
     if preset.keep_models:
         path, about_run = model_path(run.options.out, run.title), {"run": run.identity, "preset": run.options.preset}
         about_run["validation_loss"] = json.dumps(metrics["validation_loss"])
-        make_room(path, run.identity)
-        save_model(path, model, config, data.tokenizer, **about_run, data=json.dumps(run.data))
+        with locked(path.parent):  # runs of one title at several rates, side by side, may end at the same time
+            make_room(path, run.identity)
+            save_model(path, model, config, data.tokenizer, **about_run, data=json.dumps(run.data))
     run.finish(
         {
             **metrics,

@@ -58,7 +58,8 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             means = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(means, grads, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(grads, means, group["momentum"])
+            # One by one: before torch 2.12 DTensor has no torch._foreach_lerp.
+            ahead = [grad.lerp(mean, group["momentum"]) for grad, mean in zip(grads, means)]
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for parameter, update in zip(params, orthogonal(ahead)):
                 size = 0.2 * max(parameter.shape[-2:]) ** 0.5  # AdamW's root mean square, whatever the shape
