@@ -219,8 +219,8 @@ def _faster(records: list[Record], judged: Judged) -> str:
     mha, gqa = (percent(1 - times[tucker[0]] / times[base]) for base in TIMED_BESIDE)
     slowest = times[tucker[-1]] / times[TIMED_BESIDE[1]] - 1
     return (
-        f"{_word(judged, ('LLaMA text', 'iteration time'))} [Steps](docs/speed.md) “up to 20 % faster” (H200): at best they take {mha} less than "
-        f"MHA's, {gqa} less than GQA-8's. At worst {percent(slowest)} more."
+        f"{_word(judged, ('LLaMA text', 'iteration time'))} [Steps](docs/speed.md) “up to 20 % faster” (H200): at best "
+        f"they take {mha} less than MHA's, {gqa} less than GQA-8's. At worst {percent(slowest)} more."
     )
 
 
