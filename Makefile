@@ -53,8 +53,9 @@ smoke-report: install
 smoke-images: install
 	$(RUN) -m paper_figures --records out/records --out out/figures
 
+# nbval takes two seconds to start in every process, and the notebooks alone need it.
 test: lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal --cov
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:nbval -n 2 --dist worksteal --cov
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
 
 book: install

@@ -227,7 +227,7 @@ source_paths = ["tucker_ref"]
 pytest_add_cli_args_test_selection = ["tests"]
 process_isolation = "forkserver"
 [tool.pytest.ini_options]
-addopts = "-p no:cacheprovider"
+addopts = "-p no:cacheprovider -p no:nbval"
 """,
 }
 
