@@ -1,6 +1,7 @@
 """Triton's interpreter where there is no GPU, and the matrix of exactness at the end of a run: worst errors, smallest controls."""
 
 import contextlib
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def pytest_configure(config):
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, as the next line does
     import torch._dynamo  # the first custom operator imports it, a second that every mutant would pay again
 
+    multiprocessing.set_forkserver_preload(["paper_figures.__main__"])  # once it runs for any test, what it imports is settled
     quicker.compile_untraced()
     if os.environ.get("TRITON_INTERPRET") == "1":
         quicker.interpret_quickly()

@@ -375,7 +375,6 @@ def test_of_two_prepares_one_writes_and_the_other_finds_it_finished(tmp_path):
     bpe = str(tables(tmp_path))
     given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "text" / "00.txt")}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reproduce.__main__"])
     ready = context.Barrier(2)
     both = [context.Process(target=prepare_beside, args=(given, tmp_path / "out", ready)) for _ in range(2)]
     for process in both:

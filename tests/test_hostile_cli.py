@@ -520,7 +520,6 @@ def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, arguments,
     before = saved(place)
     arguments = [*arguments, *(into(place) if arguments[0] in EXPERIMENTS else [])]
     mine, theirs = APART.Pipe()
-    APART.set_forkserver_preload(["paper_figures.__main__"])
     process = APART.Process(target=filling_the_disk, args=(place, arguments, room, file, theirs))
     process.start()
     theirs.close()
@@ -589,7 +588,6 @@ def train_beside(place, both_ready):
 
 def test_two_runs_in_one_folder_leave_one_record(place):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reproduce.__main__"])
     both_ready = context.Barrier(2)
     both = [context.Process(target=train_beside, args=(place, both_ready)) for _ in range(2)]
     for process in both:

@@ -67,7 +67,6 @@ def append_some(folder, worker):
 
 def test_two_writers_lose_nothing(tmp_path):
     context = multiprocessing.get_context("forkserver")  # processes of their own, for one import of PyTorch
-    context.set_forkserver_preload(["reproduce.__main__"])
     workers = [context.Process(target=append_some, args=(tmp_path, w)) for w in range(3)]
     for worker in workers:
         worker.start()
