@@ -111,7 +111,9 @@ def test_prepared_tokens_stand_for_as_many_bytes(python, tmp_path):
 
 
 def test_a_part_of_the_tests_passes_there(python):
-    done = python("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:nbval", "--noconftest", "--no-cov", *SUITE)
+    done = python(
+        "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "no:nbval", "--noconftest", "--no-cov", *SUITE
+    )
     assert done.returncode == 0, done.stdout.decode()[-3000:]
 
 
