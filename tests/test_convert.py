@@ -22,6 +22,7 @@ from tucker_ref import (
     unfold,
 )
 from tucker_ref.compression.factored_tensor import factored_tensors
+from tucker_ref.compression.truncation import read_from
 
 GROUPED = pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if not cell.mechanism.startswith("MLA")])
 UNBIASED = pytest.mark.parametrize(
@@ -317,6 +318,13 @@ def test_the_head_of_a_group_is_the_best_on_the_inputs_that_are_known(head_dim):
     ):
         least = sum(columns_lost(group, head_dim) for group in whitened.split(2))
         assert measured**2 * whitened.norm() ** 2 == pytest.approx(least, rel=1e-6)
+
+
+def test_values_that_are_read_from_a_latent_have_one_class_which_does_not_turn():
+    _, post = factored_tensors(CELLS["MHA, RoPE head-width"].build(), joint=True)
+    assert post.turns()  # control: before, its columns are the keys' too
+    read, _ = read_from(post, torch.randn(len(post.row_basis), 5, dtype=torch.float64), None)
+    assert not read.turns() and [group.channels.shape for group in read.classes] == [(1, 5)]
 
 
 @pytest.mark.parametrize("aware", [False, True])
