@@ -149,6 +149,7 @@ def show_records(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    records.git_commit()  # that of now, for all records
     check_device(options.device)
     with started(options.device, options.micro_batch, options.sharding) as (workers, device):
         if workers.count > 1 and options.command not in TOGETHER:

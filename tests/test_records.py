@@ -1,11 +1,13 @@
 """Records: appended whole, never overwritten, complete in provenance, and silent about the machine's folders."""
 
 import dataclasses
+import functools
 import json
 import multiprocessing
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from helpers import a_record
@@ -195,7 +197,15 @@ def test_committed_records_are_complete_and_hold_no_machine_paths():
     assert len({r.id for r in committed}) == len(committed)
 
 
-def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypatch):
+@pytest.fixture
+def fresh_commit():
+    """Nothing is known of a commit, before and after."""
+    records._commit_of.cache_clear()
+    yield
+    records._commit_of.cache_clear()
+
+
+def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypatch, fresh_commit):
     def no_file(*_arguments, **_options):
         raise OSError
 
@@ -209,15 +219,10 @@ def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypa
 
 
 @pytest.mark.parametrize("way", ["a copy within it", "GIT_DIR"])
-def test_the_commit_of_another_repository_is_none_of_ours(way, monkeypatch, tmp_path):
-    def git(*arguments):
-        who = ["-c", "user.name=x", "-c", "user.email=x@x"]
-        subprocess.run(["git", "-C", tmp_path, *who, *arguments], capture_output=True, check=True)
-
+def test_the_commit_of_another_repository_is_none_of_ours(way, monkeypatch, tmp_path, fresh_commit):
+    git = functools.partial(in_repository, tmp_path)
     monkeypatch.delenv("GIT_COMMIT", raising=False)
-    copy = tmp_path / "reproduce" / "store" / "records.py"  # as pip puts it into a folder of an environment
-    copy.parent.mkdir(parents=True)
-    copy.write_text("", encoding="utf-8")
+    copy = a_copy(tmp_path)  # as pip puts it into a folder of an environment
     (tmp_path / "theirs").write_text("", encoding="utf-8")
     git("init")
     git("add", "theirs")
@@ -227,9 +232,37 @@ def test_the_commit_of_another_repository_is_none_of_ours(way, monkeypatch, tmp_
     else:
         monkeypatch.setattr(records, "__file__", str(copy))
     assert records.git_commit() == "unknown"
+    records._commit_of.cache_clear()
     git("add", "reproduce")  # control: where it belongs to it
     git("commit", "-m", "ours")
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", records.git_commit())
+
+
+def in_repository(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run(["git", "-C", folder, *who, *arguments], capture_output=True, check=True)
+
+
+def a_copy(folder: Path) -> Path:
+    """The file that asks for the commit, in another repository."""
+    copy = folder / "reproduce" / "store" / "records.py"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("", encoding="utf-8")
+    return copy
+
+
+def test_a_command_records_the_commit_that_it_started_from(monkeypatch, tmp_path, fresh_commit):
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    copy = a_copy(tmp_path)
+    monkeypatch.setattr(records, "__file__", str(copy))
+    for arguments in (["init"], ["add", "reproduce"], ["commit", "-m", "first"]):
+        in_repository(tmp_path, *arguments)
+    started = records.git_commit()
+    assert re.fullmatch(r"[0-9a-f]{40}", started)
+    copy.write_text("# edited while the command runs\n", encoding="utf-8")
+    assert records.git_commit() == started
+    records._commit_of.cache_clear()
+    assert records.git_commit() == f"{started}+changes"  # control: the next command
 
 
 def test_the_hash_of_code_does_not_hang_on_what_is_said_about_it(tmp_path):

@@ -5,6 +5,7 @@ what defines it (experiment, preset, method, config, seed, data), so a second st
 how the rest of the program sees one.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -296,20 +297,24 @@ def command_line() -> str:
 
 
 def git_commit() -> str:
-    """The commit that ran, with "+changes" if the tree differed from it; $GIT_COMMIT says it where the tree is a bare copy.
+    """The commit that runs, with "+changes" if the tree differs from it; $GIT_COMMIT says it where the tree is a bare copy.
 
-    An installed package may lie within the repository of another program, whose commit is none of ours.
+    It is that of the first call: the tree may change while a command runs for hours, but what it imported does not.
     """
-    if said := os.environ.get("GIT_COMMIT"):
-        return said
-    root = Path(__file__).parents[2]
+    return os.environ.get("GIT_COMMIT") or _commit_of(Path(__file__))
+
+
+@functools.cache
+def _commit_of(file: Path) -> str:
+    """An installed package may lie within the repository of another program, whose commit is none of ours.  file: this one."""
+    root = file.parents[2]
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", root, *arguments]  # a lock would stay where this is killed
         return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "--", str(Path(__file__).relative_to(root)))
+        git("ls-files", "--error-unmatch", "--", str(file.relative_to(root)))
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reproduce/results")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
