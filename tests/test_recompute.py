@@ -97,6 +97,19 @@ def test_it_compiles_whole():
     assert max(map(relative_error, results(layer, compiled), plain)) < 1e-14
 
 
+@pytest.mark.parametrize("compiling", [True, False])
+def test_kernels_that_are_compiled_are_chosen_for_good(compiling, monkeypatch):
+    """So neither switches nor calls are looked at."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    attention = recompute._under_the_same_switches(lambda x: x)
+    assert [attention(n) for n in range(2)] == [0, 1]
+    if compiling:
+        assert attention(2) == 2
+    else:  # control
+        with pytest.raises(RuntimeError, match="one backward pass only"):
+            attention(2)
+
+
 class Counted(TorchDispatchMode):
     """How often each operation ran."""
 
