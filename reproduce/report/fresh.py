@@ -15,6 +15,18 @@ from .words import divergence, mean_and_spread, seeds_in_words, tokens_of
 
 TITLES = {"table2": "GPT-2", "table3": "Llama"}
 
+
+def fresh_tables(records: list[Record], preset: str) -> list[Table]:
+    """Of Table 2: rows by learning rate, each at its best, and these in pairs.
+
+    Args:
+        records: all that there are.
+        preset: of Table 2.
+    """
+    by_rate = rates_table(records, preset)
+    return by_rate + [table for draw in (best_tables, pairs_tables) for table in draw("table2", preset, records)]
+
+
 # By learning rate.
 
 
@@ -88,7 +100,7 @@ def best_tables(experiment: str, preset: str, records: list[Record]) -> list[Tab
 def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
     base = best[BASE].runs if BASE in best else []
     runs = [r for own in best.values() for r in own.runs]
-    texts = list(dict.fromkeys(name for r in runs for name in r.metrics.get("test", {})))
+    texts = _texts(runs)
     lines = [
         [row, setting_of(own), f"{own.settings}", f"{own.runs[0].attention_parameters / 1e6:.2f}M"]
         + [f"{tokens_per_parameter(own.runs[0]):.2g}", test_loss_cell(own.runs)]
@@ -119,17 +131,22 @@ def pairs_tables(experiment: str, preset: str, records: list[Record]) -> list[Ta
     Args:
         experiment, preset, records: as in `best_tables`.
     """
-    found = []
-    for best in at_best(records, experiment, preset):
-        runs = [r for own in best.values() for r in own.runs]
-        parts = [_pairs(best, name) for name in dict.fromkeys(name for r in runs for name in r.metrics.get("test", {}))]
-        if len(best) > 2:
-            title = (
-                "**Each of these rows minus each larger one.** Nats per token, with 95 % intervals over the seeds that both have. A word "
-                "with a star would stand if all words of its table were judged together (Holm); the others are each by itself."
-            )
-            found.append(Table(f"{_name(experiment, preset)}, in pairs", title, "\n\n".join(parts), runs))
-    return found
+    return [_pairs_table(experiment, preset, best) for best in at_best(records, experiment, preset) if len(best) > 2]
+
+
+def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
+    runs = [r for own in best.values() for r in own.runs]
+    title = (
+        "**Each of these rows minus each larger one.** Nats per token, with 95 % intervals over the seeds that both have. A word "
+        "with a star would stand if all words of its table were judged together (Holm); the others are each by itself."
+    )
+    body = "\n\n".join(_pairs(best, name) for name in _texts(runs))
+    return Table(f"{_name(experiment, preset)}, in pairs", title, body, runs)
+
+
+def _texts(runs: list[Record]) -> list[str]:
+    """The test texts that some of them read, the one that judges first."""
+    return list(dict.fromkeys(name for r in runs for name in r.metrics.get("test", {})))
 
 
 def _pairs(best: dict[str, Best], name: str) -> str:

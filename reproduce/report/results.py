@@ -9,7 +9,7 @@ from .budgets import budget_tables
 from .compression import compress_runs, compress_speed_runs
 from .decoding import decode_runs, generation_tables
 from .exactness import exactness_cells
-from .fresh import allocation_tables, best_tables, pairs_tables, rates_table
+from .fresh import allocation_tables, best_tables, fresh_tables
 from .gpu import ablation_table, best_table, cures_table, sweep_table
 from .healing import heal_tables
 from .language import ablation_runs, loss_tables
@@ -56,18 +56,10 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "generation_speed": ("Generation", {"runs": each(generation_tables, by_device)}),
     "two_gpus": ("One GPU and two", {"runs": each(two_gpus_table, by_device)}),
 }
-
-
-def fresh_tables(records: list[Record], preset: str) -> list[Table]:
-    """Of Table 2 on fresh text: rows by rate, each at its best, and these in pairs."""
-    by_rate = rates_table(records, preset)
-    return by_rate + [table for draw in (best_tables, pairs_tables) for table in draw("table2", preset, records)]
-
-
 TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
-    ("table2", "gpu-fresh"): lambda records: fresh_tables(records, "gpu-fresh"),
-    ("table2", "gpu-fresh-narrow"): lambda records: fresh_tables(records, "gpu-fresh-narrow"),
+    ("table2", "gpu-fresh"): partial(fresh_tables, preset="gpu-fresh"),
+    ("table2", "gpu-fresh-narrow"): partial(fresh_tables, preset="gpu-fresh-narrow"),
     ("table2", "gpu-fresh-allocations"): allocation_tables,
     ("table3", "gpu-fresh"): partial(best_tables, "table3", "gpu-fresh"),
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
