@@ -79,10 +79,11 @@ OF_A_MODEL = ("compress_models", "heal")  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
 ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
+PAGE = {"report": pages.FIRST, "claims": pages.CLAIMS}  # which is written where none is named
 WRITE = {
     "report": f"write it between the marks of this Markdown file instead; of {pages.FIRST}, which is meant where none is named, the "
     f"pages beside it are written too: {', '.join(pages.BESIDE)}",
-    "claims": f"write it between the marks of this Markdown file instead, {pages.FIRST} where none is named",
+    "claims": f"write it between the marks of this Markdown file instead, {pages.CLAIMS} where none is named",
 }
 EPILOG = """
 examples:
@@ -212,7 +213,7 @@ def parse() -> argparse.Namespace:
         command.add_argument(
             "--records", type=console.path, default=records.COMMITTED, help="folder of records (default: those committed here)"
         )
-        command.add_argument("--write", type=console.path, nargs="?", const=Path(pages.FIRST), metavar="PAGE", help=WRITE[name])
+        command.add_argument("--write", type=console.path, nargs="?", const=Path(PAGE[name]), metavar="PAGE", help=WRITE[name])
     return parser.parse_args()
 
 

@@ -146,6 +146,16 @@ def test_validation_losses_that_chose_the_rates_never_judge():
     assert the_claim("competitive with MHA").finding(one) == ("one seed, with 100% of its parameters", UNRESOLVED)
 
 
+def test_beside_a_row_that_read_no_test_text_the_seeds_of_the_preset_gpu_are_shown_and_judge_nothing():
+    claim, one = the_claim("competitive with MHA"), fresh("table2", {"MHA": 4.0}, (0,))
+    found = one + fresh("table2", {"Tucker [8,128,64]": 4.0}, (1, 2))
+    assert claim.finding(found) == ("one seed, with 100% of its parameters", UNRESOLVED)  # control: nothing else is on record
+    older = settled_runs("table2", {"MHA": [4.0] * 3, "Tucker [8,128,64]": [3.9] * 3})
+    said = "−0.100 (−0.100 to −0.100) nats with 100% of its parameters, 3 seeds, validation text, preset gpu"
+    assert claim.finding(found + older) == (said, UNRESOLVED)
+    assert claim.on_every_row(found + older) == {"Tucker [8,128,64]": UNRESOLVED}
+
+
 def test_runs_that_read_the_test_text_judge_before_others():
     """Eight seeds on fresh text, 1 % worse; on record too: three better ones whose rate was chosen on their own text."""
     found = fresh("table2", {"MHA": 4.0, "Tucker [8,128,64]": 4.04})

@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 from helpers import a_record
 
-from reproduce.experiments import table2
+from reproduce.experiments import table2, table3
+from reproduce.experiments.ablations import PRESETS as ABLATIONS
 from reproduce.report import breakdown, budgets, cells, commands, fresh, gpu, headline, query, words
 from reproduce.report.query import grouped
 from reproduce.store import records
@@ -218,6 +219,20 @@ def test_what_is_on_record_is_counted():
     line = next(line for line in commands.on_record(COMMITTED).splitlines() if "`table3 --preset gpu`" in line)
     runs = [r for r in COMMITTED if (r.experiment, r.preset) == ("table3", "gpu")]
     assert f"| {len(runs)} | {sum(r.wall_seconds for r in runs) / 3600:.1f} |" in line and line.endswith("| 600 | 0, 1, 2 |")
+
+
+def test_what_was_not_run_is_named():
+    presets = {"table2": table2.PRESETS, "ablations": ABLATIONS, "table3": table3.PRESETS}
+
+    def a_run(experiment, preset):
+        run = next(r for r in COMMITTED if (r.experiment, r.preset) == (experiment, "gpu"))
+        train = run.config["train"] | {"steps": presets[experiment][preset].train.steps}
+        return dataclasses.replace(run, preset=preset, config=run.config | {"train": train})
+
+    every = [a_run(experiment, preset) for experiment, own in presets.items() for preset in own if preset.startswith("gpu")]
+    assert len(every) > 9 and "Not run yet" not in commands.on_record(every)
+    without = [r for r in every if (r.experiment, r.preset) != ("table3", "gpu-fresh")]
+    assert commands.on_record(without).splitlines()[-1] == "Not run yet: `table3 --preset gpu-fresh`."
 
 
 def test_a_break_down_is_told_step_by_step_and_beside_what_holds_it():

@@ -52,7 +52,7 @@ def _line(command: str, count: int, runs: list[Record], rows: tuple[str, ...], m
 
 
 def on_record(records: list[Record]) -> str:
-    """Of each language experiment at its preset's steps: how many runs, how many hours, and which settings.
+    """Of each language experiment at its preset's steps: how many runs, how many hours, and which settings; and what was not run.
 
     Args:
         records: all that there are.
@@ -61,11 +61,13 @@ def on_record(records: list[Record]) -> str:
         A table, empty without a run.
     """
     presets = {"table2": table2.PRESETS, "ablations": ABLATIONS, "table3": table3.PRESETS}
-    lines = []
+    lines, missing = [], []
     for experiment, preset in (
         ("table2", "gpu-fresh"),
         *((e, "gpu-sweep") for e in ("table2", "ablations")),
         *((e, "gpu") for e in presets),
+        *(("table2", f"gpu-fresh-{what}") for what in ("narrow", "allocations", "optimizers")),
+        ("table3", "gpu-fresh"),
     ):
         steps = presets[experiment][preset].train.steps
         if runs := [r for r in runs_of(records, experiment, preset) if r.steps == steps]:
@@ -73,4 +75,9 @@ def on_record(records: list[Record]) -> str:
             hours = sum(r.wall_seconds for r in runs) / 3600
             listed = [", ".join(f"{v:g}" for v in sorted(set(values) - {None})) for values in settings]  # a seed may be none
             lines.append([f"`{experiment} --preset {preset}`", f"{len(runs)}", f"{hours:.1f}", *listed])
-    return markdown(["on record", "runs", "hours", "rates", "warm-ups", "seeds"], lines) if lines else ""
+        else:
+            missing.append(f"`{experiment} --preset {preset}`")
+    if not lines:
+        return ""
+    table = markdown(["on record", "runs", "hours", "rates", "warm-ups", "seeds"], lines)
+    return f"{table}\n\nNot run yet: {', '.join(missing)}." if missing else table

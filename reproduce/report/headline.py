@@ -81,7 +81,7 @@ def _at_best(best: dict[str, Best]) -> str:
         f"**GPT-2 with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: {tokens_of(base)}, "
         "read once.** Losses on a test text."
     )
-    header = ["row", *_whole(base[0]), "setting", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
+    header = ["row", *_whole(base[0]), "norms, rate", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
     own, rivals = best[LEAST].runs, [row for row in best if row.startswith(("GQA", "MLA"))]
     beside = " ".join(f"{LEAST} minus {row}: {difference_cells(own, best[row].runs)[0]}." for row in rivals)
     return f"{title}\n\n{markdown(header, lines)}\n\n{beside}"
@@ -154,9 +154,9 @@ def _sizes(records: list[Record], judged: Judged) -> str:
     parameters = {row["label"]: row["parameters"] for r in runs_of(records, "table3", "sizes") for row in sizes_of([r])}
     amiss = ""
     if share == FAILED and parameters.keys() >= {SMALL, LARGE}:
-        amiss = f" {short(SMALL)} has {percent(parameters[SMALL] / parameters[LARGE], 1)} of GQA's, not “10-20 %”."
+        amiss = f" {short(SMALL)}: {percent(parameters[SMALL] / parameters[LARGE], 1)} of GQA's, not “about 10-20 %”."
     return (
-        f"**{said_of([*cells.values(), share])}** {match} {len(formulas)} formulas match the code. {agree} {percent(SIZE_TOLERANCE, 1)}."
+        f"**{said_of([*cells.values(), share])}** {match} {len(formulas)} formulas fit the code. {agree} {percent(SIZE_TOLERANCE, 1)}."
         f"{amiss}"
     )
 
@@ -174,7 +174,7 @@ def _competitive(records: list[Record], judged: Judged) -> str:
     share = runs[0].attention_parameters / base[0].attention_parameters
     return (
         f"{_word(judged, ('Sec. 4.2, GPT-2', 'with MHA'))} [8,128,64] “competitive” with MHA: its [loss]({where}) is "
-        f"{_above(own, level)}, with {percent(share)} of its parameters (our limit: {MARGIN:g} nats)."
+        f"{_above(own, level)}, with {percent(share)} of the parameters (our limit: {percent(MARGIN / statistics.mean(level), 1)})."
     )
 
 
@@ -219,8 +219,8 @@ def _faster(records: list[Record], judged: Judged) -> str:
     mha, gqa = (percent(1 - times[tucker[0]] / times[base]) for base in TIMED_BESIDE)
     slowest = times[tucker[-1]] / times[TIMED_BESIDE[1]] - 1
     return (
-        f"{_word(judged, ('LLaMA text', 'iteration time'))} [Steps](docs/speed.md) “up to 20 % faster” (H200): at best "
-        f"they take {mha} less than MHA's, {gqa} less than GQA-8's. At worst {percent(slowest)} more."
+        f"{_word(judged, ('LLaMA text', 'iteration time'))} [Steps](docs/speed.md) in “up to 20 %” less time (H200): at best "
+        f"{mha} less than MHA's. Beside GQA-8's {gqa} less to {percent(slowest)} more."
     )
 
 
@@ -232,6 +232,6 @@ def _heads(records: list[Record], judged: Judged) -> str:
     values, squares = (percent(statistics.mean(measure)) for measure in zip(*heads))
     decayed = sum(decays(shares) == REPRODUCED for shares in ranks.values())
     return (
-        f"{_word(judged, ('Spectra figure', 'head mode'))} “All [unfoldings](docs/ranks.md) decay”: {decayed} of {len(ranks)} do (one "
-        f"GPT-2). The head modes' effective rank is {values} of n_H, by squares {squares}."
+        f"{_word(judged, ('Spectra figure', 'head mode'))} All [unfoldings](docs/ranks.md) decay: {decayed} of {len(ranks)} do (one "
+        f"GPT-2). The head modes' effective rank: {values} of n_H, of squared values {squares}."
     )

@@ -20,7 +20,7 @@ def spectra_runs(records: list[Record]) -> list[Table]:
     title = (
         f"**Effective ranks of trained layers {scale_of(c)}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. "
         f"Trained for {c['train']['steps']:,} steps. Each is the exp(entropy) of the singular values of each unfolding, mean over layers; "
-        "in brackets before training; then how many there are."
+        "in brackets before training; then how many there are. W acts before the softmax, W~ after it."
     )
     header = ["GPT-2 row", *mode_titles(modes)]
     return [Table(f"Ranks, {records[0].preset}", title, markdown(header, rows), records)]

@@ -38,7 +38,8 @@ def _effective(models: dict[str, list[Record]]) -> Table:
                 rows.append([f"{name}, {said}", *cells])
     title = (
         "**Effective ranks of trained models, in per cent of their size.** By the singular values / by their squares, means over layers; "
-        "in brackets the same layers as they start. On inputs: as they act on what the layer reads in the named text."
+        "in brackets the same layers as they start; –: not on record. W acts before the softmax, W~ after it. On inputs: as they act on "
+        "what the layer reads in the named text."
     )
     return Table("Room by mode", title, markdown(["model", *mode_titles(ALL_MODES)], rows), _runs(models))
 
