@@ -88,7 +88,7 @@ def _hours(plan: Plan, count: int) -> str:
     for label, (rate, device) in rates.items():
         hours = plan.all_tokens / rate / count / 3600
         said.append(f"{label} {hours:,.{0 if hours >= 1 else 2}f} ({rate:,} tokens/s on one {device})")
-    return f"Hours of one run, were {count} GPUs {count} times as fast as the fastest committed run on one: {'; '.join(said)}."
+    return f"Hours of one run on {counted(count, 'GPU')}, each as fast as the fastest committed run: {'; '.join(said)}."
 
 
 def _estimate(plan: Plan, count: int) -> str:
