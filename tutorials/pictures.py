@@ -224,7 +224,10 @@ def effective_sources(widths: list[int], shared: dict[str, list[float]], sources
     for (name, values), line in zip(shared.items(), ("-", ":")):
         ax.semilogx(widths, values, line, base=2, color=style.COLOURS["MHA"], label=name)
     ax.set(
-        title=f"How many of {sources} sources share the attention", xlabel="head width $d_H$", ylabel="$e^{entropy}$", ylim=0
+        title=f"How many of {sources} sources share the attention",
+        xlabel="head width $d_H$",
+        ylabel="$e^{\\mathrm{entropy}}$",
+        ylim=0,
     )
     ax.set_xticks(widths, [str(width) for width in widths])
     ax.minorticks_off()
