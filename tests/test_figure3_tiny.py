@@ -15,7 +15,7 @@ from reproduce.experiments.figure3_tiny import ALL_HEADS, PRESETS, PRETRAINED
 from reproduce.models.rows import Row
 from reproduce.store import records
 from reproduce.store.bits import packed, unpacked
-from reproduce.train import vision
+from reproduce.train import dry_run, vision
 from reproduce.train.options import Options
 from reproduce.train.vision import ImageSets
 from tucker_ref import TuckerAttention, relative_errors
@@ -89,6 +89,30 @@ def test_one_seed_tries_every_rate_and_the_others_take_the_best(tiny, path, tmp_
     assert best["steps"] == 2 * 108 // 16 and found[-1].config["train"]["steps"] == 108 // 16
     assert found[-1].data["train_images"] == 108 and found[-1].data["held_out_images"] == 12
     assert json.loads(json.dumps(found[-1].config["augmentation"])) == Augmentation().config()
+
+
+def test_what_tells_weights_apart_is_the_same_on_every_device(monkeypatch):
+    """A stand-in for a GPU: as there, NumPy reads only what was brought to the CPU."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    expected, read, brought = figure3_tiny.weights_hash(model), torch.Tensor.numpy, []
+
+    def cpu(tensor):
+        brought.append(tensor.clone())
+        return brought[-1]
+
+    def numpy(tensor):
+        if not any(tensor is one for one in brought):
+            raise TypeError("not on the CPU")
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(torch.Tensor, "numpy", numpy)
+    assert figure3_tiny.weights_hash(model) == expected
+    with pytest.raises(TypeError, match="not on the CPU"):  # control
+        model.weight.detach().numpy()
+    model.bias.data += 1
+    assert figure3_tiny.weights_hash(model) != expected  # control
 
 
 def test_a_repeated_command_and_slices_of_it_train_nothing_twice(tiny, path, tmp_path, monkeypatch):
@@ -297,6 +321,7 @@ def test_the_command_line_reaches_the_preset(tiny, path, tmp_path):
 
 def test_the_dry_run_needs_no_images_and_tells_minutes_and_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "COMMITTED", tmp_path / "no records")  # their speeds would count, and they grow
     assert run_here("figure3", "--preset", NAME, "--dry-run", "--rows", "MHA,Tucker [8,24,24]", "--gpu-memory", "140") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Steps: 8,789, which see 4,499,968 images" in printed and "Steps: 878, which see 449,536 images" in printed

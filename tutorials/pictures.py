@@ -224,7 +224,10 @@ def effective_sources(widths: list[int], shared: dict[str, list[float]], sources
     for (name, values), line in zip(shared.items(), ("-", ":")):
         ax.semilogx(widths, values, line, base=2, color=style.COLOURS["MHA"], label=name)
     ax.set(
-        title=f"How many of {sources} sources share the attention", xlabel="head width $d_H$", ylabel="$e^{entropy}$", ylim=0
+        title=f"How many of {sources} sources share the attention",
+        xlabel="head width $d_H$",
+        ylabel="$e^{\\mathrm{entropy}}$",
+        ylim=0,
     )
     ax.set_xticks(widths, [str(width) for width in widths])
     ax.minorticks_off()
@@ -639,7 +642,8 @@ def explorer(points: dict[str, tuple[int, int, float]]) -> Figure:
     axes[0].set(title=f"{parameters:,} parameters", xlabel="parameters", xlim=(0, max(12_000, parameters)))
     axes[1].set(title=f"{cache} bytes a token", xlabel="cache bytes a token, BF16", xlim=(0, 220))
     axes[0].set_yscale("function", functions=(np.sqrt, np.square))  # room for small errors
-    axes[0].set(ylim=(0, max(1, error)), yticks=(0, 0.01, 0.05, 0.1, 0.2, 0.5, 1), ylabel="error of outputs")
+    axes[0].set(ylim=(0, max(1, error)), yticks=(0, 0.01, 0.05, 0.1, 0.2, 0.5, 1))
+    axes[0].set_ylabel("error of outputs (root scale)")
     return legible(figure)
 
 

@@ -137,8 +137,8 @@ def pairs_tables(experiment: str, preset: str, records: list[Record]) -> list[Ta
 def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
     runs = [r for own in best.values() for r in own.runs]
     title = (
-        "**Each of these rows minus each larger one.** Nats per token, with 95 % intervals over the seeds that both have. A word "
-        "with a star would stand if all words of its table were judged together (Holm); the others are each by itself."
+        "**Each of these rows minus each larger one.** Nats per token, with 95 % intervals over the seeds that both have. A *below* "
+        "or *above* with a star would stand if all rows of its table were judged together (Holm); the other words are each by itself."
     )
     body = "\n\n".join(_pairs(best, name) for name in _texts(runs))
     return Table(f"{_name(experiment, preset)}, in pairs", title, body, runs)

@@ -165,7 +165,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
         metavar="PRETRAIN_RATE",
         type=rates,
         default=(),
-        help="in the preset gpu-tiny-imagenet, peak rates of the pretraining (default: three with seed 0, then the best of them)",
+        help="in the preset gpu-tiny-imagenet, peak rates of the pretraining (default: four with seed 0, then the best of them)",
     )
 
 

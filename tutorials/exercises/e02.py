@@ -103,7 +103,7 @@ def check_tensor(attempt) -> bool:
 def check_sources(answer) -> bool:
     mistakes = {
         "64 would be equal weights; but the logits have a standard deviation of 16, and the softmax takes exponentials": 64,
-        "with logits 16 apart, the second weight is a millionth of the first": 8,
+        "with logits 16 apart, the second weight is a ten-millionth of the first": 8,
     }
     return judge_value(answer, 1, mistakes, "between one and two: the softmax has become a choice", rtol=0.1)
 

@@ -99,7 +99,7 @@ def check_directions(answer) -> bool:
 
 def check_halved(answer) -> bool:
     told = "six patterns stand for twelve heads that have little in common, and nothing in the other modes makes up for that"
-    right = "two ranks less in the query and key mode cost little, six head patterns less cost much"
+    right = "two ranks less in the query and key mode cost less than six head patterns less"
     return judge_value(answer, (12, 6, 6), {told: (6, 8, 8)}, right)
 
 

@@ -88,7 +88,7 @@ def check_verdict(attempt) -> bool:
 def check_spread(answer) -> bool:
     mistakes = {
         "so close end only runs of one seed; another seed is another start and other batches": 0.001,
-        "a nat is what a hundred steps teach here; seeds move a row much less": 1,
+        "a nat is most of what 60 steps teach here; seeds move a row much less": 1,
     }
     right = "about as much as many rows differ from one another, so one seed each says little"
     return judge_value(answer, 0.1, mistakes, right)
