@@ -2,9 +2,12 @@
 
 One letter per dimension, in einsum strings, shape comments and docs alike:
 
-    b batch   n query token   m source token   d model width   h head   g key/value group   k head width
+    b batch   n query token   m source token   d model width   h head   g key/value group   c head of a group   k head width
     pre-softmax ranks   r head   s query   t key
     post-softmax ranks  u head   o output  v value
+
+Each file is read from its top. A first reading may skip what rungs import from beside them: `checks` (errors in words), `backends`
+(kernels by name), `cached_attention` (what the mechanisms do alike), `initialisation`, `recompute`, `no_gradient`, `one_thread`.
 """
 
 # 1  unfold a tensor, multiply along a mode, count ranks (NumPy)

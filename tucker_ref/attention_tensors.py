@@ -60,7 +60,7 @@ def causal_mask(n_tokens: int) -> np.ndarray:
 def tensor_attention(x: np.ndarray, w_pre: np.ndarray, w_post: np.ndarray, scale: float, causal: bool = False) -> np.ndarray:
     """Attention from its two tensors, Eqs. 2-6 of the paper; the last line is Eq. 6.
 
-        H1 = softmax(W x_2 X x_3 X * scale)     H2 = W~ x_3 X     Y_jk = sum over heads i and sources l of H1_ijl H2_ikl
+        H1 = softmax(W x_2 X x_3 X * scale)     H2 = W~ x_3 X     Y[n,d] = sum over heads h and sources m of H1[h,n,m] H2[h,d,m]
 
     (modes x_2, x_3 of the paper are 1, 2 here).
 

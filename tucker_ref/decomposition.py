@@ -1,6 +1,6 @@
 """Rung 2. The Tucker decomposition: a small core times one matrix per mode, and three ways to compute it (NumPy).
 
-    T  =  G x_0 U_0 x_1 U_1 x_2 U_2 ...          G: (r_0, r_1, ...),  U_n: (I_n, r_n)
+    T  =  C x_0 U_0 x_1 U_1 x_2 U_2 ...          C: (r_0, r_1, ...),  U_n: (I_n, r_n)
 
 `hosvd` truncates every unfolding of T independently, `sthosvd` truncates one mode after the other and so works on ever
 smaller tensors, `hooi` starts from the HOSVD and refits one factor at a time. The bounds that the tests hold them to:
@@ -114,7 +114,7 @@ def hooi(tensor: np.ndarray, ranks, max_sweeps: int = 50, rtol: float = 1e-12) -
     """Higher-order orthogonal iteration: refit each factor to the tensor projected on all the others, until it settles.
 
     The result of `hosvd` is the start, and a sweep that does not lower the error is dropped, so the error never rises.
-    It is measured as |T - T_hat| itself: sqrt(|T|^2 - |G|^2) would lose half of the digits near exactness.
+    It is measured as |T - T_hat| itself: sqrt(|T|^2 - |C|^2) would lose half of the digits near exactness.
     De Lathauwer et al. 2000b; Kolda & Bader 2009, Fig. 4.4.
 
     Args:
@@ -160,5 +160,5 @@ def _leading(matrix: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _project(tensor: np.ndarray, factors) -> TuckerTensor:
-    """The best core for given orthonormal factors: G = T x_0 U_0^T x_1 U_1^T ..."""
+    """The best core for given orthonormal factors: C = T x_0 U_0^T x_1 U_1^T ..."""
     return TuckerTensor(multi_mode_product(tensor, [u.T for u in factors]), factors)

@@ -12,7 +12,7 @@ from .rotary import Rotary
 
 
 class GroupedQueryAttention(MultiHeadAttention):
-    """Multi-head attention with a narrower k_proj and v_proj; head h reads group h // (n_heads / n_kv_heads).
+    """Multi-head attention with a narrower k_proj and v_proj; head h reads group h // (n_heads // n_kv_heads).
 
     Nothing in the forward pass changes: `attend` hands each key/value head to its group.
 

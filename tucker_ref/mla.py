@@ -15,16 +15,16 @@ from .rotary import Rotary
 
 
 class MultiHeadLatentAttention(CachedAttention):
-    """Queries, keys and values per head are up-projections of latents: Q_h = C_Q W_h^UQ, K_h = C_K W_h^UK, V_h = C_V W_h^UV.
+    """Queries, keys and values per head are up-projections of latents: Q_h = L_Q W_h^UQ, K_h = L_K W_h^UK, V_h = L_V W_h^UV.
 
     Args:
         d_model: d.
         n_heads: n_H.
-        q_rank: d_c^Q, the width of C_Q = X W^DQ, at most d.
-        kv_rank: d_c^K, the width of C_K = X W^DKV, at most d.
+        q_rank: d_c^Q, the width of L_Q = X W^DQ, at most d.
+        kv_rank: d_c^K, the width of L_K = X W^DKV, at most d.
         head_dim: d_H of queries and keys, by default d / n_H.
         v_head_dim: that of values, by default head_dim.
-        shared_kv: values read the keys' latent (C_V = C_K), else a latent of their own (C_V = X W^DV, in `v_a_proj`).
+        shared_kv: values read the keys' latent (L_V = L_K), else a latent of their own (L_V = X W^DV, in `v_a_proj`).
         rope_dim: d_R, decoupled rotary channels: every head gets as many more query channels and shares one more key of that
             width, both turned, and logits are scaled by 1/sqrt(d_H + d_R).
         latent_norm: RMSNorm on every latent, as DeepSeek has it. Not linear, hence outside Def. 2.1 of the paper.

@@ -15,8 +15,9 @@ class TuckerWeights(nn.Module):
     What is a parameter already stays the same object; other tensors are copied.
 
     Args:
-        core: (r_0, r_1, r_2).
-        factors: {"head": (n_H, r_0), name: (d, r_1), name: (d, r_2)} in mode order; d + 1 rows where biased.
+        core: (r, s, t) before the softmax, (u, o, v) after it.
+        factors: in mode order, {"head": (n_H, r), "query": (d, s), "key": (d, t)}, or "head" (n_H, u), "output" (d, o) and
+            "value" (d, v); d + 1 rows where biased.
     """
 
     core: nn.Parameter
