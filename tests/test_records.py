@@ -16,6 +16,8 @@ from reproduce.__main__ import EXPERIMENTS
 from reproduce.store import records
 from reproduce.store.files import code_hash, write_atomically
 
+ROOT = Path(__file__).parents[1]
+
 
 def record(method="MHA", seed=0, **metrics):
     data = {"name": "text", "sha256": "00" * 32}
@@ -203,6 +205,18 @@ def fresh_commit():
     records._commit_of.cache_clear()
     yield
     records._commit_of.cache_clear()
+
+
+def test_committed_records_name_commits_that_are_in_the_history():
+    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, encoding="utf-8")
+    if git(["git", "rev-parse", "--is-shallow-repository"]).stdout.strip() != "false":
+        pytest.skip("no history: not a clone, or a shallow one")
+    history = git(["git", "log", "--format=%H"]).stdout.split()
+    known = lambda commit: any(one.startswith(commit) for one in history)  # noqa: E731
+    named = {record.commit.split("+")[0] for record in records.load(records.COMMITTED)}
+    slip = "57aed8d92"  # the page on provenance says which commit is meant
+    assert {commit for commit in named if not known(commit)} == {slip}  # the slip is the control
+    assert slip in (ROOT / "docs" / "provenance.md").read_text(encoding="utf-8")
 
 
 def test_the_device_and_the_commit_are_said_even_where_nothing_is_known(monkeypatch, fresh_commit):
