@@ -198,6 +198,13 @@ def test_what_is_refused(made, tmp_path, capsys):
         heal.run(options(made, tmp_path, test=()))
     with pytest.raises(ValueError, match="bert predicts nothing; healing is training on the next token"):
         heal.run(options(made, tmp_path, kind="bert"))
+    (tmp_path / "test.txt").write_text((made / "test.txt").read_text(encoding="utf-8")[9:], encoding="utf-8")
+    with pytest.raises(ValueError, match="--test: two test texts are called test.txt"):
+        heal.run(options(made, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
+    for seen in ("read", "val"):
+        with pytest.raises(ValueError, match=f"--test {seen}.txt is a text that layers are made with, trained or chosen on"):
+            heal.run(options(made, tmp_path, test=(str(made / f"{seen}.txt"),)))
+    assert not records.load(tmp_path / "records")
     assert run_here("heal", "--model", made / "gemma3", "--out", tmp_path) == 1
     assert "error: heal needs --model, and --test texts to judge by" in capsys.readouterr().err
     assert run_here("heal", "--help") == 0
