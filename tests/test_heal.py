@@ -167,6 +167,16 @@ def test_a_rate_that_breaks_off_is_on_record_and_so_is_a_row_of_which_all_do(mad
         assert ("| diverged |" in table.body) == (chosen is None)
 
 
+def test_a_rate_that_breaks_off_in_its_last_step_is_not_chosen(made, tmp_path):
+    for rates, chosen in (((1e-3, 1e30), 1e-3), ((1e30,), None)):
+        place = tmp_path / str(chosen)
+        heal.run(options(made, place, rows=("as it is",), steps=1, learning_rates=rates))
+        (row,) = records.load(place / "records", to_show=True)
+        *tame, spoiled = row.metrics["rates"]
+        assert spoiled == {"learning_rate": 1e30, "diverged_at": 1, "curve": spoiled["curve"]} and len(spoiled["curve"]) == 1
+        assert row.metrics.get("chosen") == chosen and all(tried["validation_loss"] > 0 for tried in tame)
+
+
 def test_other_rates_and_steps_and_every_tenth_document_held_out(made, tmp_path):
     with pytest.raises(
         ValueError, match="read.txt holds .* tokens to train on; 4,000 windows of 23 need 92,000: name a longer text"

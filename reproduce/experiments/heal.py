@@ -13,6 +13,7 @@ A row takes up where it was stopped when the command is repeated: each rate has 
 
 import copy
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +243,8 @@ class Study:
             return {"learning_rate": rate, "diverged_at": error.step, "curve": error.result.curve}
         attention.requires_grad_(False)
         loss = summed(self.text.held_out, window_losses(self.opened, self.text.held_out))["loss"]
+        if not math.isfinite(loss):  # of weights that the last step spoiled
+            return {"learning_rate": rate, "diverged_at": settings.steps, "curve": result.curve}
         return {"learning_rate": rate, "validation_loss": loss, "curve": result.curve, "seconds": round(result.seconds, 1)}
 
     def loss(self, _attention: Attention, tokens: torch.Tensor) -> torch.Tensor:
