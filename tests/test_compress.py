@@ -326,6 +326,18 @@ def test_what_channels_are_measured_in_counts_for_nothing_where_inputs_are_known
             assert relative_error(getattr(control[n], mode), getattr(blind[n], mode)) > 1e-2
 
 
+@pytest.mark.parametrize(
+    "make, kind",
+    [(lambda x: x.to(torch.complex64), "torch.complex64"), (lambda x: x.tolist(), "list"), (lambda x: x.numpy(), "ndarray")],
+)
+def test_a_moment_is_one_of_real_numbers(make, kind):
+    layer, x = MultiHeadAttention(24, 4), torch.randn(50, 24)
+    for real in (x, x.half(), (9 * x).long(), x > 0):  # control
+        assert second_moment(layer, real).dtype == torch.float64
+    with pytest.raises(ValueError, match=f"x is {kind}; it must be a tensor of real numbers"):
+        second_moment(layer, make(x))
+
+
 def test_damping_is_a_share_of_the_mean_square():
     layer, x = MultiHeadAttention(24, 6), correlated(2, 30, seed=5)
     plain, damped = (second_moment(layer, x, damping=damping) for damping in (0.0, 0.5))

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer
 from reproduce.data import text
 from reproduce.data.images import load_images
 from reproduce.data.text import load_text, read_documents
+from reproduce.models.public.transformers_models import known_as
+from reproduce.store.files import called
 from reproduce.store.records import run_id
 from reproduce.train.held_out import validate
 from reproduce.train.language import batch_of
@@ -51,6 +54,17 @@ def test_compressed_text_is_the_same_text(folder, tmp_path):
         path.write_bytes(module.compress(whole.encode()) if module else whole.encode())
         name, documents = read_documents(str(path))
         assert name == path.name and "".join(documents) == whole and len(documents) > 1
+
+
+@pytest.mark.parametrize("path, name", [(".", "books"), ("..", "shelf"), ("../books/", "books"), ("./", "books")])
+def test_a_folder_has_its_own_name_however_it_is_called(path, name, tmp_path, monkeypatch):
+    """An empty name would stand in a record that no table reads again."""
+    (tmp_path / "shelf" / "books").mkdir(parents=True)
+    (tmp_path / "shelf" / "books" / "novel.txt").write_text("".join(STORY), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "shelf" / "books")
+    assert Path(".").name == ""  # control: what the path alone says
+    assert read_documents(path)[0] == known_as(path) == called(path) == name
+    assert called("/") == "/" and known_as("nobody/nothing") == "nobody/nothing"  # of the hub
 
 
 def test_a_short_novel_is_long_enough(tmp_path):

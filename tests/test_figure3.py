@@ -83,6 +83,17 @@ def test_the_pretrained_model_is_trained_once(tiny, tmp_path, monkeypatch):
     assert titles[4:] == ["figure3 MHA pretrained seed 0", "figure3 Tucker [3,4,4] seed 0"]  # control: none is there
 
 
+def test_a_fine_tuning_that_diverges_in_its_last_step_has_no_accuracy(tiny, tmp_path, capsys):
+    """Of logits that are NaN, any class would be the first guess."""
+    options = Options("smoke", tmp_path, tmp_path / "records", steps=1, rows=("MHA",), seeds=(0,))
+    for rate in (1e30, 1e-3):
+        figure3.run(dataclasses.replace(options, learning_rate=rate))
+    _, spoiled, tame = records.load(tmp_path / "records", to_show=True)
+    assert spoiled.diverged_at == 1 and len(spoiled.metrics["curve"]) == 1 and not {"top1", "top5"} & set(spoiled.metrics)
+    assert tame.diverged_at is None and tame.metrics["top1"] >= 0  # control
+    assert "after step 1, the last one, logits are no numbers; recorded as diverged" in capsys.readouterr().out
+
+
 def test_a_fine_tuning_that_diverges_is_on_record_and_stops_no_other(tiny, tmp_path, monkeypatch, capsys):
     loss_on = figure3.loss_on
 

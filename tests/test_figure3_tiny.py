@@ -383,6 +383,18 @@ def test_batches_are_augmented_and_depend_on_seed_and_step_alone(tiny, path):
     assert not torch.equal(plain.float(), x)  # control
 
 
+def test_logits_that_are_no_numbers_are_no_guesses(tiny, path):
+    images = ImageSets.of(load_images(str(path)).holding_out(12), "cpu")
+    model = vision.build_vit(dict(image_size=8, channels=3, n_classes=6, patch_size=4, d_model=16, n_heads=4, n_layers=2))
+    judged = images.judged(model)
+    assert np.isfinite([judged["top1"], judged["top5"], judged["validation_loss"]]).all()  # control
+    with torch.no_grad():
+        model.head.weight.fill_(torch.nan)
+    judged = images.judged(model)
+    assert np.isnan([judged["top1"], judged["top5"], judged["validation_loss"]]).all()
+    assert vision.outcome(lambda: None, lambda: judged, tiny.finetune)[1] == {"diverged_at": tiny.finetune.steps}
+
+
 def test_a_vision_transformer_compiles_its_blocks():
     torch.compiler.reset()
     model = vision.build_vit(

@@ -167,6 +167,16 @@ def test_a_rate_that_breaks_off_is_on_record_and_so_is_a_row_of_which_all_do(mad
         assert ("| diverged |" in table.body) == (chosen is None)
 
 
+def test_a_rate_that_breaks_off_in_its_last_step_is_not_chosen(made, tmp_path):
+    for rates, chosen in (((1e-3, 1e30), 1e-3), ((1e30,), None)):
+        place = tmp_path / str(chosen)
+        heal.run(options(made, place, rows=("as it is",), steps=1, learning_rates=rates))
+        (row,) = records.load(place / "records", to_show=True)
+        *tame, spoiled = row.metrics["rates"]
+        assert spoiled == {"learning_rate": 1e30, "diverged_at": 1, "curve": spoiled["curve"]} and len(spoiled["curve"]) == 1
+        assert row.metrics.get("chosen") == chosen and all(tried["validation_loss"] > 0 for tried in tame)
+
+
 def test_other_rates_and_steps_and_every_tenth_document_held_out(made, tmp_path):
     with pytest.raises(
         ValueError, match="read.txt holds .* tokens to train on; 4,000 windows of 23 need 92,000: name a longer text"
@@ -198,6 +208,13 @@ def test_what_is_refused(made, tmp_path, capsys):
         heal.run(options(made, tmp_path, test=()))
     with pytest.raises(ValueError, match="bert predicts nothing; healing is training on the next token"):
         heal.run(options(made, tmp_path, kind="bert"))
+    (tmp_path / "test.txt").write_text((made / "test.txt").read_text(encoding="utf-8")[9:], encoding="utf-8")
+    with pytest.raises(ValueError, match="--test: two test texts are called test.txt"):
+        heal.run(options(made, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
+    for seen in ("read", "val"):
+        with pytest.raises(ValueError, match=f"--test {seen}.txt is a text that layers are made with, trained or chosen on"):
+            heal.run(options(made, tmp_path, test=(str(made / f"{seen}.txt"),)))
+    assert not records.load(tmp_path / "records")
     assert run_here("heal", "--model", made / "gemma3", "--out", tmp_path) == 1
     assert "error: heal needs --model, and --test texts to judge by" in capsys.readouterr().err
     assert run_here("heal", "--help") == 0

@@ -103,6 +103,8 @@ def test_a_test_text_that_was_seen_or_is_named_twice_is_refused(text):
         with pytest.raises(ValueError, match=f"--test .*{seen} is the text that models are trained or chosen on"):
             read_unseen((str(text / seen),), data)
     other = load_text(str(text / "text"), 300, text / "cache")
+    with pytest.raises(ValueError, match="--test .*text is the text that models are trained or chosen on"):
+        read_unseen((str(text / "text"),), other)  # of which a tenth is held out
     assert len(read_unseen((str(text / "unseen"),), other)) == 1  # control
     with pytest.raises(ValueError, match="another test text is called unseen too"):
         read_unseen((str(text / "unseen"),) * 2, other)

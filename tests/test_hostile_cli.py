@@ -332,6 +332,7 @@ COMMANDS = table(
     *((f"option: {command} {option} of nothing", [command, f"{option}="], 2, f"argument {option}: '' names nothing; leave")
       for command, options in UNNAMED.items() for option in options),
     *(wrong("--learning-rate", value, f"'{value}' is not a positive number") for value in ("nan", "inf", "-1", "0", "fast")),
+    wrong("--learning-rate", "1e-3,2e30", r"2e\+30 is no learning rate; it must be at most 1e\+30"),
     *(wrong("--steps", value, f"'{value}' is not a number of 1 or more") for value in ("0", "-3", "1.5", "many")),
     *(wrong("--seeds", value, "is not a") for value in ("", "x", "-1", "0,,1", "1.5", "9" * 30)),
     *(wrong("--device", value, f"--device {value} cannot be used here", 1) for value in ("toaster", "meta", "cuda:99", "")),

@@ -152,6 +152,16 @@ def test_tables_are_aligned_for_a_terminal_and_lean_in_a_page():
     assert aligned(markdown(["a", "bc"], [["1", "2"]], words=True)).splitlines()[2] == "| 1 | 2  |"
 
 
+def test_a_name_that_holds_bars_or_lines_stays_in_its_cell():
+    """A model's name comes from a folder: its numbers must not move into other columns."""
+    for name, shown in (("a|b", r"a\|b"), ("a\nb", "a b"), (r"a\|b", r"a\\|b"), ("|", r"\|")):
+        lean = markdown(["model", "loss", "size"], [[name, "3.8", "12"]])
+        assert lean.splitlines()[2:] == [f"| {shown} | 3.8 | 12 |"]
+        wide = aligned(f"{lean}\n\nbelow").splitlines()
+        assert wide[2].split() == ["|", *shown.split(), "|", "3.8", "|", "12", "|"] and aligned(aligned(lean)) == aligned(lean)
+    assert "12" not in aligned("| model | loss |\n|---|---:|\n| a|b | 12 |")  # control: unmarked, a bar costs the last number
+
+
 @pytest.mark.parametrize(
     "experiment, words",
     [

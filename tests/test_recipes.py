@@ -292,6 +292,13 @@ def test_a_run_that_diverges_is_on_record_and_the_next_one_starts(tmp_path):
     assert [m.get("diverged_at") for m in wild] == [2, 2] and all("validation_loss" not in m for m in wild)
     assert all([o["step"] for o in m["observations"]] == [0] for m in wild)  # the next one would be NaN
     assert [m.get("diverged_at") for m in tame] == [None, None] and all(m["validation_loss"] > 0 for m in tame)
+    last = dataclasses.replace(options, records=tmp_path / "last", steps=1)
+    with pytest.MonkeyPatch.context() as patch:  # the only step begins with a loss, and leaves weights that have none
+        patch.setitem(ablations.PRESETS, "smoke", preset)
+        ablations.run(dataclasses.replace(last, learning_rate=1e30))
+        ablations.run(dataclasses.replace(last, learning_rate=1e-3))
+    spoiled = [r.metrics for r in records.load(last.records, "ablations", to_show=True)]
+    assert [m.get("diverged_at") for m in spoiled] == [1, 1, None, None] and all(len(m["curve"]) == 1 for m in spoiled)
     second = dataclasses.replace(options, records=tmp_path / "second", workers=Workers(rank=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ablations.PRESETS, "smoke", preset)

@@ -158,6 +158,8 @@ def test_the_command_names_files_but_not_folders(monkeypatch):
     assert records.command_line() == "python -m reproduce table2 --text=a.txt --out out/here --rows 'MHA,Tucker [8,64,64]'"
     monkeypatch.setattr("sys.argv", ["x", "table2", "--test", "/home/x/a.txt,../b.xz,c.txt"])
     assert records.command_line() == "python -m reproduce table2 --test a.txt,b.xz,c.txt"
+    monkeypatch.setattr("sys.argv", ["x", "spectra", "--model", ".."])
+    assert records.command_line() == f"python -m reproduce spectra --model {Path.cwd().parent.name}"
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):

@@ -100,6 +100,52 @@ def test_positions_may_leap_after_a_prompt_without_any():
     assert relative_error(torch.cat(steps, dim=1), layer(x)[:, 4:]) > DIFFERENT  # control
 
 
+@pytest.mark.parametrize("name", ["MHA RoPE", "MLA coupled", "Tucker shared RoPE"])
+@torch.no_grad()
+def test_refused_rows_leave_it_as_it_was(name):
+    layer, x = layer_of(name), tokens(2, 6, 24)
+    expected = layer(x)[:, 4:]
+    cache, _ = after_prompt(layer, x, 4, 8)
+    for rows in (torch.tensor([0, 2]), torch.tensor([0]), torch.tensor([0.0, 1.0])):
+        with pytest.raises(ValueError, match="rows is"):
+            cache.reorder(rows)
+        assert cache.length == 7
+    assert relative_error(stepped(layer, cache, x[:, 4:]), expected) < EXACT
+    cache, _ = after_prompt(layer, x, 4, 8)
+    cache.reorder(torch.tensor([1, 0]))  # control: other sequences go on
+    assert relative_error(stepped(layer, cache, x[:, 4:]), expected) > DIFFERENT
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("name", ["MHA RoPE", "MLA coupled", "Tucker shared RoPE"])
+@torch.no_grad()
+def test_places_and_positions_are_integers_of_any_kind(name, kind):
+    layer, x, positions = layer_of(name), tokens(2, 6, 24), torch.tensor([0, 1, 2, 3, 7, 9])
+    for given, expected in ((positions.to(kind), layer(x, positions=positions)), (None, layer(x))):
+        cache = layer.new_cache(2, 8)
+        layer(x[:, :4], cache=cache)
+        static, steps = StaticCache(cache, torch.tensor([4], dtype=kind)), []
+        for n in (4, 5):
+            at = None if given is None else given[n : n + 1]
+            steps.append(layer(x[:, n : n + 1], cache=static, mask=static.seen(), positions=at))
+            static.place += 1
+        assert relative_error(torch.cat(steps, dim=1), expected[:, 4:]) < EXACT
+    assert relative_error(layer(x, positions=positions)[:, 4:], expected[:, 4:]) > DIFFERENT  # control: positions count
+
+
+@pytest.mark.parametrize("name", ["MHA RoPE", "MLA coupled", "Tucker shared RoPE"])
+def test_one_made_in_inference_mode_serves_outside_of_it(name):
+    layer, x = layer_of(name), tokens(2, 6, 24)
+    place = torch.tensor([4])
+    with torch.inference_mode():
+        assert torch.arange(2).is_inference()  # control: what is made here cannot be written outside
+        cache = layer.new_cache(2, 8)
+        layer(x[:, :4], cache=cache)
+        static = StaticCache(cache, place)
+    with torch.no_grad():
+        assert relative_error(stepped(layer, static, x[:, 4:]), layer(x)[:, 4:]) < EXACT
+
+
 def test_where_to_go_on_is_written_on_the_device_of_the_place():
     cache, place = after_prompt(layer_of("MHA RoPE"), tokens(2, 6, 24), 4, 6)
     with torch.device("meta"):  # whatever is made elsewhere holds nothing

@@ -29,7 +29,8 @@ class StaticCache(Cache):
         self.place, self.keep_positions, self._positions = place, cache.keep_positions, cache._positions
         self._length = cache.max_tokens - len(place)  # a query meets all places, its own last in the count
         if self.keep_positions and self._positions is None:
-            self._positions = torch.arange(self.max_tokens, device=place.device).repeat(self.batch, 1)
+            with torch.inference_mode(False):  # made there, it could not be written anywhere else
+                self._positions = torch.arange(self.max_tokens, device=place.device).repeat(self.batch, 1)
 
     @by_one_thread
     def append(self, positions: torch.Tensor | None = None, **new: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -39,11 +40,12 @@ class StaticCache(Cache):
             As `Cache.append`; without positions the tokens stand where they are stored.
         """
         check_new_tokens(self, new)
+        place = self.place.long()  # PyTorch takes no other kind; of 64 bits it is the same memory
         for name, tensor in new.items():
-            self.streams[name].index_copy_(2, self.place, tensor.detach())
+            self.streams[name].index_copy_(2, place, tensor.detach())
         if self._positions is not None:
-            given = self.place if positions is None else positions
-            self._positions.index_copy_(1, self.place, given.expand(self.batch, -1))
+            given = place if positions is None else positions.long()
+            self._positions.index_copy_(1, place, given.expand(self.batch, -1))
         return tuple(without_gradient(self.streams[name], tensor) for name, tensor in new.items())
 
     def seen(self) -> torch.Tensor:
@@ -63,6 +65,8 @@ class StaticCache(Cache):
     @by_one_thread
     def reorder(self, rows: torch.Tensor) -> None:
         """As `Cache.reorder`, of all places."""
-        self._length += len(self.place)
-        super().reorder(rows)
-        self._length -= len(self.place)
+        before, self._length = self._length, self.max_tokens
+        try:
+            super().reorder(rows)
+        finally:  # of refused rows too, after which the cache is as it was
+            self._length = before

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..store.faults import as_one_line, first_line, is_of_a_file
+from ..store.files import called
 from .prepared import import_datasets
 
 HUB_NAME = "ILSVRC/imagenet-1k"
@@ -84,7 +85,7 @@ def load_photographs(path: str | None, cache: Path, side: int) -> Photographs:
     if path is not None:  # labels alone would not tell one folder from another
         for file in sorted(p for part in ("train", "validation") for p in (Path(path) / part).rglob("*") if p.is_file()):
             digest.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
-    name = HUB_NAME if path is None else Path(path).name
+    name = HUB_NAME if path is None else called(path)
     return Photographs(name, digest.hexdigest(), train, test, int(labels.max()) + 1, side)
 
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from ..store.faults import as_one_line
-from ..store.files import write_atomically
+from ..store.files import called, write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 MOST_CHARACTERS = 2**30  # of one file: a small packed one can hold any number of them
@@ -86,13 +86,12 @@ def load_text(
     """
     name, documents = read_documents(path)
     if validation is None:
-        held_out = documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
-        train = [d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1]
+        train, held_out = split(documents)
     else:
         train, (_, held_out) = documents, read_documents(validation, "--validation")
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
-    sha256 = sha256_of([*train, "\0held out\0", *held_out])
+    sha256 = sha256_of_both(train, held_out)
     tables = read_gpt2_tables(Path(bpe)) if bpe else None
     kind = f"gpt2-{hashlib.sha256(tables.to_str().encode()).hexdigest()[:8]}" if tables else vocab_size
     kept = cache / f"tokens-{sha256[:16]}-{kind}.npz"
@@ -145,7 +144,7 @@ def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[
     if len(documents) < VALIDATION_SHARE:
         whole = "".join(documents)
         documents = _stretches(whole, size=min(65536, len(whole) // (2 * VALIDATION_SHARE) + 1))
-    return source.name, documents
+    return called(source), documents
 
 
 def _sources(root: Path) -> Iterator[Path]:
@@ -197,6 +196,16 @@ def sha256_of(documents: list[str]) -> str:
     for document in documents:
         digest.update(document.encode() + b"\0")
     return digest.hexdigest()
+
+
+def split(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Documents to train on, and every tenth, which is held out."""
+    return [d for n, d in enumerate(documents, 1) if n % VALIDATION_SHARE], documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
+
+
+def sha256_of_both(train: list[str], held_out: list[str]) -> str:
+    """`sha256_of` documents to train on and those held out."""
+    return sha256_of([*train, "\0held out\0", *held_out])
 
 
 def _learn_byte_pairs(documents: list[str], vocab_size: int) -> Tokenizer:

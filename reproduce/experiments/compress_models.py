@@ -28,7 +28,7 @@ from ..store.records import append, new_record
 from ..train.options import Options
 from ..train.public_models import open_model
 from .moments import moments
-from .samples import Windows, sentence_pairs, spread
+from .samples import Windows, check_apart, sentence_pairs, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "text", "test", "model")
@@ -75,7 +75,7 @@ def run(options: Options) -> None:
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
     read = spread(opened, options.text, WINDOWS, WINDOW)
     known = moments(opened, layers, list(read.tokens.to(options.device).split(1)))
-    judge = judge_of(opened, options.test)
+    judge = judge_of(opened, options.test, read.sha256)
     before, judged = judge(None)
     own = {"attention_parameters": count_parameters(layers.values()), "cache": count_cached(list(layers.values())), **judged}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
@@ -224,15 +224,17 @@ def even(width: float) -> int:
     return max(2, 2 * int(width / 2))
 
 
-def judge_of(opened: OpenModel, tests: tuple[str, ...]) -> Callable:
+def judge_of(opened: OpenModel, tests: tuple[str, ...], seen: str) -> Callable:
     """What the model as it stands makes of the test texts: (its answers from before, None at first) -> (its answers, what a record says).
 
-    opened: predicts the next token, or gives hidden states.
+    opened: predicts the next token, or gives hidden states.  seen: the sha256 of the text that layers are made with.
     """
     if opened.predicts == NEXT:
         texts = [spread(opened, path, TEST_WINDOWS, TEST_WINDOW, "--test") for path in tests]
+        check_apart(((text.name, text.sha256) for text in texts), {seen})
         return lambda before: (None, {"tests": {text.name: losses(opened, text) for text in texts}})
     pairs = [sentence_pairs(opened, path, PAIRS) for path in tests]
+    check_apart(((name, sha256) for name, sha256, _ in pairs), {seen})
 
     def judge(before):
         found = {name: embeddings(opened, sentences) for name, _, sentences in pairs}

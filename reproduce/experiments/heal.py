@@ -13,6 +13,7 @@ A row takes up where it was stopped when the command is repeated: each rate has 
 
 import copy
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..train.runs import Run, override
 from ..train.settings import TrainConfig
 from .compress_models import Way, check_compressible, chosen, summed, ways, window_losses
 from .moments import moments
-from .samples import Corpus, Windows, corpus, spread
+from .samples import Corpus, Windows, check_apart, corpus, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "seeds", "training", "text", "test", "model")
@@ -101,8 +102,9 @@ def run(options: Options) -> None:
     layers = {
         place: copy.deepcopy(layer).cpu() for place, layer in opened.layers.items()
     }  # converted there, trained on the device
-    read = list(spread(opened, options.text, WINDOWS, WINDOW).tokens.split(1))
-    known = {place: moment.cpu() for place, moment in moments(opened, layers, read).items()}
+    read = spread(opened, options.text, WINDOWS, WINDOW)
+    check_apart(((test.name, test.sha256) for test in study.tests), {read.sha256, study.text.held_out.sha256})
+    known = {place: moment.cpu() for place, moment in moments(opened, layers, list(read.tokens.split(1))).items()}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
     control = Way(AS_IT_IS, 1.0, lambda place: copy.deepcopy(layers[place]))
     halved = [way for way in ways(layers, tensors, known) if way.share == SHARE and ELSEWHERE not in way.label]
@@ -241,6 +243,8 @@ class Study:
             return {"learning_rate": rate, "diverged_at": error.step, "curve": error.result.curve}
         attention.requires_grad_(False)
         loss = summed(self.text.held_out, window_losses(self.opened, self.text.held_out))["loss"]
+        if not math.isfinite(loss):  # of weights that the last step spoiled
+            return {"learning_rate": rate, "diverged_at": settings.steps, "curve": result.curve}
         return {"learning_rate": rate, "validation_loss": loss, "curve": result.curve, "seconds": round(result.seconds, 1)}
 
     def loss(self, _attention: Attention, tokens: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], words: bool =
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return _joined(
+        re.sub(r"\s*\n\s*", " ", str(cell)).replace("|", r"\|") for cell in cells
+    )  # a model's name may hold what it likes
+
+
+def _joined(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def aligned(text: str) -> str:
@@ -52,12 +58,12 @@ def aligned(text: str) -> str:
 
 
 def _aligned_table(found: re.Match) -> str:
-    header, rule, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in found.group().splitlines())
+    header, rule, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line[1:-1])] for line in found.group().splitlines())
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     left = [not cell.endswith(":") for cell in rule]
 
     def line(cells: list[str]) -> str:
-        return _line([c.ljust(w) if l else c.rjust(w) for c, w, l in zip(cells, widths, left)])  # noqa: E741
+        return _joined([c.ljust(w) if l else c.rjust(w) for c, w, l in zip(cells, widths, left)])  # noqa: E741
 
     rules = "|".join("-" * (w + 2) if l else "-" * (w + 1) + ":" for w, l in zip(widths, left))  # noqa: E741
     end = "\n" if found.group().endswith("\n") else ""

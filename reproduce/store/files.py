@@ -51,6 +51,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             part.unlink(missing_ok=True)
 
 
+def called(path: str | Path) -> str:
+    """What a path is called: its last part; of "." and "..", which have none, that of the folder they mean; of the root "/".
+
+    Args:
+        path: of a file or a folder.
+    """
+    whole = os.path.abspath(path)
+    return os.path.basename(whole) or whole
+
+
 def extend(path: Path, size: int, content: bytes) -> None:
     """Let a file hold its first bytes and then these, on disk; for files too large to be written anew.
 

@@ -23,7 +23,7 @@ import numpy
 import torch
 
 from .checked import check, read_json
-from .files import write_atomically
+from .files import called, write_atomically
 from .locks import locked
 from .schema import Entry, check_record
 
@@ -290,7 +290,7 @@ def command_line() -> str:
 
     def shortened(argument: str) -> str:
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        paths = (Path(part).name if os.path.isabs(part) or part.startswith("..") else part for part in value.split(","))
+        paths = (called(part) if os.path.isabs(part) or part.startswith("..") else part for part in value.split(","))
         return option + equals + ",".join(paths)
 
     return shlex.join(["python", "-m", "reproduce", *map(shortened, sys.argv[1:])])

@@ -14,6 +14,8 @@ from .distributed import SHARDINGS
 from .options import STARTS
 from .settings import OPTIMIZERS
 
+LARGEST_RATE = 1e30  # AdamW divides it by 1 - beta, Muon multiplies it by the root of a width
+
 # The groups for training language models.
 LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "passes", "text", "test", "bpe")
 
@@ -303,8 +305,11 @@ def rate(text: str) -> float:
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """Several of `rate`, as in "1e-3,2e-3"."""
-    return tuple(map(rate, text.split(",")))
+    """Several of `rate`, as in "1e-3,2e-3", and none that an optimiser could multiply beyond float32."""
+    found = tuple(map(rate, text.split(",")))
+    if max(found) > LARGEST_RATE:
+        raise argparse.ArgumentTypeError(f"{max(found):g} is no learning rate; it must be at most {LARGEST_RATE:g}")
+    return found
 
 
 def triples(text: str) -> tuple[tuple[int, int, int], ...]:

@@ -336,6 +336,10 @@ def train_one(
     if not workers.is_first:
         return workers.wait()
     metrics = validate(model, data, context, workers.micro_batch, preset.validation_tokens, settings.precision, run.title)
+    if not math.isfinite(metrics["validation_loss"]):
+        tqdm.write(f"{run.title}: after step {settings.steps}, the last one, the loss is no number; recorded as diverged")
+        run.finish({"diverged_at": settings.steps, **about(model, result)}, result.seconds)
+        return workers.wait()
     if unseen:
         metrics["test"] = measure_unseen(model, unseen, context, workers.micro_batch, settings.precision, run.title)
     tokens_seen = settings.steps * settings.batch_size * context

@@ -1,6 +1,7 @@
 """What training and judging vision transformers needs: the model and its file, batches, loss and accuracy."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +133,18 @@ def outcome(training: Callable[[], TrainResult], judge: Callable[[], dict], sett
         settings: how many images it saw.
 
     Returns:
-        The metrics are the judgement, or at which step it diverged.
+        The metrics are the judgement, or at which step it diverged; the last one, where logits are no numbers after it.
     """
     try:
-        return training(), {**judge(), "images_seen": settings.steps * settings.batch_size}
+        result = training()
     except Diverged as error:
         tqdm.write(f"{error}; recorded")
         return error.result, {"diverged_at": error.step}
+    judged = judge()
+    if math.isnan(judged["top1"]):
+        tqdm.write(f"after step {settings.steps}, the last one, logits are no numbers; recorded as diverged")
+        return result, {"diverged_at": settings.steps}
+    return result, {**judged, "images_seen": settings.steps * settings.batch_size}
 
 
 def as_input(images: torch.Tensor, pixel_range: int) -> torch.Tensor:
@@ -188,13 +194,14 @@ def accuracy(
         workers: those that share the images.
 
     Returns:
-        `top1` and `top5`, from 0 to 1.
+        `top1` and `top5`, from 0 to 1; NaN where logits are: of them any class would be the first guess.
     """
     counts = torch.zeros(3, dtype=torch.float64, device=device)  # first guesses, first five, images
     for images, labels in batches:
         logits = logits_of(images.to(device))
         hits = logits.topk(min(5, logits.shape[1])).indices == labels.to(device)[:, None]  # (b, 5)
         counts += torch.stack([hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)])
+        counts += torch.where(logits.isfinite().all(), 0.0, torch.nan)
     top1, top5, images = workers.mean(counts).tolist()
     return {"top1": top1 / images, "top5": top5 / images}
 
@@ -275,7 +282,7 @@ class ImageSets:
         _, *test = self.guesses(model, *self.test)
         names = ("top1", "top5")
         return {
-            **{name: float(hits.mean()) for name, hits in zip(names, test)},
+            **{name: float(hits.mean()) if math.isfinite(loss) else math.nan for name, hits in zip(names, test)},
             "hits": {name: packed(hits) for name, hits in zip(names, test)},
             "validation_loss": loss,
             **{f"validation_{name}": float(hits.mean()) for name, hits in zip(names, held_out)},

@@ -22,8 +22,13 @@ def second_moment(layer: CachedAttention, x: torch.Tensor, damping: float = 1e-6
         (D, D), float64, where D is d, or d + 1 with biases.
 
     Raises:
-        ValueError: for another width, no tokens, NaN or infinity, or a damping that is not finite and at least 0.
+        ValueError: for what is no tensor of real numbers, another width, no tokens, NaN or infinity, or a damping that is not finite and at
+            least 0.
     """
+    if not isinstance(x, torch.Tensor) or x.is_complex():
+        raise ValueError(
+            f"x is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}; it must be a tensor of real numbers"
+        )
     if x.ndim == 0 or x.shape[-1] != layer.d_model or x.numel() == 0 or not x.isfinite().all():
         raise ValueError(
             f"x has shape {tuple(x.shape)}; it must be finite and not empty, with d_model = {layer.d_model} as its last size"

@@ -9,6 +9,7 @@ from torch import nn
 
 from ...store.checked import Line, Part, check
 from ...store.faults import is_of_a_file
+from ...store.files import called
 from . import checkpoint, inputs
 from .adapter import Adapter
 from .families import family_of
@@ -73,7 +74,7 @@ def from_description(name: str, public: dict, tokenizer: str | None) -> OpenMode
 
 def known_as(name: str) -> str:
     """A folder's own name, wherever it lies; a hub name as it is."""
-    return Path(name).name if Path(name).exists() else name
+    return called(name) if Path(name).exists() else name
 
 
 def check_options(family: Family, config) -> None:
