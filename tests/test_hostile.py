@@ -399,6 +399,7 @@ CONSTRUCTORS = table(
     ("option: scale True", lambda: TuckerAttention(24, 6, (4, 8, 8), scale=True), "scale is True"),
     ("option: scale complex", lambda: TuckerAttention(24, 6, (4, 8, 8), scale=1j), "scale is 1j"),
     ("option: bias a word", lambda: MultiHeadAttention(24, 6, bias="yes"), "bias is 'yes'; it must be False, True or 'qkv'"),
+    ("option: bias of other layers", lambda: TuckerAttention(24, 6, (3, 4, 4), bias="qkv"), "bias is 'qkv'; it must be False or True"),
     ("option: init unknown", lambda: TuckerAttention(24, 6, (4, 8, 8), init="zeros"), "init is 'zeros'; it must be 'orthonormal'"),
     ("option: rotary a word", lambda: MultiHeadAttention(24, 6, rotary="yes"), "rotary is 'yes'; it must be a Rotary or None"),
     ("rotary: of another width", lambda: MultiHeadAttention(24, 6, rotary=Rotary.heads(6)), "rotary turns 6 channels; .* head_dim = 4"),

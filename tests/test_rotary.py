@@ -408,6 +408,7 @@ def test_bad_positions_are_named(name, positions, message):
         (lambda: MultiHeadLatentAttention(24, 3, 6, 8, rope_dim=4), "rope_dim is 4.*Rotary.heads"),
         (lambda: MultiHeadLatentAttention(24, 3, 6, 8, rope_dim=-2), "rope_dim is -2"),
         (lambda: MultiHeadAttention(24, 3, bias="yes"), "bias is 'yes'"),
+        (lambda: TuckerAttention(24, 3, (2, 4, 4), bias="qkv"), "^bias is 'qkv'; it must be False or True$"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

@@ -411,6 +411,8 @@ def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, ro
     """
     d_model, n_heads = check_positive("d_model", d_model), check_positive("n_heads", n_heads)
     check_qk_norm(qk_norm)
+    if bias not in (False, True):  # "qkv", which other layers take, would get an output bias all the same
+        raise ValueError(f"bias is {bias!r}; it must be False or True")
     rows = d_model + 1 if bias else d_model
     fixed = rotary is not None or qk_norm is not None  # a key whose coordinates may not be mixed
     widest_key = math.inf if fixed else rows
