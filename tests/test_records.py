@@ -198,6 +198,8 @@ def test_committed_records_are_complete_and_hold_no_machine_paths():
         text = json.dumps(vars(r))
         assert not re.search(r"/(home|root|tmp|work|usr)/", text)
         assert "+changes" not in r.commit and r.commit != "unknown", r.id
+        what = [r.experiment, r.preset, r.method, r.config]
+        assert r.id == records.run_id(*what, r.seed, r.data) != records.run_id(*what, -1, r.data)  # the last one is the control
     assert len({r.id for r in committed}) == len(committed)
 
 
