@@ -87,6 +87,7 @@ def test_small_texts_are_found():
     plt.close(figure)
 
 
+@pytest.mark.no_cover
 def test_runs_that_barely_began_are_drawn_of_other_records_alone(tmp_path, monkeypatch):
     committed = {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
     assert not {name for name in committed if "smoke" in name} - {"compression_smoke.png", "decoding_smoke.png"}
@@ -96,6 +97,7 @@ def test_runs_that_barely_began_are_drawn_of_other_records_alone(tmp_path, monke
     assert {"learning_curves_table2_smoke.png", "spectra_smoke.png"} <= drawn
 
 
+@pytest.mark.no_cover
 def test_a_run_that_diverged_hides_no_other(tmp_path, monkeypatch):
     runs = runs_of(COMMITTED, "table2", "smoke")
     left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
