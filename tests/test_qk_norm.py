@@ -186,6 +186,7 @@ def one_block(tucker):
     tucker.k_norm.blocks, tucker.k_norm.count = 1, tucker.ranks[2]
 
 
+@pytest.mark.no_cover
 @KINDS
 @pytest.mark.parametrize("rotary", HEAD_ROTARIES)
 @pytest.mark.parametrize("name", GROUPS)
