@@ -34,6 +34,7 @@ def pytest_configure(config):
     import torch._dynamo  # the first custom operator imports it, a second that every mutant would pay again
 
     multiprocessing.set_forkserver_preload(["paper_figures.__main__"])  # once it runs for any test, what it imports is settled
+    quicker.rewrite_untraced()
     quicker.compile_untraced()
     if os.environ.get("TRITON_INTERPRET") == "1":
         quicker.interpret_quickly()
