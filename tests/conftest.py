@@ -1,6 +1,7 @@
 """Triton's interpreter where there is no GPU, and the matrix of exactness at the end of a run: worst errors, smallest controls."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ def pytest_configure(config):
     """What takes seconds, and is not for the process that hands tests out to others (pytest -n) and runs none itself."""
     if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
         return
+    gc.disable()  # until all is imported
     import torch
 
     if not torch.cuda.is_available():
@@ -32,6 +34,7 @@ def pytest_configure(config):
     import torch._dynamo  # the first custom operator imports it, a second that every mutant would pay again
 
     multiprocessing.set_forkserver_preload(["paper_figures.__main__"])  # once it runs for any test, what it imports is settled
+    quicker.rewrite_untraced()
     quicker.compile_untraced()
     if os.environ.get("TRITON_INTERPRET") == "1":
         quicker.interpret_quickly()
@@ -67,6 +70,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in SLOW)
 
 
+def pytest_collection_finish():
+    """What has been imported stays: to look through it for garbage again and again takes a tenth of the time of small tests."""
+    gc.enable()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside pytest-cov's own
 def pytest_runtest_call(item):
     """What is marked no_cover runs untraced: in a process of `pytest -n`, pytest-cov pauses one of the two measurements it has started."""
@@ -75,6 +85,7 @@ def pytest_runtest_call(item):
 
 
 def pytest_sessionfinish(session):
+    gc.unfreeze()  # what is frozen at the end, nanobind reports as leaked
     if hasattr(session.config, "workeroutput"):  # one of several processes (pytest -n): its part goes to the one that prints
         session.config.workeroutput["matrix"] = [[*key, value] for key, value in MATRIX.items()]
 

@@ -1,5 +1,6 @@
 """What all tests share: one measure of error, one table of tolerances, and layers that show a wrong logit."""
 
+import json
 import os
 import random
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from reproduce.experiments.exactness import with_large_weights  # noqa: F401  (tests take it from here)
-from reproduce.store.records import Record
+from reproduce.store.records import FIELDS, Record
 
 # Relative error ||a - b|| / ||b|| allowed between two ways to compute the same thing, with the reason for each.
 TOLERANCE = {
@@ -77,6 +78,16 @@ def a_record(**given) -> Record:
     """A record with these fields, and with others that mean nothing."""
     words = {name: "" for name in ("id", "experiment", "preset", "method", "command", "commit", "device", "finished")}
     return Record(**words | dict(config={}, seed=0, data=None, metrics={}, versions={}, wall_seconds=0.0) | given)
+
+
+def write_records(folder, runs: list[Record]) -> None:
+    """What `records.append` leaves of them one by one, written at once: it reads all that is there for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for experiment, preset in {(r.experiment, r.preset) for r in runs}:
+        entries = [
+            {name: getattr(r, name) for name in FIELDS} for r in runs if (r.experiment, r.preset) == (experiment, preset)
+        ]
+        (folder / f"{experiment}.{preset}.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
 CHANGE = random.Random(0)

@@ -52,6 +52,16 @@ def import_untraced() -> None:
     SourceFileLoader.exec_module = loaded
 
 
+def rewrite_untraced() -> None:
+    """pytest puts into the assertions of tests what they say when they fail; it keeps that where Python may keep what it compiles."""
+    try:
+        from _pytest.assertion import rewrite
+
+        rewrite._rewrite_test = made_untraced(rewrite._rewrite_test)
+    except (ImportError, AttributeError):  # no pytest, or another one
+        return
+
+
 def compile_untraced() -> None:
     """The compiler reads our code as data."""
     try:

@@ -641,8 +641,8 @@ def test_a_stream_goes_on_into_nothing_once_its_reader_has_gone(monkeypatch):
     ("2>/dev/full", 0, ""),  # what is said while it runs is no result
     (">/dev/full 2>&1", 1, ""),
 ])  # fmt: skip
-def test_on_a_full_disk_a_run_goes_on_and_the_end_says_what_is_lost(tmp_path, where, status, said):
-    done = piped(tmp_path, f"{sys.executable} -m reproduce spectra --out /nowhere --records r {where}")
+def test_on_a_full_disk_a_run_goes_on_and_the_end_says_what_is_lost(tmp_path, where, status, said, warm):
+    done = piped(tmp_path, f"{warm.python} -m reproduce spectra --out /nowhere --records r {where}")
     assert done.returncode == 1  # control: an error is one all the same
     done = piped(tmp_path, f"{sys.executable} -m reproduce table1 --records r {where}")
     assert done.returncode == status and done.stderr.strip() == said

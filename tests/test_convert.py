@@ -39,6 +39,7 @@ def tensors(layer) -> tuple[np.ndarray, np.ndarray]:
     return tucker.pre.numpy().to_tensor(), tucker.post.numpy().to_tensor()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("method", ["svd", "mean"])
 @GROUPED
 def test_as_many_groups_as_there_are_change_nothing(name, method):

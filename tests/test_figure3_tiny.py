@@ -71,6 +71,7 @@ def rates_of(found, method: str, seed: int) -> list[float]:
     return [r.config[part]["learning_rate"] for r in found if (r.method, r.seed) == (method, seed)]
 
 
+@pytest.mark.no_cover
 def test_one_seed_tries_every_rate_and_the_others_take_the_best(tiny, path, tmp_path):
     found = run(path, tmp_path)
     by_loss = lambda runs: min(runs, key=lambda r: r.metrics["validation_loss"])  # noqa: E731
@@ -115,6 +116,7 @@ def test_what_tells_weights_apart_is_the_same_on_every_device(monkeypatch):
     assert figure3_tiny.weights_hash(model) != expected  # control
 
 
+@pytest.mark.no_cover
 def test_a_repeated_command_and_slices_of_it_train_nothing_twice(tiny, path, tmp_path, monkeypatch):
     whole = run(path, tmp_path / "whole", seeds=(0, 1))
     titles, train = [], figure3_tiny.train

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import a_record
+from helpers import a_record, write_records
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -87,23 +87,23 @@ def test_small_texts_are_found():
     plt.close(figure)
 
 
+@pytest.mark.no_cover
 def test_runs_that_barely_began_are_drawn_of_other_records_alone(tmp_path, monkeypatch):
     committed = {p.name for p in (ROOT / "paper_figures" / "images").iterdir()}
     assert not {name for name in committed if "smoke" in name} - {"compression_smoke.png", "decoding_smoke.png"}
-    for record in runs_of(COMMITTED, "table2", "smoke") + runs_of(COMMITTED, "spectra", "smoke"):
-        records.append(tmp_path / "records", record)
+    write_records(tmp_path / "records", runs_of(COMMITTED, "table2", "smoke") + runs_of(COMMITTED, "spectra", "smoke"))
     assert draw(monkeypatch, "--records", tmp_path / "records", "--out", tmp_path / "images") == 0
     drawn = {p.name for p in (tmp_path / "images").iterdir()}
     assert {"learning_curves_table2_smoke.png", "spectra_smoke.png"} <= drawn
 
 
+@pytest.mark.no_cover
 def test_a_run_that_diverged_hides_no_other(tmp_path, monkeypatch):
     runs = runs_of(COMMITTED, "table2", "smoke")
     left = {name: runs[0].metrics[name] for name in ("attention_parameters", "cache_per_token", "curve")}
     broken = dataclasses.replace(runs[0], metrics=left | {"diverged_at": 7})
     for name, found, drawn in (("some", [broken, *runs[1:]], True), ("none", [broken], False)):
-        for record in found:
-            records.append(tmp_path / name, record)
+        write_records(tmp_path / name, found)
         assert draw(monkeypatch, "--records", tmp_path / name, "--out", tmp_path / name) == 0
         assert (tmp_path / name / "learning_curves_table2_smoke.png").exists() == drawn
 

@@ -183,6 +183,7 @@ def test_seeds_that_judge_alone_have_no_grid_of_rates():
 
 def test_the_trend_goes_from_few_tokens_to_many(tmp_path):
     runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + study(-0.01, steps=3960)
+    best._beside_embedding.cache_clear()  # which a test without coverage may have filled
     found = best.trend(runs)
     assert list(found) == ["Tucker [8,64,64]"]
     tokens, estimates = zip(*found["Tucker [8,64,64]"])

@@ -47,6 +47,7 @@ def test_every_setting_is_recorded_once_and_goes_on_where_it_stopped(tmp_path, m
     assert "| GPT-2 MHA, PyTorch |" in results.render(found) and run_here("generation_speed", "--rows", "MHA") == 1
 
 
+@pytest.mark.no_cover
 def test_rows_are_chosen_and_those_of_the_gpu_are_whole_models(tmp_path):
     experiment.run(Options("smoke", tmp_path, tmp_path / "records", rows=("LLaMA MLA shared d_c=8 d_R=64",)))
     assert {r.method for r in records.load(tmp_path / "records")} == {"MLA shared d_c=8 d_R=64"}

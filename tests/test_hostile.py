@@ -205,6 +205,7 @@ EMPTY = table(
 )
 
 
+@pytest.mark.no_cover
 @EVERY_LAYER
 @pytest.mark.parametrize("backend", ("reference", "sdpa", "math", "efficient", "flex", "triton"))
 @pytest.mark.parametrize("causal", (False, True))
@@ -219,6 +220,7 @@ def test_nothing_in_gives_nothing_out(name, backend, causal, size):
         assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())  # a sum over nothing; NaN would be any
 
 
+@pytest.mark.no_cover
 @EVERY_LAYER
 @pytest.mark.parametrize("backend", ("reference", "sdpa", "math", "flex"))
 @torch.no_grad()
@@ -231,6 +233,7 @@ def test_no_token_leaves_a_cache_as_it_was(name, backend):
     assert relative_error(layer(X[:, 3:]), expected[:, 3:]) > DIFFERENT  # control: what was cached matters
 
 
+@pytest.mark.no_cover
 @EVERY_LAYER
 @pytest.mark.parametrize(
     "value", table(("not finite: NaN", NAN), ("not finite: infinity", INF), ("not finite: -infinity", -INF))
@@ -265,6 +268,7 @@ def test_pytorchs_cpu_kernel_takes_nan_logits_for_hidden_ones():
     assert attend(q, k, v, scale=1.0, backend="reference").isnan().all()
 
 
+@pytest.mark.no_cover
 @EVERY_LAYER
 @pytest.mark.parametrize("causal", (False, True))
 @pytest.mark.parametrize(

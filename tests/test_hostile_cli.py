@@ -505,6 +505,7 @@ def filling_the_disk(place: Path, arguments: list, room: int, file: str, said) -
     said.send((status, told.getvalue()))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("arguments, room, file", FULL)
 def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, arguments, room, file):
     monkeypatch.chdir(place)

@@ -264,6 +264,7 @@ def test_a_run_that_diverges_is_on_record_and_stops_no_other(tiny, folder, tmp_p
     assert "top1" in other and "diverged at step 2" in results.render(records.load(tmp_path / "records"))
 
 
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore:.*'pin_memory'")
 def test_model_and_photographs_are_opened_once_and_what_is_on_record_opens_no_model(tiny, folder, tmp_path, monkeypatch):
     calls = []

@@ -137,6 +137,7 @@ def share(trials: list[bool]) -> float:
     return sum(trials) / len(trials)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seeds", [5, 8])
 def test_without_a_difference_below_or_above_is_said_in_five_per_cent_between_seeds(seeds):
     drawn = np.random.default_rng(seeds).normal(0, 0.02, (6000, seeds))

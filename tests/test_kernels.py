@@ -227,6 +227,7 @@ def test_no_tensor_of_all_heads_queries_is_made():
     assert all_queries in Seen.sizes
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     "shape", [(2, 6, 1, 1, 37, 10, 7), (1, 4, 4, 1, 50, 8, 8), (2, 4, 2, 1, 1, 16, 16), (1, 20, 1, 1, 130, 4, 4)]

@@ -34,6 +34,7 @@ def texts() -> dict[str, str]:
     return pages.texts_of({name for page in PAGES for name in pages.parts_of(text_of(page))}, COMMITTED)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_shows_exactly_what_the_records_say(page, texts):
     """Where it fails: python -m reproduce report --write README.md"""
@@ -53,6 +54,7 @@ def rows_of(text: str) -> list[str]:
     return [line for line, below in zip(lines, [*lines[1:], ""]) if line.startswith("| ") and not below.startswith("|--")]
 
 
+@pytest.mark.no_cover
 def test_changed_records_change_every_row_of_every_part(texts):
     """Control for the tests above: the numbers are read, not remembered."""
     changed = [dataclasses.replace(record, metrics=nudged(record.metrics)) for record in COMMITTED]
@@ -101,6 +103,7 @@ def test_where_no_page_is_named_it_is_the_first(tmp_path, monkeypatch):
     assert run_here("report", "--write") == 0 and "**Holds.**" in Path("README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.no_cover
 def test_only_what_is_between_marks_is_replaced(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{marked('results')}after\n", encoding="utf-8")
@@ -115,6 +118,7 @@ def test_only_what_is_between_marks_is_replaced(tmp_path, capsys):
         assert page.read_text(encoding="utf-8") == wrong
 
 
+@pytest.mark.no_cover
 def test_claims_are_written_where_a_page_has_the_marks_of_the_report(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(marked("results"), encoding="utf-8")
@@ -162,6 +166,7 @@ def test_a_name_that_holds_bars_or_lines_stays_in_its_cell():
     assert "12" not in aligned("| model | loss |\n|---|---:|\n| a|b | 12 |")  # control: unmarked, a bar costs the last number
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "experiment, words",
     [
@@ -257,6 +262,7 @@ def slow(r):
         row["milliseconds"] = 100.0
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "change, which, word",
     [
@@ -459,6 +465,7 @@ def test_control_of_the_prose_s_numbers():
     assert own_numbers(page) == {"3.857", "28 %", "1,536", "37"}
 
 
+@pytest.mark.no_cover
 def test_the_python_of_the_pages_runs():
     for page in PAGES[1:]:
         names: dict = {}

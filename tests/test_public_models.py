@@ -168,6 +168,7 @@ def test_images_are_standardised_as_the_model_was_trained(checkpoints, tmp_path)
     torch.testing.assert_close(again.logits(again.model, x), expected)
 
 
+@pytest.mark.no_cover
 @EVERY
 @torch.no_grad()
 def test_compress_measures_saves_and_opens_again(kind, checkpoints, text, tmp_path):

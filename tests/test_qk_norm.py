@@ -130,6 +130,7 @@ def errors(layer, literal, x, options, **faults):
     return [((a - b).norm() / max(b.norm().item(), 1e-3 * largest)).item() for a, b in zip(fast, slow)]
 
 
+@pytest.mark.no_cover
 @KINDS
 @MASKED
 @pytest.mark.parametrize("rotary", HEAD_ROTARIES)
@@ -185,6 +186,7 @@ def one_block(tucker):
     tucker.k_norm.blocks, tucker.k_norm.count = 1, tucker.ranks[2]
 
 
+@pytest.mark.no_cover
 @KINDS
 @pytest.mark.parametrize("rotary", HEAD_ROTARIES)
 @pytest.mark.parametrize("name", GROUPS)
@@ -257,6 +259,7 @@ def test_gains_start_at_one_and_eps_is_that_of_the_models(name, kind):
         assert (norm.weight == 1).all() and norm.eps == 1e-6
 
 
+@pytest.mark.no_cover
 @EVERY
 @KINDS
 @pytest.mark.parametrize("backend", ["sdpa", "math", "flash", "flex", "triton"])

@@ -1,7 +1,6 @@
 """Mutation, fuzzing and versions: what is counted, what is listed as equivalent, and what the committed records say."""
 
 import ast
-import gc
 import json
 import subprocess
 import sys
@@ -342,7 +341,6 @@ def test_only_tests_that_belong_to_the_module_are_run(toy, monkeypatch):
         with pytest.raises(RuntimeError, match="tests pass where every function that is mutated fails"):
             runner.warm_up()  # this one calls none
     finally:
-        gc.unfreeze()  # which `warm_up` did for its forks: what is frozen at the end, nanobind reports as leaked
         runner.session.config._ensure_unconfigure()
         configuration.reset_config()
 

@@ -242,6 +242,7 @@ def test_the_library_imports_with_numpy_and_torch_alone():
     assert "torch.Size([1, 4, 12])" in result.stdout
 
 
+@pytest.mark.no_cover
 def test_the_tables_of_claims_have_a_line_for_each():
     drawn = claims.render(COMMITTED)
     tables = [

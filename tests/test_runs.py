@@ -44,6 +44,7 @@ def identities(record, folder, monkeypatch) -> set[str]:
     return started
 
 
+@pytest.mark.no_cover
 def test_committed_runs_are_known_to_this_code(tmp_path, monkeypatch):
     """A repeated command skips them: no setting that defines a run may change its name or gain a companion unnoticed."""
     committed = [r for r in records.load(records.COMMITTED) if r.experiment in TRAINED and r.preset != "sizes"]

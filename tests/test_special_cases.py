@@ -89,6 +89,7 @@ def dense_tensors(layer) -> tuple[np.ndarray, np.ndarray]:
     return pre_softmax_tensor(q, k), post_softmax_tensor(v, w_o)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("batch, n_tokens", [(1, 1), (2, 7), (1, 63)])
 @pytest.mark.parametrize("name", ALL)

@@ -165,6 +165,7 @@ def test_it_is_where_the_cache_is_whatever_the_default_device(name):
         assert relative_error(stepped(layer, cache, x[:, 4:]), expected) < EXACT
 
 
+@pytest.mark.no_cover
 @EVERY
 @torch.no_grad()
 def test_all_steps_are_one_compilation_that_breaks_nowhere(name):

@@ -65,6 +65,7 @@ def errors(layer, x, options, **other) -> list[float]:
     return [((a - b).norm() / scale).item() for a, b, scale in zip(fast, slow, scales)]
 
 
+@pytest.mark.no_cover
 @EACH_SIZE
 @EACH_ROTARY
 @EACH_MASK

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -393,7 +394,9 @@ def test_nbval_fails_on_a_broken_identity_and_on_a_changed_output(tmp_path):
     altered["outputs"][0]["text"] = "another output"
     (tmp_path / "broken.ipynb").write_text(json.dumps(notebook | {"cells": cells}), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-rfp", str(tmp_path / "broken.ipynb")]
-    report = subprocess.run(command, cwd=ROOT, env=unmeasured(), capture_output=True, encoding="utf-8").stdout
+    command += ["-p", "tutorials.conftest"]  # its kernel is forked as the kernels of the lessons are
+    environment = unmeasured() | {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT / "tests")])}
+    report = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8").stdout
     failed = {source(cells[int(number)]) for number in re.findall(r"^FAILED .*::Cell (\d+)", report, re.MULTILINE)}
     assert any("post_softmax_tensor(w_v, w_o)" in lines for lines in failed) and source(altered) in failed
     assert "PASSED" in report and len(failed) < len(cells) - 2

@@ -5,6 +5,7 @@ A stand-in for `python` asks it for a program, lends it its streams and its envi
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -128,6 +129,8 @@ def main() -> None:
     """Fork a program for everyone who asks at the door, until stdin ends; who asked and is gone is followed by its program."""
     for module in ("reproduce.__main__", *sys.argv[2:]):
         importlib.import_module(module)
+        if "triton" not in sys.modules:  # whose binding reports what is frozen at the end as leaked
+            gc.freeze()  # or each fork, as it ends, copies all that is here only to look through it
     if "torch._dynamo" in sys.modules:
         quicker.compile_untraced()
     asking, ended, wake = {}, *os.pipe()
