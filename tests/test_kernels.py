@@ -53,6 +53,7 @@ SHAPES = [  # b, h, g, n, m, k, v
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Every buffer that is allocated without contents holds NaN: what a kernel forgets to write shows."""
+    torch.utils._device._device_constructors()  # which it remembers: `with torch.device(...)` must know torch.empty as it is
     for place, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         original = getattr(place, name)
 
