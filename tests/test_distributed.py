@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import workers as toy
 
 from reproduce.experiments import table2
 from reproduce.store import records
-from reproduce.train.distributed import Workers
+from reproduce.train.distributed import Workers, started
 from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
@@ -208,6 +209,23 @@ def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_
     assert_same_run(in_this_process(text, stopped, monkeypatch), expected, workers=1)
     assert not list(stopped.glob("checkpoints/*.pt"))
     in_this_process(text, stopped, monkeypatch)  # on record already: still one
+
+
+def test_the_gpu_that_is_named_is_the_one_that_is_timed(monkeypatch):
+    """Events and memory counters of torch.cuda are of the current GPU."""
+    current = ["cuda:0"]
+
+    @contextmanager
+    def chosen(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    for device, expected in (("cuda:1", "cuda:1"), ("cpu", "cuda:0")):  # control: a CPU chooses no GPU
+        with started(device) as (workers, place):
+            assert (workers.count, place, current[-1]) == (1, device, expected)
+        assert current == ["cuda:0"]
 
 
 def test_every_row_belongs_to_one_worker():

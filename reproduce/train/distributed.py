@@ -210,7 +210,9 @@ def started(device: str, micro_batch: int | None = None, sharding: str | None = 
         The workers, and this one's device.
     """
     if not torch.distributed.is_torchelastic_launched():
-        yield Workers(micro_batch=micro_batch, sharding=sharding), device
+        # Streams, events, memory counters and kernels of torch.cuda are those of the current GPU: of "cuda:1" too, not of the first.
+        with torch.cuda.device(device) if torch.device(device).type == "cuda" else nullcontext():
+            yield Workers(micro_batch=micro_batch, sharding=sharding), device
         return
     if torch.device(device).type == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
