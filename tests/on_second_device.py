@@ -50,7 +50,7 @@ def texts() -> dict:
     """Three texts, as the options name them."""
     paths = [FOLDER / f"{name}.txt" for name in ("text", "validation", "test")]
     for path in paths:
-        count = 300 if path.stem == "text" else 6
+        count = 6 if path.stem == "validation" else 300
         lines = (
             f"Of {path.stem} this line says {n * n} here. Another line follows the line before it now." for n in range(count)
         )
@@ -124,7 +124,7 @@ def healed_and_compressed():
     label = "MLA separated d_c=24"
     heal.run(options("gpu", "heal", model=str(FOLDER / "gpt2"), rows=(heal.AS_IT_IS, label), **texts()))
     for kind in ("gpt2", "bert"):
-        read = {"text": texts()["text"], "test": (texts()["text"],)}
+        read = {name: texts()[name] for name in ("text", "test")}
         given = options("smoke", kind, model=str(FOLDER / kind), **read)
         compress_models.run(dataclasses.replace(given, rows=(label,)))
     spectra.run(dataclasses.replace(given, test=()))
