@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reproduce.experiments import ablations, figure3, table2, table3
+from reproduce.experiments import ablations, figure3, figure3_tiny, table2, table3
 from reproduce.store import locks, records
 from reproduce.store.saved import make_room, run_of
 from reproduce.train import language, loop
@@ -19,6 +19,8 @@ TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3"
 
 def identities(record, folder, monkeypatch) -> set[str]:
     """The ids of all runs that this code would train with the data, rate, steps and warm-up of that record."""
+    if record.preset in figure3_tiny.PRESETS:
+        return with_chosen_rates(record, folder)
     config, module, started = record.config, TRAINED[record.experiment], set()
     start = lambda run, *_: started.add(run.identity)  # noqa: E731
     images = np.empty((1437, *[config.get("image_size")] * 2, config.get("channels"))) if module is figure3 else []
@@ -42,6 +44,18 @@ def identities(record, folder, monkeypatch) -> set[str]:
         options = dataclasses.replace(options, **given)
     module.run(options)
     return started
+
+
+def with_chosen_rates(record, folder) -> set[str]:
+    """The same of the preset of Figure 3 that chooses its rates, from the pretraining that the record names."""
+    config, images = record.config, np.empty((record.data["train_images"], record.config["image_size"], 0, 3))
+    data = SimpleNamespace(x_train=images, n_classes=record.data["classes"], describe=lambda: record.data)
+    options = Options(record.preset, folder, folder, start=config.get("start", "hosvd"))
+    study, start = figure3_tiny.Study(figure3_tiny.PRESETS[record.preset], options, data), config["pretrain"]["learning_rate"]
+    if "train" not in config:
+        return {study.pretraining(record.seed, start).identity}
+    rate = config["train"]["learning_rate"]
+    return {study.fine_tuning(row, record.seed, start, rate).identity for row in study.preset.rows}
 
 
 @pytest.mark.no_cover
