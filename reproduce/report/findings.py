@@ -60,11 +60,9 @@ def _loss(experiment: str, base: str, allowed: Callable[[float], tuple[float, fl
         share = own[0].attention_parameters / other[0].attention_parameters
         with_share = f"with {share:.0%} of its parameters"
         if (estimate := difference_of(own, other)) is None:
-            older = _at_the_preset_gpu(records, experiment, row, base)
-            return (
-                f"{_interval(older)} nats {with_share}, {older.over}, preset gpu" if older else f"one seed, {with_share}",
-                UNRESOLVED,
-            )
+            if older := _at_the_preset_gpu(records, experiment, row, base):
+                return f"{_interval(older)} nats {with_share}, {older.over}, preset gpu", UNRESOLVED
+            return f"one seed, {with_share}", UNRESOLVED
         said = ", ".join(filter(None, (f"{_interval(estimate)} nats {with_share}", estimate.over, settings)))
         level = statistics.mean((on_test_text(r) or {"loss": r.metrics["validation_loss"]})["loss"] for r in other)
         if tried:

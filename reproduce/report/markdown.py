@@ -43,9 +43,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], words: bool =
 
 
 def _line(cells: Sequence[str]) -> str:
-    return _joined(
-        re.sub(r"\s*\n\s*", " ", str(cell)).replace("|", r"\|") for cell in cells
-    )  # a model's name may hold what it likes
+    # A model's name may hold bars and line breaks.
+    return _joined(re.sub(r"\s*\n\s*", " ", str(cell)).replace("|", r"\|") for cell in cells)
 
 
 def _joined(cells: Iterable[str]) -> str:
