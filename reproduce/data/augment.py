@@ -128,7 +128,7 @@ def _shares(centres: np.ndarray, images: torch.Tensor) -> torch.Tensor:
 
     In float64, and by sums alone, which are the same everywhere.  centres: (b, out).  images: for device and dtype.
     """
-    there = torch.from_numpy(centres).to(images.device)
+    there = sent(centres, images.device)
     pixels = torch.arange(images.shape[2], device=images.device, dtype=torch.float64) + 0.5
     return (1 - (there[:, :, None] - pixels).abs()).clamp(min=0).to(images.dtype)
 
@@ -154,7 +154,7 @@ def rand_augmented(images: torch.Tensor, how: Augmentation, rng: np.random.Gener
         for number in range(len(WARPS), len(OPERATIONS)):
             chosen = np.flatnonzero(numbers == number)
             if len(chosen):
-                places = torch.from_numpy(chosen).to(images.device)
+                places = sent(chosen, images.device)
                 images[places] = COLOURS[OPERATIONS[number]](images[places], _like(signed[chosen], images))
     return images
 
@@ -163,7 +163,7 @@ def _turned(images: torch.Tensor, chosen: np.ndarray, numbers: np.ndarray, signe
     """Shears, shifts and rotations of the chosen images, all at once."""
     if len(chosen):
         matrices = np.stack([WARPS[OPERATIONS[numbers[i]]](signed[i], images.shape[2]) for i in chosen])  # (k, 2, 3)
-        places = torch.from_numpy(chosen).to(images.device)
+        places = sent(chosen, images.device)
         images[places] = warped(images[places], _like(matrices, images))
 
 
@@ -224,8 +224,8 @@ def blended(images: torch.Tensor, others: torch.Tensor, signed: torch.Tensor) ->
 
 def grey(images: torch.Tensor) -> torch.Tensor:
     """Brightness as Pillow has it.  images: (k, 3, side, side).  Returns: (k, 1, side, side), whole numbers."""
-    weights = images.new_tensor([19595, 38470, 7471])[:, None, None]
-    return (((images * weights).sum(1, keepdim=True) + 32768) / 65536).floor()
+    red, green, blue = images.split(1, dim=1)  # (k, 1, side, side) each
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536).floor()
 
 
 def _brightness(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
@@ -241,7 +241,9 @@ def _contrast(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 
 
 def _sharpness(x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    kernel = (x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13).expand(x.shape[1], 1, 3, 3)
+    kernel = x.new_ones(3, 3)
+    kernel[1, 1] = 5
+    kernel = (kernel / 13).expand(x.shape[1], 1, 3, 3)
     smooth = x.clone()  # the edge stays as it is
     smooth[:, :, 1:-1, 1:-1] = (F.conv2d(x, kernel, groups=x.shape[1]) + 0.5).floor()
     return blended(x, smooth, s)
@@ -342,4 +344,15 @@ def _part(side: int, own: float, rng: np.random.Generator) -> list[tuple[int, in
 
 def _like(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
     """On the images' device, in their precision."""
-    return torch.from_numpy(values).to(images.device, images.dtype)
+    return sent(values, images.device).to(images.dtype)
+
+
+def sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """On the device, without waiting for what it is at work on: a plain copy to a GPU would stand at the end of its queue.
+
+    Args:
+        values: on the CPU.
+        device: where they go.
+    """
+    there = torch.from_numpy(values)
+    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there.to(device)

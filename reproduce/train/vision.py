@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from torch import nn
 from tqdm import tqdm
 
-from ..data.augment import Augmentation, augmented
+from ..data.augment import Augmentation, augmented, sent
 from ..data.images import ImageData
 from ..models.rows import Row
 from ..models.vit import ViT
@@ -255,7 +255,7 @@ class ImageSets:
         images, labels = self.train
 
         def batch_at(step):
-            numbers = torch.from_numpy(in_epochs(len(labels), settings.batch_size, seed, first_step + step)).to(labels.device)
+            numbers = sent(in_epochs(len(labels), settings.batch_size, seed, first_step + step), labels.device)
             rng = np.random.default_rng((seed, first_step + step))
             return augmented(images[numbers], labels[numbers], self.n_classes, how, rng)
 
