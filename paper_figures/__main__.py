@@ -109,7 +109,7 @@ def draw_trained(everything: list[Record], out: Path, presets: tuple[str, ...]) 
         if any(r.is_trained for r in runs):
             vision.accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{preset}.png")
     runs = largest(alike([r for r in of("figure3", CHOSEN) if "start" not in r.config], any_rate=True))
-    if any(r.is_trained and r.diverged_at is None for r in runs):
+    if len({r.seed for r in runs if r.is_trained and r.diverged_at is None}) > 1:  # the seed that chose rates judges nothing
         vision.chosen_accuracy_against_parameters(runs, out / f"accuracy_against_parameters_{CHOSEN}.png")
     for experiment in BUDGETS if "smoke" in presets else ():
         if runs := largest(alike(unbroken(of(experiment, "smoke")))):

@@ -126,12 +126,14 @@ def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
 
 
 def pairs_tables(experiment: str, preset: str, records: list[Record]) -> list[Table]:
-    """Each row at its best minus each larger one; one table for each budget that has more than two rows, in two parts for two texts.
+    """Each row at its best minus each larger one, of those with enough seeds; one table for each budget that has more than two, in two
+    parts for two texts.
 
     Args:
         experiment, preset, records: as in `best_tables`.
     """
-    return [_pairs_table(experiment, preset, best) for best in at_best(records, experiment, preset) if len(best) > 2]
+    found = [{row: own for row, own in best.items() if len(own.runs) >= SEEDS} for best in at_best(records, experiment, preset)]
+    return [_pairs_table(experiment, preset, best) for best in found if len(best) > 2]
 
 
 def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:

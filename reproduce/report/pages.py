@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..store.files import write_atomically
 from ..store.records import Record
-from . import checks, claims, commands, headline, healing, optimizers, provenance, results, room
+from . import again, checks, claims, commands, headline, healing, optimizers, provenance, results, room
 from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "commands": commands.render,
     "on record": commands.on_record,
     "model commands": room.commands,
+    "once more": again.render,
     "optimisers": optimizers.render,
     "healing": healing.render,
     "checks": checks.render,
