@@ -11,7 +11,7 @@ import re
 import sysconfig
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 MOST_CHARACTERS = 2**30  # of one file: a small packed one can hold any number of them
 PREPARED = "`prepare` takes texts of any size, as .jsonl or .parquet"
 GPT2_VOCABULARY = 50_257
+ALLOWED = "what judges a model is text that it did not learn from: name another"
 VALIDATION_SHARE = 10  # every tenth document is held out
 OPENERS = {".txt": open, ".py": open, ".gz": gzip.open, ".xz": lzma.open}
 # Not library code but its tests, demos, tables and whatever else was installed beside it.
@@ -114,6 +115,24 @@ def load_text(
         return data
     except (EOFError, KeyError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
+
+
+def check_apart(tests: Iterable[tuple[str, bool]]) -> None:
+    """Refuse test texts of which a record would keep one alone, and those that say nothing since they were read before.
+
+    Args:
+        tests: the name of each, and whether models are made with it, trained or chosen on it.
+
+    Raises:
+        ValueError: naming the text.
+    """
+    names: set[str] = set()
+    for name, seen in tests:
+        if name in names:
+            raise ValueError(f"--test: two test texts are called {name}")
+        if seen:
+            raise ValueError(f"--test {name} is a text that models are made with, trained or chosen on; {ALLOWED}")
+        names.add(name)
 
 
 def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:

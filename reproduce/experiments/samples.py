@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,25 +186,6 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
         raise ValueError(f"{option} {name} holds no two sentences of {WORDS[0]} to {WORDS[1]} words that follow each other")
     chosen = np.linspace(0, len(found) - 1, min(pairs, len(found))).round().astype(int)
     return name, hashlib.sha256(text.encode()).hexdigest(), [sentence for n in chosen for sentence in found[n]]
-
-
-def check_apart(tests: Iterable[tuple[str, str]], seen: Collection[str]) -> None:
-    """Refuse test texts of which a record would keep one alone, and those that say nothing since they were read before.
-
-    Args:
-        tests: name and sha256 of each.
-        seen: the sha256 of what layers were made with, trained or chosen on.
-
-    Raises:
-        ValueError: naming the text.
-    """
-    names: set[str] = set()
-    for name, sha256 in tests:
-        if name in names:
-            raise ValueError(f"--test: two test texts are called {name}")
-        if sha256 in seen:
-            raise ValueError(f"--test {name} is a text that layers are made with, trained or chosen on")
-        names.add(name)
 
 
 def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:
