@@ -177,6 +177,7 @@ GIVEN = {  # one argument of each group of options, and where it arrives
     "seeds": ("--seeds", "3,4", {"seeds": (3, 4)}),
     "training": ("--steps", "9", {"steps": 9}),
     "text": ("--text", "novel.txt", {"text": "novel.txt"}),
+    "validation": ("--validation", "held_out.txt", {"validation": "held_out.txt"}),
     "bpe": ("--bpe", "gpt2", {"bpe": "gpt2"}),
     "images": ("--images", "x.npz", {"images": "x.npz"}),
     "passes": ("--passes", "0.5", {"passes": 0.5}),

@@ -30,7 +30,7 @@ from ..train.public_models import images_for, open_model
 from ..train.runs import selected
 from .moments import moments
 
-TAKES = ("device", "rows", "text", "images", "model", "compression")
+TAKES = ("device", "rows", "text", "validation", "images", "model", "compression")
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
 WINDOWS, WINDOW = 8, 128  # a batch of text: windows, and tokens in each
 IMAGES = 32  # a batch of images

@@ -37,7 +37,7 @@ from .moments import moments
 from .samples import Corpus, Windows, corpus, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
-TAKES = ("device", "rows", "seeds", "training", "text", "test", "model")
+TAKES = ("device", "rows", "seeds", "training", "text", "validation", "test", "model")
 SHARE = 1 / 2  # of the model's own cache
 AS_IT_IS = "as it is"  # the control
 ELSEWHERE = "with the parameters"  # in the label of a row that saves parameters, and hardly any cache
