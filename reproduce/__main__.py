@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from .data.prepared import prepare
+from .data.prepared import is_prepared, prepare
+from .data.text import check_places
 from .experiments import (
     ablations,
     compress,
@@ -168,6 +169,8 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
     chosen = Options(**given | {"device": device, "workers": workers})
+    text = None if is_prepared(chosen.text) else chosen.text  # a folder of tokens may lie anywhere
+    check_places([("--text", text), ("--validation", chosen.validation), *(("--test", path) for path in chosen.test)])
     if options.dry_run:
         for at_rate in chosen.at_each_rate():
             plans.show(EXPERIMENTS[names[0]].run(at_rate), at_rate)

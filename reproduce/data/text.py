@@ -5,6 +5,7 @@ Without a path the text is the Python standard library's own source: real, on ev
 
 import gzip
 import hashlib
+import itertools
 import lzma
 import os
 import re
@@ -85,13 +86,9 @@ def load_text(
     Raises:
         ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens.
     """
-    name, documents = read_documents(path)
-    if validation is None:
-        train, held_out = split(documents)
-    else:
-        train, (_, held_out) = documents, read_documents(validation, "--validation")
+    (name, train), (_, held_out) = read_both(path, validation)
     if not train or not held_out:
-        raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
+        raise ValueError(f"{name} holds {len(train)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = sha256_of_both(train, held_out)
     tables = read_gpt2_tables(Path(bpe)) if bpe else None
     kind = f"gpt2-{hashlib.sha256(tables.to_str().encode()).hexdigest()[:8]}" if tables else vocab_size
@@ -115,6 +112,40 @@ def load_text(
         return data
     except (EOFError, KeyError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
+
+
+def read_both(path: str | None, validation: str | None) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
+    """A text to train on and what is held out to judge by, as `read_documents` gives them.
+
+    Args:
+        path, validation: as in `load_text`.
+
+    Raises:
+        ValueError: as `read_documents` does, and for a held-out text of which nothing is new.
+    """
+    name, documents = read_documents(path)
+    if validation is None:
+        train, held_out = split(documents)
+        return (name, train), (name, held_out)
+    other, held_out = read_documents(validation, "--validation")
+    if set(held_out) <= set(documents):
+        raise ValueError(f"--validation {validation}: all of it stands in the text to train on, {name}; {ALLOWED}")
+    return (name, documents), (other, held_out)
+
+
+def check_places(texts: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse texts of which one lies within another, whatever links and other ways lead there.
+
+    Args:
+        texts: the option that names each, and its path; None for none.
+
+    Raises:
+        ValueError: naming both.
+    """
+    given = [(option, path, Path(os.path.realpath(path))) for option, path in texts if path]
+    for (option, path, place), (other, around, folder) in itertools.permutations(given, 2):
+        if place.is_relative_to(folder):
+            raise ValueError(f"{option} {path} is a part of {other} {around}, or the same; {ALLOWED}")
 
 
 def check_apart(tests: Iterable[tuple[str, bool]]) -> None:

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ..data.text import read_documents, sha256_of_both, split
+from ..data.text import read_both, read_documents, sha256_of_both
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import OpenModel
 
@@ -122,11 +122,7 @@ def corpus(opened: OpenModel, path: str | None, validation: str | None, windows:
         ValueError: for a text that is too short, and as `spread` does.
     """
     _check_tokenizer(opened)
-    name, documents = read_documents(path)
-    if validation is None:
-        other, (train, chooses) = name, split(documents)
-    else:
-        train, (other, chooses) = documents, read_documents(validation, "--validation")
+    (name, train), (other, chooses) = read_both(path, validation)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)
