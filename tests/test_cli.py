@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here, unmeasured
+from helpers import run_here, times_tables, unmeasured
 from setuptools import find_packages
 
 from reproduce import __main__
@@ -39,10 +39,7 @@ def run(*arguments: str, **options):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(400)), encoding="utf-8")
-    return folder
+    return times_tables(tmp_path_factory.mktemp("text"), lines=400)
 
 
 def training(text, folder, *more: str) -> list[str]:

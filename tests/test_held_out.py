@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import run_here
+from helpers import run_here, times_tables
 
 from reproduce.data.text import load_text, sha256_of
 from reproduce.experiments import table2
@@ -24,15 +24,9 @@ LENGTHS = (3, 8, 20, 1, 16)
 @pytest.fixture
 def text(tmp_path):
     for folder, first, last in (("text", 0, 20), ("unseen", 40, 57)):
-        (tmp_path / folder).mkdir()
         for n in range(first, last):
-            (tmp_path / folder / f"{n:02}.txt").write_text(
-                "".join(f"{n} times {k} makes {n * k}.\n" for k in range(n % 7 + 1)), encoding="utf-8"
-            )
-    (tmp_path / "text" / "20.txt").write_text("".join(f"20 times {k} makes {20 * k}.\n" for k in range(200)), encoding="utf-8")
-    (tmp_path / "text" / "19.txt").write_text(
-        "".join(f"19 times {k} makes {19 * k}.\n" for k in range(200)), encoding="utf-8"
-    )  # held out
+            times_tables(tmp_path / folder, (n,), n % 7 + 1)
+    times_tables(tmp_path / "text", (19, 20), 200)  # 19 is held out
     return tmp_path
 
 
