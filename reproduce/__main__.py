@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from .data.prepared import prepare
+from .data.prepared import is_prepared, prepare
+from .data.text import check_places
 from .experiments import (
     ablations,
     compress,
@@ -78,7 +79,7 @@ ON_A_GPU = ("ablations", "speed", "generation_speed", "two_gpus")  # they say no
 OF_A_MODEL = ("compress_models", "heal")  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
-ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
+ALL_TAKES = ("device", "seeds", "training", "text", "validation", "bpe", "images")  # the command "all"
 PAGE = {"report": pages.FIRST, "claims": pages.CLAIMS}  # which is written where none is named
 WRITE = {
     "report": f"write it between the marks of this Markdown file instead; of {pages.FIRST}, which is meant where none is named, the "
@@ -168,6 +169,8 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
     names = [name for name in EXPERIMENTS if name not in NOT_IN_ALL] if options.command == "all" else [options.command]
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name in options}
     chosen = Options(**given | {"device": device, "workers": workers})
+    text = None if is_prepared(chosen.text) else chosen.text  # a folder of tokens may lie anywhere
+    check_places([("--text", text), ("--validation", chosen.validation), *(("--test", path) for path in chosen.test)])
     if options.dry_run:
         for at_rate in chosen.at_each_rate():
             plans.show(EXPERIMENTS[names[0]].run(at_rate), at_rate)

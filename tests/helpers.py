@@ -56,6 +56,15 @@ def attention_inputs(b, h, g, n, m, k, v, dtype=torch.float64, device="cpu") -> 
     return [torch.randn(s, generator=generator, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes]
 
 
+def times_tables(folder, numbers=range(20), lines: int = 100):
+    """A text of a file a number, which holds its multiples; returns the folder, which is made where it is not there."""
+    folder.mkdir(exist_ok=True)
+    for n in numbers:
+        multiples = "".join(f"{n} times {k} makes {n * k}.\n" for k in range(lines))
+        (folder / f"{n:02}.txt").write_text(multiples, encoding="utf-8")
+    return folder
+
+
 def run_here(*arguments) -> int:
     """What `python -m reproduce ...` exits with, in this process: an exception that it does not catch fails the test."""
     from reproduce.__main__ import main  # all experiments: tests of the library start without them

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_here, unmeasured
+from helpers import run_here, times_tables, unmeasured
 from setuptools import find_packages
 
 from reproduce import __main__
 from reproduce.__main__ import EXPERIMENTS, NOT_IN_ALL
+from reproduce.data import prepared
 from reproduce.train.arguments import labels
 from reproduce.train.distributed import Workers
 from reproduce.train.options import Options
@@ -38,10 +39,7 @@ def run(*arguments: str, **options):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(400)), encoding="utf-8")
-    return folder
+    return times_tables(tmp_path_factory.mktemp("text"), lines=400)
 
 
 def training(text, folder, *more: str) -> list[str]:
@@ -177,6 +175,7 @@ GIVEN = {  # one argument of each group of options, and where it arrives
     "seeds": ("--seeds", "3,4", {"seeds": (3, 4)}),
     "training": ("--steps", "9", {"steps": 9}),
     "text": ("--text", "novel.txt", {"text": "novel.txt"}),
+    "validation": ("--validation", "held_out.txt", {"validation": "held_out.txt"}),
     "bpe": ("--bpe", "gpt2", {"bpe": "gpt2"}),
     "images": ("--images", "x.npz", {"images": "x.npz"}),
     "passes": ("--passes", "0.5", {"passes": 0.5}),
@@ -201,6 +200,28 @@ def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, mo
             assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
     assert run_here(name) == 0
     assert received == [Options("smoke", Path("out"), Path("out/records"))]
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "text" in EXPERIMENTS[name].TAKES])
+def test_an_experiment_refuses_a_text_twice(name, tmp_path, monkeypatch, capsys):
+    """But a test text may lie beside tokens that `prepare` wrote."""
+    monkeypatch.setattr(EXPERIMENTS[name], "run", lambda options: None)
+    for place in ("text/a.txt", "text/unseen.txt", "other.txt"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("Once upon a time\n", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to("text/a.txt")
+    text, unseen, places = tmp_path / "text", tmp_path / "text" / "unseen.txt", ("--records", tmp_path / "records")
+    for option in {"validation", "test"} & {*EXPERIMENTS[name].TAKES}:
+        assert run_here(name, "--text", text, f"--{option}", tmp_path / "link.txt", *places) == 1
+        assert (
+            f"--{option} {tmp_path}/link.txt is a part of --text {text}, or the same; what judges a" in capsys.readouterr().err
+        )
+        assert run_here(name, "--text", text, f"--{option}", tmp_path / "other.txt", *places) == 0  # control
+    if "test" in EXPERIMENTS[name].TAKES:
+        given = ("--text", text, "--test", f"{tmp_path}/other.txt,{unseen}", *places)
+        assert run_here(name, *given) == 1 and f"--test {unseen} is a part of" in capsys.readouterr().err
+        (text / prepared.STATE).touch()
+        assert run_here(name, *given) == 0
 
 
 def test_an_experiment_that_several_workers_cannot_train_refuses_torchrun(monkeypatch, capsys):

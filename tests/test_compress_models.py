@@ -202,7 +202,7 @@ def test_what_is_refused(made, tmp_path, capsys):
     for kind in ("bert", "gpt2"):
         with pytest.raises(ValueError, match="--test: two test texts are called test.txt"):
             compress_models.run(options(made, kind, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
-        with pytest.raises(ValueError, match="--test read.txt is a text that layers are made with, trained or chosen on"):
+        with pytest.raises(ValueError, match="--test read.txt is a text that models are made with, trained or chosen on"):
             compress_models.run(options(made, kind, tmp_path, test=(str(made / "test.txt"), str(made / "read.txt"))))
     opening.save(BY_NAME["ViT", ""], tmp_path / "vit")
     with pytest.raises(ValueError, match="vit takes images"):

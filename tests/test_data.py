@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 from reproduce.data import text
 from reproduce.data.images import load_images
-from reproduce.data.text import load_text, read_documents
+from reproduce.data.text import check_places, load_text, read_both, read_documents
 from reproduce.models.public.transformers_models import known_as
 from reproduce.store.files import called
 from reproduce.store.records import run_id
@@ -84,6 +85,55 @@ def test_held_out_text_can_be_given(folder, tmp_path):
     (tmp_path / "held" / "out.txt").write_text("quite another text\n" * 50, encoding="utf-8")
     data = load_text(str(folder), 300, tmp_path / "cache", validation=str(tmp_path / "held"))
     assert int(data.token_bytes[data.validation].sum()) == 50 * len("quite another text\n")
+
+
+def test_text_that_judges_is_not_the_text_that_was_learned(tmp_path, monkeypatch):
+    """Whatever way leads there."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    for name in ("text.txt", "data/a.txt", "data2.txt"):
+        Path(name).write_text("".join(STORY), encoding="utf-8")
+    Path("link.txt").symlink_to("text.txt")
+    Path("folder").symlink_to("data")
+    Path("round").symlink_to("round")
+    apart = [
+        ("text.txt", "data/a.txt"),
+        ("data", "data2.txt"),
+        ("data2.txt", "data"),
+        (None, "data"),
+        ("data", None),
+        ("round", "data"),
+    ]
+    for pair in apart:  # controls
+        check_places(zip(("--text", "--validation"), pair))
+    same = [("text.txt", f"{tmp_path}/data/../text.txt"), ("text.txt", "link.txt"), ("folder", "data")]
+    for first, second in [*same, ("data", "data/a.txt"), ("folder/a.txt", "data"), (".", "link.txt")]:
+        for pair in ((first, second), (second, first)):
+            with pytest.raises(
+                ValueError, match="--test .* part of --validation |--validation .* part of --test .*: name another"
+            ):
+                check_places(zip(("--validation", "--test"), pair))
+
+
+def test_a_held_out_text_has_something_new(folder, tmp_path_factory):
+    """A copy is known by what it holds, packed or not; the control holds one document more."""
+    there, name = tmp_path_factory.mktemp("there"), re.escape(folder.name)
+    for n, documents in enumerate((STORY, STORY[:10], STORY[::-1])):
+        content = "<|endoftext|>".join(documents).encode()
+        (there / f"{n}.txt").write_bytes(content)
+        (there / f"{n}.gz").write_bytes(gzip.compress(content))
+    for path in sorted(there.iterdir()):
+        with pytest.raises(
+            ValueError, match=f"--validation .*: all of it stands in the text to train on, {name}; .*name another"
+        ):
+            load_text(str(folder), 300, there / "cache", validation=str(path))
+    for name in ("one.txt", "two.txt"):
+        (there / name).write_text("".join(STORY), encoding="utf-8")
+    with pytest.raises(ValueError, match="all of it stands in the text to train on, one.txt"):
+        read_both(str(there / "one.txt"), str(there / "two.txt"))
+    (there / "more.txt").write_text("<|endoftext|>".join([*STORY, "quite another text\n"]), encoding="utf-8")
+    (_, train), (name, held_out) = read_both(str(folder), str(there / "more.txt"))
+    assert (train, name, held_out) == (STORY, "more.txt", [*STORY, "quite another text\n"])
 
 
 def bad_text(tmp_path, kind):

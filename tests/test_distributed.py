@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import workers as toy
+from helpers import times_tables
 
 from reproduce.experiments import table2
 from reproduce.store import records
@@ -118,10 +119,7 @@ def test_workers_that_do_not_see_one_checkpoint_are_told_so(curves):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(20):
-        (folder / f"{n:02}.txt").write_text("".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)), encoding="utf-8")
-    return folder
+    return times_tables(tmp_path_factory.mktemp("text"))
 
 
 def arguments(text, folder) -> list[str]:

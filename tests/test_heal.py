@@ -213,7 +213,7 @@ def test_what_is_refused(made, tmp_path, capsys):
     with pytest.raises(ValueError, match="--test: two test texts are called test.txt"):
         heal.run(options(made, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
     for seen in ("read", "val"):
-        with pytest.raises(ValueError, match=f"--test {seen}.txt is a text that layers are made with, trained or chosen on"):
+        with pytest.raises(ValueError, match=f"--test {seen}.txt is a text that models are made with, trained or chosen on"):
             heal.run(options(made, tmp_path, test=(str(made / f"{seen}.txt"),)))
     assert not records.load(tmp_path / "records")
     assert run_here("heal", "--model", made / "gemma3", "--out", tmp_path) == 1

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import run_here
+from helpers import run_here, times_tables
 
 from reproduce.data.text import load_text, sha256_of
 from reproduce.experiments import table2
@@ -24,15 +24,9 @@ LENGTHS = (3, 8, 20, 1, 16)
 @pytest.fixture
 def text(tmp_path):
     for folder, first, last in (("text", 0, 20), ("unseen", 40, 57)):
-        (tmp_path / folder).mkdir()
         for n in range(first, last):
-            (tmp_path / folder / f"{n:02}.txt").write_text(
-                "".join(f"{n} times {k} makes {n * k}.\n" for k in range(n % 7 + 1)), encoding="utf-8"
-            )
-    (tmp_path / "text" / "20.txt").write_text("".join(f"20 times {k} makes {20 * k}.\n" for k in range(200)), encoding="utf-8")
-    (tmp_path / "text" / "19.txt").write_text(
-        "".join(f"19 times {k} makes {19 * k}.\n" for k in range(200)), encoding="utf-8"
-    )  # held out
+            times_tables(tmp_path / folder, (n,), n % 7 + 1)
+    times_tables(tmp_path / "text", (19, 20), 200)  # 19 is held out
     return tmp_path
 
 
@@ -100,13 +94,13 @@ def test_the_tokens_are_those_of_the_models_byte_pairs(text):
 def test_a_test_text_that_was_seen_or_is_named_twice_is_refused(text):
     data = load_text(str(text / "text"), 300, text / "cache", validation=str(text / "unseen"))
     for seen in ("text", "unseen"):
-        with pytest.raises(ValueError, match=f"--test .*{seen} is the text that models are trained or chosen on"):
+        with pytest.raises(ValueError, match=f"--test {seen} is a text that models are made with, trained or chosen on"):
             read_unseen((str(text / seen),), data)
     other = load_text(str(text / "text"), 300, text / "cache")
-    with pytest.raises(ValueError, match="--test .*text is the text that models are trained or chosen on"):
+    with pytest.raises(ValueError, match="--test text is a text that models are made with, trained or chosen on"):
         read_unseen((str(text / "text"),), other)  # of which a tenth is held out
     assert len(read_unseen((str(text / "unseen"),), other)) == 1  # control
-    with pytest.raises(ValueError, match="another test text is called unseen too"):
+    with pytest.raises(ValueError, match="--test: two test texts are called unseen"):
         read_unseen((str(text / "unseen"),) * 2, other)
     with pytest.raises(ValueError, match="--test .*nowhere: no such file"):
         read_unseen((str(text / "nowhere"),), other)

@@ -93,7 +93,6 @@ def test_tables_are_printed_whole(python, tmp_path, capsysbinary):
 
 def test_prepared_tokens_stand_for_as_many_bytes(python, tmp_path):
     text, bpe = tmp_path / "held_out.txt", tables(tmp_path)
-    text.write_text("<|endoftext|>".join(DOCUMENTS[:12]), encoding="utf-8")
     prepare("letters", tmp_path / "out", str(tmp_path / "text"), str(bpe), str(text))
     data = open_prepared(str(tmp_path / "out"))
     program = "import sys; from reproduce.data.prepared import open_prepared as o; d = o(sys.argv[1]); "

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import relative_error
+from helpers import relative_error, times_tables
 
 from reproduce import __main__
 from reproduce.experiments import ablations, table2
@@ -261,12 +261,7 @@ def test_passes_change_steps_and_warm_up_and_are_on_record():
 
 @pytest.fixture
 def text(tmp_path):
-    (tmp_path / "text").mkdir()
-    for n in range(20):
-        (tmp_path / "text" / f"{n:02}.txt").write_text(
-            "".join(f"{n} times {k} makes {n * k}.\n" for k in range(100)), encoding="utf-8"
-        )
-    return str(tmp_path / "text")
+    return str(times_tables(tmp_path / "text"))
 
 
 def test_each_mechanism_stands_with_and_without_its_norm():

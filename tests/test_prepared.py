@@ -17,8 +17,9 @@ from reproduce.train.language import batch_of, read_text
 from reproduce.train.options import Options
 
 DOCUMENTS = [
-    f"Letter {n}.\n" + "".join(f"On day {k} we sold {n * k} — no more.\n" for k in range(n % 7 + 3)) for n in range(55)
+    f"Letter {n}.\n" + "".join(f"On day {k} we sold {n * k} — no more.\n" for k in range(n % 7 + 3)) for n in range(67)
 ]
+DOCUMENTS, OTHERS = DOCUMENTS[:55], DOCUMENTS[55:]
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def tables(folder):
     (folder / "text").mkdir()
     for n, document in enumerate(DOCUMENTS):
         (folder / "text" / f"{n:02}.txt").write_text(document, encoding="utf-8")
+    (folder / "held_out.txt").write_text("<|endoftext|>".join(OTHERS), encoding="utf-8")
     learned = json.loads(load_text(str(folder / "text"), 300, folder / "cache").tokenizer)["model"]
     (folder / "bpe").mkdir()
     (folder / "bpe" / "vocab.json").write_text(json.dumps(learned["vocab"]), encoding="utf-8")
@@ -75,7 +77,7 @@ def test_the_tokens_are_those_that_fit_into_memory(places, tmp_path):
         )  # as many as they were, so the last ones are held out too
     for n in range(len(train), len(DOCUMENTS)):
         (tmp_path / "text" / f"{n:02}.txt").unlink()
-    in_memory = load_text(str(tmp_path / "text"), 300, tmp_path / "cache2", str(tmp_path / "text"), places["bpe"])
+    in_memory = load_text(str(tmp_path / "text"), 300, tmp_path / "cache2", str(tmp_path / "held_out.txt"), places["bpe"])
     assert np.array_equal(in_memory.train, data.train) and in_memory.tokenizer == data.tokenizer
     assert isinstance(data.train, np.memmap) and data.describe()["train_tokens"] == len(data.train)
     assert (batch_of(data.train, 3, 0, 4, 16) == batch_of(in_memory.train, 3, 0, 4, 16)).all()
@@ -111,7 +113,6 @@ def test_after_a_crash_the_bytes_are_those_of_a_whole_run(places, tmp_path, monk
 def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path, capsys):
     """Same tokens, same content hash, same counts, hence the same run: only the tokenising is saved."""
     bpe = str(tables(tmp_path))
-    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(DOCUMENTS[:12]), encoding="utf-8")
     given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
     prepare("text", tmp_path / "out", **given)
     folder = read_text(PRESETS["gpu-fresh"], Options("gpu-fresh", tmp_path, tmp_path, text=str(tmp_path / "out")))
@@ -130,21 +131,21 @@ def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path,
     assert "is finished: " in capsys.readouterr().out
     with pytest.raises(ValueError, match="or the same cut otherwise"):
         prepare("text", tmp_path / "out", given["files"], bpe)
-    (tmp_path / "held_out.txt").write_text(
-        "<|endoftext|>".join(DOCUMENTS[1:12]), encoding="utf-8"
-    )  # control: another held-out text
+    (tmp_path / "held_out.txt").write_text("<|endoftext|>".join(OTHERS[1:]), encoding="utf-8")  # control: another held-out text
     prepare("text", tmp_path / "other", **given)
     assert open_prepared(str(tmp_path / "other")).sha256 != folder.sha256
     for missing in ("files", "bpe"):
         with pytest.raises(ValueError, match="prepare text: (known are|--validation goes with --bpe, and with --files)"):
             prepare("text", tmp_path / "third", **given | {missing: None})
+    with pytest.raises(ValueError, match="--validation .*00.txt is a part of --files .*text, or the same; what judges a model"):
+        prepare("text", tmp_path / "third", **given | {"validation": str(tmp_path / "text" / "00.txt")})
     with pytest.raises(ValueError, match="--validation goes with --bpe, and with --files that name one file or folder"):
         prepare("text", tmp_path / "third", **given | {"files": str(tmp_path / "part*.jsonl")})
 
 
 def test_after_a_crash_a_text_in_memory_is_written_again(tmp_path, monkeypatch):
     bpe, write = str(tables(tmp_path)), prepared.write_atomically
-    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "text" / "00.txt")}
+    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
 
     def broken(path, content):
         if path.name == "validation.bin":

@@ -349,6 +349,13 @@ def test_text_is_read_until_there_is_enough(tokenizer, text, monkeypatch, tmp_pa
     assert fewer.sha256 != every.sha256  # it names the documents that were read
     given = compress.text_samples(opened, dataclasses.replace(options, validation=str(text / "00.txt")))
     assert torch.equal(given.calibration[0], fewer.calibration[0]) and not torch.equal(given.test[0], fewer.test[0])
+    monkeypatch.setattr(compress, "BATCHES", 10**6)
+    tenth = str(sorted(text.iterdir())[9])
+    all_but, all_of = (compress.text_samples(opened, dataclasses.replace(options, validation=v)) for v in (None, tenth))
+    assert len(torch.cat(all_of.calibration)) > len(
+        torch.cat(all_but.calibration)
+    )  # held out is what was named, and nothing else
+    monkeypatch.setattr(compress, "BATCHES", 1)
     opened.context = 10**6
     monkeypatch.setattr(compress, "WINDOW", 10**6)
     with pytest.raises(ValueError, match="text.* holds fewer than one window of 1000001 tokens"):

@@ -32,7 +32,7 @@ def test_a_few_kills_are_survived_and_recorded(tmp_path):
         assert {fault: tally[fault] for fault in survival.FAULTS} == dict.fromkeys(survival.FAULTS, 0) | points
         assert tally["ends"] >= 1
         assert tally["files"] >= sum(points.values()) - 1
-    assert re.search(r"\| together +\| +5 \| +3 \| +3 \|", result.stdout.splitlines()[-2])
+    assert re.search(r"\| together +\| +6 \| +4 \| +4 \|", result.stdout.splitlines()[-2])
     assert not list(tmp_path.glob("survival-*"))
 
 

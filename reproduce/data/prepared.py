@@ -23,7 +23,7 @@ from ..store.checked import Count, Line, Part, check, read_json
 from ..store.faults import as_one_line, first_line
 from ..store.files import extend, write_atomically
 from ..store.locks import locked
-from .text import GPT2_VOCABULARY, TextData, bytes_per_token, check_tokenizer, encode, load_text, read_gpt2_tables
+from .text import GPT2_VOCABULARY, TextData, bytes_per_token, check_places, check_tokenizer, encode, load_text, read_gpt2_tables
 
 SOURCES = {"openwebtext": "Skylion007/openwebtext", "openwebtext2": "Geralt-Targaryen/openwebtext2"}  # on the Hugging Face hub
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -123,12 +123,13 @@ def prepare(
         held_out: otherwise of so many documents the last is held out.
 
     Raises:
-        ValueError: if there is nothing to read, `out` holds another text, or `validation` lacks `files` or `bpe`.
+        ValueError: if there is nothing to read, `out` holds another text, `validation` lacks `files` or `bpe`, or is a part of `files`.
     """
     if files is None and name not in SOURCES:
         raise ValueError(f"prepare {name}: known are {', '.join(SOURCES)}; any other text needs --files")
     if validation and not (files and bpe and Path(files).exists()):
         raise ValueError(f"prepare {name}: --validation goes with --bpe, and with --files that name one file or folder")
+    check_places([("--files", files), ("--validation", validation)])
     own = validation and str(Path(validation).absolute())
     source = {"name": name, "files": files and str(Path(files).absolute()), "held_out": own or held_out}
     tokenizer = read_gpt2_tables(Path(bpe)) if bpe else Tokenizer.from_pretrained("openai-community/gpt2")

@@ -5,13 +5,14 @@ Without a path the text is the Python standard library's own source: real, on ev
 
 import gzip
 import hashlib
+import itertools
 import lzma
 import os
 import re
 import sysconfig
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 MOST_CHARACTERS = 2**30  # of one file: a small packed one can hold any number of them
 PREPARED = "`prepare` takes texts of any size, as .jsonl or .parquet"
 GPT2_VOCABULARY = 50_257
+ALLOWED = "what judges a model is text that it did not learn from: name another"
 VALIDATION_SHARE = 10  # every tenth document is held out
 OPENERS = {".txt": open, ".py": open, ".gz": gzip.open, ".xz": lzma.open}
 # Not library code but its tests, demos, tables and whatever else was installed beside it.
@@ -84,13 +86,9 @@ def load_text(
     Raises:
         ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens.
     """
-    name, documents = read_documents(path)
-    if validation is None:
-        train, held_out = split(documents)
-    else:
-        train, (_, held_out) = documents, read_documents(validation, "--validation")
+    (name, train), (_, held_out) = read_both(path, validation)
     if not train or not held_out:
-        raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
+        raise ValueError(f"{name} holds {len(train)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = sha256_of_both(train, held_out)
     tables = read_gpt2_tables(Path(bpe)) if bpe else None
     kind = f"gpt2-{hashlib.sha256(tables.to_str().encode()).hexdigest()[:8]}" if tables else vocab_size
@@ -114,6 +112,58 @@ def load_text(
         return data
     except (EOFError, KeyError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
+
+
+def read_both(path: str | None, validation: str | None) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
+    """A text to train on and what is held out to judge by, as `read_documents` gives them.
+
+    Args:
+        path, validation: as in `load_text`.
+
+    Raises:
+        ValueError: as `read_documents` does, and for a held-out text of which nothing is new.
+    """
+    name, documents = read_documents(path)
+    if validation is None:
+        train, held_out = split(documents)
+        return (name, train), (name, held_out)
+    other, held_out = read_documents(validation, "--validation")
+    if set(held_out) <= set(documents):
+        raise ValueError(f"--validation {validation}: all of it stands in the text to train on, {name}; {ALLOWED}")
+    return (name, documents), (other, held_out)
+
+
+def check_places(texts: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse texts of which one lies within another, whatever links and other ways lead there.
+
+    Args:
+        texts: the option that names each, and its path; None for none.
+
+    Raises:
+        ValueError: naming both.
+    """
+    given = [(option, path, Path(os.path.realpath(path))) for option, path in texts if path]
+    for (option, path, place), (other, around, folder) in itertools.permutations(given, 2):
+        if place.is_relative_to(folder):
+            raise ValueError(f"{option} {path} is a part of {other} {around}, or the same; {ALLOWED}")
+
+
+def check_apart(tests: Iterable[tuple[str, bool]]) -> None:
+    """Refuse test texts of which a record would keep one alone, and those that say nothing since they were read before.
+
+    Args:
+        tests: the name of each, and whether models are made with it, trained or chosen on it.
+
+    Raises:
+        ValueError: naming the text.
+    """
+    names: set[str] = set()
+    for name, seen in tests:
+        if name in names:
+            raise ValueError(f"--test: two test texts are called {name}")
+        if seen:
+            raise ValueError(f"--test {name} is a text that models are made with, trained or chosen on; {ALLOWED}")
+        names.add(name)
 
 
 def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:

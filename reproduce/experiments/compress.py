@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tucker_ref import gqa_cost, relative_errors
 
 from ..data.images import load_images
-from ..data.text import VALIDATION_SHARE, read_documents
+from ..data.text import read_both
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import CLASS, MASKED, NEXT, OpenModel
 from ..models.rows import Row
@@ -30,7 +30,7 @@ from ..train.public_models import images_for, open_model
 from ..train.runs import selected
 from .moments import moments
 
-TAKES = ("device", "rows", "text", "images", "model", "compression")
+TAKES = ("device", "rows", "text", "validation", "images", "model", "compression")
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
 WINDOWS, WINDOW = 8, 128  # a batch of text: windows, and tokens in each
 IMAGES = 32  # a batch of images
@@ -224,7 +224,7 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
     """
     if opened.tokenizer is None:
         raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")
-    name, documents = read_documents(options.text)
+    (name, train), (_, held_out) = read_both(options.text, options.validation)
     tokenizer, digest = whole(opened.tokenizer), hashlib.sha256()
     first, last = surrounding(tokenizer)
     last = [] if opened.predicts == NEXT else last  # a window of text that goes on does not end
@@ -250,12 +250,8 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
         ends = [np.tile(special, (len(rows), 1)).astype(rows.dtype) for special in (first, last)]
         return torch.from_numpy(np.concatenate([ends[0], rows, ends[1]], axis=1))
 
-    calibration = windows([d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1], name)
-    if options.validation is not None:
-        source, held_out = read_documents(options.validation, "--validation")
-    else:
-        source, held_out = f"the held-out part of {name}", documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
-    inputs, targets = questions(opened, tokenizer, windows(held_out, source))
+    calibration = windows(train, name)
+    inputs, targets = questions(opened, tokenizer, windows(held_out, options.validation or f"the held-out part of {name}"))
     calibration = calibration[:, : calibration.shape[1] - ahead]
     begins = tuple(map(tokenizer.id_to_token, first))
     return Samples(name, digest.hexdigest(), list(calibration.split(WINDOWS)), inputs, targets, "tokens", begins)

@@ -21,6 +21,7 @@ from tucker_ref import compress, mla_cost, to_gqa
 from tucker_ref.compression.model_ranks import choose_model_ranks
 from tucker_ref.compression.normed import compress_normed
 
+from ..data.text import check_apart
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
@@ -28,7 +29,7 @@ from ..store.records import append, new_record
 from ..train.options import Options
 from ..train.public_models import open_model
 from .moments import moments
-from .samples import Windows, check_apart, sentence_pairs, spread
+from .samples import Windows, sentence_pairs, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "text", "test", "model")
@@ -231,10 +232,10 @@ def judge_of(opened: OpenModel, tests: tuple[str, ...], seen: str) -> Callable:
     """
     if opened.predicts == NEXT:
         texts = [spread(opened, path, TEST_WINDOWS, TEST_WINDOW, "--test") for path in tests]
-        check_apart(((text.name, text.sha256) for text in texts), {seen})
+        check_apart((text.name, text.sha256 == seen) for text in texts)
         return lambda before: (None, {"tests": {text.name: losses(opened, text) for text in texts}})
     pairs = [sentence_pairs(opened, path, PAIRS) for path in tests]
-    check_apart(((name, sha256) for name, sha256, _ in pairs), {seen})
+    check_apart((name, sha256 == seen) for name, sha256, _ in pairs)
 
     def judge(before):
         found = {name: embeddings(opened, sentences) for name, _, sentences in pairs}

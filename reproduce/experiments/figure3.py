@@ -54,6 +54,7 @@ class Preset:
 
 
 TAKES = ("device", "rows", "seeds", "training", "images", "pretrained", "conversion", "workers")
+ON_GPU = dict(batch_size=512, weight_decay=0.05, beta2=0.99, precision="bfloat16", log_every=50, checkpoint_every=500)
 PRESETS = {
     "smoke": Preset(
         patch_size=2,
@@ -92,28 +93,8 @@ PRESETS = {
             *(Row("Tucker", ranks=ranks) for ranks in ((12, 128, 128), (8, 64, 64), (8, 32, 32), (8, 24, 24), (6, 16, 16))),
             *(Row("Tucker", ranks=ranks) for ranks in ((12, 64, 64), (12, 32, 32), (12, 20, 20))),  # no head given up
         ),
-        pretrain=TrainConfig(
-            steps=6000,
-            batch_size=512,
-            learning_rate=1e-3,
-            warmup_steps=300,
-            weight_decay=0.05,
-            beta2=0.99,
-            precision="bfloat16",
-            log_every=50,
-            checkpoint_every=500,
-        ),
-        finetune=TrainConfig(
-            steps=0,
-            batch_size=512,
-            learning_rate=3e-4,
-            warmup_steps=30,
-            weight_decay=0.05,
-            beta2=0.99,
-            precision="bfloat16",
-            log_every=50,
-            checkpoint_every=500,
-        ),
+        pretrain=TrainConfig(steps=6000, learning_rate=1e-3, warmup_steps=300, **ON_GPU),
+        finetune=TrainConfig(steps=0, learning_rate=3e-4, warmup_steps=30, **ON_GPU),
         epochs=3,
         seeds=(0, 1, 2, 3, 4),
         augmented=True,

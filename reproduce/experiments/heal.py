@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from ..data.text import check_apart
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
 from ..train.loop import Diverged, train
@@ -33,10 +34,10 @@ from ..train.runs import Run, override
 from ..train.settings import TrainConfig
 from .compress_models import Way, check_compressible, chosen, summed, ways, window_losses
 from .moments import moments
-from .samples import Corpus, Windows, check_apart, corpus, spread
+from .samples import Corpus, Windows, corpus, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
-TAKES = ("device", "rows", "seeds", "training", "text", "test", "model")
+TAKES = ("device", "rows", "seeds", "training", "text", "validation", "test", "model")
 SHARE = 1 / 2  # of the model's own cache
 AS_IT_IS = "as it is"  # the control
 ELSEWHERE = "with the parameters"  # in the label of a row that saves parameters, and hardly any cache
@@ -103,7 +104,7 @@ def run(options: Options) -> None:
         place: copy.deepcopy(layer).cpu() for place, layer in opened.layers.items()
     }  # converted there, trained on the device
     read = spread(opened, options.text, WINDOWS, WINDOW)
-    check_apart(((test.name, test.sha256) for test in study.tests), {read.sha256, study.text.held_out.sha256})
+    check_apart((test.name, test.sha256 in (read.sha256, study.text.held_out.sha256)) for test in study.tests)
     known = {place: moment.cpu() for place, moment in moments(opened, layers, list(read.tokens.split(1))).items()}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
     control = Way(AS_IT_IS, 1.0, lambda place: copy.deepcopy(layers[place]))

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ..data.text import read_documents, sha256_of_both, split
+from ..data.text import read_both, read_documents, sha256_of_both
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import OpenModel
 
@@ -123,11 +122,7 @@ def corpus(opened: OpenModel, path: str | None, validation: str | None, windows:
         ValueError: for a text that is too short, and as `spread` does.
     """
     _check_tokenizer(opened)
-    name, documents = read_documents(path)
-    if validation is None:
-        other, (train, chooses) = name, split(documents)
-    else:
-        train, (other, chooses) = documents, read_documents(validation, "--validation")
+    (name, train), (other, chooses) = read_both(path, validation)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)
@@ -187,25 +182,6 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
         raise ValueError(f"{option} {name} holds no two sentences of {WORDS[0]} to {WORDS[1]} words that follow each other")
     chosen = np.linspace(0, len(found) - 1, min(pairs, len(found))).round().astype(int)
     return name, hashlib.sha256(text.encode()).hexdigest(), [sentence for n in chosen for sentence in found[n]]
-
-
-def check_apart(tests: Iterable[tuple[str, str]], seen: Collection[str]) -> None:
-    """Refuse test texts of which a record would keep one alone, and those that say nothing since they were read before.
-
-    Args:
-        tests: name and sha256 of each.
-        seen: the sha256 of what layers were made with, trained or chosen on.
-
-    Raises:
-        ValueError: naming the text.
-    """
-    names: set[str] = set()
-    for name, sha256 in tests:
-        if name in names:
-            raise ValueError(f"--test: two test texts are called {name}")
-        if sha256 in seen:
-            raise ValueError(f"--test {name} is a text that layers are made with, trained or chosen on")
-        names.add(name)
 
 
 def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from ..data.text import END_OF_TEXT, TextData, encode, read_documents, sha256_of, sha256_of_both, split
+from ..data.text import END_OF_TEXT, TextData, check_apart, encode, read_documents, sha256_of, sha256_of_both, split
 
 MOST_ENTRIES = 500  # per test text on record; of more documents, neighbours share one
 NO_TARGET = -100  # cross_entropy leaves it out
@@ -110,21 +110,19 @@ def read_unseen(paths: tuple[str, ...], data: TextData) -> list[UnseenText]:
         data: the training text.
 
     Raises:
-        ValueError: for a path without text, for two of one name, and for a text that models are trained or chosen on.
+        ValueError: for a path without text, and as `check_apart` does.
     """
-    texts: dict[str, UnseenText] = {}
+    texts, known = [], []
     for path in paths:
         tokenizer = Tokenizer.from_str(data.tokenizer)
         name, documents = read_documents(path, "--test")
         tokens, end = encode(tokenizer, documents, f"tokenising {name}"), tokenizer.token_to_id(END_OF_TEXT)
-        if name in texts:
-            raise ValueError(f"--test {path}: another test text is called {name} too")
-        known = sha256_of_both(*split(documents)) == data.sha256  # the text of which a tenth is held out
-        if known or any(np.array_equal(tokens, seen) for seen in (data.train, data.validation)):
-            raise ValueError(f"--test {path} is the text that models are trained or chosen on")
+        whole = sha256_of_both(*split(documents)) == data.sha256  # the text of which a tenth is held out
+        known.append((name, whole or any(np.array_equal(tokens, seen) for seen in (data.train, data.validation))))
         each = np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]  # after the last mark there is nothing
-        texts[name] = UnseenText(name, sha256_of(documents), each, end, data.token_bytes)
-    return list(texts.values())
+        texts.append(UnseenText(name, sha256_of(documents), each, end, data.token_bytes))
+    check_apart(known)
+    return texts
 
 
 def windows_of(document: np.ndarray, end: int, context: int) -> tuple[np.ndarray, np.ndarray]:
