@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import datetime
 import math
 import re
 
@@ -420,6 +421,29 @@ def test_words_need_the_table_s_base():
     assert cells[2] == "GQA n_KV=4" and "MLA shared d_c=128" in cells[3] and "MQA" in cells[4]  # level, above, one seed
     assert "Table 2" not in claims.words_table([r for r in WITHOUT_TEST_TEXT if (r.experiment, r.method) != ("table2", "MHA")])
     assert claims.words_table([]) == ""
+
+
+def unsaid(rules: dict[str, str]) -> set[str]:
+    """Rules of findings whose text does not say what refutes a claim, or what leaves it open."""
+    return {c.rule for c in claims.SENTENCES if not (FAILED in rules[c.rule] and UNRESOLVED in rules[c.rule])}
+
+
+def test_every_rule_of_a_finding_says_what_refutes_and_what_leaves_open():
+    assert unsaid(RULES) == set()
+    assert unsaid(RULES | {"loss": RULES["loss"].replace(FAILED, "")}) == {"loss"}  # control
+
+
+def read_too_early(page: str, records: list[Record]) -> list[Record]:
+    """Those that read a test text, or images of more than ten classes, before the day since which the rules stand."""
+    day = datetime.datetime.strptime(re.search(r"They have stood since (.*?)\.", page)[1], "%d %B %Y").date().isoformat()
+    seen = [r for r in records if "test" in r.metrics and r.experiment == "table2" or (r.data or {}).get("classes", 0) > 10]
+    return [r for r in seen if r.finished[:10] <= day]
+
+
+def test_the_rules_are_older_than_what_they_judge():
+    page = (FOLDER.parents[1] / "CLAIMS.md").read_text(encoding="utf-8")
+    assert read_too_early(page, COMMITTED) == []
+    assert read_too_early(page.replace("since 29 Nov", "since 30 Nov"), COMMITTED)  # control
 
 
 @pytest.mark.no_cover

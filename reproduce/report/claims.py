@@ -63,17 +63,19 @@ def render(records: list[Record]) -> str:
 
 HOW = (
     f"A difference in loss is an estimate with a {100 * CONFIDENCE:g} % interval. Two runs of one seed read the same text in the same "
-    f"order, so they are paired. From {SEEDS} seeds on the interval is Student's, between seeds. With fewer it is taken over the articles "
-    "of the test text: its width is how much the difference changes when one article after another is left out. It then holds for the "
-    "models that were trained, and is marked *these models*: with another seed they may differ by more. Such an interval is shown, but "
+    f"order, so they are paired. From {SEEDS} such pairs on the interval is Student's, between seeds. With fewer it is taken over the "
+    "articles of the test text: its width is how much the difference changes when one article after another is left out. It then holds for "
+    "the models that were trained, and is marked *these models*: with another seed they may differ by more. Such an interval is shown, but "
     "the claim stays *not resolved*. Where no run has read the test text yet, the interval shown is between seeds on the validation text, "
     "and says so: it decides nothing either.\n\n"
     f"*Below* and *above* mean that the interval excludes zero. *Level* means that it lies within {MARGIN:g} nats on both sides, "
     "about what eight pairs of seeds of these runs can resolve. Anything else is *not resolved*. Of two rows that do not differ at "
-    "all one is called *below* or *above* the other in about 5 % of trials; a test simulates it.\n\n"
+    "all one is called *below* or *above* the other in about 5 % of trials; a test simulates it. Words and verdicts are each by "
+    "themselves: none is stricter for how many others there are.\n\n"
     "A row is judged at the setting with the lowest validation loss, and under its table stands how many there were. That choice is "
     f"made on one seed, which then does not judge: {SEEDS} others are asked for. The result is read from the test text, once. A "
-    "validation loss by which a rate was chosen never judges. A run that diverged counts against its row, however many seeds there are."
+    "validation loss by which a rate was chosen never judges. Where a run of a row diverged at its setting, claims about this row are not "
+    "reproduced, however many seeds there are. Claims that set another row beside it are not resolved."
 )
 
 

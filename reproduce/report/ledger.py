@@ -38,8 +38,9 @@ RULES = {
     "loss": f"Reproduced where the whole interval of the difference is at most {MARGIN:g} nats, not reproduced where the whole "
     f"interval is above that, else not resolved. With fewer than {SEEDS} seeds on the test text always not resolved: an interval over "
     "articles knows nothing of other seeds.",
-    "1-3 %": "Reproduced where the whole interval is within 1 to 3 % of the other row's loss. A lower loss is better, but not what "
-    f"the paper says. With fewer than {SEEDS} seeds on the test text always not resolved. So a row that is 2 % above holds this sentence "
+    "1-3 %": "Reproduced where the whole interval is within 1 to 3 % of the other row's loss, not reproduced where the whole interval is "
+    "outside of that, else not resolved. A lower loss is better, but not what the paper says. "
+    f"With fewer than {SEEDS} seeds on the test text always not resolved. So a row that is 2 % above holds this sentence "
     "and fails the one that calls it comparable: both are the paper's.",
     "accuracy": f"Top-5 accuracy on images of at least {CLASSES} classes. Reproduced where the whole interval is above minus one "
     f"point, not reproduced where it is below that, else not resolved. With fewer classes, or fewer than {SEEDS} seeds, always not "
