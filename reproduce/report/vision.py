@@ -123,7 +123,9 @@ def _in_points(estimate: Estimate) -> str:
 
 def _chosen_title(record: Record, start: str, best: dict[str, Best]) -> str:
     c, data = record.config, record.data
-    seeds = each_once(str(len([r for r in own.runs if own.settings == 1 or r is not own.chooser]) or "none") for own in best.values())
+    seeds = each_once(
+        str(len([r for r in own.runs if own.settings == 1 or r is not own.chooser]) or "none") for own in best.values()
+    )
     return (
         f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a vision transformer on {data['name']}, {data['classes']} classes; "
         f"rows start from {STARTS[start]}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. It was pretrained with "
