@@ -1,6 +1,7 @@
 """The speed experiment at toy size: what it records, and what it refuses to time."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def counted(stop: int, config: dict, partial) -> tuple[list[dict], int]:
         return {"value": 10 * number}
 
     try:
-        rows, _ = sections.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config)
+        rows, _ = sections.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config, "cpu")
     except KeyboardInterrupt:
         rows = []
     return rows, len(measured)
@@ -87,6 +88,55 @@ def test_a_section_that_is_stopped_goes_on_where_it_was(tmp_path):
     partial.write_text('{"rows": 3}', encoding="utf-8")
     with pytest.raises(ValueError, match="delete it to start this section again"):
         counted(-1, {"device": "B"}, partial)
+
+
+def test_what_fails_in_one_row_costs_no_other_and_is_tried_again(tmp_path):
+    """A GPU is lent for minutes: a kernel that breaks off must not end what comes after it, nor be on record."""
+    partial, broken = tmp_path / "toy.json", {2}
+
+    def measure(number):
+        if number in broken:
+            raise RuntimeError(f"of row {number}\nand more")
+        return {"value": 10 * number}
+
+    def through():
+        cases = (({"number": n}, lambda n=n: measured.append(n) or measure(n)) for n in range(4))
+        return sections.through("toy", cases, partial, {}, "cpu")[0]
+
+    measured = []
+    with pytest.raises(ValueError, match=r"^not measured: toy, number 2 \(RuntimeError: of row 2\)\. All else is kept"):
+        through()
+    assert measured == [0, 1, 2, 3]
+    kept = json.loads(partial.read_text(encoding="utf-8"))["rows"]
+    assert [row["number"] for row in kept] == [0, 1, 3]
+    measured, broken = [], set()
+    assert [row["value"] for row in through()] == [0, 10, 20, 30] and measured == [2]
+
+
+def test_a_row_that_is_measured_again_leaves_later_ones_in_the_file(tmp_path):
+    partial, rows = tmp_path / "toy.json", [{"number": n, "value": n} for n in (0, 2)]
+    partial.write_text(json.dumps({"config": {}, "rows": rows, "seconds": 1.0}), encoding="utf-8")
+
+    cases = [({"number": n}, lambda n=n: {"value": n}) for n in range(3)]
+    sections.through("toy", iter(cases[:2]), partial, {}, "cpu")
+    assert [row["number"] for row in json.loads(partial.read_text(encoding="utf-8"))["rows"]] == [0, 1, 2]
+
+
+def test_a_device_that_no_longer_works_ends_all(monkeypatch):
+    """After an illegal access every later call fails, and says nothing of what was asked."""
+    failures = sections.Failures("cpu")
+    with failures.kept("first"):
+        raise RuntimeError("one kernel")
+
+    def gone(*_, **__):
+        raise RuntimeError("an illegal memory access")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="illegal memory access"):
+        patch.setattr(torch, "ones", gone)
+        with failures.kept("second"):
+            raise RuntimeError("another kernel")
+    with pytest.raises(ValueError, match="first .RuntimeError: one kernel.; second"):
+        failures.tell()
 
 
 @pytest.mark.parametrize("most", [4, 5, 9, 12])

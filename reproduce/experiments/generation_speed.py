@@ -4,8 +4,9 @@ Four ways: "static, sdpa" and "static, triton" are `models.decoding.Decoder` wit
 "PyTorch" is multi-head attention over a static cache in plain PyTorch, compiled as a whole with mode="reduce-overhead", as gpt-fast has
 it; "transformers" is its `generate` with a static cache. Each way but the last is compared with the model without a cache in float64
 first. No prompt is computed: caches are filled with random numbers, and only the last tokens of the context are written. GPT-2 is
-built with as many learned positions as the context has tokens. The preset gpu takes 60 to 90 minutes on one H200, mostly compiling:
-every setting is recorded when it ends, and the same command goes on where it was stopped.
+built with as many learned positions as the context has tokens. The preset gpu takes about an hour on one H200, mostly compiling: every
+setting is recorded when it ends, ours before the others', and the same command goes on where it was stopped. On two GPUs one command
+with `--rows GPT-2 --device cuda:0` and one with `--rows LLaMA --device cuda:1` take half of it.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE3, Row
 from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
 from ..train.runs import check_labels
-from .speed.sections import in_words
+from .speed.sections import Failures, in_words
 from .speed.timing import let_memory_go
 from .table3 import ROPE_BASE
 
@@ -107,7 +108,7 @@ PRESETS = {
         vocab_size=50_304,
         dtype=torch.bfloat16,
         steps=32,
-        repeats=5,
+        repeats=3,  # 32 steps together hardly vary
     ),
 }
 
@@ -135,43 +136,60 @@ class Setting:
 
 
 def settings(preset: Preset) -> Iterator[Setting]:
-    """All of them, in the order in which they run.
+    """All of them, in the order in which they run: the others', which compile longest, come last.
 
     Args:
         preset: what is timed.
     """
-    for shape in preset.shapes:
-        for row in shape.rows:
-            ways = [f"static, {backend}" for backend in preset.backends] + [*OTHERS] * (row.mechanism == "MHA")
-            for way in ways:
-                yield from (Setting(shape, row, way, n, b) for n in preset.contexts for b in preset.batches)
+    ours = [f"static, {backend}" for backend in preset.backends]
+    sizes = [(n, b) for n in preset.contexts for b in preset.batches]
+    for ways, only in ((ours, None), (OTHERS, "MHA")):
+        rows = [(shape, row) for shape in preset.shapes for row in shape.rows if only in (None, row.mechanism)]
+        yield from (Setting(*row, way, *size) for row in rows for way in ways for size in sizes)
 
 
 def run(options: Options) -> None:
     """One record per setting; those on record are skipped.
 
     Args:
-        options: `rows` are models and rows such as "GPT-2 MHA", all if empty.
+        options: `rows` are models such as "GPT-2", or models and rows such as "GPT-2 MHA", all if empty.
 
     Raises:
-        ValueError: for a row that is not there.
+        ValueError: for a row that is not there, and at the end where a setting could not be measured.
     """
-    preset = PRESETS[options.preset]
+    preset, failures = PRESETS[options.preset], Failures(options.device)
     everything = list(settings(preset))
-    check_labels("row", options.rows, dict.fromkeys(s.label for s in everything))
-    passed: dict[tuple, dict] = {}  # what the gate said, by label and way
-    for setting in tqdm([s for s in everything if s.label in options.rows or not options.rows], "generation_speed"):
+    check_labels("row", options.rows, dict.fromkeys(name for s in everything for name in (s.shape.name, s.label)))
+    wanted = [s for s in everything if {s.shape.name, s.label} & set(options.rows) or not options.rows]
+    passed: dict[tuple, dict | None] = {}
+    for setting in tqdm(wanted, "generation_speed"):
         started = time.perf_counter()
         what = "generation_speed", options.preset, setting.row.label, config_of(setting, preset, options.device)
         if done(options.records, run_id(*what, seed=None, data=None)):
             continue
-        key = setting.label, setting.way
-        if key not in passed:
-            passed[key] = gated(setting, preset, options.device)
-        metrics = passed[key] if "refused" in passed[key] else measured(setting, preset, options.device) | passed[key]
-        tqdm.write(f"{setting.label}, {setting.way}, {setting.context:,} x {setting.batch}: {in_words(metrics)}")
-        record = new_record(*what, metrics, device=options.device, wall_seconds=time.perf_counter() - started)
-        append(options.records, record, replace=True)
+        name, metrics = f"{setting.label}, {setting.way}, {setting.context:,} x {setting.batch}", None
+        with failures.kept(name):
+            metrics = compared_and_measured(setting, preset, options.device, passed)
+        if metrics is not None:
+            tqdm.write(f"{name}: {in_words(metrics)}")
+            record = new_record(*what, metrics, device=options.device, wall_seconds=time.perf_counter() - started)
+            append(options.records, record, replace=True)
+    failures.tell()
+
+
+def compared_and_measured(setting: Setting, preset: Preset, device: str, passed: dict[tuple, dict | None]) -> dict | None:
+    """What a record says of a setting.
+
+    Args:
+        setting, preset, device: as in `measured`.
+        passed: what the gate said of each label and way, None where it broke off, which is not tried again; what is new is added.
+    """
+    key = setting.label, setting.way
+    if key not in passed:
+        passed[key] = None
+        passed[key] = gated(setting, preset, device)
+    said = passed[key]
+    return said if said is None or "refused" in said else measured(setting, preset, device) | said
 
 
 def config_of(setting: Setting, preset: Preset, device: str) -> dict:
@@ -290,7 +308,7 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
             torch.cuda.reset_peak_memory_stats()  # weights were drawn in float32
         milliseconds = timed(decoder, setting.context - preset.steps, preset, device)
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return {"refused": "out of memory"}
     parameters = list(decoder.model.parameters())
@@ -306,6 +324,13 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
         "megabytes": peak / 1e6 if device.startswith("cuda") else None,
         "largest_batch": int((MEMORY - weights) * setting.batch // (peak - weights)),
     }
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory did not suffice, also where that broke off a compilation or a capture, which raise errors of their own."""
+    return error is not None and (
+        any(words in str(error) for words in ("out of memory", "can't allocate memory")) or is_out_of_memory(error.__context__)
+    )
 
 
 def timed(decoder, start: int, preset: Preset, device: str) -> float:

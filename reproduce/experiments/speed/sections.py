@@ -1,7 +1,9 @@
 """How a section's rows are gone through and kept, and the section that needs no layer: the device's own limits."""
 
+import contextlib
 import json
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,40 @@ import torch
 from tqdm import tqdm
 
 from ...store.checked import Part, check, read_json
+from ...store.faults import first_line
 from ...store.files import write_atomically
 from .presets import Preset
 from .timing import Case, median_ms
+
+
+class Failures:
+    """What could not be measured, told when all the rest has been: time on a GPU is scarce, and one kernel's fault is not another's.
+
+    Args:
+        device: as torch names it.
+    """
+
+    def __init__(self, device: str):
+        self.device, self.said = device, []
+
+    @contextlib.contextmanager
+    def kept(self, what: str) -> Iterator[None]:
+        """Inside, an error is printed and kept, unless the device itself no longer works.
+
+        Args:
+            what: is measured.
+        """
+        try:
+            yield
+        except Exception as error:
+            tqdm.write(f"{what} failed:\n{traceback.format_exc()}")
+            self.said.append(f"{what} ({type(error).__name__}: {first_line(error)})")
+            torch.ones(1, device=self.device).item()  # after an illegal access nothing else would succeed there
+
+    def tell(self) -> None:
+        """Raise ValueError where there were any."""
+        if self.said:
+            raise ValueError(f"not measured: {'; '.join(self.said)}. All else is kept; the same command tries these again")
 
 
 class Partial(Part):
@@ -23,7 +56,7 @@ class Partial(Part):
     seconds: float
 
 
-def through(name: str, cases: Iterator[Case], partial: Path, config: dict) -> tuple[list[dict], float]:
+def through(name: str, cases: Iterator[Case], partial: Path, config: dict, device: str) -> tuple[list[dict], float]:
     """The rows of a section, each printed and kept in a file as soon as it is there.
 
     Args:
@@ -31,24 +64,31 @@ def through(name: str, cases: Iterator[Case], partial: Path, config: dict) -> tu
         cases: its rows.
         partial: the file. Rows that it holds of the same cases under the same config are not measured again.
         config: of the record.
+        device: as torch names it.
 
     Returns:
         All rows, and the seconds that they took.
 
     Raises:
-        ValueError: for a file that is damaged.
+        ValueError: for a file that is damaged, and at the end where a row could not be measured.
     """
-    kept = _kept(partial, config)
+    kept, failures = _kept(partial, config), Failures(device)
     rows, started = [], time.perf_counter()
-    for number, (case, measure) in enumerate(tqdm(cases, f"speed {name}")):
-        known = number < len(kept.rows) and case.items() <= kept.rows[number].items()
-        row = kept.rows[number] if known else {**case, **measure()}
+    for case, measure in tqdm(cases, f"speed {name}"):
+        row = next((row for row in kept.rows if case.items() <= row.items()), None)
+        if is_new := row is None:
+            with failures.kept(f"{name}, {in_words(case)}"):
+                row = {**case, **measure()}
+        if row is None:
+            continue
         tqdm.write(f"{name}: {in_words(row)}")
         rows.append(row)
-        seconds = kept.seconds + time.perf_counter() - started
-        state = json.dumps({"config": config, "rows": rows, "seconds": seconds})
-        if not known:
+        if is_new:
+            later = [row for row in kept.rows if row not in rows]
+            seconds = kept.seconds + time.perf_counter() - started
+            state = json.dumps({"config": config, "rows": rows + later, "seconds": seconds})
             write_atomically(partial, lambda file, state=state: file.write(state.encode()))
+    failures.tell()
     return rows, kept.seconds + time.perf_counter() - started
 
 
