@@ -154,6 +154,17 @@ def test_the_largest_batch_fits_and_the_next_does_not(most, bent):
     assert most + 1 in tried and len(tried) <= 4
 
 
+def test_what_two_batches_took_leads_to_the_third():
+    """Beside weights and moments something else is held, which one batch alone does not show."""
+    tried = []
+
+    def peak(batch):
+        tried.append(batch)
+        return None if 25e9 + 4.8e9 * batch > 80e9 else 25e9 + 4.8e9 * batch
+
+    assert models.largest_batch(peak, 4, 25e9 + 4 * 4.8e9, 19e9, 80e9) == 11 and tried == [9, 11, 12]
+
+
 def test_a_step_takes_the_largest_batch(monkeypatch):
     def timed(shape, *_):
         if shape.batch > 6:
