@@ -2,10 +2,11 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import DIFFERENT, relative_error, run_here
 from made_records import MLA, a_row
 
 from reproduce.experiments import compress_models, heal, samples
@@ -91,6 +92,19 @@ def test_rows_are_trained_at_every_rate_and_a_table_says_what_comes_back(made, t
     assert "on record already, skipped" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no row is called MHA; there are: as it is, MLA"):
         heal.run(options(made, tmp_path, rows=("MHA",)))
+
+
+def test_the_loss_is_compiled_on_a_gpu_and_is_the_same(made, tmp_path, monkeypatch):
+    study, _ = study_of(made, tmp_path)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    there = dataclasses.replace(study, options=dataclasses.replace(study.options, device="cuda:1"))
+    assert study.cross_entropy is heal.cross_entropy and there.cross_entropy is there.cross_entropy is not heal.cross_entropy
+    logits, targets = torch.randn(2, 5, 30, requires_grad=True), torch.randint(30, (2, 5))
+    here, compiled = (
+        torch.autograd.grad(loss(logits, targets), logits)[0] for loss in (study.cross_entropy, there.cross_entropy)
+    )
+    assert relative_error(compiled, here) < 1e-6
+    assert relative_error(compiled, torch.autograd.grad(study.cross_entropy(logits, targets.flip(1)), logits)[0]) > DIFFERENT
 
 
 def test_what_is_frozen_stays_to_the_last_bit_and_the_attention_moves(made, tmp_path):

@@ -13,8 +13,10 @@ A row takes up where it was stopped when the command is repeated: each rate has 
 
 import copy
 import dataclasses
+import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,7 +252,12 @@ class Study:
     def loss(self, _attention: Attention, tokens: torch.Tensor) -> torch.Tensor:
         """Of the next token, nats; the model calls the attention.  tokens: (b, n)."""
         logits = self.opened.logits(self.opened.model, tokens[:, :-1])  # (b, n - 1, vocabulary)
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        return self.cross_entropy(logits, tokens[:, 1:])
+
+    @functools.cached_property
+    def cross_entropy(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The loss; compiled on a GPU, where logits of a large vocabulary are then never written in float32."""
+        return torch.compile(cross_entropy, dynamic=False) if self.options.device.startswith("cuda") else cross_entropy
 
     def checkpoint(self, this: Run, rate: float) -> Path:
         """Where a rate's training stands until its row is on record."""
@@ -263,6 +270,11 @@ class Study:
             nats = window_losses(self.opened, test)
             tests[test.name] = summed(test, nats) | {"windows": [round(loss, 3) for loss in nats]}
         return {"validation_loss": summed(held_out, window_losses(self.opened, held_out))["loss"], "tests": tests}
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean nats, taken in float32.  logits: (b, n, vocabulary).  targets: (b, n)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def in_words(metrics: dict) -> str:
