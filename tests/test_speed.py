@@ -238,6 +238,25 @@ def test_a_stack_that_refuses_or_is_wrong_has_a_reason_and_no_time(monkeypatch):
     }
 
 
+def test_the_layers_of_a_stack_share_one_compilation(monkeypatch):
+    graphs, plain = [], torch.compile
+    counted = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda *a, **o: plain(*a, **o, backend=counted))
+    torch.compiler.reset()
+    x, stack = (
+        torch.randn(1, 5, SHAPE.d_model),
+        [TUCKER.build(SHAPE.d_model, SHAPE.n_heads) for _ in range(10)],
+    )  # two beyond the limit
+    with torch.no_grad():
+        found = [layer(x, backend="math") for layer in layers.compiled_alike(stack, "cuda:1")]
+        assert len(graphs) == 1 and all(torch.allclose(y, layer(x, backend="math")) for y, layer in zip(found, stack))
+        assert not torch.allclose(found[0], found[1])
+        for layer in stack[:3]:  # control: as a layer alone is compiled
+            layers.compiled(layer, "cuda")(x, backend="math")
+    assert len(graphs) == 4 and layers.compiled_alike(stack, "cpu") == stack
+    torch.compiler.reset()
+
+
 def test_a_wrong_backend_is_not_timed(monkeypatch):
     preset = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
     assert "milliseconds" in layers.timed_layer(SHAPE, TUCKER, "math", preset, "cpu")

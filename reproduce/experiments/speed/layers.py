@@ -8,6 +8,8 @@ import torch
 import torch._functorch.config
 from torch import nn
 
+from tucker_ref.own_code import with_own_code
+
 from ...models.decoding import captured
 from ...models.rows import Row
 from .presets import Preset, Shape
@@ -93,7 +95,7 @@ def timed_stack(shape: Shape, row: Row, backend: str, way: str, preset: Preset, 
         if "refused" in (passed := gated(lambda: gate(layers[0], shape.d_model, backend, preset, device, compiled), preset)):
             return passed
         parameters = [p for layer in layers for p in layer.to(preset.dtype).parameters()]
-        called = [compiled(layer, device) for layer in layers]
+        called = compiled_alike(layers, device)
         x = torch.randn(shape.batch, shape.tokens, shape.d_model, device=device, dtype=preset.dtype, requires_grad=True)
         dy = torch.randn_like(x)
 
@@ -124,6 +126,14 @@ def compiled(layer: nn.Module, device: str) -> Callable[..., torch.Tensor]:
     if device.startswith("cuda"):
         return torch.compile(layer, fullgraph=True, dynamic=False)
     return layer
+
+
+def compiled_alike(layers: list[nn.Module], device: str) -> list[Callable[..., torch.Tensor]]:
+    """As `compiled`, of layers of one size, which share one compilation."""
+    if device.startswith("cuda"):
+        call = torch.compile(with_own_code(nn.Module.__call__), fullgraph=True, dynamic=False)
+        return [functools.partial(call, layer) for layer in layers]
+    return list(layers)
 
 
 def work(shape: Shape, row: Row) -> dict:
