@@ -179,6 +179,28 @@ def test_a_step_takes_the_largest_batch(monkeypatch):
     assert refused == {"refused": "out of memory"}
 
 
+@pytest.mark.parametrize("module", [layers, models])
+def test_memory_that_does_not_suffice_is_a_reason_and_another_error_is_none(module, monkeypatch):
+    preset = speed.PRESETS["smoke"]
+
+    def timed():
+        if module is layers:
+            return layers.timed_stack(SHAPE, TUCKER, "math", "plain", preset, "cpu")
+        return models.timed_model(SHAPE, TUCKER, 1.0, preset, "cpu")
+
+    def raises(error):
+        monkeypatch.setattr(module, "peak_megabytes", lambda *_, **__: (_ for _ in ()).throw(error))
+
+    broken_off = RuntimeError("a compilation failed")
+    broken_off.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    for error in (broken_off.__context__, broken_off):
+        raises(error)
+        assert timed() == {"refused": "out of memory"}
+    raises(RuntimeError("a compilation failed"))
+    with pytest.raises(RuntimeError, match="a compilation failed"):
+        timed()
+
+
 def test_powers_are_found_and_what_is_no_power_shows():
     sizes = [1.0, 2.0, 4.0, 8.0]
     exponent, off = speed_report.fitted_power(sizes, [3 * n**1.5 for n in sizes])

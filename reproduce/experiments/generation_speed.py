@@ -29,7 +29,7 @@ from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
 from ..train.runs import check_labels
 from .speed.sections import Failures, in_words
-from .speed.timing import let_memory_go
+from .speed.timing import is_out_of_memory, let_memory_go
 from .table3 import ROPE_BASE
 
 GATES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error in logits that may still be timed
@@ -324,13 +324,6 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
         "megabytes": peak / 1e6 if device.startswith("cuda") else None,
         "largest_batch": int((MEMORY - weights) * setting.batch // (peak - weights)),
     }
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory did not suffice, also where that broke off a compilation or a capture, which raise errors of their own."""
-    return error is not None and (
-        any(words in str(error) for words in ("out of memory", "can't allocate memory")) or is_out_of_memory(error.__context__)
-    )
 
 
 def timed(decoder, start: int, preset: Preset, device: str) -> float:
