@@ -165,6 +165,45 @@ def test_a_stopped_row_goes_on_and_ends_the_same(made, tmp_path, monkeypatch, ca
     assert first == second
 
 
+def test_on_another_machine_the_rate_that_is_preferred_is_trained_again_and_no_other(made, tmp_path, monkeypatch):
+    """Weights stay on the machine that was lent; a small file comes back."""
+    whole, stopped = (
+        options(made, tmp_path / name, rows=(MLA,), learning_rates=(1e-2, 1e-3, 1e-4)) for name in ("whole", "stopped")
+    )
+    heal.run(whole)
+    (expected,) = records.load(whole.records)
+    assert expected.metrics["chosen"] == 1e-2
+    train, asked, last = heal.Study.train, [], 1e-4
+
+    def trained(self, attention, this, rate):
+        asked.append(rate)
+        if rate == last:
+            raise KeyboardInterrupt
+        return train(self, attention, this, rate)
+
+    monkeypatch.setattr(heal.Study, "train", trained)
+    with pytest.raises(KeyboardInterrupt):
+        heal.run(stopped)
+    (known,) = (stopped.out / "checkpoints").glob("*.json")
+    assert known.stat().st_size < 4096 and asked == [1e-2, 1e-3, 1e-4]
+    for checkpoint in (stopped.out / "checkpoints").glob("*.pt"):
+        checkpoint.unlink()
+    asked, last = [], None
+    heal.run(stopped)
+    assert asked == [1e-4, 1e-2] and not list((stopped.out / "checkpoints").iterdir())
+    (found,) = records.load(stopped.records)
+    for m in (expected.metrics, found.metrics):
+        for tried in m["rates"]:
+            del tried["seconds"]
+    assert found.metrics == expected.metrics
+    known.write_text('{"rates": [{"learning_rate": 1e-3}]}', encoding="utf-8")
+    with pytest.raises(ValueError, match="delete it to try all rates again; it lacks rates"):
+        heal.known_rates(known)
+    with pytest.raises(ValueError, match="delete it to try all rates again"):
+        known.write_text("{", encoding="utf-8")
+        heal.known_rates(known)
+
+
 def test_a_rate_that_breaks_off_is_on_record_and_so_is_a_row_of_which_all_do(made, tmp_path, monkeypatch):
     def breaks(model, batch_at, loss_of, settings, *_, **__):
         if settings.learning_rate >= least:
