@@ -165,7 +165,7 @@ def generation():
 
 def timed():
     speed.PRESETS["smoke"] = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
-    speed.run(options("smoke", "speed", rows=("memory", "step")))
+    speed.run(options("smoke", "speed", rows=("memory", "step", "curves")))
 
 
 # Controls: each must fail.

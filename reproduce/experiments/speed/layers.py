@@ -87,7 +87,8 @@ def timed_stack(shape: Shape, row: Row, backend: str, way: str, preset: Preset, 
         As `timed_layer`, and `kept_megabytes`, which are there between the passes (None on a CPU).
     """
     torch.manual_seed(0)
-    layers = [row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device) for _ in range(preset.stack)]
+    with torch.device(device):  # where numbers are drawn at once
+        layers = [row.build(shape.d_model, shape.n_heads, shape.rope_base) for _ in range(preset.stack)]
     for layer in layers:
         layer.recompute = way == WAYS[1]
     with torch._functorch.config.patch(activation_memory_budget=BUDGET if way == WAYS[2] else 1.0):
@@ -162,7 +163,8 @@ def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: st
         `milliseconds`, `megabytes` (10^6 bytes, None on a CPU) and relative `error`; or `refused` with the reason.
     """
     torch.manual_seed(0)
-    layer = row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device)
+    with torch.device(device):
+        layer = row.build(shape.d_model, shape.n_heads, shape.rope_base)
     if "refused" in (passed := gated(lambda: gate(layer, shape.d_model, backend, preset, device), preset)):
         return passed
     layer = layer.to(preset.dtype)
