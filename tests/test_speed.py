@@ -13,6 +13,7 @@ from reproduce.models.rows import Row
 from reproduce.report import speed as speed_report
 from reproduce.report import targets
 from reproduce.store import records
+from reproduce.train import runs
 from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +105,7 @@ def test_what_fails_in_one_row_costs_no_other_and_is_tried_again(tmp_path):
         return sections.through("toy", cases, partial, {}, "cpu")[0]
 
     measured = []
-    with pytest.raises(ValueError, match=r"^not measured: toy, number 2 \(RuntimeError: of row 2\)\. All else is kept"):
+    with pytest.raises(ValueError, match=r"^failed: toy, number 2 \(RuntimeError: of row 2\)\. All else is kept"):
         through()
     assert measured == [0, 1, 2, 3]
     kept = json.loads(partial.read_text(encoding="utf-8"))["rows"]
@@ -124,7 +125,7 @@ def test_a_row_that_is_measured_again_leaves_later_ones_in_the_file(tmp_path):
 
 def test_a_device_that_no_longer_works_ends_all(monkeypatch):
     """After an illegal access every later call fails, and says nothing of what was asked."""
-    failures = sections.Failures("cpu")
+    failures = runs.Failures("cpu")
     with failures.kept("first"):
         raise RuntimeError("one kernel")
 

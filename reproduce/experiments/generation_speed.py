@@ -27,8 +27,8 @@ from ..models.plain_decoding import PlainAttention, PlainDecoder, TransformersDe
 from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE3, Row
 from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
-from ..train.runs import check_labels
-from .speed.sections import Failures, in_words
+from ..train.runs import Failures, check_labels
+from .speed.sections import in_words
 from .speed.timing import is_out_of_memory, let_memory_go
 from .table3 import ROPE_BASE
 

@@ -1,9 +1,7 @@
 """How a section's rows are gone through and kept, and the section that needs no layer: the device's own limits."""
 
-import contextlib
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,40 +10,10 @@ import torch
 from tqdm import tqdm
 
 from ...store.checked import Part, check, read_json
-from ...store.faults import first_line
 from ...store.files import write_atomically
+from ...train.runs import Failures
 from .presets import Preset
 from .timing import Case, median_ms
-
-
-class Failures:
-    """What could not be measured, told when all the rest has been: time on a GPU is scarce, and one kernel's fault is not another's.
-
-    Args:
-        device: as torch names it.
-    """
-
-    def __init__(self, device: str):
-        self.device, self.said = device, []
-
-    @contextlib.contextmanager
-    def kept(self, what: str) -> Iterator[None]:
-        """Inside, an error is printed and kept, unless the device itself no longer works.
-
-        Args:
-            what: is measured.
-        """
-        try:
-            yield
-        except Exception as error:
-            tqdm.write(f"{what} failed:\n{traceback.format_exc()}")
-            self.said.append(f"{what} ({type(error).__name__}: {first_line(error)})")
-            torch.ones(1, device=self.device).item()  # after an illegal access nothing else would succeed there
-
-    def tell(self) -> None:
-        """Raise ValueError where there were any."""
-        if self.said:
-            raise ValueError(f"not measured: {'; '.join(self.said)}. All else is kept; the same command tries these again")
 
 
 class Partial(Part):
