@@ -109,8 +109,14 @@ def workers():
     shorter = dataclasses.replace(case.preset, train=dataclasses.replace(case.preset.train, steps=2))
     two_gpus.PRESETS["smoke"]["table2"] = dataclasses.replace(case, preset=shorter)
     given = {"preset": "smoke", "device": DEVICE, "micro_batch": 2, "text": texts()["text"], "bpe": None, "out": str(place)}
-    two_gpus.worker(place, given | {"case": "table2"})
-    assert (place / "result.json").exists()
+    written, plain = [], loop._save
+    loop._save = lambda path, *rest: written.append(path) or plain(path, *rest)
+    try:
+        for lasting in (False, True):
+            two_gpus.worker(place, given | {"case": "table2", "lasting": lasting})
+            assert (place / "result.json").exists() and len(written) == lasting
+    finally:
+        loop._save = plain
 
 
 def healed_and_compressed():
@@ -159,7 +165,7 @@ def generation():
 
 def timed():
     speed.PRESETS["smoke"] = dataclasses.replace(speed.PRESETS["smoke"], repeats=1)
-    speed.run(options("smoke", "speed", rows=("memory", "step")))
+    speed.run(options("smoke", "speed", rows=("memory", "step", "curves")))
 
 
 # Controls: each must fail.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,10 +48,47 @@ def test_every_setting_is_recorded_once_and_goes_on_where_it_stopped(tmp_path, m
     assert "| GPT-2 MHA, PyTorch |" in results.render(found) and run_here("generation_speed", "--rows", "MHA") == 1
 
 
+def test_a_setting_that_fails_costs_no_other_and_is_tried_again(tmp_path, monkeypatch):
+    """Nor does a gate that breaks off: its way is left, after one attempt."""
+    monkeypatch.setitem(PRESETS, "smoke", dataclasses.replace(SMOKE, shapes=(GPT2,), batches=(1, 2), contexts=(32, 64)))
+    asked = []
+    monkeypatch.setattr(experiment, "gated", lambda s, *_: asked.append(s.way) or (1 / 0 if s.way == "PyTorch" else {}))
+
+    def fails(setting, *_):
+        if setting.context == 64 and setting.batch == 1:
+            raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
+        return {"refused": "for a reason"}
+
+    monkeypatch.setattr(experiment, "measured", fails)
+    options = Options("smoke", tmp_path, tmp_path / "records", rows=("GPT-2 MHA",))
+    with pytest.raises(ValueError, match=r"GPT-2 MHA, static, sdpa, 64 x 1 \(RuntimeError: CUDNN_.*PyTorch, 32 x 1 \(ZeroDiv"):
+        experiment.run(options)
+    found = records.load(tmp_path / "records")
+    assert len(found) == 3 * 2 and asked == ["static, sdpa", "PyTorch", "transformers"]
+    assert not any(r.config["way"] == "PyTorch" or (r.config["context"], r.config["batch"]) == (64, 1) for r in found)
+    monkeypatch.setattr(experiment, "gated", lambda *_: {})
+    monkeypatch.setattr(experiment, "measured", lambda *_: {"refused": "for a reason"})
+    experiment.run(options)  # control: nothing fails
+    assert len(records.load(tmp_path / "records")) == 3 * 4
+
+
+def test_models_are_chosen_by_name_and_each_way_has_all_rows_before_the_next():
+    """And the longest compilations come last, so that what a cut leaves out is what is missed least."""
+    ways = [s.way for s in settings(PRESETS["gpu"])]
+    assert list(dict.fromkeys(ways)) == ["static, triton", "static, sdpa", *experiment.OTHERS]
+    assert ways == sorted(ways, key=list(dict.fromkeys(ways)).index)
+    with pytest.raises(ValueError, match="no row is called GPT; there are: GPT-2; GPT-2 MHA"):
+        experiment.run(Options("smoke", Path(), Path(), rows=("GPT",)))
+
+
 @pytest.mark.no_cover
-def test_rows_are_chosen_and_those_of_the_gpu_are_whole_models(tmp_path):
-    experiment.run(Options("smoke", tmp_path, tmp_path / "records", rows=("LLaMA MLA shared d_c=8 d_R=64",)))
-    assert {r.method for r in records.load(tmp_path / "records")} == {"MLA shared d_c=8 d_R=64"}
+def test_rows_are_chosen_and_those_of_the_gpu_are_whole_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "compared_and_measured", lambda *_: {"refused": "for a reason"})
+    experiment.run(Options("smoke", tmp_path, tmp_path / "records", rows=("LLaMA",)))
+    assert {r.config["model"] for r in records.load(tmp_path / "records")} == {"LLaMA"}
+    monkeypatch.undo()
+    experiment.run(Options("smoke", tmp_path, tmp_path / "one", rows=("LLaMA MLA shared d_c=8 d_R=64",)))
+    assert {r.method for r in records.load(tmp_path / "one")} == {"MLA shared d_c=8 d_R=64"}
     gpu = list(settings(PRESETS["gpu"]))
     assert {(s.context, s.batch) for s in gpu} == {(n, b) for n in (1024, 16384, 131072) for b in (1, 16, 64)}
     assert {s.way for s in gpu} == {"static, sdpa", "static, triton", "PyTorch", "transformers"}
@@ -108,6 +146,15 @@ def test_memory_that_does_not_suffice_is_recorded_and_other_errors_are_not(monke
     with pytest.raises(RuntimeError, match="another"):
         measured(setting, SMOKE, "cpu")
 
+    def broken_off(*_):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(experiment, "timed", broken_off)
+    assert measured(setting, SMOKE, "cpu") == {"refused": "out of memory"}
+
 
 def test_the_largest_batch_fills_80_gb(monkeypatch):
     monkeypatch.setattr(experiment, "timed", lambda *_: 2.0)
@@ -158,6 +205,14 @@ def test_the_page_says_that_there_is_nothing_until_a_gpu_has_run(tmp_path):
     assert shown.startswith("## Generation\n\n**Generation: tokens a second")
     assert "| LLaMA MHA | 200 | 100 | out of memory or refused | not run |" in shown
     assert "| LLaMA MHA | 6 | — |" in shown and "on one a card" in shown
+    lines = [line for line in pages.generation(two_in_turns(found[0])).splitlines() if " MHA" in line]
+    assert [line.split(" |")[0] for line in lines[:3]] == ["| GPT-2 MHA", "| LLaMA MHA", "| LLaMA MHA, PyTorch"]
+
+
+def two_in_turns(one):
+    """As two commands on two GPUs write them."""
+    changes = ({"way": "PyTorch"}, {"model": "GPT-2"}, {})
+    return [dataclasses.replace(one, config=one.config | change) for change in changes]
 
 
 def test_a_decoder_of_ours_is_what_is_timed():

@@ -2,10 +2,11 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import DIFFERENT, relative_error, run_here
 from made_records import MLA, a_row
 
 from reproduce.experiments import compress_models, heal, samples
@@ -93,6 +94,19 @@ def test_rows_are_trained_at_every_rate_and_a_table_says_what_comes_back(made, t
         heal.run(options(made, tmp_path, rows=("MHA",)))
 
 
+def test_the_loss_is_compiled_on_a_gpu_and_is_the_same(made, tmp_path, monkeypatch):
+    study, _ = study_of(made, tmp_path)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    there = dataclasses.replace(study, options=dataclasses.replace(study.options, device="cuda:1"))
+    assert study.cross_entropy is heal.cross_entropy and there.cross_entropy is there.cross_entropy is not heal.cross_entropy
+    logits, targets = torch.randn(2, 5, 30, requires_grad=True), torch.randint(30, (2, 5))
+    here, compiled = (
+        torch.autograd.grad(loss(logits, targets), logits)[0] for loss in (study.cross_entropy, there.cross_entropy)
+    )
+    assert relative_error(compiled, here) < 1e-6
+    assert relative_error(compiled, torch.autograd.grad(study.cross_entropy(logits, targets.flip(1)), logits)[0]) > DIFFERENT
+
+
 def test_what_is_frozen_stays_to_the_last_bit_and_the_attention_moves(made, tmp_path):
     study, layers = study_of(made, tmp_path)
     model, attention = study.opened.model, heal.Attention([copy.deepcopy(layer) for layer in layers.values()])
@@ -149,6 +163,45 @@ def test_a_stopped_row_goes_on_and_ends_the_same(made, tmp_path, monkeypatch, ca
         for tried in m["rates"]:
             del tried["seconds"]
     assert first == second
+
+
+def test_on_another_machine_the_rate_that_is_preferred_is_trained_again_and_no_other(made, tmp_path, monkeypatch):
+    """Weights stay on the machine that was lent; a small file comes back."""
+    whole, stopped = (
+        options(made, tmp_path / name, rows=(MLA,), learning_rates=(1e-2, 1e-3, 1e-4)) for name in ("whole", "stopped")
+    )
+    heal.run(whole)
+    (expected,) = records.load(whole.records)
+    assert expected.metrics["chosen"] == 1e-2
+    train, asked, last = heal.Study.train, [], 1e-4
+
+    def trained(self, attention, this, rate):
+        asked.append(rate)
+        if rate == last:
+            raise KeyboardInterrupt
+        return train(self, attention, this, rate)
+
+    monkeypatch.setattr(heal.Study, "train", trained)
+    with pytest.raises(KeyboardInterrupt):
+        heal.run(stopped)
+    (known,) = (stopped.out / "checkpoints").glob("*.json")
+    assert known.stat().st_size < 4096 and asked == [1e-2, 1e-3, 1e-4]
+    for checkpoint in (stopped.out / "checkpoints").glob("*.pt"):
+        checkpoint.unlink()
+    asked, last = [], None
+    heal.run(stopped)
+    assert asked == [1e-4, 1e-2] and not list((stopped.out / "checkpoints").iterdir())
+    (found,) = records.load(stopped.records)
+    for m in (expected.metrics, found.metrics):
+        for tried in m["rates"]:
+            del tried["seconds"]
+    assert found.metrics == expected.metrics
+    known.write_text('{"rates": [{"learning_rate": 1e-3}]}', encoding="utf-8")
+    with pytest.raises(ValueError, match="delete it to try all rates again; it lacks rates"):
+        heal.known_rates(known)
+    with pytest.raises(ValueError, match="delete it to try all rates again"):
+        known.write_text("{", encoding="utf-8")
+        heal.known_rates(known)
 
 
 def test_a_rate_that_breaks_off_is_on_record_and_so_is_a_row_of_which_all_do(made, tmp_path, monkeypatch):

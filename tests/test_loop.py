@@ -58,6 +58,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_last_digit(tmp_path, d
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 
+def test_a_run_without_a_checkpoint_writes_none_and_is_the_same(tmp_path, monkeypatch):
+    whole = train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "whole.pt", "whole")
+    written = []
+    monkeypatch.setattr(loop, "_save", lambda path, *_: written.append(path))
+    assert train(fresh_model(), batch_at, loss_of, CONFIG, None, "none").curve == whole.curve and not written
+    train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "again.pt", "again")
+    assert len(written) == 3  # control
+
+
 def test_a_checkpoint_from_before_that_holds_a_shared_latent_twice_is_taken_up(tmp_path):
     def fresh():
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ from reproduce.experiments import ablations, figure3, figure3_tiny, table2, tabl
 from reproduce.store import locks, records
 from reproduce.store.saved import make_room, run_of
 from reproduce.train import language, loop
+from reproduce.train.distributed import Workers
 from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
 from reproduce.trust import survival
@@ -137,6 +138,38 @@ def test_a_run_of_several_machines_names_them_and_has_no_speed(tmp_path, monkeyp
     one, several = (r.metrics for r in records.load(tmp_path / "records"))
     assert one["tokens_per_second"] > 0 and "machines" not in one
     assert several["tokens_per_second"] is None and several["machines"][1] == "another card, 8 workers"
+
+
+def test_a_row_that_a_kernel_refuses_costs_no_other_row_and_is_tried_again(tmp_path, monkeypatch):
+    (tmp_path / "words.txt").write_text("Words and more words, and some again.\n" * 200, encoding="utf-8")
+    options = Options("smoke", tmp_path, tmp_path / "records", text=str(tmp_path / "words.txt"), steps=1)
+    rows = [(row, Recipe()) for row in survival.ROWS[:2]]
+    plain, refused = language.train, RuntimeError("cuDNN Frontend error: no execution plans\nof many lines")
+
+    def training(model, *arguments):
+        if refused and model.blocks[0].attention.__class__.__name__ == "MultiHeadAttention":
+            raise refused
+        return plain(model, *arguments)
+
+    def methods() -> list[str]:
+        language.train_rows("table2", rows, survival.SHAPE, survival.TOY, options)
+        return [record.method for record in records.load(options.records)]
+
+    monkeypatch.setattr(language, "train", training)
+    with pytest.raises(
+        ValueError, match=r"^failed: table2 MHA seed 0 \(RuntimeError: cuDNN .* no execution plans\)\. All else"
+    ):
+        methods()
+    (other,) = (record.method for record in records.load(options.records))
+    assert other != "MHA"
+    for error in (ValueError("of what was given"), RuntimeError("of one worker")):  # controls: these end all
+        refused = error
+        given = dataclasses.replace(options, workers=Workers(count=1 + isinstance(error, RuntimeError)))
+        monkeypatch.setattr(Workers, "agree", lambda *_: None)
+        with pytest.raises(type(error), match=f"^{error}"):
+            language.train_rows("table2", rows, survival.SHAPE, survival.TOY, given)
+    refused = None
+    assert methods() == [other, "MHA"]
 
 
 def test_models_are_found_by_seed_and_preset(tmp_path):

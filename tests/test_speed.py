@@ -1,6 +1,7 @@
 """The speed experiment at toy size: what it records, and what it refuses to time."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from reproduce.models.rows import Row
 from reproduce.report import speed as speed_report
 from reproduce.report import targets
 from reproduce.store import records
+from reproduce.train import runs
 from reproduce.train.options import Options
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +74,7 @@ def counted(stop: int, config: dict, partial) -> tuple[list[dict], int]:
         return {"value": 10 * number}
 
     try:
-        rows, _ = sections.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config)
+        rows, _ = sections.through("toy", (({"number": n}, lambda n=n: measure(n)) for n in range(4)), partial, config, "cpu")
     except KeyboardInterrupt:
         rows = []
     return rows, len(measured)
@@ -87,6 +89,55 @@ def test_a_section_that_is_stopped_goes_on_where_it_was(tmp_path):
     partial.write_text('{"rows": 3}', encoding="utf-8")
     with pytest.raises(ValueError, match="delete it to start this section again"):
         counted(-1, {"device": "B"}, partial)
+
+
+def test_what_fails_in_one_row_costs_no_other_and_is_tried_again(tmp_path):
+    """A GPU is lent for minutes: a kernel that breaks off must not end what comes after it, nor be on record."""
+    partial, broken = tmp_path / "toy.json", {2}
+
+    def measure(number):
+        if number in broken:
+            raise RuntimeError(f"of row {number}\nand more")
+        return {"value": 10 * number}
+
+    def through():
+        cases = (({"number": n}, lambda n=n: measured.append(n) or measure(n)) for n in range(4))
+        return sections.through("toy", cases, partial, {}, "cpu")[0]
+
+    measured = []
+    with pytest.raises(ValueError, match=r"^failed: toy, number 2 \(RuntimeError: of row 2\)\. All else is kept"):
+        through()
+    assert measured == [0, 1, 2, 3]
+    kept = json.loads(partial.read_text(encoding="utf-8"))["rows"]
+    assert [row["number"] for row in kept] == [0, 1, 3]
+    measured, broken = [], set()
+    assert [row["value"] for row in through()] == [0, 10, 20, 30] and measured == [2]
+
+
+def test_a_row_that_is_measured_again_leaves_later_ones_in_the_file(tmp_path):
+    partial, rows = tmp_path / "toy.json", [{"number": n, "value": n} for n in (0, 2)]
+    partial.write_text(json.dumps({"config": {}, "rows": rows, "seconds": 1.0}), encoding="utf-8")
+
+    cases = [({"number": n}, lambda n=n: {"value": n}) for n in range(3)]
+    sections.through("toy", iter(cases[:2]), partial, {}, "cpu")
+    assert [row["number"] for row in json.loads(partial.read_text(encoding="utf-8"))["rows"]] == [0, 1, 2]
+
+
+def test_a_device_that_no_longer_works_ends_all(monkeypatch):
+    """After an illegal access every later call fails, and says nothing of what was asked."""
+    failures = runs.Failures("cpu")
+    with failures.kept("first"):
+        raise RuntimeError("one kernel")
+
+    def gone(*_, **__):
+        raise RuntimeError("an illegal memory access")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="illegal memory access"):
+        patch.setattr(torch, "ones", gone)
+        with failures.kept("second"):
+            raise RuntimeError("another kernel")
+    with pytest.raises(ValueError, match="first .RuntimeError: one kernel.; second"):
+        failures.tell()
 
 
 @pytest.mark.parametrize("most", [4, 5, 9, 12])
@@ -104,6 +155,17 @@ def test_the_largest_batch_fits_and_the_next_does_not(most, bent):
     assert most + 1 in tried and len(tried) <= 4
 
 
+def test_what_two_batches_took_leads_to_the_third():
+    """Beside weights and moments something else is held, which one batch alone does not show."""
+    tried = []
+
+    def peak(batch):
+        tried.append(batch)
+        return None if 25e9 + 4.8e9 * batch > 80e9 else 25e9 + 4.8e9 * batch
+
+    assert models.largest_batch(peak, 4, 25e9 + 4 * 4.8e9, 19e9, 80e9) == 11 and tried == [9, 11, 12]
+
+
 def test_a_step_takes_the_largest_batch(monkeypatch):
     def timed(shape, *_):
         if shape.batch > 6:
@@ -116,6 +178,28 @@ def test_a_step_takes_the_largest_batch(monkeypatch):
     assert found["batch"] == 6 and found["milliseconds"] == 6.0
     refused = models.timed_step(dataclasses.replace(SHAPE, batch=7), TUCKER, True, 1.0, preset, "cpu")
     assert refused == {"refused": "out of memory"}
+
+
+@pytest.mark.parametrize("module", [layers, models])
+def test_memory_that_does_not_suffice_is_a_reason_and_another_error_is_none(module, monkeypatch):
+    preset = speed.PRESETS["smoke"]
+
+    def timed():
+        if module is layers:
+            return layers.timed_stack(SHAPE, TUCKER, "math", "plain", preset, "cpu")
+        return models.timed_model(SHAPE, TUCKER, 1.0, preset, "cpu")
+
+    def raises(error):
+        monkeypatch.setattr(module, "peak_megabytes", lambda *_, **__: (_ for _ in ()).throw(error))
+
+    broken_off = RuntimeError("a compilation failed")
+    broken_off.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+    for error in (broken_off.__context__, broken_off):
+        raises(error)
+        assert timed() == {"refused": "out of memory"}
+    raises(RuntimeError("a compilation failed"))
+    with pytest.raises(RuntimeError, match="a compilation failed"):
+        timed()
 
 
 def test_powers_are_found_and_what_is_no_power_shows():
@@ -175,6 +259,25 @@ def test_a_stack_that_refuses_or_is_wrong_has_a_reason_and_no_time(monkeypatch):
     assert layers.timed_stack(SHAPE, TUCKER, "math", "plain", preset, "cpu") == {
         "refused": "differs from the reference by 1.0e+00"
     }
+
+
+def test_the_layers_of_a_stack_share_one_compilation(monkeypatch):
+    graphs, plain = [], torch.compile
+    counted = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda *a, **o: plain(*a, **o, backend=counted))
+    torch.compiler.reset()
+    x, stack = (
+        torch.randn(1, 5, SHAPE.d_model),
+        [TUCKER.build(SHAPE.d_model, SHAPE.n_heads) for _ in range(10)],
+    )  # two beyond the limit
+    with torch.no_grad():
+        found = [layer(x, backend="math") for layer in layers.compiled_alike(stack, "cuda:1")]
+        assert len(graphs) == 1 and all(torch.allclose(y, layer(x, backend="math")) for y, layer in zip(found, stack))
+        assert not torch.allclose(found[0], found[1])
+        for layer in stack[:3]:  # control: as a layer alone is compiled
+            layers.compiled(layer, "cuda")(x, backend="math")
+    assert len(graphs) == 4 and layers.compiled_alike(stack, "cpu") == stack
+    torch.compiler.reset()
 
 
 def test_a_wrong_backend_is_not_timed(monkeypatch):

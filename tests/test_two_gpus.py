@@ -1,8 +1,10 @@
 """One worker and two take the same steps, killed and resumed or not: the experiment at toy size, on a CPU."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,8 @@ def test_two_workers_killed_or_not_reach_the_losses_of_one(found):
     ]
     assert [machine.rpartition(", ")[2] for machine in machines] == ["2 workers", "1 worker"]
     assert not list(found.out.glob("two_gpus*/*/checkpoint.pt"))
+    folders = [path.name for path in (found.out / "two_gpus-smoke-table2").iterdir()]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in folders) and "one-other-sums" in folders
 
 
 def test_its_record_can_be_shown_though_a_table_and_no_row_names_it(found):
@@ -92,14 +96,42 @@ def test_one_gpu_is_not_enough(tmp_path, monkeypatch):
 def test_a_worker_that_fails_or_ends_too_early_is_told(tmp_path):
     command = two_gpus.Command("table2", Options("smoke", tmp_path, tmp_path), tmp_path, 5)
     failing, ending = (subprocess.Popen([sys.executable, "-c", code]) for code in ("raise SystemExit(1)", ""))
-    with pytest.raises(ValueError, match="table2, one: a worker failed; see .*log.txt"):
+    (tmp_path / "one").mkdir()
+    said = "".join(f"line {n}\n" for n in range(100))
+    (tmp_path / "one" / "log.txt").write_text(said, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"table2, one: a worker failed; see .*log.txt\nline 60\n(.|\n)*line 99$"):
         command.end("one", failing, expected=0)
     with pytest.raises(ValueError, match="ended before it was killed"):
         command.await_checkpoint("one", ending, beyond=0)
 
 
+class Ended(subprocess.Popen):
+    """A run that has ended already, and left what a run leaves."""
+
+    def __init__(self, arguments, **_):
+        *_, folder, chosen = arguments
+        self.chosen = json.loads(chosen)
+        (Path(folder) / "result.json").write_text(json.dumps(self.chosen), encoding="utf-8")
+
+    def wait(self, timeout=None):
+        return 0
+
+
+def test_runs_on_one_gpu_run_side_by_side_each_on_its_own_and_leave_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    options = Options("gpu", tmp_path, tmp_path, device="cuda")
+    one, other = two_gpus.Command("table2", options, tmp_path, 5).side_by_side({"one": 0, "other": 10})
+    assert [(found["device"], found["micro_batch"]) for found in (one, other)] == [("cuda:0", 0), ("cuda:1", 10)]
+    assert not one["lasting"] and not other["lasting"]
+    (tmp_path / "one" / "result.json").unlink()  # what is there is not run again, and the other one takes the first GPU
+    assert two_gpus.Command("table2", options, tmp_path, 5).side_by_side({"one": 0, "other": 10})[0]["device"] == "cuda:0"
+    assert two_gpus.Command("table2", options, tmp_path, 5).whole("killed", 2, lasting=True)["lasting"]  # control
+    on_cpu = two_gpus.Command("table2", Options("smoke", tmp_path, tmp_path), tmp_path / "cpu", 5)
+    assert on_cpu.whole("one", 1)["device"] == "cpu"
+
+
 def test_losses_that_are_further_apart_than_noise_are_told(monkeypatch, found):
-    curves = {"one": 0.0, "one, other sums": 0.001, "two": 0.0015}
+    curves = {"one": 0.0, "one-other-sums": 0.001, "two": 0.0015}
 
     def whole(_, title, *__):
         return {"curve": [[1, 2.0 + curves[title], 1.0], [2, 1.5, 1.0]], "step_seconds": 1.0}

@@ -4,8 +4,9 @@ Four ways: "static, sdpa" and "static, triton" are `models.decoding.Decoder` wit
 "PyTorch" is multi-head attention over a static cache in plain PyTorch, compiled as a whole with mode="reduce-overhead", as gpt-fast has
 it; "transformers" is its `generate` with a static cache. Each way but the last is compared with the model without a cache in float64
 first. No prompt is computed: caches are filled with random numbers, and only the last tokens of the context are written. GPT-2 is
-built with as many learned positions as the context has tokens. The preset gpu takes 60 to 90 minutes on one H200, mostly compiling:
-every setting is recorded when it ends, and the same command goes on where it was stopped.
+built with as many learned positions as the context has tokens. We expect the preset gpu to take less than an hour on one H200, mostly
+compiling: every setting is recorded when it ends, and the same command goes on where it was stopped. With two GPUs one command with
+`--rows GPT-2 --device cuda:0` and one with `--rows LLaMA --device cuda:1` may run at the same time.
 """
 
 import dataclasses
@@ -26,9 +27,9 @@ from ..models.plain_decoding import PlainAttention, PlainDecoder, TransformersDe
 from ..models.rows import TABLE2, TABLE2_BESIDE, TABLE3, Row
 from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
-from ..train.runs import check_labels
+from ..train.runs import Failures, check_labels
 from .speed.sections import in_words
-from .speed.timing import let_memory_go
+from .speed.timing import is_out_of_memory, let_memory_go
 from .table3 import ROPE_BASE
 
 GATES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error in logits that may still be timed
@@ -61,7 +62,7 @@ class Preset:
 
     Args:
         shapes: whole models.
-        backends: of ours.
+        backends: of ours, the fastest first.
         contexts: lengths of the cache in tokens.
         batches: sequences written at once.
         vocab_size: of every model.
@@ -101,13 +102,13 @@ PRESETS = {
             Shape("GPT-2", 768, 12, 12, (*TABLE2[:2], TABLE2_BESIDE[0], TABLE2[3], TABLE2[4], TABLE2[6])),
             Shape("LLaMA", 2048, 32, 16, LLAMA_ROWS, ROPE_BASE),
         ),
-        backends=("sdpa", "triton"),
+        backends=("triton", "sdpa"),
         contexts=(1024, 16384, 131072),
         batches=(1, 16, 64),
         vocab_size=50_304,
         dtype=torch.bfloat16,
         steps=32,
-        repeats=5,
+        repeats=3,  # 32 steps together hardly vary
     ),
 }
 
@@ -135,43 +136,60 @@ class Setting:
 
 
 def settings(preset: Preset) -> Iterator[Setting]:
-    """All of them, in the order in which they run.
+    """All of them, in the order in which they run: way by way, so that a run which is cut short has all rows in the first.
 
     Args:
         preset: what is timed.
     """
-    for shape in preset.shapes:
-        for row in shape.rows:
-            ways = [f"static, {backend}" for backend in preset.backends] + [*OTHERS] * (row.mechanism == "MHA")
-            for way in ways:
-                yield from (Setting(shape, row, way, n, b) for n in preset.contexts for b in preset.batches)
+    for way in (*(f"static, {backend}" for backend in preset.backends), *OTHERS):
+        for shape in preset.shapes:
+            for row in shape.rows:
+                if way not in OTHERS or row.mechanism == "MHA":
+                    yield from (Setting(shape, row, way, n, b) for n in preset.contexts for b in preset.batches)
 
 
 def run(options: Options) -> None:
     """One record per setting; those on record are skipped.
 
     Args:
-        options: `rows` are models and rows such as "GPT-2 MHA", all if empty.
+        options: `rows` are models such as "GPT-2", or models and rows such as "GPT-2 MHA", all if empty.
 
     Raises:
-        ValueError: for a row that is not there.
+        ValueError: for a row that is not there, and at the end where a setting could not be measured.
     """
-    preset = PRESETS[options.preset]
+    preset, failures = PRESETS[options.preset], Failures(options.device)
     everything = list(settings(preset))
-    check_labels("row", options.rows, dict.fromkeys(s.label for s in everything))
-    passed: dict[tuple, dict] = {}  # what the gate said, by label and way
-    for setting in tqdm([s for s in everything if s.label in options.rows or not options.rows], "generation_speed"):
+    check_labels("row", options.rows, dict.fromkeys(name for s in everything for name in (s.shape.name, s.label)))
+    wanted = [s for s in everything if {s.shape.name, s.label} & set(options.rows) or not options.rows]
+    passed: dict[tuple, dict | None] = {}
+    for setting in tqdm(wanted, "generation_speed"):
         started = time.perf_counter()
         what = "generation_speed", options.preset, setting.row.label, config_of(setting, preset, options.device)
         if done(options.records, run_id(*what, seed=None, data=None)):
             continue
-        key = setting.label, setting.way
-        if key not in passed:
-            passed[key] = gated(setting, preset, options.device)
-        metrics = passed[key] if "refused" in passed[key] else measured(setting, preset, options.device) | passed[key]
-        tqdm.write(f"{setting.label}, {setting.way}, {setting.context:,} x {setting.batch}: {in_words(metrics)}")
-        record = new_record(*what, metrics, device=options.device, wall_seconds=time.perf_counter() - started)
-        append(options.records, record, replace=True)
+        name, metrics = f"{setting.label}, {setting.way}, {setting.context:,} x {setting.batch}", None
+        with failures.kept(name):
+            metrics = compared_and_measured(setting, preset, options.device, passed)
+        if metrics is not None:
+            tqdm.write(f"{name}: {in_words(metrics)}")
+            record = new_record(*what, metrics, device=options.device, wall_seconds=time.perf_counter() - started)
+            append(options.records, record, replace=True)
+    failures.tell()
+
+
+def compared_and_measured(setting: Setting, preset: Preset, device: str, passed: dict[tuple, dict | None]) -> dict | None:
+    """What a record says of a setting.
+
+    Args:
+        setting, preset, device: as in `measured`.
+        passed: what the gate said of each label and way, None where it broke off, which is not tried again; what is new is added.
+    """
+    key = setting.label, setting.way
+    if key not in passed:
+        passed[key] = None
+        passed[key] = gated(setting, preset, device)
+    said = passed[key]
+    return said if said is None or "refused" in said else measured(setting, preset, device) | said
 
 
 def config_of(setting: Setting, preset: Preset, device: str) -> dict:
@@ -290,7 +308,7 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
             torch.cuda.reset_peak_memory_stats()  # weights were drawn in float32
         milliseconds = timed(decoder, setting.context - preset.steps, preset, device)
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return {"refused": "out of memory"}
     parameters = list(decoder.model.parameters())

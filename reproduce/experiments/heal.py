@@ -8,13 +8,17 @@ the unconverted model, trained in the same way, so that what the text itself tea
 
     python -m reproduce heal --model models/gemma-270m --text train.txt --validation val.txt --test test.txt --preset gpu --device cuda
 
-A row takes up where it was stopped when the command is repeated: each rate has a checkpoint of its own until the row is on record.
+A row takes up where it was stopped when the command is repeated: until it is on record each rate has a checkpoint of its own, and what
+is known of its rates stands in a small file beside them.
 """
 
 import copy
 import dataclasses
+import functools
+import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,9 @@ from tqdm import tqdm
 from ..data.text import check_apart
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
+from ..store.checked import Part, check, read_json
+from ..store.files import write_atomically
+from ..store.schema import RateDiverged, RateEnded
 from ..train.loop import Diverged, train
 from ..train.options import Options
 from ..train.public_models import open_model
@@ -130,6 +137,12 @@ class Attention(nn.Module):
         self.blocks = nn.ModuleList(layers)
 
 
+class Known(Part):
+    """What there is of the rates of a row that was stopped."""
+
+    rates: list[RateEnded | RateDiverged]
+
+
 @dataclass
 class Study:
     """A model, its texts, and how it is trained.
@@ -200,25 +213,56 @@ class Study:
             "tokens_seen": self.text.tokens[:, 1:].numel(),
             "before": before,
             "converted": self.judged(),
-            "rates": [],
             **self.opened.measured(),
         }
-        best, healed = float("inf"), None
-        for rate in self.rates:
-            attention = Attention([copy.deepcopy(layer) for layer in converted.values()])
-            self.opened.put(dict(zip(converted, attention.blocks)))
-            tried = self.train(attention, this, rate)
-            metrics["rates"].append(tried)
-            if tried.get("validation_loss", best) < best:
-                best, healed = tried["validation_loss"], attention
+        metrics["rates"], healed = self.tried(this, converted)
         if healed is not None:
             self.opened.put(dict(zip(converted, healed.blocks)))
-            metrics["chosen"] = min(metrics["rates"], key=lambda t: t.get("validation_loss", float("inf")))["learning_rate"]
+            metrics["chosen"] = preferred(metrics["rates"])
             metrics["healed"] = self.judged()
         this.finish(metrics, time.perf_counter() - started)
-        for rate in self.rates:
-            self.checkpoint(this, rate).unlink(missing_ok=True)
+        for file in (self.known(this), *(self.checkpoint(this, rate) for rate in self.rates)):
+            file.unlink(missing_ok=True)
         tqdm.write(f"{this.title}: {in_words(metrics)}")
+
+    def tried(self, this: Run, converted: dict[str, nn.Module]) -> tuple[list[dict], Attention | None]:
+        """Every rate, and the attention of the one that held-out text prefers.
+
+        What is known of a rate stays in a small file until the row is on record. Where that is all that is left of the one that is
+        preferred, as on another machine, it alone is trained again.
+
+        Args:
+            this: the run.
+            converted: the layers to start from, by place.
+
+        Returns:
+            What a record says of each rate; and the layers, None where all rates break off.
+
+        Raises:
+            ValueError: for a file that is damaged.
+        """
+        file = self.known(this)
+        known, held = known_rates(file), dict[float | None, Attention]()
+
+        def attempt(rate: float) -> None:
+            attention = Attention([copy.deepcopy(layer) for layer in converted.values()])
+            self.opened.put(dict(zip(converted, attention.blocks)))
+            known[rate] = self.train(attention, this, rate)
+            state = json.dumps({"rates": ordered()}).encode()
+            write_atomically(file, lambda target: target.write(state))
+            if preferred(ordered()) == rate:
+                held.clear()
+                held[rate] = attention
+
+        def ordered() -> list[dict]:
+            return [known[rate] for rate in self.rates if rate in known]
+
+        for rate in self.rates:
+            if rate not in known:
+                attempt(rate)
+        while (best := preferred(ordered())) not in (None, *held):
+            attempt(best)
+        return ordered(), held.get(best)
 
     def train(self, attention: Attention, this: Run, rate: float) -> dict:
         """One rate: what a record says of it.
@@ -251,11 +295,20 @@ class Study:
     def loss(self, _attention: Attention, tokens: torch.Tensor) -> torch.Tensor:
         """Of the next token, nats; the model calls the attention.  tokens: (b, n)."""
         logits = self.opened.logits(self.opened.model, tokens[:, :-1])  # (b, n - 1, vocabulary)
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        return self.cross_entropy(logits, tokens[:, 1:])
+
+    @functools.cached_property
+    def cross_entropy(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The loss; compiled on a GPU, where logits of a large vocabulary are then never written in float32."""
+        return torch.compile(cross_entropy, dynamic=False) if self.options.device.startswith("cuda") else cross_entropy
 
     def checkpoint(self, this: Run, rate: float) -> Path:
         """Where a rate's training stands until its row is on record."""
         return this.checkpoint.with_stem(f"{this.checkpoint.stem}-rate-{rate:g}")
+
+    def known(self, this: Run) -> Path:
+        """What is known of its rates until the row is on record."""
+        return this.checkpoint.with_suffix(".json")
 
     def judged(self) -> dict:
         """The losses of the model as it stands: on held-out text, and on each test text with those of every window."""
@@ -264,6 +317,27 @@ class Study:
             nats = window_losses(self.opened, test)
             tests[test.name] = summed(test, nats) | {"windows": [round(loss, 3) for loss in nats]}
         return {"validation_loss": summed(held_out, window_losses(self.opened, held_out))["loss"], "tests": tests}
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean nats, taken in float32.  logits: (b, n, vocabulary).  targets: (b, n)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def known_rates(file: Path) -> dict[float, dict]:
+    """By rate what `Study.tried` left of a row that was stopped; nothing where it left none.  Raises ValueError for a damaged file."""
+    if not file.exists():
+        return {}
+    where = f"{file}: delete it to try all rates again; it"
+    said = read_json(file.read_text(encoding="utf-8"), where)
+    check(Known, said, where)
+    return {rate["learning_rate"]: rate for rate in said["rates"]}
+
+
+def preferred(rates: list[dict]) -> float | None:
+    """The rate with the lowest loss on held-out text, the first of several; None where all broke off.  rates: as a record has them."""
+    ended = [rate for rate in rates if "validation_loss" in rate]
+    return min(ended, key=lambda rate: rate["validation_loss"])["learning_rate"] if ended else None
 
 
 def in_words(metrics: dict) -> str:

@@ -4,7 +4,8 @@ A loss that several GPUs reach differs from one GPU's by rounding, since sums ar
 measured: two runs on one GPU that differ in the size of their micro-batches alone take the same batches, and only sums in another order.
 The runs on two GPUs may be twice as far from the first of them as the second is.
 
-Every run has processes of its own. What has ended is kept under --out, and is not run again when the command is repeated.
+Every run has processes of its own, and the two on one GPU run at the same time, each on its own. What has ended is kept under --out, as
+result.json in a folder of its run, and is not run again when the command is repeated. Only the run that is killed leaves checkpoints.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from ..train.settings import TrainConfig
 from . import table2, table3
 
 ROUNDING = 1e-4  # of losses in a curve
+LAST_LINES = 40  # of what a run said that failed
 FARTHER = 2.0  # than the noise on one GPU, which is the largest of as many differences
 TAKES = ("device", "rows", "text", "bpe")
 
@@ -146,8 +148,9 @@ def measured(name: str, case: Case, options: Options) -> dict:
     place = options.out / f"two_gpus-{options.preset}-{name}"
     command = Command(name, options, place, case.preset.train.checkpoint_every)
     other = case.other_micro_batch
-    one, noisy, two = command.whole("one", 1), command.whole("one, other sums", 1, other), command.whole("two", 2)
-    resumed = command.killed("killed")
+    read_text(case.preset, options)  # once: what is tokenised is kept for the runs
+    one, noisy = command.side_by_side({"one": 0, "one-other-sums": other})
+    two, resumed = command.whole("two", 2), command.killed("killed")
     curves = [[loss for _, loss, _ in found["curve"]] for found in (one, noisy, two, resumed)]
     noise, apart, after = (furthest(curves[0], curve) for curve in curves[1:])
     rate = case.preset.train.batch_size * case.preset.context
@@ -184,39 +187,62 @@ class Command:
     place: Path
     every: int
 
-    def start(self, title: str, workers: int, micro_batch: int = 0) -> subprocess.Popen:
-        """One run, alone or by torchrun; what it says goes into a file."""
+    def start(self, title: str, workers: int, micro_batch: int = 0, gpu: int = 0, lasting: bool = False) -> subprocess.Popen:
+        """One run, alone on one of the GPUs or by torchrun; what it says goes into a file.
+
+        Args:
+            title: of its folder.
+            workers: how many.
+            micro_batch: 0 for the preset's.
+            gpu: where a worker alone runs.
+            lasting: leaves checkpoints.
+        """
         folder = self.place / title
         folder.mkdir(parents=True, exist_ok=True)
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)] if workers > 1 else []
-        options = {"preset": self.options.preset, "device": self.options.device, "micro_batch": micro_batch}
+        kind = torch.device(self.options.device).type
+        options = {"preset": self.options.preset, "device": f"cuda:{gpu}" if kind == "cuda" else self.options.device}
+        options |= {"micro_batch": micro_batch, "lasting": lasting}
         options |= {"text": self.options.text, "bpe": self.options.bpe, "out": str(self.options.out), "case": self.name}
         tqdm.write(f"{self.name}: {title}, workers {workers}")
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
             arguments = [sys.executable, *launcher, "-m", "reproduce.experiments.two_gpus", str(folder), json.dumps(options)]
             return subprocess.Popen(arguments, stdout=log, stderr=log)
 
-    def whole(self, title: str, workers: int, micro_batch: int = 0) -> dict:
+    def result(self, title: str) -> Path:
+        """Where a run leaves what it found."""
+        return self.place / title / "result.json"
+
+    def whole(self, title: str, workers: int, lasting: bool = False) -> dict:
         """What a run found that nobody disturbs; or found before."""
-        result = self.place / title / "result.json"
-        if not result.exists():
-            self.end(title, self.start(title, workers, micro_batch), expected=0)
-        return json.loads(result.read_text(encoding="utf-8"))
+        if not self.result(title).exists():
+            self.end(title, self.start(title, workers, lasting=lasting), expected=0)
+        return json.loads(self.result(title).read_text(encoding="utf-8"))
+
+    def side_by_side(self, micro_batches: dict[str, int]) -> list[dict]:
+        """`whole` of runs of one worker each, on GPUs of their own at the same time.  micro_batches: by title, 0 for the preset's."""
+        left = [title for title in micro_batches if not self.result(title).exists()]
+        started = {title: self.start(title, 1, micro_batches[title], gpu) for gpu, title in enumerate(left)}
+        for process in started.values():
+            process.wait()
+        for title, process in started.items():
+            self.end(title, process, expected=0)
+        return [self.whole(title, 1) for title in micro_batches]
 
     def killed(self, title: str) -> dict:
         """Two workers, one of which is killed; one that is killed; two to the end."""
         folder, after = self.place / title, self.place / f"{title}.json"
-        if not (folder / "result.json").exists():
+        if not self.result(title).exists():
             shutil.rmtree(folder, ignore_errors=True)
             steps = []
             for workers, victim in ((2, "1"), (1, "0")):
-                process = self.start(title, workers)
+                process = self.start(title, workers, lasting=True)
                 self.await_checkpoint(title, process, beyond=steps[-1] if steps else 0)
                 os.kill(int((folder / f"pid-{victim}").read_text(encoding="utf-8")), signal.SIGKILL)
                 self.end(title, process, expected=None)
                 steps.append(step_of(folder))
             write_atomically(after, lambda file: file.write(json.dumps(steps).encode()))
-        return {**self.whole(title, 2), "resumed_after": json.loads(after.read_text(encoding="utf-8"))}
+        return {**self.whole(title, 2, lasting=True), "resumed_after": json.loads(after.read_text(encoding="utf-8"))}
 
     def await_checkpoint(self, title: str, process: subprocess.Popen, beyond: int) -> None:
         """Until there is one of a later step.
@@ -227,7 +253,7 @@ class Command:
         while step_of(self.place / title) <= beyond:
             if process.poll() is not None:
                 self.end(title, process, expected=None)
-                raise ValueError(f"{self.name}, {title}: it ended before it was killed; see {self.place / title / 'log.txt'}")
+                raise ValueError(f"{self.name}, {title}: it ended before it was killed; {self.last_words(title)}")
             time.sleep(0.1)
 
     def end(self, title: str, process: subprocess.Popen, expected: int | None) -> None:
@@ -237,7 +263,13 @@ class Command:
             ValueError: if it did so with another code.
         """
         if process.wait() != expected is not None:
-            raise ValueError(f"{self.name}, {title}: a worker failed; see {self.place / title / 'log.txt'}")
+            raise ValueError(f"{self.name}, {title}: a worker failed; {self.last_words(title)}")
+
+    def last_words(self, title: str) -> str:
+        """Where a run's output is, and its end: a machine that is lent takes the file with it."""
+        log = self.place / title / "log.txt"
+        there = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        return "\n".join([f"see {log}", *there[-LAST_LINES:]])
 
 
 def step_of(folder: Path) -> int:
@@ -247,7 +279,7 @@ def step_of(folder: Path) -> int:
 
 
 def worker(folder: Path, chosen: dict) -> None:
-    """One worker's part of one run; the first leaves what it found in result.json, and no checkpoint.
+    """One worker's part of one run; the first leaves what it found in result.json, and at the end no checkpoint.
 
     Args:
         folder: of the run.
@@ -260,7 +292,8 @@ def worker(folder: Path, chosen: dict) -> None:
         (folder / f"pid-{workers.rank}").write_text(str(os.getpid()), encoding="utf-8")
         data = read_text(case.preset, options)
         torch.manual_seed(0)
-        model = build_model(config_of(case.row, case.model, case.preset, data.vocab_size)).to(device)
+        with torch.device(device):  # a billion numbers take a CPU many seconds, and every GPU of a kind draws the same
+            model = build_model(config_of(case.row, case.model, case.preset, data.vocab_size))
         workers = workers.settled(settings.batch_size, count_parameters([model]))
         at = []
 
@@ -268,13 +301,14 @@ def worker(folder: Path, chosen: dict) -> None:
             at.append(time.perf_counter())  # the loss of the step before has been read: nothing is under way
             return (batch_of(data.train, step, 0, settings.batch_size, context, workers.rows(settings.batch_size)),)
 
-        checkpoint = folder / "checkpoint.pt"
+        checkpoint = folder / "checkpoint.pt" if chosen["lasting"] else None
         result = train(model, batch_at, LanguageModel.loss, settings, checkpoint, str(folder.name), workers=workers)
         if workers.is_first:
             steps = [after - before for before, after in zip(at, at[1:])]
             found = {"curve": result.curve, "step_seconds": statistics.median(steps), "machines": result.machines}
             write_atomically(folder / "result.json", lambda file: file.write(json.dumps(found).encode()))
-            checkpoint.unlink()
+            if checkpoint:
+                checkpoint.unlink()
 
 
 if __name__ == "__main__":

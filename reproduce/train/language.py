@@ -1,5 +1,6 @@
 """Train the language models of Tables 2 and 3: presets, batches, records, and a file to generate from; `held_out` judges them."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -33,7 +34,7 @@ from .observe import is_finite, observation
 from .options import Options
 from .qk_clip import EVERY, clip_heads
 from .recipes import Recipe
-from .runs import Run, override
+from .runs import Failures, Run, override
 from .settings import OPTIMIZERS, TrainConfig
 
 
@@ -247,7 +248,7 @@ def train_rows(
         options: what the command line says.
 
     Raises:
-        ValueError: if the text is too short for one window, and as `read_text` and `train_one` do.
+        ValueError: if the text is too short for one window, as `read_text` and `train_one` do, and at the end for runs that failed.
     """
     data = read_text(preset, options)
     for part in ("train", "validation"):
@@ -258,6 +259,7 @@ def train_rows(
         (row, recipe, settings_of(row, recipe, preset, at_rate))
         for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())
     ]
+    failures = Failures(options.device, RuntimeError)  # of memory, or of a kernel that does not take a row's widths
     for row, recipe, settings in cases:
         changes = recipe.config()
         config = config_of(row, model, preset, data.vocab_size) | {"train": settings.config()}
@@ -266,12 +268,15 @@ def train_rows(
         for seed in options.seeds or preset.seeds:
             run = Run(experiment, options, method_of(row.label, recipe), config, seed, data.describe())
             if not run.is_done():
-                train_one(run, settings, data, preset, recipe, unseen)
+                # Several workers wait for one another: one that goes on by itself would wait for ever.
+                with failures.kept(run.title) if options.workers.count == 1 else contextlib.nullcontext():
+                    train_one(run, settings, data, preset, recipe, unseen)
             elif preset.keep_models and options.workers.is_first and not kept(model_path(options.out, run.title), run.identity):
                 tqdm.write(
                     f"{run.title}: its model is no longer in {model_path(options.out, run.title).parent}; to train it again, "
                     "name another folder with --records"
                 )
+    failures.tell()
 
 
 def train_one(

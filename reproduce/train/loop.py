@@ -63,7 +63,7 @@ def train(
     batch_at: Callable[[int], tuple[torch.Tensor, ...]],
     loss_of: Callable[..., torch.Tensor],
     config: TrainConfig,
-    checkpoint: Path,
+    checkpoint: Path | None,
     title: str,
     observe: Callable[[int], dict | None] | None = None,
     optimizer_of: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer | Together] = make_optimizer,
@@ -79,7 +79,7 @@ def train(
         batch_at: step -> the tensors of its batch, of several workers this one's rows.
         loss_of: loss_of(model, *batch), their mean loss, a scalar tensor.
         config: how to train.
-        checkpoint: the file.
+        checkpoint: the file; None for a run that is not to be resumed.
         title: of the progress bar and of messages.
         observe: called with the step after each backward pass, before clipping; what it returns is kept, None is not.
         optimizer_of: (model, config) -> the optimiser of the model's parameters, which may be sharded by then; a group's "share"
@@ -100,7 +100,7 @@ def train(
     loss = workers.shared(model, loss_of)
     optimizer = optimizer_of(model, config)
     first_step, result = 0, TrainResult([], 0.0)
-    if checkpoint.exists():
+    if checkpoint is not None and checkpoint.exists():
         first_step, result = _load(checkpoint, model, optimizer, config)
         tqdm.write(f"{title}: goes on after step {first_step:,}, from {checkpoint}")
     machine = f"{device_in_words(str(device))}, {counted(workers.count, 'worker')}"
@@ -111,6 +111,8 @@ def train(
     started = time.perf_counter()
 
     def save(step: int) -> None:
+        if checkpoint is None:
+            return
         total = result.seconds + time.perf_counter() - started
         _save(checkpoint, model, optimizer, config, step, dataclasses.replace(result, seconds=total), workers)
 
@@ -152,7 +154,8 @@ def train(
                         save(finished)
         except KeyboardInterrupt:
             progress.close()
-            goes_on = "goes on from the last checkpoint" if checkpoint.exists() else "starts again: there is no checkpoint yet"
+            there = checkpoint is not None and checkpoint.exists()
+            goes_on = "goes on from the last checkpoint" if there else "starts again: there is no checkpoint yet"
             print(f"{title}: stopped in step {step}; the same command {goes_on}")
             raise Told from None
     result.seconds += time.perf_counter() - started

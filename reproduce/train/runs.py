@@ -1,13 +1,17 @@
 """What every trained row needs around its training: a name, a checkpoint, and a record at the end."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ..models.rows import Row
+from ..store.faults import first_line
 from ..store.records import append, done, new_record, run_id
 from .options import Options
 from .settings import TrainConfig
@@ -80,6 +84,38 @@ class Run:
         )
         append(self.options.records, record)
         self.checkpoint.unlink(missing_ok=True)
+
+
+class Failures:
+    """What failed of a command that does many things, told when all the rest is done: time on a GPU is scarce, and the fault of one kernel
+    is not another's.
+
+    Args:
+        device: as torch names it.
+        kind: of the errors that are kept.
+    """
+
+    def __init__(self, device: str, kind: type[Exception] = Exception):
+        self.device, self.kind, self.said = device, kind, []
+
+    @contextlib.contextmanager
+    def kept(self, what: str) -> Iterator[None]:
+        """Inside, an error is printed and kept, unless the device itself no longer works.
+
+        Args:
+            what: is done.
+        """
+        try:
+            yield
+        except self.kind as error:
+            tqdm.write(f"{what} failed:\n{traceback.format_exc()}")
+            self.said.append(f"{what} ({type(error).__name__}: {first_line(error)})")
+            torch.ones(1, device=self.device).item()  # after an illegal access nothing else would succeed there
+
+    def tell(self) -> None:
+        """Raise ValueError where there were any."""
+        if self.said:
+            raise ValueError(f"failed: {'; '.join(self.said)}. All else is kept; the same command tries these again")
 
 
 def check_labels(kind: str, labels: Iterable[str], known: Iterable[str]) -> None:

@@ -43,7 +43,7 @@ def run(options: Options) -> None:
             continue
         config = {"dtype": str(preset.dtype).removeprefix("torch."), "repeats": preset.repeats, "device": device}
         partial = options.out / f"speed-{options.preset}-{name.replace(' ', '-')}.json"
-        rows, seconds = through(name, section(preset, options.device, rates), partial, config)
+        rows, seconds = through(name, section(preset, options.device, rates), partial, config, options.device)
         record = new_record("speed", options.preset, name, config, {"rows": rows}, device=options.device, wall_seconds=seconds)
         append(options.records, record, replace=True)  # whole sections only: one that is broken off leaves what was there
         partial.unlink(missing_ok=True)

@@ -8,11 +8,13 @@ import torch
 import torch._functorch.config
 from torch import nn
 
+from tucker_ref.own_code import with_own_code
+
 from ...models.decoding import captured
 from ...models.rows import Row
 from .presets import Preset, Shape
 from .sections import Limits
-from .timing import Case, gated, kept_megabytes, median_ms, peak_megabytes
+from .timing import Case, gated, is_out_of_memory, kept_megabytes, median_ms, peak_megabytes
 
 BUDGET = 0.6  # of what a compiled layer would keep
 WAYS = ("plain", "queries again", f"budget {BUDGET}")  # how much a layer keeps for its backward pass
@@ -85,7 +87,8 @@ def timed_stack(shape: Shape, row: Row, backend: str, way: str, preset: Preset, 
         As `timed_layer`, and `kept_megabytes`, which are there between the passes (None on a CPU).
     """
     torch.manual_seed(0)
-    layers = [row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device) for _ in range(preset.stack)]
+    with torch.device(device):  # where numbers are drawn at once
+        layers = [row.build(shape.d_model, shape.n_heads, shape.rope_base) for _ in range(preset.stack)]
     for layer in layers:
         layer.recompute = way == WAYS[1]
     with torch._functorch.config.patch(activation_memory_budget=BUDGET if way == WAYS[2] else 1.0):
@@ -93,7 +96,7 @@ def timed_stack(shape: Shape, row: Row, backend: str, way: str, preset: Preset, 
         if "refused" in (passed := gated(lambda: gate(layers[0], shape.d_model, backend, preset, device, compiled), preset)):
             return passed
         parameters = [p for layer in layers for p in layer.to(preset.dtype).parameters()]
-        called = [compiled(layer, device) for layer in layers]
+        called = compiled_alike(layers, device)
         x = torch.randn(shape.batch, shape.tokens, shape.d_model, device=device, dtype=preset.dtype, requires_grad=True)
         dy = torch.randn_like(x)
 
@@ -108,7 +111,9 @@ def timed_stack(shape: Shape, row: Row, backend: str, way: str, preset: Preset, 
 
         try:
             megabytes = peak_megabytes(step, device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return {"refused": "out of memory"}
         milliseconds = median_ms(step, preset, device, few=True)
         return {
@@ -124,6 +129,14 @@ def compiled(layer: nn.Module, device: str) -> Callable[..., torch.Tensor]:
     if device.startswith("cuda"):
         return torch.compile(layer, fullgraph=True, dynamic=False)
     return layer
+
+
+def compiled_alike(layers: list[nn.Module], device: str) -> list[Callable[..., torch.Tensor]]:
+    """As `compiled`, of layers of one size, which share one compilation."""
+    if device.startswith("cuda"):
+        call = torch.compile(with_own_code(nn.Module.__call__), fullgraph=True, dynamic=False)
+        return [functools.partial(call, layer) for layer in layers]
+    return list(layers)
 
 
 def work(shape: Shape, row: Row) -> dict:
@@ -150,7 +163,8 @@ def timed_layer(shape: Shape, row: Row, backend: str, preset: Preset, device: st
         `milliseconds`, `megabytes` (10^6 bytes, None on a CPU) and relative `error`; or `refused` with the reason.
     """
     torch.manual_seed(0)
-    layer = row.build(shape.d_model, shape.n_heads, shape.rope_base).to(device)
+    with torch.device(device):
+        layer = row.build(shape.d_model, shape.n_heads, shape.rope_base)
     if "refused" in (passed := gated(lambda: gate(layer, shape.d_model, backend, preset, device), preset)):
         return passed
     layer = layer.to(preset.dtype)

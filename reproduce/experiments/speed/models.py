@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,7 +16,7 @@ from ...models.rows import Row
 from .layers import WAYS
 from .presets import Preset, Shape
 from .sections import Limits
-from .timing import Case, let_memory_go, median_ms, peak_megabytes
+from .timing import Case, is_out_of_memory, let_memory_go, median_ms, peak_megabytes
 
 STEP_MEMORY = 80e9  # bytes, of which a whole training step may take all
 
@@ -86,23 +87,25 @@ def timed_step(shape: Shape, row: Row, again: bool, rate: float, preset: Preset,
 
 
 def largest_batch(peak: Callable[[int], float | None], first: int, at_first: float, held: float, limit: float) -> int:
-    """The largest batch that fits, the next being one that does not; tried near where a straight line leads.
+    """The largest batch that fits, the next being one that does not; tried where straight lines through the last ones lead.
 
     Args:
-        peak: batch -> bytes, None where it does not fit.
+        peak: batch -> bytes, None where it does not fit; each costs a compilation.
         first: a batch that fits.
         at_first: its bytes.
         held: bytes without any batch.
         limit: bytes.
     """
-    batch = max(first, int((limit - held) / (at_first - held) * first)) if at_first < limit else first
-    if batch > first and peak(batch) is None:
-        while (batch := batch - 1) > first and peak(batch) is None:
-            pass
-        return batch
-    while at_first < limit and peak(batch + 1) is not None:
-        batch += 1
-    return batch
+    fits, too_many = [(0, held), (first, at_first)], math.inf
+    while at_first < limit and fits[-1][0] + 1 < too_many:
+        (before, less), (most, bytes_of_most) = fits[-2:]
+        more = int((limit - bytes_of_most) * (most - before) / (bytes_of_most - less))
+        batch = int(min(most + max(1, more), too_many - 1))
+        if (size := peak(batch)) is None:
+            too_many = batch
+        else:
+            fits.append((batch, size))
+    return fits[-1][0]
 
 
 @contextlib.contextmanager
@@ -162,7 +165,9 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
     try:
         megabytes = peak_megabytes(step, device, above=False)
         milliseconds = median_ms(step, preset, device, few=True)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return {"refused": "out of memory"}
     tokens = shape.batch * shape.tokens
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ...store.checked import Part, check, read_json
 from ...store.files import write_atomically
+from ...train.runs import Failures
 from .presets import Preset
 from .timing import Case, median_ms
 
@@ -23,7 +24,7 @@ class Partial(Part):
     seconds: float
 
 
-def through(name: str, cases: Iterator[Case], partial: Path, config: dict) -> tuple[list[dict], float]:
+def through(name: str, cases: Iterator[Case], partial: Path, config: dict, device: str) -> tuple[list[dict], float]:
     """The rows of a section, each printed and kept in a file as soon as it is there.
 
     Args:
@@ -31,24 +32,31 @@ def through(name: str, cases: Iterator[Case], partial: Path, config: dict) -> tu
         cases: its rows.
         partial: the file. Rows that it holds of the same cases under the same config are not measured again.
         config: of the record.
+        device: as torch names it.
 
     Returns:
         All rows, and the seconds that they took.
 
     Raises:
-        ValueError: for a file that is damaged.
+        ValueError: for a file that is damaged, and at the end where a row could not be measured.
     """
-    kept = _kept(partial, config)
+    kept, failures = _kept(partial, config), Failures(device)
     rows, started = [], time.perf_counter()
-    for number, (case, measure) in enumerate(tqdm(cases, f"speed {name}")):
-        known = number < len(kept.rows) and case.items() <= kept.rows[number].items()
-        row = kept.rows[number] if known else {**case, **measure()}
+    for case, measure in tqdm(cases, f"speed {name}"):
+        row = next((row for row in kept.rows if case.items() <= row.items()), None)
+        if is_new := row is None:
+            with failures.kept(f"{name}, {in_words(case)}"):
+                row = {**case, **measure()}
+        if row is None:
+            continue
         tqdm.write(f"{name}: {in_words(row)}")
         rows.append(row)
-        seconds = kept.seconds + time.perf_counter() - started
-        state = json.dumps({"config": config, "rows": rows, "seconds": seconds})
-        if not known:
+        if is_new:
+            later = [row for row in kept.rows if row not in rows]
+            seconds = kept.seconds + time.perf_counter() - started
+            state = json.dumps({"config": config, "rows": rows + later, "seconds": seconds})
             write_atomically(partial, lambda file, state=state: file.write(state.encode()))
+    failures.tell()
     return rows, kept.seconds + time.perf_counter() - started
 
 

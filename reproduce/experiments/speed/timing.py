@@ -25,6 +25,13 @@ def let_memory_go(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory did not suffice, also where that broke off a compilation or a capture, which raise errors of their own."""
+    return error is not None and (
+        any(words in str(error) for words in ("out of memory", "can't allocate memory")) or is_out_of_memory(error.__context__)
+    )
+
+
 def gated(compare: Callable[[], float], preset: Preset) -> dict:
     """Whether something may be timed.
 
