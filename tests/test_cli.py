@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -222,6 +223,17 @@ def test_an_experiment_refuses_a_text_twice(name, tmp_path, monkeypatch, capsys)
         assert run_here(name, *given) == 1 and f"--test {unseen} is a part of" in capsys.readouterr().err
         (text / prepared.STATE).touch()
         assert run_here(name, *given) == 0
+
+
+def test_the_command_that_is_proposed_can_be_repeated(tmp_path, capsys):
+    """Folders are called as people call them."""
+    for name in ("plain", "my results", "l'été; 日本"):
+        assert run_here("table1", "--out", tmp_path, "--records", tmp_path / name) == 0
+        (proposed,) = re.findall(r"`(python -m reproduce report .*)` draws", capsys.readouterr().out)
+        _, _, program, *arguments = shlex.split(proposed)
+        assert program == "reproduce" and arguments == ["report", "--records", str(tmp_path / name)]
+        assert run_here(*arguments) == 0 and "Table 1" in capsys.readouterr().out
+    assert proposed.split()[5:] != [str(tmp_path / name)]  # control: as it is, a shell would read it otherwise
 
 
 def test_an_experiment_that_several_workers_cannot_train_refuses_torchrun(monkeypatch, capsys):
