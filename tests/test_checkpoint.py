@@ -149,6 +149,51 @@ def test_weights_in_several_files_open(llama):
     assert torch.equal(again.logits(again.model, x), expected.logits(expected.model, x)) and again.weights != expected.weights
 
 
+def in_one_shard(folder: Path, tensors: dict) -> None:
+    """Under a name that begins with anything: an index says which."""
+    save_file(tensors, folder / "shard.safetensors", metadata={"format": "pt"})
+    index = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "shard.safetensors")})
+    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+
+
+FILES = {
+    "one file": (lambda f, t: save_file(t, f / "model.safetensors", metadata={"format": "pt"}), "I8"),
+    "a shard of any name": (in_one_shard, "I8"),
+    "PyTorch's file": (lambda f, t: torch.save(t, f / "pytorch_model.bin"), "int8"),
+    "PyTorch's file of before 1.6": (
+        lambda f, t: torch.save(t, f / "pytorch_model.bin", _use_new_zipfile_serialization=False), "int8"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("renamed", [False, True])
+def test_weights_that_are_whole_numbers_are_refused_in_every_file_and_by_every_name(file, renamed, tmp_path):
+    """GPT-2 is published without the prefix that transformers gives its weights, and with its mask among them."""
+    opening.save(BY_NAME["GPT-2", ""], folder := tmp_path / "m")
+    write, kind = FILES[file]
+    prefix = "transformer." if renamed else "nothing."
+    tensors = {name.removeprefix(prefix): t for name, t in load_file(folder / "model.safetensors").items()}
+    tensors["h.0.attn.bias" if renamed else "transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8)
+    (folder / "model.safetensors").unlink()
+    write(folder, tensors)
+    assert open_model(str(folder)).agreement  # control: a mask of eight bits is none of the weights
+    weight = next(name for name in tensors if name.endswith("h.1.attn.c_proj.weight"))
+    write(folder, tensors | {weight: (100 * tensors[weight]).to(torch.int8)})
+    with pytest.raises(ValueError, match=f"{weight} is of type {kind} in its file; open a checkpoint in F64, F32, F16, BF16$"):
+        open_model(str(folder))
+
+
+def test_of_several_files_those_count_that_transformers_reads(llama):
+    whole = load_file(llama / "model.safetensors")
+    torch.save(whole | {Q_PROJ: whole[Q_PROJ].to(torch.int8)}, llama / "pytorch_model.bin")
+    assert checkpoint.files_of_weights(str(llama)) == [llama / "model.safetensors"] and open_model(str(llama)).agreement
+    in_one_shard(llama, whole)
+    assert checkpoint.files_of_weights(str(llama)) == [llama / "model.safetensors"]
+    (llama / "model.safetensors").unlink()
+    assert checkpoint.files_of_weights(str(llama)) == [llama / "shard.safetensors"]
+
+
 def test_a_model_without_its_head_is_refused_and_one_that_never_has_any_opens(llama, tmp_path):
     model = transformers.LlamaForCausalLM.from_pretrained(llama)
     model.model.save_pretrained(llama)

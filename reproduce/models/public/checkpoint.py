@@ -6,6 +6,7 @@ What a checkpoint lacks is an error that names it, where transformers would put 
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,9 +27,14 @@ PREFIXES = {
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 REPEATED = ("num_hidden_layers", "num_experts", "num_local_experts", "n_routed_experts")  # each a module of Python
 MOST_REPEATED = 1024  # some times as many as the largest models have
-WEIGHTS = (*INDICES, "model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", INDICES[0], "pytorch_model.bin", INDICES[1])  # of what is there transformers reads the first
 FORMATS = {".gguf": "llama.cpp", ".onnx": "ONNX", ".h5": "TensorFlow", ".msgpack": "Flax", ".pth": "PyTorch alone"}
-KINDS = ("F64", "F32", "F16", "BF16")  # of numbers, as safetensors calls them
+KINDS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}  # of numbers: safetensors' names and PyTorch's
 SHOWN = 4  # names in a message
 OLDEST = 5  # the major version that reads weights as this file relies on
 
@@ -81,7 +87,7 @@ def load_weights(name: str, family: Family, config, head: bool) -> nn.Module:
     unused = "|".join((EVERYWHERE, family.unused, *(["classifier\\."] if not head else [])))
     unexpected = [name for name in found["unexpected_keys"] if not re.match(unused, name)]
     check_weights(found["missing_keys"], unexpected, found["mismatched_keys"], architecture)
-    check_types(name, model)
+    check_types(name, model, unused)
     if spoiled := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
         raise ValueError(f"NaN or infinity is in {_named(spoiled)}")
     return model.eval()
@@ -190,15 +196,42 @@ def _elsewhere(path: Path) -> str:
     return f", but {held}, which are not read: save it as transformers does (save_pretrained)" if held else ""
 
 
-def check_types(name: str, model: nn.Module) -> None:
-    """Raise ValueError where a file keeps a weight as something else than the numbers it is: integers, quantised numbers."""
-    weights = dict(model.named_parameters())
-    for path in sorted(beside(name, "config.json").parent.glob("model*.safetensors")):
+def check_types(name: str, model: nn.Module, unused: str) -> None:
+    """Raise ValueError where a file keeps a weight as something else than the numbers it is: integers, quantised numbers.
+
+    Names in a file may differ from the model's, by a prefix or by more. So all that is there counts but buffers, as positions and masks
+    are, and what nothing reads.
+
+    Args:
+        name: of the folder, or on the hub.
+        model: that was opened from it.
+        unused: a regular expression of what it may hold beside its weights.
+    """
+    buffers = [buffer for buffer, _ in model.named_buffers()]
+    nobodys = [unused, *(model._keys_to_ignore_on_load_unexpected or ())]
+    for path in files_of_weights(name):
+        for weight, kind in kinds_in(path).items():
+            known = any(buffer.endswith(weight) or weight.endswith(f".{buffer}") for buffer in buffers)
+            if kind not in (*KINDS, *KINDS.values()) and not (known or any(re.search(pattern, weight) for pattern in nobodys)):
+                raise ValueError(f"{weight} is of type {kind} in its file; open a checkpoint in {', '.join(KINDS)}")
+
+
+def files_of_weights(name: str) -> list[Path]:
+    """The files that transformers reads the weights from."""
+    first = next(path for file in WEIGHTS if (path := beside(name, file)))
+    if first.name not in INDICES:
+        return [first]
+    weight_map = check(Index, read_json(first.read_text(encoding="utf-8"), first.name), first.name).weight_map
+    return [first.parent / file for file in sorted(set(weight_map.values()))]
+
+
+def kinds_in(path: Path) -> dict[str, str]:
+    """As what each tensor of a file is kept there, by the name that safetensors or PyTorch has for it. No tensor is read."""
+    if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            for weight in weights.keys() & set(file.keys()):
-                kind = file.get_slice(weight).get_dtype()
-                if kind not in KINDS:
-                    raise ValueError(f"{weight} is of type {kind} in its file; open a checkpoint in {', '.join(KINDS)}")
+            return {weight: file.get_slice(weight).get_dtype() for weight in file.keys()}  # noqa: SIM118  (it is no dict)
+    held = torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    return {weight: str(tensor.dtype).removeprefix("torch.") for weight, tensor in held.items()}
 
 
 def architecture_of(config) -> str:
