@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import torch
+from torch import nn
 
 from .cache import Cache
 from .checks import check_held_scale, check_mask, check_numbers, check_positions, check_rules, check_tokens
@@ -103,3 +104,28 @@ def token_positions(x: torch.Tensor, positions: torch.Tensor | None, cache: Cach
         return cache.place
     start = 0 if cache is None else cache.length
     return torch.arange(start, start + x.shape[1], device=x.device)
+
+
+def plain_weight(layer: nn.Module, name: str) -> torch.Tensor:
+    """The weight of a layer's projection, for what multiplies by it without calling the projection.
+
+    Args:
+        layer: a mechanism of this package.
+        name: of the projection.
+
+    Returns:
+        (out, in).
+
+    Raises:
+        ValueError: where a call would compute more than this weight and the layer's biases: an adapter beside it, or another matrix,
+            of which the weight holds the quantised numbers.
+    """
+    projection = getattr(layer, name)
+    if type(projection).forward is not nn.Linear.forward:  # parametrised ones keep it
+        raise ValueError(
+            f"{name} is {type(projection).__name__}; here its weight alone is read, so it must be a torch.nn.Linear: merge an adapter into "
+            "the weight first, or make quantised numbers floating-point ones"
+        )
+    if projection.bias is not None and not getattr(layer, "bias", False):
+        raise ValueError(f"{name} has a bias; this layer was made without, and knows none")
+    return projection.weight

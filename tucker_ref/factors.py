@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cached_attention import plain_weight
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
 from .norms import LatentNorm, QKNorm, side_by_side
@@ -98,53 +99,64 @@ def factors_of(layer: nn.Module) -> LayerFactors:
         Tensors without gradient that share memory with the layer's weights wherever they are those weights.
 
     Raises:
-        ValueError: for another module.
+        ValueError: for another module, or where one that belongs to a layer was replaced by what computes something else.
     """
+    if not isinstance(layer, (TuckerAttention, MultiHeadAttention, MultiHeadLatentAttention)):
+        raise ValueError(
+            f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
+            "MultiHeadLatentAttention or TuckerAttention"
+        )
+    _check_norms(layer)
     if isinstance(layer, TuckerAttention):
         return _of_tucker(layer)
-    if isinstance(layer, MultiHeadAttention):  # and with it GroupedQueryAttention
-        return _of_grouped(layer)
-    if isinstance(layer, MultiHeadLatentAttention):
-        return _of_latent(layer)
-    raise ValueError(
-        f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
-        "MultiHeadLatentAttention or TuckerAttention"
-    )
+    return _of_latent(layer) if isinstance(layer, MultiHeadLatentAttention) else _of_grouped(layer)
+
+
+def _check_norms(layer: nn.Module) -> None:
+    """Raise ValueError for a norm of another kind than the layer was made with: what it does would be left out."""
+    of_heads = QKNorm if getattr(layer, "qk_norm", None) else nn.Identity
+    of_latents = (nn.RMSNorm, LatentNorm, nn.Identity) if getattr(layer, "latent_norm", False) else nn.Identity
+    for name, norm in layer.named_children():
+        if name.endswith("norm") and not isinstance(norm, of_heads if name in ("q_norm", "k_norm") else of_latents):
+            raise ValueError(
+                f"{name} is {type(norm).__name__}, a norm that this layer was not made with, and that is not known here"
+            )
 
 
 def _of_grouped(layer: MultiHeadAttention) -> LayerFactors:
     """The keys of all groups side by side are the latent, so the head schedule repeats per group."""
-    w_q, w_k, w_v = (_with_bias_row(p) for p in (layer.q_proj, layer.k_proj, layer.v_proj))  # (D, heads * k)
+    w_q, w_k, w_v = (_with_bias_row(layer, name) for name in ("q_proj", "k_proj", "v_proj"))  # (D, heads * k)
     groups = w_k.shape[1] // layer.head_dim
     head = torch.arange(layer.n_heads, device=w_q.device)  # (h,)
     group = head // (layer.n_heads // groups)  # (h,)
-    output_bias = layer.o_proj.bias
+    w_o, output_bias = plain_weight(layer, "o_proj").detach(), layer.o_proj.bias
     if output_bias is None and layer.bias:
-        output_bias = layer.o_proj.weight.new_zeros(layer.d_model)
+        output_bias = w_o.new_zeros(layer.d_model)
     return LayerFactors(
         Factors(w_q, head, w_k, group),
-        Factors(layer.o_proj.weight.detach(), head, w_v, group),
+        Factors(w_o, head, w_v, group),
         rotary=None if layer.rotary is None else layer.rotary.repeated(groups),
         qk_norms=side_by_side(layer),
         output_bias=output_bias,
     )
 
 
-def _with_bias_row(projection: nn.Linear) -> torch.Tensor:
-    """The weight as it multiplies a token from the right, (d, out), with the bias as a last row where there is one."""
-    weight = projection.weight.detach().T
-    return weight if projection.bias is None else torch.cat([weight, projection.bias.detach()[None]])
+def _with_bias_row(layer: nn.Module, name: str) -> torch.Tensor:
+    """A projection's weight as it multiplies a token from the right, (d, out), with the bias as a last row where there is one."""
+    weight, bias = plain_weight(layer, name).detach().T, getattr(layer, name).bias
+    return weight if bias is None else torch.cat([weight, bias.detach()[None]])
 
 
 def _of_latent(layer: MultiHeadLatentAttention) -> LayerFactors:
     """Decoupled: U3 = [W^DKV, W^KR], frequency zero on the first d_c channels. Coupled: the latent is the key (Cor. 3.2.1)."""
     h, t, rope = layer.n_heads, layer.kv_rank, layer.rope_dim
-    w_dq, w_dk, w_o = (p.weight.detach() for p in (layer.q_a_proj, layer.kv_a_proj_with_mqa, layer.o_proj))
+    names = ("q_a_proj", "kv_a_proj_with_mqa", "o_proj", "q_b_proj")
+    w_dq, w_dk, w_o, w_uq = (plain_weight(layer, name).detach() for name in names)
     w_uk, w_uv = (w.detach() for w in layer.up_projections())  # (h, k, t), (h, v, t)
-    value = w_dk[:t] if layer.shared_kv else layer.v_a_proj.weight.detach()  # (t, d)
+    value = w_dk[:t] if layer.shared_kv else plain_weight(layer, "v_a_proj").detach()  # (t, d)
     odd = t % 2 if rope else 0  # channels turn in pairs: an odd latent gets one more, of zeros, before the rotary ones
     key = torch.cat([F.pad(w_dk[:t], (0, 0, 0, odd)), w_dk[t:]])  # (t + odd + rope, d)
-    left = layer.q_b_proj.weight.detach().unflatten(0, (h, -1)).mT  # (h, s, k + rope)
+    left = w_uq.unflatten(0, (h, -1)).mT  # (h, s, k + rope)
     right = F.pad(w_uk.mT, (0, rope, 0, odd + rope))  # (h, t + odd + rope, k + rope)
     right[:, t + odd :, layer.head_dim :] = torch.eye(rope)
     return LayerFactors(

@@ -7,7 +7,7 @@ from torch import nn
 
 from .attend import attend
 from .cache import Cache
-from .cached_attention import CachedAttention, keeps_cache, token_positions
+from .cached_attention import CachedAttention, keeps_cache, plain_weight, token_positions
 from .checks import check_latents, resolve_sizes
 from .initialisation import initialise_latent
 from .mha import merge_heads, split_heads
@@ -84,7 +84,7 @@ class MultiHeadLatentAttention(CachedAttention):
 
     def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-head W^UK (h, k, t) and W^UV (h, v, t), views of kv_b_proj; t is the latent width."""
-        return self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1)).split([self.head_dim, self.v_head_dim], dim=1)
+        return plain_weight(self, "kv_b_proj").unflatten(0, (self.n_heads, -1)).split([self.head_dim, self.v_head_dim], dim=1)
 
     def cache_streams(self) -> dict[str, tuple[int, int]]:
         """The latent, with the decoupled key behind it, and the value latent where that is another: one head each."""

@@ -37,7 +37,7 @@ def as_tucker(layer: nn.Module) -> TuckerAttention:
         A layer with weights of its own.
 
     Raises:
-        ValueError: for another module.
+        ValueError: for another module, or where a part of it was replaced by what computes more than its weight, as an adapter does.
     """
     if isinstance(layer, TuckerAttention):
         return copy.deepcopy(layer)

@@ -1,0 +1,189 @@
+"""What belongs to a layer may be replaced, by an adapter, a quantised matrix or another norm. Who reads its weights alone says so."""
+
+import copy
+
+import pytest
+import torch
+from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
+from torch import nn
+
+from tucker_ref import (
+    GroupedQueryAttention,
+    LatentNorm,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    TuckerAttention,
+    as_tucker,
+    choose_ranks,
+    compress,
+    relative_errors,
+    second_moment,
+    spectra,
+    to_gqa,
+    to_mla,
+)
+
+X = tokens(2, 5, 24)
+LAYERS = {
+    "MHA": lambda: MultiHeadAttention(24, 6),
+    "GQA": lambda: GroupedQueryAttention(24, 6, 2, bias="qkv"),
+    "MLA": lambda: MultiHeadLatentAttention(24, 6, 10, 8),
+    "MLA separated": lambda: MultiHeadLatentAttention(24, 6, 10, 8, shared_kv=False),
+}
+PROJECTIONS = [(name, part) for name, make in LAYERS.items() for part, p in make().named_children() if isinstance(p, nn.Linear)]
+
+
+class Adapter(nn.Module):
+    """As peft puts it in: the weight and the bias that it shows are those of what it adapts."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.randn(2, base.in_features, dtype=torch.float64))
+        self.up = nn.Parameter(torch.randn(base.out_features, 2, dtype=torch.float64))
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+    in_features = property(lambda self: self.base.in_features)
+    out_features = property(lambda self: self.base.out_features)
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+    def merged(self) -> nn.Linear:
+        merged = copy.deepcopy(self.base)
+        with torch.no_grad():
+            merged.weight += self.up @ self.down
+        return merged
+
+
+class Quantised(nn.Linear):
+    """Its weight counts steps."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight / 127, self.bias)
+
+
+def quantised(base: nn.Linear) -> nn.Linear:
+    base.__class__ = Quantised
+    return base
+
+
+def layer_of(name):
+    return with_large_weights(LAYERS[name]())
+
+
+READERS = {
+    "as_tucker": as_tucker,
+    "compress": lambda layer: compress(layer, (2, 4, 4)),
+    "spectra": spectra,
+    "choose_ranks": lambda layer: choose_ranks(layer, relative_error=0.1),
+    "relative_errors": lambda layer: relative_errors(layer, layer),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name, part", PROJECTIONS)
+@pytest.mark.parametrize("replaced", [Adapter, quantised, nn.Sequential])
+def test_who_reads_weights_alone_refuses_what_computes_with_more(name, part, replaced, reader):
+    layer = layer_of(name)
+    READERS[reader](layer)  # control
+    setattr(layer, part, replaced(getattr(layer, part)))
+    with pytest.raises(
+        ValueError, match=f"^{part} is (Adapter|Quantised|Sequential); here its weight alone is read, so it must be"
+    ):
+        READERS[reader](layer)
+
+
+@pytest.mark.parametrize("name, part", PROJECTIONS)
+def test_an_adapter_counts_when_it_is_merged(name, part):
+    layer, before = layer_of(name), layer_of(name)(X)
+    adapter = Adapter(getattr(layer, part))
+    setattr(layer, part, adapter)
+    if part != "kv_b_proj":  # which no layer calls
+        adapted = layer(X)
+        assert relative_error(adapted, before) > DIFFERENT  # control: without it the layer is another
+        setattr(layer, part, adapter.merged())
+        assert relative_error(layer(X), adapted) < EXACT
+    setattr(layer, part, adapter.merged())
+    assert relative_error(layer(X), before) > DIFFERENT and relative_error(as_tucker(layer)(X), layer(X)) < EXACT
+
+
+@pytest.mark.parametrize("name", ["MLA", "MLA separated"])
+@pytest.mark.parametrize("absorb", [False, True])
+def test_mla_multiplies_by_its_up_projection_and_would_leave_an_adapter_out(name, absorb):
+    layer = layer_of(name)
+    layer.absorb = absorb
+    cache = layer.new_cache(2, 5)
+    layer(X[:, :2], cache=cache)
+    whole = layer.kv_b_proj
+    layer.kv_b_proj = Adapter(whole)
+    with pytest.raises(ValueError, match="^kv_b_proj is Adapter; here its weight alone is read"):
+        layer(X[:, 2:], cache=cache)
+    layer.kv_b_proj = nn.Linear(8, whole.out_features).double()
+    with pytest.raises(ValueError, match="^kv_b_proj has a bias; this layer was made without, and knows none$"):
+        layer(X[:, 2:], cache=cache)
+    layer.kv_b_proj = whole
+    assert cache.length == 2 and relative_error(layer(X[:, 2:], cache=cache), layer(X)[:, 2:]) < EXACT
+
+
+@pytest.mark.parametrize("name, part", [case for case in PROJECTIONS if case[0] != "GQA"])
+def test_a_bias_that_a_layer_was_not_made_with_is_refused(name, part):
+    layer = layer_of(name)
+    getattr(layer, part).bias = nn.Parameter(torch.ones(getattr(layer, part).out_features, dtype=torch.float64))
+    with pytest.raises(ValueError, match=f"^{part} has a bias; this layer was made without, and knows none$"):
+        as_tucker(layer)
+
+
+@pytest.mark.parametrize("name, part", PROJECTIONS)
+def test_what_only_makes_the_weight_otherwise_is_read(name, part):
+    layer = layer_of(name)
+    nn.utils.parametrizations.weight_norm(getattr(layer, part))
+    with torch.no_grad():
+        getattr(layer, part).parametrizations.weight.original0.mul_(2)
+    assert relative_error(layer(X), layer_of(name)(X)) > DIFFERENT  # control
+    assert relative_error(as_tucker(layer)(X), layer(X)) < EXACT
+
+
+NORMED = {
+    "GQA": lambda **made: GroupedQueryAttention(24, 6, 2, qk_norm="head" if made["normed"] else None),
+    "MLA": lambda **made: MultiHeadLatentAttention(24, 6, 10, 8, shared_kv=False, latent_norm=made["normed"]),
+    "Tucker": lambda **made: TuckerAttention(24, 6, (4, 9, 8), latent_norm=made["normed"]),
+    "Tucker, heads": lambda **made: TuckerAttention(24, 6, (4, 9, 8), qk_norm="all" if made["normed"] else None),
+}
+WIDTHS = {"q_norm": 4, "k_norm": 4, "q_a_layernorm": 10, "query_norm": 9}
+
+
+@pytest.mark.parametrize("name", NORMED)
+@pytest.mark.parametrize("normed", [False, True])
+def test_another_norm_is_refused_where_it_would_be_left_out_or_taken_for_the_layers_own(name, normed):
+    parts = [part for part, _ in NORMED[name](normed=normed).named_children() if part.endswith("norm")]
+    assert parts
+    for part in parts:
+        layer = with_large_weights(NORMED[name](normed=normed))
+        others = [nn.LayerNorm(WIDTHS.get(part, 8)), *([] if normed else [LatentNorm(WIDTHS.get(part, 8)), nn.RMSNorm(8)])]
+        for other in others:
+            setattr(layer, part, other.double())
+            with pytest.raises(
+                ValueError, match=f"^{part} is {type(other).__name__}, a norm that this layer was not made with"
+            ):
+                spectra(layer)
+
+
+def test_queries_that_read_the_token_itself_have_no_norm():
+    """As DeepSeek-V2 Lite has it: the identity stands where the norm would."""
+    layer = with_large_weights(MultiHeadLatentAttention(24, 6, 24, 8, latent_norm=True))
+    layer.q_a_layernorm = nn.Identity()
+    assert relative_error(as_tucker(layer)(X), layer(X)) < EXACT
+
+
+def test_conversions_refuse_them_as_well():
+    layer = layer_of("MHA")
+    layer.k_proj = Adapter(layer.k_proj)
+    for convert in (
+        lambda: to_gqa(layer, 3),
+        lambda: to_mla(layer, 8, 8),
+        lambda: compress(layer, (2, 4, 4), moment=second_moment(layer, X)),
+    ):
+        with pytest.raises(ValueError, match="^k_proj is Adapter"):
+            convert()
