@@ -78,7 +78,7 @@ ON_A_GPU = ("ablations", "speed", "generation_speed", "two_gpus")  # they say no
 OF_A_MODEL = ("compress_models", "heal")  # that has to be named
 NOT_IN_ALL = (*ON_A_GPU, *OF_A_MODEL, *TRUST)
 SMOKE = ("smoke",)  # the presets of what has but one scale
-ALL_TAKES = ("device", "seeds", "training", "text", "bpe", "images")  # the command "all"
+ALL_TAKES = ("device", "seeds", "training", "text", "validation", "bpe", "images")  # the command "all"
 PAGE = {"report": pages.FIRST, "claims": pages.CLAIMS}  # which is written where none is named
 WRITE = {
     "report": f"write it between the marks of this Markdown file instead; of {pages.FIRST}, which is meant where none is named, the "

@@ -177,6 +177,7 @@ GIVEN = {  # one argument of each group of options, and where it arrives
     "seeds": ("--seeds", "3,4", {"seeds": (3, 4)}),
     "training": ("--steps", "9", {"steps": 9}),
     "text": ("--text", "novel.txt", {"text": "novel.txt"}),
+    "validation": ("--validation", "other.txt", {"validation": "other.txt"}),
     "bpe": ("--bpe", "gpt2", {"bpe": "gpt2"}),
     "images": ("--images", "x.npz", {"images": "x.npz"}),
     "passes": ("--passes", "0.5", {"passes": 0.5}),
@@ -201,6 +202,15 @@ def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, mo
             assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
     assert run_here(name) == 0
     assert received == [Options("smoke", Path("out"), Path("out/records"))]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_experiment_takes_a_held_out_text_that_it_does_not_read(name):
+    """Taken and not read, it would leave whoever names it with figures of another text."""
+    module = EXPERIMENTS[name]
+    reads = "options.validation" in Path(module.__file__).read_text(encoding="utf-8")
+    trains = "optimizer" in module.TAKES  # by `train_rows`, which reads it
+    assert ("validation" in module.TAKES) == (reads or trains)
 
 
 def test_an_experiment_that_several_workers_cannot_train_refuses_torchrun(monkeypatch, capsys):

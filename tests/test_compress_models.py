@@ -1,6 +1,7 @@
 """Models that others trained, made smaller at equal size, and what is judged of them: tiny ones of every kind, end to end."""
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -204,6 +205,12 @@ def test_what_is_refused(made, tmp_path, capsys):
             compress_models.run(options(made, kind, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
         with pytest.raises(ValueError, match="--test read.txt is a text that layers are made with, trained or chosen on"):
             compress_models.run(options(made, kind, tmp_path, test=(str(made / "test.txt"), str(made / "read.txt"))))
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        for name in ("read", "test"):
+            shutil.copy(made / f"{name}.txt", tmp_path / "texts")
+        inside = {"text": str(tmp_path / "texts"), "test": (str(tmp_path / "texts" / "test.txt"),)}
+        with pytest.raises(ValueError, match="--test .*test.txt is .*texts, lies in it or holds it"):
+            compress_models.run(options(made, kind, tmp_path, **inside))
     opening.save(BY_NAME["ViT", ""], tmp_path / "vit")
     with pytest.raises(ValueError, match="vit takes images"):
         compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "vit")))

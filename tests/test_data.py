@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 from reproduce.data import text
 from reproduce.data.images import load_images
-from reproduce.data.text import load_text, read_documents
+from reproduce.data.text import check_outside, load_text, read_documents
 from reproduce.models.public.transformers_models import known_as
 from reproduce.store.files import called
 from reproduce.store.records import run_id
@@ -23,9 +24,10 @@ STORY = [f"Chapter {n}\n" + "".join(f"line {n * k} of the tale, so long.\n" for 
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / "story").mkdir()
     for n, chapter in enumerate(STORY):
-        (tmp_path / f"{n:02}.txt").write_text(chapter, encoding="utf-8")
-    return tmp_path
+        (tmp_path / "story" / f"{n:02}.txt").write_text(chapter, encoding="utf-8")
+    return tmp_path / "story"
 
 
 def test_every_byte_is_in_exactly_one_token_of_one_split(folder, tmp_path):
@@ -84,6 +86,40 @@ def test_held_out_text_can_be_given(folder, tmp_path):
     (tmp_path / "held" / "out.txt").write_text("quite another text\n" * 50, encoding="utf-8")
     data = load_text(str(folder), 300, tmp_path / "cache", validation=str(tmp_path / "held"))
     assert int(data.token_bytes[data.validation].sum()) == 50 * len("quite another text\n")
+
+
+def test_held_out_text_that_is_trained_on_is_refused(folder, tmp_path, monkeypatch):
+    """By its place, whole or in part, and by what it holds."""
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("quite another text\n" * 50, encoding="utf-8")
+
+    def load(path, validation):
+        return load_text(str(path), 300, tmp_path / "cache", validation=str(validation))
+
+    assert len(load(folder, held_out).validation)  # control: beside it
+    shutil.copytree(folder, tmp_path / "again")
+    with pytest.raises(ValueError, match="--validation .*again holds the documents that are trained on, and no others$"):
+        load(folder, tmp_path / "again")
+    (tmp_path / "again" / "more.txt").write_text("one document more", encoding="utf-8")
+    assert len(load(folder, tmp_path / "again").validation)  # control: it is another text
+    first = next(iter(sorted(folder.iterdir())))
+    (tmp_path / "link.txt").symlink_to(first)
+    for read, validation in (
+        (folder, folder),
+        (folder, first),
+        (first, folder),
+        (folder, tmp_path / "link.txt"),
+        (tmp_path, held_out),
+    ):
+        with pytest.raises(
+            ValueError, match=f"--validation {validation} is {read}, lies in it or holds it: what is read there"
+        ):
+            load(read, validation)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--validation held_out.txt is ., lies in it or holds it"):
+        load(".", "held_out.txt")
+    for read, validation in ((folder, folder / "nowhere.txt"), (None, held_out), (folder / "nowhere", folder / "nowhere")):
+        check_outside("--validation", str(validation), read and str(read))  # what is not there is said when it is read
 
 
 def bad_text(tmp_path, kind):

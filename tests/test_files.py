@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import socket
 import stat
 import subprocess
@@ -373,7 +374,8 @@ def prepare_beside(given: dict, out: Path, ready) -> None:
 
 def test_of_two_prepares_one_writes_and_the_other_finds_it_finished(tmp_path):
     bpe = str(tables(tmp_path))
-    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "text" / "00.txt")}
+    shutil.copy(tmp_path / "text" / "00.txt", tmp_path / "held_out.txt")
+    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
     context = multiprocessing.get_context("forkserver")
     ready = context.Barrier(2)
     both = [context.Process(target=prepare_beside, args=(given, tmp_path / "out", ready)) for _ in range(2)]
@@ -396,7 +398,8 @@ def test_of_two_prepares_one_writes_and_the_other_finds_it_finished(tmp_path):
 
 def test_a_second_prepare_that_waits_too_long_says_whom_for(tmp_path, capsys):
     arguments = ["prepare", "letters", "--files", tmp_path / "text", "--bpe", tables(tmp_path), "--out", tmp_path / "out"]
-    arguments += ["--validation", tmp_path / "text" / "00.txt", "--lock-timeout", "0.1"]
+    shutil.copy(tmp_path / "text" / "00.txt", tmp_path / "held_out.txt")
+    arguments += ["--validation", tmp_path / "held_out.txt", "--lock-timeout", "0.1"]
     with locked(tmp_path / "out"):
         assert run_here(*arguments) == 1
         assert f"out is locked by process {os.getpid()} on " in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -215,6 +216,14 @@ def test_what_is_refused(made, tmp_path, capsys):
     for seen in ("read", "val"):
         with pytest.raises(ValueError, match=f"--test {seen}.txt is a text that layers are made with, trained or chosen on"):
             heal.run(options(made, tmp_path, test=(str(made / f"{seen}.txt"),)))
+    (tmp_path / "texts").mkdir()
+    for name in ("read", "test"):
+        shutil.copy(made / f"{name}.txt", tmp_path / "texts")
+    for other in ("text", "validation"):
+        with pytest.raises(ValueError, match="--test .*test.txt is .*texts, lies in it or holds it"):
+            heal.run(options(made, tmp_path, test=(str(tmp_path / "texts" / "test.txt"),), **{other: str(tmp_path / "texts")}))
+    with pytest.raises(ValueError, match="--validation .*read.txt is .*read.txt, lies in it or holds it"):
+        heal.run(options(made, tmp_path, validation=str(made / "read.txt")))
     assert not records.load(tmp_path / "records")
     assert run_here("heal", "--model", made / "gemma3", "--out", tmp_path) == 1
     assert "error: heal needs --model, and --test texts to judge by" in capsys.readouterr().err

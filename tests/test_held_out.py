@@ -112,6 +112,22 @@ def test_a_test_text_that_was_seen_or_is_named_twice_is_refused(text):
         read_unseen((str(text / "nowhere"),), other)
 
 
+def test_a_test_text_that_lies_in_the_text_or_beside_what_is_held_out_is_refused(text, capsys):
+    """The whole of it is another text: neither its hash nor its tokens are those of what is read before."""
+    (text / "text" / "of it.txt").write_text("line of a test text\n" * 100, encoding="utf-8")
+
+    def run(*more):
+        places = ["--out", text / "out", "--records", text / "out" / "records"]
+        return run_here("table2", "--device", "cpu", "--rows", "MHA", "--steps", "1", *places, *more)
+
+    inside = text / "text" / "of it.txt"
+    assert run("--text", text / "text", "--test", inside) == 1
+    assert f"--test {inside} is {text / 'text'}, lies in it or holds it" in capsys.readouterr().err
+    assert run("--text", text / "unseen", "--validation", text / "text", "--test", inside) == 1
+    assert f"--test {inside} is {text / 'text'}, lies in it or holds it" in capsys.readouterr().err
+    assert run("--text", text / "text", "--test", text / "unseen") == 0  # control
+
+
 def test_a_run_reads_it_once_and_is_otherwise_the_same(text, monkeypatch):
     """Neither the run's name nor a digit of what else it records depends on the test text; a resumed run reads it too."""
     toy = dataclasses.replace(survival.TOY, keep_models=False)

@@ -75,7 +75,8 @@ def test_the_tokens_are_those_that_fit_into_memory(places, tmp_path):
         )  # as many as they were, so the last ones are held out too
     for n in range(len(train), len(DOCUMENTS)):
         (tmp_path / "text" / f"{n:02}.txt").unlink()
-    in_memory = load_text(str(tmp_path / "text"), 300, tmp_path / "cache2", str(tmp_path / "text"), places["bpe"])
+    (tmp_path / "held_out.txt").write_text("".join(DOCUMENTS), encoding="utf-8")
+    in_memory = load_text(str(tmp_path / "text"), 300, tmp_path / "cache2", str(tmp_path / "held_out.txt"), places["bpe"])
     assert np.array_equal(in_memory.train, data.train) and in_memory.tokenizer == data.tokenizer
     assert isinstance(data.train, np.memmap) and data.describe()["train_tokens"] == len(data.train)
     assert (batch_of(data.train, 3, 0, 4, 16) == batch_of(in_memory.train, 3, 0, 4, 16)).all()
@@ -144,7 +145,8 @@ def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path,
 
 def test_after_a_crash_a_text_in_memory_is_written_again(tmp_path, monkeypatch):
     bpe, write = str(tables(tmp_path)), prepared.write_atomically
-    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "text" / "00.txt")}
+    (tmp_path / "held_out.txt").write_text(DOCUMENTS[0], encoding="utf-8")
+    given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
 
     def broken(path, content):
         if path.name == "validation.bin":

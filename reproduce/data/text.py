@@ -82,13 +82,14 @@ def load_text(
         bpe: a folder with GPT-2's own tables (vocab.json and merges.txt); None to learn byte pairs from the text.
 
     Raises:
-        ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens.
+        ValueError: for a path that holds no text, too few documents to hold one out, a held-out text that is trained on, tables that do
+            not fit, or damaged tokens.
     """
     name, documents = read_documents(path)
     if validation is None:
         train, held_out = split(documents)
     else:
-        train, (_, held_out) = documents, read_documents(validation, "--validation")
+        train, (_, held_out) = documents, read_held_out(validation, path, documents)
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(documents)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = sha256_of_both(train, held_out)
@@ -145,6 +146,41 @@ def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[
         whole = "".join(documents)
         documents = _stretches(whole, size=min(65536, len(whole) // (2 * VALIDATION_SHARE) + 1))
     return called(source), documents
+
+
+def read_held_out(path: str, text: str | None, documents: list[str]) -> tuple[str, list[str]]:
+    """The name and the documents of a text that is named with --validation.
+
+    Args:
+        path: as in `load_text`.
+        text, documents: the path and the documents of what is trained on.
+
+    Raises:
+        ValueError: as `read_documents` does, and if it is what is trained on.
+    """
+    check_outside("--validation", path, text)
+    name, held_out = read_documents(path, "--validation")
+    if held_out == documents:
+        raise ValueError(f"--validation {path} holds the documents that are trained on, and no others")
+    return name, held_out
+
+
+def check_outside(option: str, path: str, text: str | None) -> None:
+    """Refuse a text to judge or to choose by where it is read before, with another one.
+
+    Args:
+        option: what named it.
+        path: of this text.
+        text: of another one; None, and what is not there, is no matter here.
+
+    Raises:
+        ValueError: where one of the two is the other or a part of it.
+    """
+    if text is None or not (os.path.exists(path) and os.path.exists(text)):
+        return
+    one, other = Path(path).resolve(), Path(text).resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ValueError(f"{option} {path} is {text}, lies in it or holds it: what is read there would be judged by itself")
 
 
 def _sources(root: Path) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tucker_ref import gqa_cost, relative_errors
 
 from ..data.images import load_images
-from ..data.text import VALIDATION_SHARE, read_documents
+from ..data.text import VALIDATION_SHARE, read_documents, read_held_out
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import CLASS, MASKED, NEXT, OpenModel
 from ..models.rows import Row
@@ -30,7 +30,7 @@ from ..train.public_models import images_for, open_model
 from ..train.runs import selected
 from .moments import moments
 
-TAKES = ("device", "rows", "text", "images", "model", "compression")
+TAKES = ("device", "rows", "text", "validation", "images", "model", "compression")
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
 WINDOWS, WINDOW = 8, 128  # a batch of text: windows, and tokens in each
 IMAGES = 32  # a batch of images
@@ -134,9 +134,11 @@ def compress_model(opened: OpenModel, options: Options) -> None:
     Raises:
         ValueError: if text is given to a model of images or the other way round, or for a label that no row has.
     """
-    takes, other = ("text", "images") if opened.takes_text else ("images", "text")
-    if options.model and getattr(options, other):  # of several models, ours, each takes what it can use
-        raise ValueError(f"--{other}: {opened.name} takes {takes}, not {other}")
+    takes, others = ("text", ["images"]) if opened.takes_text else ("images", ["text", "validation"])
+    if options.model and (
+        given := [other for other in others if getattr(options, other)]
+    ):  # of several, each takes what it can use
+        raise ValueError(f"--{given[0]}: {opened.name} takes {takes}, not {others[0]}")
     opened.check_trilinear()
     data = text_samples(opened, options) if opened.takes_text else image_samples(opened, options)
     opened.model.to(options.device)
@@ -252,7 +254,7 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
 
     calibration = windows([d for i, d in enumerate(documents) if i % VALIDATION_SHARE != VALIDATION_SHARE - 1], name)
     if options.validation is not None:
-        source, held_out = read_documents(options.validation, "--validation")
+        source, held_out = read_held_out(options.validation, options.text, documents)
     else:
         source, held_out = f"the held-out part of {name}", documents[VALIDATION_SHARE - 1 :: VALIDATION_SHARE]
     inputs, targets = questions(opened, tokenizer, windows(held_out, source))

@@ -28,7 +28,7 @@ from ..store.records import append, new_record
 from ..train.options import Options
 from ..train.public_models import open_model
 from .moments import moments
-from .samples import Windows, check_apart, sentence_pairs, spread
+from .samples import Windows, check_apart, check_paths, sentence_pairs, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
 TAKES = ("device", "rows", "text", "test", "model")
@@ -64,8 +64,8 @@ def run(options: Options) -> None:
         options: `model`, `text` to learn the inputs from, `test` to judge by, and `rows` by label.
 
     Raises:
-        ValueError: without a model or a test text, for a model of images, or for layers that are neither multi-head nor grouped-query
-            attention.
+        ValueError: without a model or a test text, for one that lies in `text`, for a model of images, or for layers that are neither
+            multi-head nor grouped-query attention.
     """
     if not options.model or not options.test:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
@@ -76,6 +76,7 @@ def run(options: Options) -> None:
     read = spread(opened, options.text, WINDOWS, WINDOW)
     known = moments(opened, layers, list(read.tokens.to(options.device).split(1)))
     judge = judge_of(opened, options.test, read.sha256)
+    check_paths(options.test, options.text)
     before, judged = judge(None)
     own = {"attention_parameters": count_parameters(layers.values()), "cache": count_cached(list(layers.values())), **judged}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}

@@ -33,10 +33,10 @@ from ..train.runs import Run, override
 from ..train.settings import TrainConfig
 from .compress_models import Way, check_compressible, chosen, summed, ways, window_losses
 from .moments import moments
-from .samples import Corpus, Windows, check_apart, corpus, spread
+from .samples import Corpus, Windows, check_apart, check_paths, corpus, spread
 from .spectra import WINDOW, WINDOWS, trilinear
 
-TAKES = ("device", "rows", "seeds", "training", "text", "test", "model")
+TAKES = ("device", "rows", "seeds", "training", "text", "validation", "test", "model")
 SHARE = 1 / 2  # of the model's own cache
 AS_IT_IS = "as it is"  # the control
 ELSEWHERE = "with the parameters"  # in the label of a row that saves parameters, and hardly any cache
@@ -89,8 +89,8 @@ def run(options: Options) -> None:
         options: `model`, `text`, `validation` and `test`; `rows` by label; `seeds`; rates and steps.
 
     Raises:
-        ValueError: without a model or a test text, for a model that predicts something else than the next token or whose attention
-            cannot be converted, and for a text that is too short.
+        ValueError: without a model or a test text, for texts that lie in one another, for a model that predicts something else than
+            the next token or whose attention cannot be converted, and for a text that is too short.
     """
     if not options.model or not options.test:
         raise ValueError("heal needs --model, and --test texts to judge by")
@@ -104,6 +104,7 @@ def run(options: Options) -> None:
     }  # converted there, trained on the device
     read = spread(opened, options.text, WINDOWS, WINDOW)
     check_apart(((test.name, test.sha256) for test in study.tests), {read.sha256, study.text.held_out.sha256})
+    check_paths(options.test, options.text, options.validation)
     known = {place: moment.cpu() for place, moment in moments(opened, layers, list(read.tokens.split(1))).items()}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
     control = Way(AS_IT_IS, 1.0, lambda place: copy.deepcopy(layers[place]))

@@ -1,6 +1,7 @@
 """Windows and sentences of a text for a model that was opened, spread evenly over it, in the model's own tokens."""
 
 import hashlib
+import itertools
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ..data.text import read_documents, sha256_of_both, split
+from ..data.text import check_outside, read_documents, read_held_out, sha256_of_both, split
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import OpenModel
 
@@ -127,7 +128,7 @@ def corpus(opened: OpenModel, path: str | None, validation: str | None, windows:
     if validation is None:
         other, (train, chooses) = name, split(documents)
     else:
-        train, (other, chooses) = documents, read_documents(validation, "--validation")
+        train, (other, chooses) = documents, read_held_out(validation, path, documents)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)
@@ -189,6 +190,20 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
     return name, hashlib.sha256(text.encode()).hexdigest(), [sentence for n in chosen for sentence in found[n]]
 
 
+def check_paths(tests: Iterable[str], *seen: str | None) -> None:
+    """Refuse test texts that lie where what is named beside them is read.
+
+    Args:
+        tests: their paths.
+        seen: paths of what layers are made with, trained or chosen on.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for test, path in itertools.product(tests, seen):
+        check_outside("--test", test, path)
+
+
 def check_apart(tests: Iterable[tuple[str, str]], seen: Collection[str]) -> None:
     """Refuse test texts of which a record would keep one alone, and those that say nothing since they were read before.
 
@@ -216,5 +231,7 @@ def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:
 
 
 def _check_tokenizer(opened: OpenModel) -> None:
+    if not opened.takes_text:
+        raise ValueError(f"--text: {opened.name} takes images, not text")
     if opened.tokenizer is None:
         raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")

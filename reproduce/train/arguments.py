@@ -17,7 +17,7 @@ from .settings import OPTIMIZERS
 LARGEST_RATE = 1e30  # AdamW divides it by 1 - beta, Muon multiplies it by the root of a width
 
 # The groups for training language models.
-LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "passes", "text", "test", "bpe")
+LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "passes", "text", "validation", "test", "bpe")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, presets: tuple[str, ...], takes: tuple[str, ...]) -> None:
@@ -113,13 +113,17 @@ def add_passes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
-    """Text to train on, and to judge by."""
+    """Text to train on."""
     parser.add_argument(
         "--text",
         type=given,
         help="text: .txt, .gz, .xz or a folder of them, for training one that `prepare` wrote too (default: the standard library's "
         "source)",
     )
+
+
+def add_validation(parser: argparse.ArgumentParser) -> None:
+    """Text to choose by."""
     parser.add_argument(
         "--validation", type=given, help="held-out text (default: every tenth document of --text; what is prepared has its own)"
     )
@@ -230,6 +234,7 @@ GROUPS = {  # what the TAKES of an experiment may name, beside --preset, --out a
     "optimizer": add_optimizer,
     "passes": add_passes,
     "text": add_text,
+    "validation": add_validation,
     "test": add_test,
     "bpe": add_bpe,
     "images": add_images,

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from ..data.text import END_OF_TEXT, TextData, encode, read_documents, sha256_of, sha256_of_both, split
+from ..data.text import END_OF_TEXT, TextData, check_outside, encode, read_documents, sha256_of, sha256_of_both, split
 
 MOST_ENTRIES = 500  # per test text on record; of more documents, neighbours share one
 NO_TARGET = -100  # cross_entropy leaves it out
@@ -102,25 +102,28 @@ class UnseenText:
     token_bytes: np.ndarray
 
 
-def read_unseen(paths: tuple[str, ...], data: TextData) -> list[UnseenText]:
+def read_unseen(paths: tuple[str, ...], data: TextData, seen: tuple[str | None, ...] = ()) -> list[UnseenText]:
     """The texts of --test in the byte pairs of the training text.
 
     Args:
         paths: as in `read_documents`.
         data: the training text.
+        seen: paths of what models are trained or chosen on.
 
     Raises:
         ValueError: for a path without text, for two of one name, and for a text that models are trained or chosen on.
     """
     texts: dict[str, UnseenText] = {}
     for path in paths:
+        for other in seen:
+            check_outside("--test", path, other)
         tokenizer = Tokenizer.from_str(data.tokenizer)
         name, documents = read_documents(path, "--test")
         tokens, end = encode(tokenizer, documents, f"tokenising {name}"), tokenizer.token_to_id(END_OF_TEXT)
         if name in texts:
             raise ValueError(f"--test {path}: another test text is called {name} too")
-        known = sha256_of_both(*split(documents)) == data.sha256  # the text of which a tenth is held out
-        if known or any(np.array_equal(tokens, seen) for seen in (data.train, data.validation)):
+        whole = sha256_of_both(*split(documents)) == data.sha256  # the text of which a tenth is held out
+        if whole or any(np.array_equal(tokens, known) for known in (data.train, data.validation)):
             raise ValueError(f"--test {path} is the text that models are trained or chosen on")
         each = np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]  # after the last mark there is nothing
         texts[name] = UnseenText(name, sha256_of(documents), each, end, data.token_bytes)

@@ -253,7 +253,8 @@ def train_rows(
     for part in ("train", "validation"):
         if (length := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
-    unseen = read_unseen(options.test, data)
+    seen = (options.validation, None if is_prepared(options.text) else options.text)
+    unseen = read_unseen(options.test, data, seen)
     cases = [
         (row, recipe, settings_of(row, recipe, preset, at_rate))
         for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())

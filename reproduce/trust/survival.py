@@ -75,14 +75,14 @@ COMMANDS = {  # as they are typed, in a folder of their own; {0} is the one with
     "figure3": "figure3 --device cpu --out . --records records",
     "spectra": "spectra --model {0}/model.safetensors --out . --records records",
     "compress": "compress --model {0}/model.safetensors --text {0}/text --ranks 8,4,4 --save small.safetensors --out . --records records",
-    "compress_models": "compress_models --model {0}/model.safetensors --text {0}/text --test {0}/text --out . --records records",
+    "compress_models": "compress_models --model {0}/model.safetensors --text {0}/text --test {0}/held.txt --out . --records records",
     "table1": "table1 --out . --records records",
     "exactness": "exactness --out . --records records",
     "theorems": "theorems --out . --records records",
     "decode": "decode --rows MHA --out . --records records",
     "speed": "speed --rows limits --out . --records records",
     "prepare": "prepare letters --files {0}/letters.jsonl --bpe {0}/bpe --out .",
-    "prepare --validation": "prepare text --files {0}/text --validation {0}/text/00.txt --bpe {0}/bpe --out .",
+    "prepare --validation": "prepare text --files {0}/text --validation {0}/held.txt --bpe {0}/bpe --out .",
     "report": "report --records {0}/records --write page.md",
     "claims": "claims --records {0}/records --write page.md",
     "paper_figures": "paper_figures --records {0}/records --out .",
@@ -373,6 +373,8 @@ def make_what_is_read(place: Path) -> None:
     for n in range(20):
         lines = "".join(f"{n} times {k} makes {n * k}.\n" for k in range(60))
         (place / "text" / f"{n:02}.txt").write_text(lines, encoding="utf-8")
+    held_out = "".join(f"{k} times 20 makes {20 * k}.\n" for k in range(600))
+    (place / "held.txt").write_text(held_out, encoding="utf-8")
     letters = (json.dumps({"text": f"Letter {n}: {n * n} sold."}) for n in range(2 * prepared.HELD_OUT))
     (place / "letters.jsonl").write_text("\n".join(letters), encoding="utf-8")
     learned = json.loads(load_text(str(place / "text"), TOY.vocab_size, place / "cache").tokenizer)["model"]
