@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import run_here
+from helpers import run_here, tokens, with_large_weights
 from tokenizers import Tokenizer, decoders
 
 from reproduce.experiments import compress_models, samples, spectra
@@ -16,7 +16,7 @@ from reproduce.store import records
 from reproduce.train.options import Options
 from reproduce.train.public_models import open_model
 from reproduce.trust import opening
-from tucker_ref import MultiHeadAttention, compress, to_mla
+from tucker_ref import GroupedQueryAttention, MultiHeadAttention, compress, second_moment, to_mla
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
 BY_NAME = {(a.name, a.which): a for a in opening.ARCHITECTURES}
@@ -101,6 +101,21 @@ def test_mla_as_the_tucker_attention_that_it_is():
         assert (convert("a")(x) - mla(x)).abs().max() < 1e-12
         fewer = compress_models.as_tucker_of({"a": layer}, {"a": None}, post=(3, 15, 6), method="sthosvd", **ranks)
         assert (fewer("a")(x) - mla(x)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("sizes", [(48, 6, 2), (24, 12, 12), (60, 5, 5), (48, 24, 3)])
+def test_every_row_can_be_made_however_small_the_layer(sizes):
+    """Of keys so narrow that fewer heads could be told apart than there are, no row of that head rank is offered."""
+    layers = {"a": with_large_weights(GroupedQueryAttention(*sizes))}
+    known = {"a": second_moment(layers["a"], tokens(2, 40, sizes[0]))}
+    found = compress_models.ways(layers, layers, known)
+    assert any(way.label.startswith("Tucker [") for way in found) and any(way.label.startswith("MLA") for way in found)
+    for way in found:
+        assert way.convert("a")(tokens(1, 3, sizes[0])).isfinite().all()
+    if sizes == (48, 6, 2):  # control: this is what would have been offered
+        assert "Tucker [6,2,2]" not in [way.label for way in found]
+        with pytest.raises(ValueError, match=r"ranks\[0\] is 6; with ranks = \(6, 2, 2\) it may be at most 4"):
+            compress(layers["a"], (6, 2, 2))
 
 
 def test_tucker_rows_have_the_parameters_of_mla(made):

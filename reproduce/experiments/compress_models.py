@@ -163,13 +163,13 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
             label = "MQA" if heads == 1 else f"GQA n_KV={heads}"
             found.append(Way(label, share, lambda place, g=heads: to_gqa(layers[place], g, moment=known[place])))
         mla = f"MLA separated d_c={t}"
-        ranks, method = ((h, min(t, h * t), t), (h, min(d, h * t), t)), "sthosvd" if h * t < d else "hosvd"
+        ranks, method = ((min(h, t * t), t, t), (h, min(d, h * t), t)), "sthosvd" if h * t < d else "hosvd"
         found.append(Way(mla, share, convert(ranks=ranks[0], post=ranks[1], method=method), budget))
         joint = even((budget / n - biases / n - d * h * k) / (2 * d + 3 * h * k) if not normed else 0)
         if joint > 2 and joint <= 2 * t:
             formula = n * mla_cost(d, h, joint, joint, k).parameters + biases
             ranks, method = (
-                ((h, min(joint, rows), joint), (h, min(d, h * joint), joint)),
+                ((min(h, joint * min(joint, rows)), min(joint, rows), joint), (h, min(d, h * joint), joint)),
                 "sthosvd" if h * joint < d else "hosvd",
             )
             shared = convert(ranks=ranks[0], post=ranks[1], shared_kv=True, method=method)
@@ -177,7 +177,8 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
         for r in dict.fromkeys((h, max(1, 2 * h // 3)) if h > 4 else (h,)):
             s = int(((budget - biases) / n / 2 - h * r - d * t) / (d + r * t))
             s = min(s, d, r * t)
-            found.append(Way(f"Tucker [{r},{s},{t}]", share, convert(ranks=(r, s, t), post=(r, s, t))))
+            if s >= 1 and r <= s * t:  # narrower than that there are not so many heads to tell apart
+                found.append(Way(f"Tucker [{r},{s},{t}]", share, convert(ranks=(r, s, t), post=(r, s, t))))
         for what, size in (("parameters", {"max_parameters": budget}), ("cache", {"max_cache": n * 2 * t})):
             ranks = by_layer(tensors, known, size)
             found.append(
