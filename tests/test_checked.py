@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers import run_here
 from pydantic import Field
+from safetensors.torch import save_file
 from torch import nn
 
 import paper_figures.__main__
@@ -466,6 +467,7 @@ def tiny() -> tuple[Llama, dict, str]:
         ({"n_layers": -1}, "describes no model .*: its config has n_layers -1; it must be at least 1"),
         ({"n_layers": 2.0}, "its config has n_layers 2.0; it must be an integer"),
         ({"vocab_size": 256}, "its tokenizer makes token 256, beyond a vocabulary of 256"),
+        ({"rope_base": None}, "its config has no rope_base, from which a Llama's frequencies come"),
         ({"model": "bert"}, """its config has model "bert"; it must be 'gpt2' or 'llama'"""),
     ],
 )
@@ -476,6 +478,31 @@ def test_a_model_is_made_only_where_its_weights_are_there(tmp_path, change, mess
     save_model(tmp_path / "m.safetensors", model, config | change, tokenizer)
     with pytest.raises(ValueError, match=f"m.safetensors.*{message}"):
         load_model(tmp_path / "m.safetensors")
+
+
+def test_a_llama_names_the_base_of_its_frequencies(tmp_path):
+    """Weights know nothing of it: any other base would give another model."""
+    model, config, tokenizer = tiny()
+    del config["rope_base"]
+    save_model(tmp_path / "m.safetensors", model, config, tokenizer)
+    with pytest.raises(ValueError, match="m.safetensors describes no model that can be built: .* its config has no rope_base"):
+        load_model(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_numbers_that_stand_for_others_fill_no_model(tmp_path, kind):
+    model, config, tokenizer = tiny()
+    path, name = tmp_path / "m.safetensors", "blocks.1.attention.q_proj.weight"
+    save_model(path, model, config, tokenizer)
+    metadata, tensors = saved.read_model(path)
+    for other in (torch.float64, torch.bfloat16, torch.float16):  # control
+        save_file(tensors | {name: tensors[name].to(other)}, path, metadata)
+        assert torch.equal(load_model(path)[0].state_dict()[name], tensors[name].to(other).float())
+    save_file(tensors | {name: (20 * tensors[name]).to(kind)}, path, metadata)
+    with pytest.raises(
+        ValueError, match=f"m.safetensors: {name} is {kind} in the file, and torch.float32 in the model that it"
+    ):
+        load_model(path)
 
 
 class Config:

@@ -189,10 +189,23 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
     own = _tensors(model)
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
         raise ValueError(f"{path}: its weights do not fit the model that it describes")
+    for name, tensor in own.items():
+        check_kind(f"{path}: {name}", tensors[name].dtype, tensor.dtype)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
     return model.eval()
+
+
+def check_kind(what: str, kept: torch.dtype, own: torch.dtype) -> None:
+    """Raise ValueError where a file keeps a tensor as other numbers than a model's own: they would be taken for what they stand for.
+
+    Args:
+        what: names the tensor.
+        kept, own: of the file and of the model.
+    """
+    if kept != own and not (kept.is_floating_point and own.is_floating_point and kept.itemsize > 1):
+        raise ValueError(f"{what} is {kept} in the file, and {own} in the model that it describes")
 
 
 def described(path: Path) -> AbstractContextManager[None]:

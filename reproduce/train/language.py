@@ -91,7 +91,7 @@ class ModelConfig(Part):
     n_layers: Size
     context: Size
     vocab_size: Size
-    rope_base: Above = 1e4
+    rope_base: Above | None = None  # of a Llama
 
 
 def method_of(row: str, recipe: Recipe) -> str:
@@ -507,6 +507,8 @@ def load_model(path: Path) -> tuple[LanguageModel, str, dict]:
     with described(path):
         config = read_json(metadata["config"], "its config")
         check(ModelConfig, config, "its config")
+        if config["model"] == "llama" and config.get("rope_base") is None:
+            raise ValueError("its config has no rope_base, from which a Llama's frequencies come")
         tokens = Tokenizer.from_str(metadata["tokenizer"]).get_vocab().values()
         if max(tokens, default=0) >= config["vocab_size"]:
             raise ValueError(f"its tokenizer makes token {max(tokens):,}, beyond a vocabulary of {config['vocab_size']:,}")
