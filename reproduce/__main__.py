@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import importlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -176,7 +177,8 @@ def run_with(options: argparse.Namespace, workers: Workers, device: str) -> None
         EXPERIMENTS[name].run(chosen)
     if workers.is_first and options.command in results.DRAW:  # what tests the code says itself what came out
         print(aligned(results.render(records.load(options.records, to_show=True), names)), end="\n\n")
-    print(f"records are in {options.records}; `python -m reproduce report --records {options.records}` draws all tables")
+    place = shlex.quote(str(options.records))
+    print(f"records are in {options.records}; `python -m reproduce report --records {place}` draws all tables")
 
 
 def check_device(name: str) -> None:

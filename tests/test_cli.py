@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,17 @@ def test_an_experiment_receives_what_it_takes_and_defaults_for_the_rest(name, mo
             assert received.pop() == Options("smoke", Path("out"), Path("out/records"), **where)
     assert run_here(name) == 0
     assert received == [Options("smoke", Path("out"), Path("out/records"))]
+
+
+def test_the_command_that_is_proposed_can_be_repeated(tmp_path, capsys):
+    """Folders are called as people call them."""
+    for name in ("plain", "my results", "l'été; 日本"):
+        assert run_here("table1", "--out", tmp_path, "--records", tmp_path / name) == 0
+        (proposed,) = re.findall(r"`(python -m reproduce report .*)` draws", capsys.readouterr().out)
+        _, _, program, *arguments = shlex.split(proposed)
+        assert program == "reproduce" and arguments == ["report", "--records", str(tmp_path / name)]
+        assert run_here(*arguments) == 0 and "Table 1" in capsys.readouterr().out
+    assert proposed.split()[5:] != [str(tmp_path / name)]  # control: as it is, a shell would read it otherwise
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
