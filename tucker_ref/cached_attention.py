@@ -126,6 +126,6 @@ def plain_weight(layer: nn.Module, name: str) -> torch.Tensor:
             f"{name} is {type(projection).__name__}; here its weight alone is read, so it must be a torch.nn.Linear: merge an adapter into "
             "the weight first, or make quantised numbers floating-point ones"
         )
-    if projection.bias is not None and not getattr(layer, "bias", False):
+    if projection.bias is not None and not vars(layer).get("bias"):
         raise ValueError(f"{name} has a bias; this layer was made without, and knows none")
     return projection.weight

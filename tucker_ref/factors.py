@@ -114,8 +114,9 @@ def factors_of(layer: nn.Module) -> LayerFactors:
 
 def _check_norms(layer: nn.Module) -> None:
     """Raise ValueError for a norm of another kind than the layer was made with: what it does would be left out."""
-    of_heads = QKNorm if getattr(layer, "qk_norm", None) else nn.Identity
-    of_latents = (nn.RMSNorm, LatentNorm, nn.Identity) if getattr(layer, "latent_norm", False) else nn.Identity
+    made = vars(layer)
+    of_heads = QKNorm if made.get("qk_norm") else nn.Identity
+    of_latents = (nn.RMSNorm, LatentNorm, nn.Identity) if made.get("latent_norm") else nn.Identity
     for name, norm in layer.named_children():
         if name.endswith("norm") and not isinstance(norm, of_heads if name in ("q_norm", "k_norm") else of_latents):
             raise ValueError(
