@@ -154,9 +154,12 @@ def test_the_pretrained_model_opens_for_spectra(tiny, tmp_path):
     assert len(record.metrics["trained"]) == 2
 
 
-@pytest.mark.parametrize("given", [{"model": "vit"}, {"workers": Workers(micro_batch=2)}, {"workers": Workers(sharding="ddp")}])
+@pytest.mark.parametrize(
+    "given",
+    [{"model": "vit"}, {"trust_layers": True}, {"workers": Workers(micro_batch=2)}, {"workers": Workers(sharding="ddp")}],
+)
 def test_what_the_paper_s_preset_alone_knows_is_refused(given, tmp_path):
-    with pytest.raises(ValueError, match="figure3 knows --model, --micro-batch and --sharding in its preset paper alone"):
+    with pytest.raises(ValueError, match="--model, --trust-layers, --micro-batch and --sharding in its preset paper alone"):
         figure3.run(Options("smoke", tmp_path, tmp_path, **given))
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import relative_error
+from helpers import relative_error, run_here
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -141,12 +141,25 @@ def run(tmp_path, checkpoint, text, **more) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, option, message", [("gpt2", "images", "takes text, not images"), ("vit", "text", "takes images, not text")]
+    "kind, option, message",
+    [
+        ("gpt2", "images", "takes text, not images"),
+        ("vit", "text", "takes images, not text"),
+        ("vit", "validation", "takes images, not text"),
+    ],
 )
 def test_compress_refuses_data_that_the_model_cannot_take(kind, option, message, checkpoints, tmp_path):
     options = Options("smoke", tmp_path, tmp_path / "records", model=str(checkpoints / kind), **{option: "anything"})
     with pytest.raises(ValueError, match=f"--{option}: {kind} {message}"):
         compress.run(options)
+
+
+def test_a_model_of_images_has_no_text_to_learn_its_inputs_from(checkpoints, tmp_path, capsys):
+    """The reason that it has no tokenizer is none that was found out, and there is nothing behind the colon."""
+    arguments = ["spectra", "--device", "cpu", "--model", checkpoints / "vit", "--records", tmp_path / "records"]
+    assert run_here(*arguments, "--text", "anything.txt") == 1
+    assert capsys.readouterr().err.strip().endswith("error: --text: vit takes images, not text")
+    assert run_here(*arguments) == 0  # control
 
 
 @torch.no_grad()

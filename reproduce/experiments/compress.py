@@ -134,9 +134,10 @@ def compress_model(opened: OpenModel, options: Options) -> None:
     Raises:
         ValueError: if text is given to a model of images or the other way round, or for a label that no row has.
     """
-    takes, other = ("text", "images") if opened.takes_text else ("images", "text")
-    if options.model and getattr(options, other):  # of several models, ours, each takes what it can use
-        raise ValueError(f"--{other}: {opened.name} takes {takes}, not {other}")
+    takes, *others = ("text", "images") if opened.takes_text else ("images", "text", "validation")
+    given = [other for other in others if getattr(options, other)]
+    if options.model and given:  # of several models, ours, each takes what it can use
+        raise ValueError(f"--{given[0]}: {opened.name} takes {takes}, not {others[0]}")
     opened.check_trilinear()
     data = text_samples(opened, options) if opened.takes_text else image_samples(opened, options)
     opened.model.to(options.device)

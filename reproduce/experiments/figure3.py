@@ -156,8 +156,8 @@ def check_options(options: Options) -> None:
     paper, tiny = options.preset == "paper", options.preset in figure3_tiny.PRESETS
     if not paper and options.workers.count > 1:
         raise ValueError("figure3 knows torchrun in its preset paper alone")
-    if not paper and (options.model or options.workers.micro_batch or options.workers.sharding):
-        raise ValueError("figure3 knows --model, --micro-batch and --sharding in its preset paper alone")
+    if not paper and (options.model or options.trust_layers or options.workers.micro_batch or options.workers.sharding):
+        raise ValueError("figure3 knows --model, --trust-layers, --micro-batch and --sharding in its preset paper alone")
     if not (paper or tiny) and options.dry_run:
         raise ValueError(f"figure3 knows --dry-run in its presets paper and {', '.join(figure3_tiny.PRESETS)} alone")
     if not tiny and (options.start != "hosvd" or options.pretrain_rates):

@@ -192,5 +192,7 @@ def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:
 
 
 def _check_tokenizer(opened: OpenModel) -> None:
+    if not opened.takes_text:
+        raise ValueError(f"--text: {opened.name} takes images, not text")
     if opened.tokenizer is None:
         raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")
