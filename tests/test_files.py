@@ -24,7 +24,8 @@ from reproduce.store import files, locks, saved
 from reproduce.store.files import extend, write_atomically
 from reproduce.store.locks import locked
 
-FORK = multiprocessing.get_context("fork")
+# Processes of their own: one that was forked off from a test's process could go on with the tests after it.
+APART = multiprocessing.get_context("forkserver")
 
 
 def writes(content: bytes):
@@ -163,8 +164,8 @@ def write_again_and_again(path: Path, failed) -> None:
 
 
 def test_two_writers_of_one_file_do_not_disturb_one_another(tmp_path):
-    failed = FORK.Value("i", 0)
-    writers = [FORK.Process(target=write_again_and_again, args=(tmp_path / "c.pt", failed)) for _ in range(2)]
+    failed = APART.Value("i", 0)
+    writers = [APART.Process(target=write_again_and_again, args=(tmp_path / "c.pt", failed)) for _ in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -347,7 +348,7 @@ def count_up(folder: Path) -> None:
 
 def test_one_at_a_time_though_the_lock_s_file_comes_and_goes(tmp_path):
     (tmp_path / "number").write_text("0", encoding="utf-8")
-    workers = [FORK.Process(target=count_up, args=(tmp_path,)) for _ in range(4)]
+    workers = [APART.Process(target=count_up, args=(tmp_path,)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -374,9 +375,8 @@ def prepare_beside(given: dict, out: Path, ready) -> None:
 def test_of_two_prepares_one_writes_and_the_other_finds_it_finished(tmp_path):
     bpe = str(tables(tmp_path))
     given = {"files": str(tmp_path / "text"), "bpe": bpe, "validation": str(tmp_path / "held_out.txt")}
-    context = multiprocessing.get_context("forkserver")
-    ready = context.Barrier(2)
-    both = [context.Process(target=prepare_beside, args=(given, tmp_path / "out", ready)) for _ in range(2)]
+    ready = APART.Barrier(2)
+    both = [APART.Process(target=prepare_beside, args=(given, tmp_path / "out", ready)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
