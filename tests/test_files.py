@@ -24,7 +24,8 @@ from reproduce.store import files, locks, saved
 from reproduce.store.files import extend, write_atomically
 from reproduce.store.locks import locked
 
-# Processes of their own: one that was forked off from a test's process could go on with the tests after it.
+# Not forked off from the process of the tests: pytest-cov wraps its os._exit once more at each test that is marked no_cover, and after a
+# thousand of them a child cannot end, and goes on with the next tests.
 APART = multiprocessing.get_context("forkserver")
 
 
