@@ -352,7 +352,9 @@ def test_a_cache_of_transformers_is_refused_with_advice(checkpoints):
 
 
 def test_text_is_read_until_there_is_enough(tokenizer, text, monkeypatch, tmp_path):
-    opened = SimpleNamespace(tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024, predicts=NEXT, vocabulary=300)
+    opened = SimpleNamespace(
+        tokenizer=tokenizer.backend_tokenizer.to_str(), context=1024, predicts=NEXT, vocabulary=300, takes_text=True
+    )
     options = Options("smoke", tmp_path, tmp_path, text=str(text))
     every = compress.text_samples(opened, options)
     assert sum(map(len, every.calibration)) == compress.BATCHES * compress.WINDOWS  # as many windows as asked for

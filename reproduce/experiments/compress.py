@@ -29,6 +29,7 @@ from ..train.options import Options
 from ..train.public_models import images_for, open_model
 from ..train.runs import selected
 from .moments import moments
+from .samples import check_reads_text
 
 TAKES = ("device", "rows", "text", "validation", "images", "model", "compression")
 BATCHES = 6  # to learn the inputs from, and as many others to measure on
@@ -223,8 +224,7 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
     Raises:
         ValueError: if there is not one window of either, or no tokenizer.
     """
-    if opened.tokenizer is None:
-        raise ValueError(f"{opened.name}: text needs its tokenizer, and none can be read beside it: {opened.no_tokenizer}")
+    check_reads_text(opened)
     (name, train), (_, held_out) = read_both(options.text, options.validation)
     tokenizer, digest = whole(opened.tokenizer), hashlib.sha256()
     first, last = surrounding(tokenizer)

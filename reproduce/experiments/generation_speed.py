@@ -29,7 +29,7 @@ from ..store.records import append, device_in_words, done, new_record, run_id
 from ..train.options import Options
 from ..train.runs import Failures, check_labels
 from .speed.sections import in_words
-from .speed.timing import is_out_of_memory, let_memory_go
+from .speed.timing import let_memory_go, refused_for_memory
 from .table3 import ROPE_BASE
 
 GATES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error in logits that may still be timed
@@ -308,9 +308,7 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
             torch.cuda.reset_peak_memory_stats()  # weights were drawn in float32
         milliseconds = timed(decoder, setting.context - preset.steps, preset, device)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return {"refused": "out of memory"}
+        return refused_for_memory(error)
     parameters = list(decoder.model.parameters())
     weights, cache = sum(p.nbytes for p in parameters), sum(stream.nbytes for stream in decoder.streams())
     peak = weights + cache

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
 from ..data.text import check_apart
+from ..models.language_model import cross_entropy
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
 from ..store.checked import Part, check, read_json
@@ -317,11 +317,6 @@ class Study:
             nats = window_losses(self.opened, test)
             tests[test.name] = summed(test, nats) | {"windows": [round(loss, 3) for loss in nats]}
         return {"validation_loss": summed(held_out, window_losses(self.opened, held_out))["loss"], "tests": tests}
-
-
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean nats, taken in float32.  logits: (b, n, vocabulary).  targets: (b, n)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
 def known_rates(file: Path) -> dict[float, dict]:

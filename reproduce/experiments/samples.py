@@ -121,7 +121,7 @@ def corpus(opened: OpenModel, path: str | None, validation: str | None, windows:
     Raises:
         ValueError: for a text that is too short, and as `spread` does.
     """
-    _check_tokenizer(opened)
+    check_reads_text(opened)
     (name, train), (other, chooses) = read_both(path, validation)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
@@ -186,12 +186,13 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
 
 def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:
     """A text's name, and its documents one after the other."""
-    _check_tokenizer(opened)
+    check_reads_text(opened)
     name, documents = read_documents(path, option)
     return name, "\n\n".join(documents)[:LONGEST]
 
 
-def _check_tokenizer(opened: OpenModel) -> None:
+def check_reads_text(opened: OpenModel) -> None:
+    """Raise ValueError for a model of images, or one whose tokenizer cannot be read."""
     if not opened.takes_text:
         raise ValueError(f"--text: {opened.name} takes images, not text")
     if opened.tokenizer is None:

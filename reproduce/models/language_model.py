@@ -119,5 +119,9 @@ def output_loss(hidden: torch.Tensor, output_matrix: torch.Tensor, targets: torc
     Returns:
         A scalar.
     """
-    logits = F.linear(hidden, output_matrix)  # (b, n, vocab)
+    return cross_entropy(F.linear(hidden, output_matrix), targets)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same of logits that are there already.  logits: (b, n, vocab).  targets: (b, n) integers."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -34,9 +34,8 @@ def generation_tables(records: list[Record]) -> list[Table]:
     Args:
         records: of one preset on one device.
     """
-    records = sorted(
-        records, key=lambda r: (r.config["model"], not r.config["way"].startswith("static"))
-    )  # two GPUs write in turns
+    # Two GPUs write in turns.
+    records = sorted(records, key=lambda r: (r.config["model"], not r.config["way"].startswith("static")))
     c = records[0].config
     contexts, batches = (sorted({r.config[name] for r in records}) for name in ("context", "batch"))
     cells = [(n, b) for n in contexts for b in batches]

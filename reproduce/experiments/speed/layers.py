@@ -14,7 +14,7 @@ from ...models.decoding import captured
 from ...models.rows import Row
 from .presets import Preset, Shape
 from .sections import Limits
-from .timing import Case, gated, is_out_of_memory, kept_megabytes, median_ms, peak_megabytes
+from .timing import Case, gated, kept_megabytes, median_ms, peak_megabytes, refused_for_memory
 
 BUDGET = 0.6  # of what a compiled layer would keep
 WAYS = ("plain", "queries again", f"budget {BUDGET}")  # how much a layer keeps for its backward pass
@@ -112,9 +112,7 @@ def timed_stack(shape: Shape, row: Row, backend: str, way: str, preset: Preset, 
         try:
             megabytes = peak_megabytes(step, device)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return {"refused": "out of memory"}
+            return refused_for_memory(error)
         milliseconds = median_ms(step, preset, device, few=True)
         return {
             "milliseconds": milliseconds,

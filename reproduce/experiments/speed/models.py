@@ -16,7 +16,7 @@ from ...models.rows import Row
 from .layers import WAYS
 from .presets import Preset, Shape
 from .sections import Limits
-from .timing import Case, is_out_of_memory, let_memory_go, median_ms, peak_megabytes
+from .timing import Case, let_memory_go, median_ms, peak_megabytes, refused_for_memory
 
 STEP_MEMORY = 80e9  # bytes, of which a whole training step may take all
 
@@ -166,9 +166,7 @@ def timed_model(shape: Shape, row: Row, rate: float, preset: Preset, device: str
         megabytes = peak_megabytes(step, device, above=False)
         milliseconds = median_ms(step, preset, device, few=True)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return {"refused": "out of memory"}
+        return refused_for_memory(error)
     tokens = shape.batch * shape.tokens
     matrices = sum(p.numel() for p in model.parameters() if p.ndim >= 2)
     attention = (

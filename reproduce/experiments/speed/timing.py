@@ -25,6 +25,13 @@ def let_memory_go(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def refused_for_memory(error: RuntimeError) -> dict:
+    """What a row says where memory did not suffice; any other error is raised again.  error: of a measurement."""
+    if not is_out_of_memory(error):
+        raise error
+    return {"refused": "out of memory"}
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory did not suffice, also where that broke off a compilation or a capture, which raise errors of their own."""
     return error is not None and (

@@ -29,12 +29,8 @@ REPEATED = ("num_hidden_layers", "num_experts", "num_local_experts", "n_routed_e
 MOST_REPEATED = 1024  # some times as many as the largest models have
 WEIGHTS = ("model.safetensors", INDICES[0], "pytorch_model.bin", INDICES[1])  # of what is there transformers reads the first
 FORMATS = {".gguf": "llama.cpp", ".onnx": "ONNX", ".h5": "TensorFlow", ".msgpack": "Flax", ".pth": "PyTorch alone"}
-KINDS = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-}  # of numbers: safetensors' names and PyTorch's
+# Of numbers: safetensors' names and PyTorch's.
+KINDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SHOWN = 4  # names in a message
 OLDEST = 5  # the major version that reads weights as this file relies on
 
