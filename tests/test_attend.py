@@ -307,13 +307,43 @@ def test_a_gradient_comes_back_in_the_layout_of_the_output():
     for device in ("cpu", "meta"):
         z = torch.randn(2, 3, 4, 5, dtype=torch.float64, device=device).transpose(1, 2).requires_grad_()
         dz = torch.randn(2, 4, 3, 5, dtype=torch.float64, device=device)
-        y = module.SameLayoutBack.apply(z)
+        y = backends.same_layout_back(z)
         (back,) = torch.autograd.grad(y, z, dz)
         assert dz.stride() != z.stride() == back.stride() and back.dtype == dz.dtype and back.device == dz.device
         if device == "cpu":
             assert torch.equal(back, dz) and torch.equal(y, z)
         same = torch.empty_like(z)
-        assert module.SameLayoutBack.backward(SimpleNamespace(strides=z.stride()), same) is same  # no copy where none is needed
+        assert (
+            backends.SameLayoutBack.backward(SimpleNamespace(strides=z.stride()), same) is same
+        )  # no copy where none is needed
+
+
+@pytest.mark.no_cover
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
+@pytest.mark.parametrize(
+    "call, copies", [(backends.same_layout_back, 0), (backends.SameLayoutBack.apply, 2)], ids=["ours", "control"]
+)
+def test_compiled_a_gradient_that_lies_as_the_output_is_not_copied(call, copies):
+    """Heads of one token side by side, forward and backward, as in a layer."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    called = []
+
+    def keep(graph, _):
+        called.extend(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph)
+
+    torch.compiler.reset()
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)  # (b, n, h, v)
+    compiled = torch.compile(
+        lambda x: call(x.sin().transpose(1, 2)).transpose(1, 2).cos(), backend=aot_autograd(fw_compiler=keep)
+    )
+    dy = torch.randn_like(x)
+    (dx,) = torch.autograd.grad(compiled(x), x, dy)
+    assert torch.allclose(dx, -dy * x.sin().sin() * x.cos(), rtol=1e-13)
+    aten = torch.ops.aten
+    assert sum(target in (aten.clone.default, aten.copy.default, aten.copy_.default) for target in called) == copies
 
 
 class OnGPU(torch.Tensor):
@@ -322,12 +352,21 @@ class OnGPU(torch.Tensor):
     is_cuda = True
 
 
+def first_ancestors(y: torch.Tensor) -> list[str]:
+    """Names of the nodes of its gradient's graph, along the first argument of each."""
+    node, found = y.grad_fn, []
+    while node is not None:
+        found.append(node.name())
+        node = node.next_functions[0][0] if node.next_functions else None
+    return found
+
+
 def test_on_a_gpu_gradients_are_laid_out_as_outputs(monkeypatch):
     qkv, real = inputs(2, 4, 1, 5, 5, 8, 8), F.scaled_dot_product_attention
-    assert "SameLayoutBack" not in attend(*qkv, scale=0.3).grad_fn.name()
+    assert "SameLayoutBackBackward" not in first_ancestors(attend(*qkv, scale=0.3))
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **o: real(*a, **o).as_subclass(OnGPU))
     y = attend(*qkv, scale=0.3)
-    assert "SameLayoutBack" in y.grad_fn.name()
+    assert "SameLayoutBackBackward" in first_ancestors(y)
     assert relative_error(y.as_subclass(torch.Tensor), attend(*qkv, scale=0.3, backend="reference")) < TOLERANCE[torch.float64]
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from . import backends
 from .backends import BACKENDS as BACKENDS
-from .backends import FORCED, SameLayoutBack
+from .backends import FORCED, same_layout_back
 from .checks import check_attention
 
 
@@ -102,4 +102,4 @@ def _sdpa(q, k, v, scale, causal, mask, grouped: bool = True):
         if not grouped:  # a view without copies where all heads share one key, as in Tucker Attention
             k, v = (x.unsqueeze(2).expand(-1, -1, h // x.shape[1], -1, -1).flatten(1, 2) for x in (k, v))
     z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=triangle, scale=scale, enable_gqa=sharing)
-    return SameLayoutBack.apply(z) if z.is_cuda else z
+    return same_layout_back(z) if z.is_cuda else z

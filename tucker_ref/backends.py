@@ -119,12 +119,18 @@ def _compiled(function, *shapes):
     return torch.compile(with_own_code(function), dynamic=False, fullgraph=True)  # or an error: never the plain version unseen
 
 
-class SameLayoutBack(torch.autograd.Function):
-    """Nothing forward; backward the gradient in the memory layout of the output.
+def same_layout_back(z: torch.Tensor) -> torch.Tensor:
+    """z, (b, h, n, v), whose gradient comes back in the memory layout of z.
 
     PyTorch (2.11) keeps cuDNN's backward plans by the layouts of q, k and v alone: after a gradient in one layout, the same plan reads
     a gradient in another layout as if it had the first, and its results are wrong without a warning.
     """
+    # Tokens before heads, as z lies in most layers: torch.compile makes the gradient of what asks for strides contiguous, and would copy.
+    return SameLayoutBack.apply(z.transpose(1, 2)).transpose(1, 2)
+
+
+class SameLayoutBack(torch.autograd.Function):
+    """Nothing forward; backward the gradient in the memory layout of the output, see `same_layout_back`."""
 
     @staticmethod
     def forward(ctx, z):
