@@ -22,7 +22,8 @@ FIXED = (
 )
 KEPT = (
     "Between the passes must stay what a layer read and what its heads wrote, since gradients need both: half of the peak with all kept. "
-    "One layer's backward pass needs another quarter"
+    "One layer's backward pass needs another quarter. More than half of that cuDNN takes for itself: gradients of the queries in float32, "
+    "and of key and value for every head apart"
 )
 ROWS = (
     "All 32 heads of MLA read one key of width 576. So every byte that is read costs 60 operations, and 32 rows fill half of a matrix "
