@@ -323,7 +323,7 @@ def test_a_gradient_comes_back_in_the_layout_of_the_output():
 @pytest.mark.parametrize(
     "call, copies", [(backends.same_layout_back, 0), (backends.SameLayoutBack.apply, 2)], ids=["ours", "control"]
 )
-def test_compiled_a_gradient_that_lies_as_the_output_is_not_copied(call, copies):
+def test_what_compiles_does_not_copy_a_gradient_that_lies_as_the_output(call, copies):
     """Heads of one token side by side, forward and backward, as in a layer."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.aot_autograd import make_boxed_func
