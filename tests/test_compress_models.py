@@ -150,13 +150,17 @@ def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_pat
     assert len(errors) == heads["trained"]["size"] and errors[-1] == 0 and errors == sorted(errors, reverse=True)
     tables = {table.name: table for table in results.tables([record])["spectra"]}
     assert set(tables) == {"Room by mode", "Room by the rule", "Room in the head mode"}
-    assert f"{kind}, on inputs, before the softmax" in tables["Room in the head mode"].body
+    body = tables["Room in the head mode"].body
+    assert f"{kind}, on inputs, before the softmax" in body and f"{kind}, on inputs, after the softmax" in body
+    assert ("keys about their mean, before" in body) == ("centred" in states) and "keys about their mean, after" not in body
+    assert tables["Room by mode"].title.endswith(" On inputs: as they act on what the layer reads in read.")
     assert "as it starts" in tables["Room by the rule"].body
     assert f"--model models/{kind} --text read.txt" in room.commands([record])
     assert pages.texts_of(["Room by mode"], [record])["Room by mode"]
     spectra.run(options(made, kind, tmp_path, text=None, test=()))
     assert "inputs" not in records.load(tmp_path / "records", "spectra")[1].metrics
     assert f"--model models/{kind}\n" in room.commands(records.load(tmp_path / "records"))
+    assert room.room_tables(records.load(tmp_path / "records")[1:])[0].title.endswith("W~ after it.")
 
 
 def test_a_record_without_squares_and_values_has_no_second_measure():

@@ -7,7 +7,7 @@ from .judge import CLEAR_DECAY, FAILED, REPRODUCED, UNRESOLVED, decays
 from .markdown import Table, markdown
 from .query import grouped, runs_of
 from .unfoldings import MODES, STARTS, WAYS, by_optimizer, errors_without, layers_of, models_of, shares
-from .words import mode_titles
+from .words import each_once, mode_titles
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]
 KEPT = (1 / 4, 1 / 2, 3 / 4)  # of the heads
@@ -38,9 +38,10 @@ def _effective(models: dict[str, list[Record]]) -> Table:
                 rows.append([f"{name}, {said}", *cells])
     title = (
         "**Effective ranks of trained models, in per cent of their size.** By the singular values / by their squares, means over layers; "
-        "in brackets the same layers as they start; –: not on record. W acts before the softmax, W~ after it. On inputs: as they act on "
-        "what the layer reads in the named text."
+        "in brackets the same layers as they start; –: not on record. W acts before the softmax, W~ after it."
     )
+    if texts := each_once(_text(r.data["name"]) for r in _runs(models) if r.data and "inputs" in r.metrics):
+        title += f" On inputs: as they act on what the layer reads in {texts}."
     return Table("Room by mode", title, markdown(["model", *mode_titles(ALL_MODES)], rows), _runs(models))
 
 
@@ -68,6 +69,8 @@ def _head_mode(models: dict[str, list[Record]]) -> Table:
     for name, runs in models.items():
         for way, said in WAYS.items():
             for side in MODES if layers_of(runs, way) else ():
+                if way == "centred" and side == "post":
+                    continue  # values have no keys
                 heads = [layer[side]["head"] for layer in layers_of(runs, way)]
                 curves = [errors_without(mode) for mode in heads]
                 cells = [_spread([curve[max(1, round(kept * len(curve))) - 1] for curve in curves], runs) for kept in KEPT]
