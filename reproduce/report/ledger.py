@@ -44,7 +44,8 @@ RULES = {
     "and fails the one that calls it comparable: both are the paper's.",
     "accuracy": f"Top-5 accuracy on images of at least {CLASSES} classes. Reproduced where the whole interval is above minus one "
     f"point, not reproduced where it is below that, else not resolved. With fewer classes, or fewer than {SEEDS} seeds, always not "
-    f"resolved. A row that is tried has {100 * TENTH[0]:g} to {100 * TENTH[1]:g} % of the other's parameters. Where training images were "
+    "resolved. Of several studies the one with the most classes judges of which every row has its seeds. "
+    f"A row that is tried has {100 * TENTH[0]:g} to {100 * TENTH[1]:g} % of the other's parameters. Where training images were "
     "held out, they choose every rate, and which of these rows is judged, all by the runs of one seed that then does not judge. "
     "The interval knows of other seeds and of other images. Otherwise every such row is tried, and the best counts; each interval is "
     "wider by so much that all hold together (Bonferroni). Against every rate of the other row it must then hold.",
