@@ -1,5 +1,7 @@
 """Whether ranks depend on the optimiser: the rule that stood before the runs, on spectra made to order, and what the page says."""
 
+import dataclasses
+
 import pytest
 from helpers import a_record
 from made_records import a_model, study
@@ -90,6 +92,9 @@ def test_the_page_has_the_answer_the_table_and_the_figures(tmp_path):
     assert " / ".join(["1.2"]) in table.body and "), flatter" in table.body
     effective = room.room_tables(records)[0].body
     assert "| GPT-2, Muon, QK-norm, 0M tokens, on inputs |" in effective
+    ours = {"name": "trained.txt", "sha256": "0"}  # a model of ours has a text that it was trained on, and one that it read
+    looked_at = [dataclasses.replace(r, data=ours, metrics=r.metrics | {"read": {"name": "read.txt"}}) for r in records]
+    assert room.room_tables(looked_at)[0].title.endswith(" reads in read.")
     assert "GPT-2, Muon, 0M tokens" in findings._spectra(records, tried=True) and not findings._spectra(records)
     figures.draw_room(records, tmp_path)
     assert {p.name for p in tmp_path.glob("*.png")} == {"spectra_optimizers.png", "head_mode_loss_optimizers.png"}

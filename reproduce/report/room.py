@@ -40,7 +40,8 @@ def _effective(models: dict[str, list[Record]]) -> Table:
         "**Effective ranks of trained models, in per cent of their size.** By the singular values / by their squares, means over layers; "
         "in brackets the same layers as they start; –: not on record. W acts before the softmax, W~ after it."
     )
-    if texts := each_once(_text(r.data["name"]) for r in _runs(models) if r.data and "inputs" in r.metrics):
+    reads = [r.metrics.get("read") or r.data for r in _runs(models) if "inputs" in r.metrics]  # a model of ours has both
+    if texts := each_once(_text(read["name"]) for read in reads if read):
         title += f" On inputs: as they act on what the layer reads in {texts}."
     return Table("Room by mode", title, markdown(["model", *mode_titles(ALL_MODES)], rows), _runs(models))
 
