@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from reproduce.report.unfoldings import MODES, errors_without, layers_of
+from reproduce.report.unfoldings import MODES, errors_without, layers_of, texts_read
 from reproduce.store.records import Record
 
 from .style import GREY, logarithmic, panels, save
@@ -45,7 +45,7 @@ def median_spectra(models: dict[str, list[Record]], path: Path, title: str = DEC
         ax.set_xlabel("index over their number")
     axes[1, 0].legend(handles=_names(models), loc="lower left", handlelength=1.4)
     axes[0, 1].legend(handles=_ways(), loc="lower left", handlelength=2.4)
-    save(figure, path, title, _caption(models))
+    save(figure, path, title, f"{_caption(models)} A line ends where a value of some layer is zero up to rounding.")
 
 
 def head_mode_loss(models: dict[str, list[Record]], path: Path, title: str = LOSS) -> None:
@@ -108,7 +108,6 @@ def _caption(models: dict[str, list[Record]]) -> str:
     shapes = {name: f"d {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers" for name, c in configs.items()}
     one = set(shapes.values())
     said = f"All of them: {one.pop()}" if len(shapes) > len(one) == 1 else "; ".join(f"{n}: {s}" for n, s in shapes.items())
-    return (
-        f"{said}. Medians over layers; bands: the middle half of them. On inputs: as the tensors act on what each layer reads "
-        "in held-out English Wikipedia."
-    )
+    texts = texts_read([r for runs in models.values() for r in runs])
+    inputs = f" On inputs: as the tensors act on what each layer reads in {texts}." if texts else ""
+    return f"{said}. Medians over layers; bands: the middle half of them.{inputs}"

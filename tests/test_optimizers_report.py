@@ -95,6 +95,7 @@ def test_the_page_has_the_answer_the_table_and_the_figures(tmp_path):
     ours = {"name": "trained.txt", "sha256": "0"}  # a model of ours has a text that it was trained on, and one that it read
     looked_at = [dataclasses.replace(r, data=ours, metrics=r.metrics | {"read": {"name": "read.txt"}}) for r in records]
     assert room.room_tables(looked_at)[0].title.endswith(" reads in read.")
+    assert unfoldings.texts_read(looked_at) == "read" and unfoldings.texts_read([]) == ""
     assert "GPT-2, Muon, 0M tokens" in findings._spectra(records, tried=True) and not findings._spectra(records)
     figures.draw_room(records, tmp_path)
     assert {p.name for p in tmp_path.glob("*.png")} == {"spectra_optimizers.png", "head_mode_loss_optimizers.png"}

@@ -6,8 +6,8 @@ from ..store.records import Record
 from .judge import CLEAR_DECAY, FAILED, REPRODUCED, UNRESOLVED, decays
 from .markdown import Table, markdown
 from .query import grouped, runs_of
-from .unfoldings import MODES, STARTS, WAYS, by_optimizer, errors_without, layers_of, models_of, shares
-from .words import each_once, mode_titles
+from .unfoldings import MODES, STARTS, WAYS, by_optimizer, errors_without, layers_of, models_of, shares, texts_read
+from .words import mode_titles
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]
 KEPT = (1 / 4, 1 / 2, 3 / 4)  # of the heads
@@ -40,8 +40,7 @@ def _effective(models: dict[str, list[Record]]) -> Table:
         "**Effective ranks of trained models, in per cent of their size.** By the singular values / by their squares, means over layers; "
         "in brackets the same layers as they start; –: not on record. W acts before the softmax, W~ after it."
     )
-    reads = [r.metrics.get("read") or r.data for r in _runs(models) if "inputs" in r.metrics]  # a model of ours has both
-    if texts := each_once(_text(read["name"]) for read in reads if read):
+    if texts := texts_read(_runs(models)):
         title += f" On inputs: as they act on what the layer reads in {texts}."
     return Table("Room by mode", title, markdown(["model", *mode_titles(ALL_MODES)], rows), _runs(models))
 

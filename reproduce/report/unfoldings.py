@@ -93,6 +93,16 @@ def layers_of(runs: list[Record], way: str) -> list[dict]:
     return [layer for r in runs for layer in r.metrics.get(way, ())]
 
 
+def texts_read(runs: list[Record]) -> str:
+    """ "enwiki_val": the texts that layers were looked at on, each once; empty where none was.
+
+    Args:
+        runs: records of spectra. One of a model of ours also has the data that it was trained on.
+    """
+    reads = [r.metrics.get("read") or r.data for r in runs if "inputs" in r.metrics]
+    return ", ".join(dict.fromkeys(read["name"].split(".")[0] for read in reads if read))
+
+
 def share(mode: dict, power: int) -> float | None:
     """Effective rank over size, by the values (power 1) or by their squares (2); None where an older record does not say."""
     if power == 1:
