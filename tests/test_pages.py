@@ -315,6 +315,7 @@ SECTIONS = (  # of README, in this order, with the most lines that each may have
     ("The notebooks", 18),
     ("The ladder", 25),
     ("Compress a model of yours", 12),
+    ("Speed", 18),
     ("On a GPU", 15),
     ("Limits", 12),
     ("Pages", 10),
