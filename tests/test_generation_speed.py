@@ -13,7 +13,7 @@ from reproduce.experiments.generation_speed import PRESETS, Setting, build, gate
 from reproduce.models import plain_decoding
 from reproduce.models.decoding import Decoder
 from reproduce.models.rows import TABLE3, Row
-from reproduce.report import pages, results
+from reproduce.report import results
 from reproduce.store import records
 from reproduce.train.options import Options
 
@@ -182,8 +182,7 @@ def test_transformers_goes_on_from_a_full_cache(shape):
     assert theirs == mine
 
 
-def test_the_page_says_that_there_is_nothing_until_a_gpu_has_run(tmp_path):
-    assert pages.generation([]) == pages.NOT_TIMED and "no record yet" in pages.NOT_TIMED
+def test_the_faster_of_our_kernels_is_shown_and_a_reason_where_neither_ran():
     base = {"precision": "bfloat16", "repeats": 5, "steps": 32, "model": "LLaMA"}
     timed = {"tokens_per_second": 100.0, "largest_batch": 7}
 
@@ -201,11 +200,11 @@ def test_the_page_says_that_there_is_nothing_until_a_gpu_has_run(tmp_path):
         record("static, sdpa", 2048, 1, refused="out of memory"),
         record("static, triton", 2048, 1, refused="too wide"),
     ]
-    shown = pages.generation(found)
-    assert shown.startswith("## Generation\n\n**Generation: tokens a second")
+    shown = results.render(found)
+    assert shown.startswith("### Generation\n\n**Generation: tokens a second")
     assert "| LLaMA MHA | 200 | 100 | out of memory or refused | not run |" in shown
     assert "| LLaMA MHA | 6 | — |" in shown and "on one a card" in shown
-    lines = [line for line in pages.generation(two_in_turns(found[0])).splitlines() if " MHA" in line]
+    lines = [line for line in results.render(two_in_turns(found[0])).splitlines() if " MHA" in line]
     assert [line.split(" |")[0] for line in lines[:3]] == ["| GPT-2 MHA", "| LLaMA MHA", "| LLaMA MHA, PyTorch"]
 
 

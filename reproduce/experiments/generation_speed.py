@@ -4,9 +4,10 @@ Four ways: "static, sdpa" and "static, triton" are `models.decoding.Decoder` wit
 "PyTorch" is multi-head attention over a static cache in plain PyTorch, compiled as a whole with mode="reduce-overhead", as gpt-fast has
 it; "transformers" is its `generate` with a static cache. Each way but the last is compared with the model without a cache in float64
 first. No prompt is computed: caches are filled with random numbers, and only the last tokens of the context are written. GPT-2 is
-built with as many learned positions as the context has tokens. We expect the preset gpu to take less than an hour on one H200, mostly
-compiling: every setting is recorded when it ends, and the same command goes on where it was stopped. With two GPUs one command with
-`--rows GPT-2 --device cuda:0` and one with `--rows LLaMA --device cuda:1` may run at the same time.
+built with as many learned positions as the context has tokens. The preset gpu took twelve minutes on one H200 whose compiler found all code
+in its caches on disk, and we expect it to take less than an hour without them. Every setting is recorded when it ends, and the same command
+goes on where it was stopped. With two GPUs one command with `--rows GPT-2 --device cuda:0` and one with `--rows LLaMA --device cuda:1` may
+run at the same time.
 """
 
 import dataclasses

@@ -15,14 +15,6 @@ BESIDE = (
     "RESULTS.md", CLAIMS, "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/ranks.md",
     "docs/exactness.md", "docs/testing.md", "docs/provenance.md",
 )  # fmt: skip
-NOT_TIMED = "How fast whole models write (`generation_speed`): there is no record yet."
-
-
-def generation(records: list[Record]) -> str:
-    """How fast whole models write, on a GPU."""
-    found = results.tables([r for r in records if r.preset == "gpu"], ["generation_speed"]).get("generation_speed", [])
-    return "\n\n".join(["## Generation", *(table.shown() for table in found)]) if found else NOT_TIMED
-
 
 PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table has its own name
     "headline": headline.headline,
@@ -39,7 +31,6 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "versions": checks.versions_table,
     "provenance": lambda records: provenance.render(all_tables(records), checks.on_record(records)),
     "results": results.render,
-    "generation": generation,
 }
 MARK = "<!-- {}: written by `python -m reproduce report --write README.md` -->", "<!-- end of {} -->"
 MARKS = re.compile(
