@@ -34,7 +34,6 @@ from .speed.timing import let_memory_go, refused_for_memory
 from .table3 import ROPE_BASE
 
 GATES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 5e-2}  # relative error in logits that may still be timed
-MEMORY = 80e9  # bytes, of the largest batch
 OTHERS = ("PyTorch", "transformers")
 
 
@@ -285,7 +284,7 @@ def gated(setting: Setting, preset: Preset, device: str) -> dict:
 
 @torch.no_grad()
 def measured(setting: Setting, preset: Preset, device: str) -> dict:
-    """Tokens a second, and memory.
+    """Tokens a second, and what is kept.
 
     Args:
         setting: what is timed.
@@ -293,9 +292,8 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
         device: as torch names it.
 
     Returns:
-        `milliseconds` of a token, `tokens_per_second` of all sequences, `parameters`, `cache_megabytes`, peak `megabytes` (None on a
-        CPU), and `largest_batch` in MEMORY by arithmetic: what weights leave of it, over what each sequence took beside them (on a CPU
-        its cache); or `refused` where memory does not hold it.
+        `milliseconds` of a token, `tokens_per_second` of all sequences, `parameters` and `cache_megabytes`; or `refused` where memory does
+        not hold it.
     """
     let_memory_go(device)
     try:
@@ -305,23 +303,14 @@ def measured(setting: Setting, preset: Preset, device: str) -> dict:
             decoder = decoder_of(setting, build(setting, preset.vocab_size, device, preset.dtype), device)
         for stream in decoder.streams():
             stream.normal_()
-        if device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()  # weights were drawn in float32
         milliseconds = timed(decoder, setting.context - preset.steps, preset, device)
     except RuntimeError as error:
         return refused_for_memory(error)
-    parameters = list(decoder.model.parameters())
-    weights, cache = sum(p.nbytes for p in parameters), sum(stream.nbytes for stream in decoder.streams())
-    peak = weights + cache
-    if device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated()
     return {
         "milliseconds": milliseconds,
         "tokens_per_second": 1e3 * setting.batch / milliseconds,
-        "parameters": sum(p.numel() for p in parameters),
-        "cache_megabytes": cache / 1e6,
-        "megabytes": peak / 1e6 if device.startswith("cuda") else None,
-        "largest_batch": int((MEMORY - weights) * setting.batch // (peak - weights)),
+        "parameters": sum(p.numel() for p in decoder.model.parameters()),
+        "cache_megabytes": sum(stream.nbytes for stream in decoder.streams()) / 1e6,
     }
 
 

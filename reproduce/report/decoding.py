@@ -4,6 +4,9 @@ from ..store.records import Record
 from .markdown import Table, markdown
 from .query import grouped
 
+MEMORY = 80e9  # bytes, of the largest batch
+BYTES = {"float32": 4, "bfloat16": 2}  # of a number
+
 
 def decode_runs(records: list[Record]) -> list[Table]:
     """Beside multi-head attention's in the same run."""
@@ -42,7 +45,8 @@ def generation_tables(records: list[Record]) -> list[Table]:
     speeds, largest = [], []
     for (model, label, way), runs in grouped(records, _line_of).items():
         speeds.append([f"{model} {label}{way}", *(_best(runs, cell) for cell in cells)])
-        largest.append([f"{model} {label}{way}", *(_largest(runs, n) for n in contexts)])
+        if not way:  # others keep what multi-head attention keeps
+            largest.append([f"{model} {label}", *(_largest(runs, n) for n in contexts)])
     title = (
         f"**Generation: tokens a second of all sequences, whole models with random weights, {c['precision']}, on one "
         f"{records[0].device}.** Columns are context x batch."
@@ -54,8 +58,8 @@ def generation_tables(records: list[Record]) -> list[Table]:
         "its `generate` with a static cache, its first token left out."
     )
     header = ["model", *(f"{n:,} x {b}" for n, b in cells)]
-    rooms = "**Generation: largest batch in 80 GB, by arithmetic.** What weights leave of 80 GB, over what each sequence took beside them."
-    why = "Taken from the largest batch that ran. —: none ran."
+    rooms = "**Generation: largest batch in 80 GB, by arithmetic.** What weights leave of it, over the cache of each sequence."
+    why = "Activations of one token and what the allocator keeps are left out. —: none ran."
     return [
         Table(f"Generation, {records[0].preset}", title, markdown(header, speeds), records, note),
         Table(
@@ -79,6 +83,9 @@ def _best(runs: list[Record], cell: tuple[int, int]) -> str:
 
 
 def _largest(runs: list[Record], context: int) -> str:
-    ran = [r for r in runs if r.config["context"] == context and "refused" not in r.metrics]
-    most = max((r.config["batch"] for r in ran), default=0)
-    return f"{max(r.metrics['largest_batch'] for r in ran if r.config['batch'] == most):,}" if ran else "—"
+    """How many sequences have room in MEMORY beside the weights: any run knows the cache of one."""
+    ran = next((r for r in runs if r.config["context"] == context and "refused" not in r.metrics), None)
+    if ran is None:
+        return "—"
+    cache = 1e6 * ran.metrics["cache_megabytes"] / ran.config["batch"]  # bytes of one sequence
+    return f"{int((MEMORY - BYTES[ran.config['precision']] * ran.metrics['parameters']) / cache):,}"

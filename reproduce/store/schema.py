@@ -752,8 +752,6 @@ class Generating(Part):
     tokens_per_second: Above
     parameters: Size
     cache_megabytes: Above
-    megabytes: Above | None
-    largest_batch: Count
     error: Amount = 0.0
     error_float64: Amount = 0.0
 
