@@ -139,8 +139,9 @@ def test_with_a_held_out_text_runs_on_the_folder_are_those_on_the_text(tmp_path,
             prepare("text", tmp_path / "third", **given | {missing: None})
     with pytest.raises(ValueError, match="--validation .*00.txt is a part of --files .*text, or the same; what judges a model"):
         prepare("text", tmp_path / "third", **given | {"validation": str(tmp_path / "text" / "00.txt")})
-    with pytest.raises(ValueError, match="--validation goes with --bpe, and with --files that name one file or folder"):
-        prepare("text", tmp_path / "third", **given | {"files": str(tmp_path / "part*.jsonl")})
+    for other in ("part*.jsonl", "absent"):
+        with pytest.raises(ValueError, match=r"--files .* is no file or folder; beside --validation it names one"):
+            prepare("text", tmp_path / "third", **given | {"files": str(tmp_path / other)})
 
 
 def test_after_a_crash_a_text_in_memory_is_written_again(tmp_path, monkeypatch):

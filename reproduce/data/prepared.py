@@ -127,8 +127,10 @@ def prepare(
     """
     if files is None and name not in SOURCES:
         raise ValueError(f"prepare {name}: known are {', '.join(SOURCES)}; any other text needs --files")
-    if validation and not (files and bpe and Path(files).exists()):
+    if validation and not (files and bpe):
         raise ValueError(f"prepare {name}: --validation goes with --bpe, and with --files that name one file or folder")
+    if validation and not Path(files).exists():
+        raise ValueError(f"prepare {name}: --files {files} is no file or folder; beside --validation it names one")
     check_places([("--files", files), ("--validation", validation)])
     own = validation and str(Path(validation).absolute())
     source = {"name": name, "files": files and str(Path(files).absolute()), "held_out": own or held_out}
