@@ -37,6 +37,7 @@ from .moments import moments
 
 PRETRAINED = "MHA pretrained"
 CHOOSES = 0  # the seed whose runs choose every rate
+STARTED = {"hosvd": ("MHA", "GQA", "MLA", "Tucker"), "hooi": ("Tucker",), "moment": ("GQA", "MLA", "Tucker")}  # which rows
 CALIBRATION = 1000  # training images, as they are, that the second moments are taken from; 100 at a time
 
 
@@ -171,8 +172,7 @@ def rows_of(preset: Preset, options: Options) -> tuple[list[Row], bool]:
     Raises:
         ValueError: for a label that none of them has.
     """
-    mechanisms = {"hosvd": ("MHA", "GQA", "MLA", "Tucker"), "hooi": ("Tucker",), "moment": ("GQA", "MLA", "Tucker")}
-    rows = [row for row in preset.rows if row.mechanism in mechanisms[options.start]]
+    rows = [row for row in preset.rows if row.mechanism in STARTED[options.start]]
     check_labels("row", options.rows, [PRETRAINED, *(row.label for row in rows)])
     named = [row for row in rows if row.label in options.rows]
     return (named if options.rows else rows), set(options.rows) == {PRETRAINED}

@@ -2,6 +2,7 @@
 
 import json
 
+from ..experiments import figure3_tiny
 from ..store.records import Record, data_key
 from .judge import Best, Estimate, accuracy, accuracy_difference, at_their_best
 from .markdown import Table, markdown
@@ -72,7 +73,7 @@ def _chosen_tables(runs: list[Record]) -> list[Table]:
             _chosen_title(own[0], start, best[start]),
             markdown(CHOSEN, [_chosen_line(row, its, base) for row, its in best[start].items()]),
             own,
-            NOTE + _several_starts(own),
+            NOTE + _several_starts(own) + _not_run(own, list(best[start])),
         )
         for start, own in by_start.items()
     ]
@@ -93,6 +94,14 @@ def _several_starts(runs: list[Record]) -> str:
     return (
         f" Of seed {', '.join(several)} the pretrained model was made again: its rows do not all start from the same weights."
     )
+
+
+def _not_run(runs: list[Record], rows: list[str]) -> str:
+    """A sentence where the preset has more rows than these, all converted in one way."""
+    preset, start = figure3_tiny.PRESETS.get(runs[0].preset), runs[0].config.get("start", "hosvd")
+    there = [row.label for row in preset.rows if row.mechanism in figure3_tiny.STARTED[start]] if preset else []
+    left = [label for label in there if label not in rows]
+    return f" Not run yet: {len(left)} of {len(there)} rows." if left else ""
 
 
 def _chosen_line(row: str, own: Best, base: Best | None) -> list[str]:
