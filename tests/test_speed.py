@@ -35,8 +35,8 @@ def test_every_section_is_recorded(tmp_path):
     assert all(row["batch"] == SHAPE.batch and row["tokens_per_second"] > 0 for row in found["step"])
     assert len(found["curves"]) == 3 * 3 * 2 and all(row["microseconds"] > 0 for row in found["curves"])
     table = speed_report.curve_table(found["curves"])
-    assert "| d 24 to 96 | MHA | 2.00 (0%) | 1.00 (0%) |" in table  # 4 d^2 parameters, 2 d a token
-    assert "| N 16 to 64 | Tucker [2,8,8] | 0.00 (0%) | 1.00 (0%) |" in table and "| — |" in table  # a CPU counts no memory
+    assert "| d 24 to 96 | MHA | 0.0 to 0.0: 2.00 (0%) | 0.0 to 0.0: 1.00 (0%) |" in table  # 4 d^2 parameters, 2 d a token
+    assert ": 0.00 (0%) | 0.0 to 0.0: 1.00 (0%) |" in table.splitlines()[-1] and "| — |" in table  # a CPU counts no memory
     assert [path.name for path in tmp_path.iterdir()] == ["records"]  # nothing of a section that ended is left
     assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32", "MLA d_c=16 d_R=8"}
     assert all(row["microseconds_in_a_row"] > 0 and row["copy_microseconds"] > 0 for row in found["decode"])
@@ -207,6 +207,18 @@ def test_powers_are_found_and_what_is_no_power_shows():
     exponent, off = speed_report.fitted_power(sizes, [3 * n**1.5 for n in sizes])
     assert exponent == pytest.approx(1.5, abs=1e-12) and off < 1e-12
     assert speed_report.fitted_power(sizes, [3 + n**1.5 for n in sizes])[1] > 0.1  # control
+
+
+def test_curves_say_where_they_begin_and_end():
+    def ends(last: float) -> str:
+        rows = [
+            {"along": "d", "value": n, "row": "MHA", "parameters": p, "megabytes": p / 1e3}
+            for n, p in zip((1, 2, 4), (1e6, 2e6, last))
+        ]
+        return speed_report.curve_table(rows).splitlines()[-1]
+
+    assert ends(4e6) == "| d 1 to 4 | MHA | 1.0 to 4.0: 1.00 (0%) | — | — | 1,000 to 4,000: 1.00 (0%) | — |"
+    assert "1.0 to 16.0: 2.00" in ends(16e6)  # control
 
 
 def test_sizes_along_the_curves_are_those_of_layers_with_memory():

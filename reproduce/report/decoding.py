@@ -59,7 +59,7 @@ def generation_tables(records: list[Record]) -> list[Table]:
     )
     header = ["model", *(f"{n:,} x {b}" for n, b in cells)]
     rooms = "**Generation: largest batch in 80 GB, by arithmetic.** What weights leave of it, over the cache of each sequence."
-    why = "Activations of one token and what the allocator keeps are left out. —: none ran."
+    why = "Activations of one token and what the allocator keeps are left out."
     return [
         Table(f"Generation, {records[0].preset}", title, markdown(header, speeds), records, note),
         Table(

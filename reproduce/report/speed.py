@@ -14,7 +14,7 @@ TITLES = {
     "memory": "**A stack of layers of LLaMA3-1B's shape, forward and backward, compiled: what it keeps in between, and its peak.**",
     "decode": "**One new token against its cache, as a CUDA graph: microseconds by backend.**",
     "models": "**One training step of a whole model, AdamW, bf16 autocast, compiled block by block.**",
-    "curves": "**One layer against its sizes: the exponent of the power law that fits best.**",
+    "curves": "**One layer against its sizes: values at both ends, and the exponent of the power law that fits best.**",
     "step": "**The same at the largest batch that fits into 80 GB, each batch tried.**",
 }
 NOTES = {
@@ -24,7 +24,7 @@ NOTES = {
     "calls the kernel on many caches, as the layers of a model do, which spares it most of the time of starting.",
     "memory": "In brackets the ratio to the first line of the same row, which keeps all, in the same run.",
     "curves": "Exponents of d, n_H and N, fitted to logarithms, one size varied at a time from LLaMA3-1B's layer. In brackets how far the "
-    "furthest value is from the fit. Decoding is the kernel's time on a full cache.",
+    "furthest value is from the fit. Parameters and the cache of one sequence are counted. Decoding is the kernel's time on full caches.",
     "step": "In brackets the ratio to multi-head attention that keeps all.",
     "models": "MFU is the share of the rate at which matrix products ran in the same process.",
 }
@@ -185,17 +185,17 @@ def step_table(rows: list[dict]) -> str:
     return markdown(["model", "way", f"sequences of {rows[0]['tokens']:,}", "ms a step", "tokens/s", "peak MB"], lines)
 
 
-CURVES = {
-    "parameters": "parameters",
-    "cache_bytes": "cache",
-    "milliseconds": "training, ms",
-    "megabytes": "training, peak MB",
-    "microseconds": "decoding, µs",
+CURVES = {  # what a column says, in which unit, and with how many digits
+    "parameters": ("parameters (M)", 1e6, ".1f"),
+    "cache_bytes": ("cache, MB", 1e6, ".1f"),
+    "milliseconds": ("training, ms", 1, ".1f"),
+    "megabytes": ("training, peak MB", 1, ",.0f"),
+    "microseconds": ("decoding, µs", 1, ".0f"),
 }
 
 
 def curve_table(rows: list[dict]) -> str:
-    """One line per size and row, one column per quantity: its exponent.
+    """One line per size and row, one column per quantity: its first and last value, and its exponent.
 
     Args:
         rows: of the section "curves".
@@ -205,7 +205,7 @@ def curve_table(rows: list[dict]) -> str:
         points = [r for r in rows if (r["along"], r["row"]) == (along, row)]
         span = f"{along} {points[0]['value']:,} to {points[-1]['value']:,}"
         lines.append([span, row, *(_power(points, what) for what in CURVES)])
-    return markdown(["size", "row", *CURVES.values()], lines)
+    return markdown(["size", "row", *(title for title, *_ in CURVES.values())], lines)
 
 
 def _power(points: list[dict], what: str) -> str:
@@ -213,7 +213,9 @@ def _power(points: list[dict], what: str) -> str:
     if len(found) < 3:
         return "—"
     exponent, off = fitted_power(*zip(*found))
-    return f"{round(exponent, 2) + 0.0:.2f} ({off:.0%})"  # + 0.0: no minus before zero
+    _, unit, form = CURVES[what]
+    first, last = (format(value / unit, form) for _, value in (found[0], found[-1]))
+    return f"{first} to {last}: {round(exponent, 2) + 0.0:.2f} ({off:.0%})"  # + 0.0: no minus before zero
 
 
 def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:

@@ -17,8 +17,8 @@ KERNEL = "triton"  # ours; the other backends are PyTorch's
 
 # Why decoding misses what it misses.
 FIXED = (
-    "Up to half a gigabyte decoding takes 3 to 8 µs longer than a copy of as many bytes, hardly more for many than for few. What is "
-    "missing is a fixed time: starting, the first loads, joining the parts"
+    "Up to half a gigabyte decoding takes 1 to 8 µs longer than a copy of as many bytes, MLA's apart, and no more for many than for few. "
+    "What is missing is a fixed time: starting, the first loads, joining the parts"
 )
 KEPT = (
     "Between the passes must stay what a layer read and what its heads wrote, since gradients need both: half of the peak with all kept. "
