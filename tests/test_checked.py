@@ -330,7 +330,7 @@ def test_kept_tokens_of_another_kind_are_damaged(tmp_path):
 def folder(tmp_path):
     """A prepared text."""
     (tmp_path / "train.txt").write_text(STORY, encoding="utf-8")
-    (tmp_path / "held.txt").write_text(STORY[:4000], encoding="utf-8")
+    (tmp_path / "held.txt").write_text(f"{STORY[:4000]}, and what is new\n", encoding="utf-8")
     bpe = bpe_folder(tmp_path / "bpe", lambda v: v)
     out = tmp_path / "prepared"
     prepared.prepare("story", out, str(tmp_path / "train.txt"), str(bpe), str(tmp_path / "held.txt"))

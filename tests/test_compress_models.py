@@ -218,11 +218,14 @@ def test_what_is_refused(made, tmp_path, capsys):
     with pytest.raises(ValueError, match="needs --model, and --test texts"):
         compress_models.run(options(made, "bert", tmp_path, test=()))
     (tmp_path / "test.txt").write_text((made / "test.txt").read_text(encoding="utf-8")[9:], encoding="utf-8")
+    (tmp_path / "part.txt").write_text((made / "read.txt").read_text(encoding="utf-8")[999:4999], encoding="utf-8")
     for kind in ("bert", "gpt2"):
         with pytest.raises(ValueError, match="--test: two test texts are called test.txt"):
             compress_models.run(options(made, kind, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
         with pytest.raises(ValueError, match="--test read.txt is a text that models are made with, trained or chosen on"):
             compress_models.run(options(made, kind, tmp_path, test=(str(made / "test.txt"), str(made / "read.txt"))))
+        with pytest.raises(ValueError, match="--test part.txt is a text that models are made with, .* or stands in one"):
+            compress_models.run(options(made, kind, tmp_path, test=(str(tmp_path / "part.txt"),)))
     opening.save(BY_NAME["ViT", ""], tmp_path / "vit")
     with pytest.raises(ValueError, match="vit takes images"):
         compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "vit")))

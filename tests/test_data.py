@@ -80,10 +80,10 @@ def test_documents_may_be_marked_within_a_file(tmp_path):
     assert len(read_documents(str(tmp_path / "many.txt"))[1]) == 30
 
 
-def test_held_out_text_can_be_given(folder, tmp_path):
-    (tmp_path / "held").mkdir()
-    (tmp_path / "held" / "out.txt").write_text("quite another text\n" * 50, encoding="utf-8")
-    data = load_text(str(folder), 300, tmp_path / "cache", validation=str(tmp_path / "held"))
+def test_held_out_text_can_be_given(folder, tmp_path_factory):
+    there = tmp_path_factory.mktemp("there")
+    (there / "out.txt").write_text("quite another text\n" * 50, encoding="utf-8")
+    data = load_text(str(folder), 300, there / "cache", validation=str(there))
     assert int(data.token_bytes[data.validation].sum()) == 50 * len("quite another text\n")
 
 
@@ -134,6 +134,39 @@ def test_a_held_out_text_has_something_new(folder, tmp_path_factory):
     (there / "more.txt").write_text("<|endoftext|>".join([*STORY, "quite another text\n"]), encoding="utf-8")
     (_, train), (name, held_out) = read_both(str(folder), str(there / "more.txt"))
     assert (train, name, held_out) == (STORY, "more.txt", [*STORY, "quite another text\n"])
+
+
+PARTS = {  # of the text that is trained on; cut into documents otherwise than it
+    "one of its files": STORY[7],
+    "two of its files": STORY[7] + STORY[8],
+    "its end": "".join(STORY)[-9000:],
+    "a few lines": "\n".join(STORY[7].splitlines()[3:5]),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("whole", ["folder", "one.txt"])
+def test_a_part_that_was_copied_out_of_a_text_judges_no_model_that_read_it(folder, tmp_path_factory, whole, part):
+    there = tmp_path_factory.mktemp("there")
+    (there / "one.txt").write_text("".join(STORY), encoding="utf-8")
+    (there / "part.txt").write_text(PARTS[part], encoding="utf-8")
+    (there / "new.txt").write_text(PARTS[part] + "quite another text\n", encoding="utf-8")
+    (there / "other.txt").write_text("quite another text\n" * 50, encoding="utf-8")
+    text, given, new, other = (
+        str(folder if whole == "folder" else there / whole),
+        *(str(there / f"{name}.txt") for name in ("part", "new", "other")),
+    )
+    with pytest.raises(ValueError, match="--validation .*part.txt: all of it stands in the text to train on"):
+        load_text(text, 300, there / "cache", validation=given)
+    seen = "--test part.txt is a text that models are made with, trained or chosen on, or stands in one; what judges"
+    for validation in (None, other):
+        with pytest.raises(ValueError, match=seen):
+            load_text(text, 300, there / "cache", validation, tests=[new, given])
+    with pytest.raises(ValueError, match=seen):  # of the text that models are chosen on
+        read_both(other, text, [given])
+    assert not (there / "cache").exists()
+    read_both(text, new, [other])  # controls
+    read_both(other, None, [given])
 
 
 def bad_text(tmp_path, kind):

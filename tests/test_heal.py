@@ -265,6 +265,14 @@ def test_what_is_refused(made, tmp_path, capsys):
     (tmp_path / "test.txt").write_text((made / "test.txt").read_text(encoding="utf-8")[9:], encoding="utf-8")
     with pytest.raises(ValueError, match="--test: two test texts are called test.txt"):
         heal.run(options(made, tmp_path, test=(str(made / "test.txt"), str(tmp_path / "test.txt"))))
+    for kind in ("read", "val"):
+        (tmp_path / f"part of {kind}.txt").write_text(
+            (made / f"{kind}.txt").read_text(encoding="utf-8")[999:4999], encoding="utf-8"
+        )
+        with pytest.raises(
+            ValueError, match=f"--test part of {kind}.txt is a text that models are made with, .* or stands in one"
+        ):
+            heal.run(options(made, tmp_path, test=(str(tmp_path / f"part of {kind}.txt"),)))
     for seen in ("read", "val"):
         with pytest.raises(ValueError, match=f"--test {seen}.txt is a text that models are made with, trained or chosen on"):
             heal.run(options(made, tmp_path, test=(str(made / f"{seen}.txt"),)))

@@ -106,6 +106,35 @@ def test_a_test_text_that_was_seen_or_is_named_twice_is_refused(text):
         read_unseen((str(text / "nowhere"),), other)
 
 
+def test_a_part_of_tokens_that_were_seen_is_refused_too(text):
+    """As of a prepared text, of which nothing else is there: a document that was copied out of it, and cut into others."""
+    data = load_text(str(text / "text"), 300, text / "cache")
+    for name, numbers in (("held out", [19]), ("trained on", [20]), ("both", range(5, 20))):
+        seen = [(text / "text" / f"{n:02}.txt").read_text(encoding="utf-8") for n in numbers]
+        (text / f"{name}.txt").write_text("<|endoftext|>".join(seen), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"--test {name}.txt is a text that models are made with, .* or stands in one"):
+            read_unseen((str(text / f"{name}.txt"),), data)
+        with open(text / f"{name}.txt", "a", encoding="utf-8") as file:
+            file.write("<|endoftext|>quite another text, and a longer one than that\n")
+        read_unseen((str(text / f"{name}.txt"),), data)  # control
+
+
+@pytest.mark.parametrize("at_a_time", [7, 40, 2**24])
+def test_a_document_is_found_wherever_it_stands(monkeypatch, at_a_time):
+    monkeypatch.setattr(held_out, "AT_A_TIME", at_a_time)
+    tokens = np.random.default_rng(0).integers(0, 3, size=100).astype(np.uint16)  # so few that beginnings are everywhere
+    for length in (3, 32, 33, 60, 100):
+        for start in range(0, 101 - length, 5):
+            document = tokens[start : start + length].copy()
+            assert held_out.holds(tokens, document)
+            document[length // 2] = 3
+            assert not held_out.holds(tokens, document)  # control
+            document = tokens[start : start + length].copy()
+            document[[0, -1]] = 3
+            assert held_out.holds(tokens, document) == (length > 4 * held_out.EDGE)
+    assert not held_out.holds(tokens, np.tile(tokens, 2))
+
+
 def test_a_run_reads_it_once_and_is_otherwise_the_same(text, monkeypatch):
     """Neither the run's name nor a digit of what else it records depends on the test text; a resumed run reads it too."""
     toy = dataclasses.replace(survival.TOY, keep_models=False)

@@ -512,7 +512,7 @@ def test_a_full_disk_harms_nothing_that_was_saved(place, monkeypatch, arguments,
     (place / "README.md").write_text(
         "\n".join(["page", pages.MARK[0].format("results"), "old", pages.MARK[1].format("results"), ""]), encoding="utf-8"
     )
-    (place / "cut2.txt").write_text(STORY[:30_000], encoding="utf-8")
+    (place / "cut2.txt").write_text(f"{STORY[:30_000]}, and what is new\n", encoding="utf-8")
     (place / "s.safetensors").write_bytes((place / "model.safetensors").read_bytes())
     letters = (json.dumps({"text": f"Letter {n}: we sold {n * n}."}) for n in range(2100))
     (place / "letters.jsonl").write_text("\n".join(letters), encoding="utf-8")

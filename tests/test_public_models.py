@@ -362,10 +362,13 @@ def test_text_is_read_until_there_is_enough(tokenizer, text, monkeypatch, tmp_pa
     fewer = compress.text_samples(opened, options)
     assert len(fewer.calibration) == 1 and torch.equal(fewer.calibration[0], every.calibration[0])
     assert fewer.sha256 != every.sha256  # it names the documents that were read
-    given = compress.text_samples(opened, dataclasses.replace(options, validation=str(text / "00.txt")))
+    files = sorted(text.iterdir())
+    for file in (files[0], files[9]):
+        (tmp_path / file.name).write_text(f"{file.read_text(encoding='utf-8')}and what is new\n", encoding="utf-8")
+    first, tenth = (str(tmp_path / file.name) for file in (files[0], files[9]))
+    given = compress.text_samples(opened, dataclasses.replace(options, validation=first))
     assert torch.equal(given.calibration[0], fewer.calibration[0]) and not torch.equal(given.test[0], fewer.test[0])
     monkeypatch.setattr(compress, "BATCHES", 10**6)
-    tenth = str(sorted(text.iterdir())[9])
     all_but, all_of = (compress.text_samples(opened, dataclasses.replace(options, validation=v)) for v in (None, tenth))
     assert len(torch.cat(all_of.calibration)) > len(
         torch.cat(all_but.calibration)

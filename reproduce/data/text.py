@@ -72,7 +72,12 @@ class TextData:
 
 
 def load_text(
-    path: str | None, vocab_size: int, cache: Path, validation: str | None = None, bpe: str | None = None
+    path: str | None,
+    vocab_size: int,
+    cache: Path,
+    validation: str | None = None,
+    bpe: str | None = None,
+    tests: Iterable[str] = (),
 ) -> TextData:
     """Read, split and tokenise text; the tokens are kept and found again by content hash.
 
@@ -82,11 +87,13 @@ def load_text(
         cache: the folder where tokens are kept.
         validation: the held-out text, likewise; None to hold out every tenth document of `path`.
         bpe: a folder with GPT-2's own tables (vocab.json and merges.txt); None to learn byte pairs from the text.
+        tests: as in `read_both`.
 
     Raises:
-        ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens.
+        ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens, and
+            as `read_both` does.
     """
-    (name, train), (_, held_out) = read_both(path, validation)
+    (name, train), (_, held_out) = read_both(path, validation, tests)
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(train)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = sha256_of_both(train, held_out)
@@ -114,23 +121,36 @@ def load_text(
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
 
 
-def read_both(path: str | None, validation: str | None) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
+def read_both(
+    path: str | None, validation: str | None, tests: Iterable[str] = ()
+) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
     """A text to train on and what is held out to judge by, as `read_documents` gives them.
 
     Args:
         path, validation: as in `load_text`.
+        tests: paths of texts for finished models.
 
     Raises:
-        ValueError: as `read_documents` does, and for a held-out text of which nothing is new.
+        ValueError: as `read_documents` does, for a held-out text of which nothing is new, and as `check_unread` does.
     """
     name, documents = read_documents(path)
     if validation is None:
+        check_unread(tests, documents)
         train, held_out = split(documents)
         return (name, train), (name, held_out)
     other, held_out = read_documents(validation, "--validation")
-    if set(held_out) <= set(documents):
+    if stands_in(held_out, documents):
         raise ValueError(f"--validation {validation}: all of it stands in the text to train on, {name}; {ALLOWED}")
+    check_unread(tests, documents, held_out)
     return (name, documents), (other, held_out)
+
+
+def stands_in(documents: list[str], others: list[str]) -> bool:
+    """Whether all of a text stands in another one, however they are cut into documents: a part that was copied out of it."""
+    known = set(others)
+    new = [document.strip() for document in documents if document not in known]
+    whole = "".join(others) if new else ""
+    return all(document in whole for document in new)
 
 
 def check_places(texts: Iterable[tuple[str, str | None]]) -> None:
@@ -162,8 +182,24 @@ def check_apart(tests: Iterable[tuple[str, bool]]) -> None:
         if name in names:
             raise ValueError(f"--test: two test texts are called {name}")
         if seen:
-            raise ValueError(f"--test {name} is a text that models are made with, trained or chosen on; {ALLOWED}")
+            raise ValueError(
+                f"--test {name} is a text that models are made with, trained or chosen on, or stands in one; {ALLOWED}"
+            )
         names.add(name)
+
+
+def check_unread(tests: Iterable[str], *read: list[str]) -> None:
+    """`check_apart` of test texts by their paths.
+
+    Args:
+        tests: the paths.
+        read: documents of each text that models are made with, trained or chosen on.
+
+    Raises:
+        ValueError: as `check_apart` and `read_documents` do.
+    """
+    found = (read_documents(path, "--test") for path in tests)
+    check_apart((name, any(stands_in(documents, other) for other in read)) for name, documents in found)
 
 
 def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:

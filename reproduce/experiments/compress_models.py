@@ -21,7 +21,7 @@ from tucker_ref import compress, mla_cost, to_gqa
 from tucker_ref.compression.model_ranks import choose_model_ranks
 from tucker_ref.compression.normed import compress_normed
 
-from ..data.text import check_apart
+from ..data.text import check_unread, read_documents
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
@@ -72,11 +72,12 @@ def run(options: Options) -> None:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
     opened = open_model(options.model, trust_layers=options.trust_layers)
     check_compressible(opened)
+    check_unread(options.test, read_documents(options.text)[1])
     opened.model.to(options.device)
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
     read = spread(opened, options.text, WINDOWS, WINDOW)
     known = moments(opened, layers, list(read.tokens.to(options.device).split(1)))
-    judge = judge_of(opened, options.test, read.sha256)
+    judge = judge_of(opened, options.test)
     before, judged = judge(None)
     own = {"attention_parameters": count_parameters(layers.values()), "cache": count_cached(list(layers.values())), **judged}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
@@ -226,17 +227,15 @@ def even(width: float) -> int:
     return max(2, 2 * int(width / 2))
 
 
-def judge_of(opened: OpenModel, tests: tuple[str, ...], seen: str) -> Callable:
+def judge_of(opened: OpenModel, tests: tuple[str, ...]) -> Callable:
     """What the model as it stands makes of the test texts: (its answers from before, None at first) -> (its answers, what a record says).
 
-    opened: predicts the next token, or gives hidden states.  seen: the sha256 of the text that layers are made with.
+    opened: predicts the next token, or gives hidden states.
     """
     if opened.predicts == NEXT:
         texts = [spread(opened, path, TEST_WINDOWS, TEST_WINDOW, "--test") for path in tests]
-        check_apart((text.name, text.sha256 == seen) for text in texts)
         return lambda before: (None, {"tests": {text.name: losses(opened, text) for text in texts}})
     pairs = [sentence_pairs(opened, path, PAIRS) for path in tests]
-    check_apart((name, sha256 == seen) for name, sha256, _ in pairs)
 
     def judge(before):
         found = {name: embeddings(opened, sentences) for name, _, sentences in pairs}

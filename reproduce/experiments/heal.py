@@ -27,7 +27,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..data.text import check_apart
 from ..models.language_model import cross_entropy
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
@@ -111,7 +110,6 @@ def run(options: Options) -> None:
         place: copy.deepcopy(layer).cpu() for place, layer in opened.layers.items()
     }  # converted there, trained on the device
     read = spread(opened, options.text, WINDOWS, WINDOW)
-    check_apart((test.name, test.sha256 in (read.sha256, study.text.held_out.sha256)) for test in study.tests)
     known = {place: moment.cpu() for place, moment in moments(opened, layers, list(read.tokens.split(1))).items()}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
     control = Way(AS_IT_IS, 1.0, lambda place: copy.deepcopy(layers[place]))
@@ -169,7 +167,7 @@ class Study:
         preset = PRESETS[options.preset]
         settings = override(preset.train, options)
         windows = settings.steps * settings.batch_size
-        text = corpus(opened, options.text, options.validation, windows, preset.window, preset.judged)
+        text = corpus(opened, options.text, options.validation, windows, preset.window, preset.judged, options.test)
         tests = [spread(opened, path, preset.judged, preset.window, "--test") for path in options.test]
         opened.model.to(options.device).requires_grad_(False)
         return cls(opened, options, preset, settings, text, tests)

@@ -108,7 +108,15 @@ class Corpus:
     held_out: Windows
 
 
-def corpus(opened: OpenModel, path: str | None, validation: str | None, windows: int, length: int, held_out: int) -> Corpus:
+def corpus(
+    opened: OpenModel,
+    path: str | None,
+    validation: str | None,
+    windows: int,
+    length: int,
+    held_out: int,
+    tests: tuple[str, ...] = (),
+) -> Corpus:
     """The first windows of a text, one after the other, and windows of a held-out text.
 
     Args:
@@ -117,12 +125,13 @@ def corpus(opened: OpenModel, path: str | None, validation: str | None, windows:
         windows: how many to train on.
         length: tokens of each, special ones included.
         held_out: how many windows to choose by, spread evenly.
+        tests: as in `read_both`.
 
     Raises:
-        ValueError: for a text that is too short, and as `spread` does.
+        ValueError: for a text that is too short, and as `read_both` and `spread` do.
     """
     check_reads_text(opened)
-    (name, train), (other, chooses) = read_both(path, validation)
+    (name, train), (other, chooses) = read_both(path, validation, tests)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)

@@ -182,7 +182,7 @@ def read_text(preset: LanguagePreset, options: Options) -> TextData:
         if unused := [name for name in ("validation", "bpe") if getattr(options, name)]:
             raise ValueError(f"--{unused[0]}: {options.text} is prepared, with byte pairs and a held-out part of its own")
         return open_prepared(options.text)
-    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe)
+    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe, options.test)
 
 
 def plan_of(
