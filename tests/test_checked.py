@@ -489,6 +489,28 @@ def test_a_llama_names_the_base_of_its_frequencies(tmp_path):
         load_model(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("change", [{"n_heads": 4}, {"rope_base": 500.0}])
+def test_a_description_that_was_changed_is_refused_though_the_weights_fit_it(tmp_path, change):
+    model, config, tokenizer = tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(20)  # logits far from zero
+    path = tmp_path / "m.safetensors"
+    save_model(path, model, config, tokenizer)
+    metadata, tensors = saved.read_model(path)
+    save_file(tensors, path, metadata | {"run": "another name"})  # control: nothing of the model hangs on it
+    tokens = torch.arange(8)[None]
+    expected = load_model(path)[0](tokens)
+    assert torch.equal(expected, model.eval()(tokens))
+    changed = metadata | {"config": json.dumps(config | change)}
+    save_file(tensors, path, changed)
+    with pytest.raises(ValueError, match="m.safetensors: the description of its model was changed after it was written"):
+        load_model(path)
+    del changed["seal"]
+    save_file(tensors, path, changed)  # control: as an older file it opens, and is another model
+    assert not torch.allclose(load_model(path)[0](tokens), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn, torch.complex64])
 def test_numbers_that_stand_for_others_fill_no_model(tmp_path, kind):
     model, config, tokenizer = tiny()

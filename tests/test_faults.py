@@ -233,3 +233,19 @@ def test_what_a_file_says_of_a_public_model_is_checked(name, llama, tmp_path):
     saved.safetensors.torch.save_file(tensors, path, metadata=change(metadata))
     with pytest.raises(ValueError, match=f"small.safetensors describes no model that can be built: ValueError: {message}"):
         public_models.open_model(str(path))
+
+
+def test_a_public_model_of_a_changed_description_is_refused(llama, tmp_path):
+    """With the same weights it would be another model."""
+    path = tmp_path / "small.safetensors"
+    public_models.open_model(str(llama)).save(path)
+    metadata, tensors = saved.read_model(path)
+    public = json.loads(metadata["public"])
+    public["config"]["rms_norm_eps"] = 0.5
+    changed = metadata | {"public": json.dumps(public)}
+    for seal in (saved.seal_of(changed), metadata["seal"]):  # a control: whoever writes it so means it
+        saved.safetensors.torch.save_file(tensors, path, metadata=changed | {"seal": seal})
+        if seal != metadata["seal"]:
+            assert public_models.open_model(str(path)).model.config.rms_norm_eps == 0.5
+    with pytest.raises(ValueError, match="small.safetensors: the description of its model was changed after it was written"):
+        public_models.open_model(str(path))

@@ -1,5 +1,6 @@
 """Model files: weights in safetensors, and beside them as JSON what it takes to build the model again. Nothing is ever unpickled."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +23,7 @@ from .faults import as_one_line
 from .files import write_atomically
 
 NORMS = ("query_norm", "key_norm", "value_norm", "q_norm", "k_norm")  # of a Tucker layer
+DESCRIBES = ("attention", "config", "public", "tokenizer", "vit")  # of a file's metadata: with them its weights are a model
 
 
 class Description(Part):
@@ -74,8 +76,14 @@ def write_model(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
     replaced = {place: describe(module) for place, module in model.named_modules() if isinstance(module, TuckerAttention)}
-    content = safetensors.torch.save(tensors, metadata={**metadata, "attention": json.dumps(replaced)})
+    metadata = {**metadata, "attention": json.dumps(replaced)}
+    content = safetensors.torch.save(tensors, metadata={**metadata, "seal": seal_of(metadata)})
     write_atomically(path, lambda file: file.write(content))
+
+
+def seal_of(metadata: dict[str, str]) -> str:
+    """What tells one description of a model from another, as 16 hex digits: the same weights fit many, with other heads, say."""
+    return hashlib.sha256(json.dumps([metadata.get(name) for name in DESCRIBES]).encode()).hexdigest()[:16]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -182,8 +190,10 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
         The same model, in evaluation mode.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if they do not fit, or the description is not the one that was written with them; older files do not say that.
     """
+    if metadata.get("seal", seal_of(metadata)) != seal_of(metadata):
+        raise ValueError(f"{path}: the description of its model was changed after it was written; its weights may be another's")
     with described(path):
         put_layers(model, metadata)
     own = _tensors(model)
