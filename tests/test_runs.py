@@ -13,6 +13,8 @@ from reproduce.train import language, loop
 from reproduce.train.distributed import Workers
 from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
+from reproduce.train.runs import override
+from reproduce.train.settings import TrainConfig, learning_rate_at
 from reproduce.trust import survival
 
 TRAINED = {"table2": table2, "table3": table3, "ablations": ablations, "figure3": figure3}
@@ -187,3 +189,18 @@ def test_models_are_found_by_seed_and_preset(tmp_path):
     )
     language.save_model(path, model, config, tokenizer)  # one that does not say
     assert language.model_of(tmp_path, title, "paper") == path
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_refused(tmp_path):
+    settings, options = (
+        TrainConfig(steps=10, batch_size=2, learning_rate=1e-3, warmup_steps=4),
+        Options("smoke", tmp_path, tmp_path),
+    )
+    longest = override(settings, dataclasses.replace(options, warmup_steps=10))  # a control: the last step is at the peak
+    assert learning_rate_at(9, longest) == 1e-3 > learning_rate_at(8, longest)
+    assert override(settings, dataclasses.replace(options, steps=3)).warmup_steps == 4  # a run cut short keeps its rates
+    for given in ({"warmup_steps": 11}, {"warmup_steps": 4, "steps": 3}):
+        with pytest.raises(
+            ValueError, match=r"--warmup-steps (11|4): the run has (10|3) steps; its learning rate would never reach"
+        ):
+            override(settings, dataclasses.replace(options, **given))

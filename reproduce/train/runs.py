@@ -152,6 +152,11 @@ def selected(rows: Iterable[Row], labels: tuple[str, ...], beside: Iterable[Row]
 
 
 def override(settings: TrainConfig, options: Options) -> TrainConfig:
-    """The preset's settings with what the command line changes."""
+    """The preset's settings with what the command line changes.  Raises ValueError for a warm-up longer than the run."""
     changes = {name: getattr(options, name) for name in ("learning_rate", "steps", "warmup_steps", "optimizer", "qk_clip")}
-    return dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    settings = dataclasses.replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    if options.warmup_steps and options.warmup_steps > settings.steps:
+        raise ValueError(
+            f"--warmup-steps {options.warmup_steps:,}: the run has {settings.steps:,} steps; its learning rate would never reach the peak"
+        )
+    return settings
