@@ -1,7 +1,9 @@
 """One worker and two take the same steps, killed and resumed or not: the experiment at toy size, on a CPU."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,31 @@ def test_what_has_ended_is_not_run_again(found, monkeypatch):
     assert records.load(found.records, "two_gpus")[0].metrics == before
     with pytest.raises(ValueError, match="no table is called table9"):
         two_gpus.run(Options("smoke", found.out, found.records, rows=("table9",)))
+
+
+def test_what_runs_found_on_another_text_or_machine_is_not_taken_for_theirs(found, tmp_path, monkeypatch):
+    def started(self, title, *_, **__):
+        raise AssertionError(f"{title} starts")
+
+    monkeypatch.setattr(two_gpus.Command, "start", started)
+    other, place = tmp_path / "other.txt", tmp_path / "out"
+    other.write_text(Path(found.text).read_text(encoding="utf-8") + "and one line more\n", encoding="utf-8")
+
+    def run(left_out="nothing", **changed):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(found.out, place, ignore=shutil.ignore_patterns(left_out))
+        two_gpus.run(dataclasses.replace(found, out=place, records=tmp_path / "records", **changed))
+
+    run()  # control
+    assert len(records.load(tmp_path / "records")) == 1
+    with pytest.raises(AssertionError, match="one starts"):
+        run(text=str(other))
+    assert not list(place.glob("two_gpus*/*/*"))
+    with pytest.raises(AssertionError, match="one starts"):
+        run(left_out="runs.json")  # as an older program left them
+    monkeypatch.setattr(two_gpus, "device_in_words", lambda _: "another machine")
+    with pytest.raises(AssertionError, match="one starts"):
+        run()
 
 
 def test_tables_are_chosen_by_name(tmp_path, monkeypatch):

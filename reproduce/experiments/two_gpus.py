@@ -148,7 +148,8 @@ def measured(name: str, case: Case, options: Options) -> dict:
     place = options.out / f"two_gpus-{options.preset}-{name}"
     command = Command(name, options, place, case.preset.train.checkpoint_every)
     other = case.other_micro_batch
-    read_text(case.preset, options)  # once: what is tokenised is kept for the runs
+    data = read_text(case.preset, options)  # once: what is tokenised is kept for the runs
+    begin(place, {"case": repr(case), "data": data.sha256, "device": device_in_words(options.device)})
     one, noisy = command.side_by_side({"one": 0, "one-other-sums": other})
     two, resumed = command.whole("two", 2), command.killed("killed")
     curves = [[loss for _, loss, _ in found["curve"]] for found in (one, noisy, two, resumed)]
@@ -164,6 +165,19 @@ def measured(name: str, case: Case, options: Options) -> dict:
         "tokens_per_second": [rate / found["step_seconds"] for found in (one, two)],
         "resumed_after": resumed["resumed_after"],
     }
+
+
+def begin(place: Path, what: dict) -> None:
+    """Keep what is there of these runs; of another text, or another machine, it would be taken for theirs, and goes.
+
+    Args:
+        place: their folder.
+        what: tells them from others.
+    """
+    file, said = place / "runs.json", json.dumps(what).encode()
+    if place.exists() and not (file.exists() and file.read_bytes() == said):
+        shutil.rmtree(place)
+    write_atomically(file, lambda target: target.write(said))
 
 
 def furthest(a: list[float], b: list[float]) -> float:
