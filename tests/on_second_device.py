@@ -139,7 +139,7 @@ def healed_and_compressed():
 def images(place="images", starts=("hosvd", "moment", "hooi")):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 255, (24, 8, 8, 3), dtype=np.uint8), np.arange(24) % 6
-    np.savez(FOLDER / "images.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez(FOLDER / "images.npz", x_train=x, y_train=y, x_test=255 - x, y_test=y)
     found = PRESETS_OF_IMAGES
     preset = dataclasses.replace(
         found,

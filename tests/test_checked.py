@@ -386,7 +386,7 @@ def archive(path: Path, change=lambda name, content: content, **options) -> Path
     """Images and labels, with the content of each array's file changed."""
     arrays = dict(
         x_train=np.zeros((64, 8, 8, 3), np.uint8), y_train=np.arange(64) % 4,
-        x_test=np.zeros((8, 8, 8, 3), np.uint8), y_test=np.arange(8) % 4,
+        x_test=np.ones((8, 8, 8, 3), np.uint8), y_test=np.arange(8) % 4,
     )  # fmt: skip
     with zipfile.ZipFile(path, "w", **options) as file:
         for name, array in arrays.items():

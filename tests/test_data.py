@@ -252,6 +252,19 @@ def arrays(**changes):
     return {k: v for k, v in (made | changes).items() if v is not None}
 
 
+@pytest.mark.parametrize("depth", [(), (3,)])
+def test_images_that_judge_are_not_those_that_were_learned(tmp_path, depth):
+    x = np.random.default_rng(0).integers(0, 256, (20, 8, 8, *depth), dtype=np.uint8)
+    test = x[[7, 3, 3]]
+    new = test.copy()
+    new[1, 0, 0] ^= 1
+    for name, x_test in (("seen", test), ("new", new)):
+        np.savez(tmp_path / f"{name}.npz", **arrays(x_train=x, x_test=x_test, y_test=np.arange(3)))
+    assert len(load_images(str(tmp_path / "new.npz")).x_test) == 3  # control: one pixel of one image is another
+    with pytest.raises(ValueError, match="--images .*seen.npz: every image of x_test stands in x_train; a model is judged by"):
+        load_images(str(tmp_path / "seen.npz"))
+
+
 def test_images_from_a_file(tmp_path):
     np.savez(tmp_path / "i.npz", **arrays())
     data = load_images(str(tmp_path / "i.npz"))

@@ -277,7 +277,7 @@ def test_what_cannot_be_run_is_refused(tiny, path, tmp_path, given, message):
 
 def test_grey_images_are_refused(tiny, tmp_path):
     x, y = np.zeros((60, 8, 8), dtype=np.uint8), np.arange(60) % 6
-    np.savez(tmp_path / "grey.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez(tmp_path / "grey.npz", x_train=x, y_train=y, x_test=255 - x, y_test=y)
     with pytest.raises(ValueError, match=r"grey.npz: its images are \(8, 8, 1\); augmentation takes three colours"):
         run(tmp_path / "grey.npz", tmp_path)
 

@@ -158,7 +158,7 @@ IMAGES = {
     "sizes": dict(x_test=np.zeros((8, 6, 6, 3), np.uint8)),
     "none": dict(x_test=np.zeros((0, 8, 8, 3), np.uint8), y_test=np.zeros(0, int)),
     "few": dict(x_train=np.zeros((20, 8, 8, 3), np.uint8), y_train=np.arange(20) % 4),
-    "seven": dict(x_train=np.zeros((64, 7, 7, 3), np.uint8), x_test=np.zeros((8, 7, 7, 3), np.uint8)),
+    "seven": dict(x_train=np.zeros((64, 7, 7, 3), np.uint8), x_test=np.ones((8, 7, 7, 3), np.uint8)),
 }
 
 

@@ -220,7 +220,7 @@ def test_a_grey_model_takes_grey_images_and_refuses_colours_in_a_line(tmp_path):
     random = np.random.default_rng(0)
     for name, depth in (("grey", ()), ("colour", (3,))):
         x, y = random.integers(0, 256, (40, 16, 16, *depth)).astype(np.uint8), np.arange(40) % 10
-        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y, x_test=255 - x, y_test=y)
     given = dict(ranks=((6, 24, 24),))
     compress.run(options(tmp_path, tmp_path / "grey", images=str(tmp_path / "grey.npz"), **given))  # control
     with pytest.raises(ValueError, match="grey takes images of 1 channel; these have 3"):

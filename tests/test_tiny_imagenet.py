@@ -23,7 +23,9 @@ def folder(tmp_path):
         for n in range(3):
             mode, colour = ("L", level) if n == 0 else ("RGB", (level,) * 3)
             Image.new(mode, (64, 64), colour).save(root / "train" / name / "images" / f"{name}_{n}.JPEG")
-        Image.new("RGB", (64, 64), (level,) * 3).save(root / "val" / "images" / f"val_{number}.JPEG")
+        unseen = Image.new("RGB", (64, 64), (level,) * 3)
+        unseen.putpixel((9, 9), (255, 0, 0))
+        unseen.save(root / "val" / "images" / f"val_{number}.JPEG")
         lines.append(f"val_{number}.JPEG\t{name}\t0\t0\t63\t63\n")
     (root / "val" / "val_annotations.txt").write_text("".join(lines), encoding="utf-8")
     return root

@@ -103,7 +103,7 @@ def load_images(path: str | None) -> ImageData:
             None for the digits.
 
     Raises:
-        ValueError: for a file without these arrays, or with arrays of another type or shape.
+        ValueError: for a file without these arrays, with arrays of another type or shape, or with test images that are all trained on.
     """
     if path is None:
         return _digits()
@@ -127,6 +127,11 @@ def load_images(path: str | None) -> ImageData:
             raise ValueError(f"--images {path}: y_{part} holds {wrong}; classes count from 0 to at most {MOST_CLASSES - 1}")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(f"--images {path}: x_train {x_train.shape} and x_test {x_test.shape} are images of different sizes")
+    known = {hash(image.tobytes()) for image in x_train}
+    if all(hash(image.tobytes()) in known for image in x_test):
+        raise ValueError(
+            f"--images {path}: every image of x_test stands in x_train; a model is judged by images that it did not see"
+        )
     x_train, x_test = (x[..., None] if x.ndim == 3 else x for x in (x_train, x_test))
     return _hashed(source.name, x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64))
 
