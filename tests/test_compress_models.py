@@ -15,7 +15,7 @@ from reproduce.store import records
 from reproduce.train.options import Options
 from reproduce.train.public_models import open_model
 from reproduce.trust import opening
-from tucker_ref import GroupedQueryAttention, MultiHeadAttention, compress, second_moment, to_mla
+from tucker_ref import GroupedQueryAttention, MultiHeadAttention, compress, second_moment, to_gqa, to_mla
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is in the public extra")
 BY_NAME = {(a.name, a.which): a for a in opening.ARCHITECTURES}
@@ -102,16 +102,25 @@ def test_mla_as_the_tucker_attention_that_it_is():
         assert (fewer("a")(x) - mla(x)).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("sizes", [(48, 6, 2), (24, 12, 12), (60, 5, 5), (48, 24, 3)])
-def test_every_row_can_be_made_however_small_the_layer(sizes):
+@pytest.mark.parametrize("width", [None, 2, 4, 16])
+@pytest.mark.parametrize("sizes", [(48, 6, 2), (24, 12, 12), (60, 5, 5), (48, 24, 3), (80, 16, 4)])
+def test_every_row_can_be_made_however_small_the_layer(sizes, width):
     """Of keys so narrow that fewer heads could be told apart than there are, no row of that head rank is offered."""
-    layers = {"a": with_large_weights(GroupedQueryAttention(*sizes))}
+    layers = {"a": with_large_weights(GroupedQueryAttention(*sizes, head_dim=width))}
     known = {"a": second_moment(layers["a"], tokens(2, 40, sizes[0]))}
     found = compress_models.ways(layers, layers, known)
-    assert any(way.label.startswith("Tucker [") for way in found) and any(way.label.startswith("MLA") for way in found)
+    if width is None:
+        assert any(way.label.startswith("Tucker [") for way in found) and any(way.label.startswith("MLA") for way in found)
     for way in found:
         assert way.convert("a")(tokens(1, 3, sizes[0])).isfinite().all()
-    if sizes == (48, 6, 2):  # control: this is what would have been offered
+    if (sizes, width) == ((80, 16, 4), 4):  # controls: these would have been offered
+        assert {way.label for way in found if way.label.startswith("GQA")} == {"GQA n_KV=2"}
+        assert "MLA separated d_c=12" in [way.label for way in found]
+        with pytest.raises(ValueError, match="n_kv_heads is 3; it must divide n_heads = 16"):
+            to_gqa(layers["a"], 3)
+        with pytest.raises(ValueError, match=r"post_ranks\[1\] is 80; .* it may be at most 64"):
+            compress(layers["a"], (12, 12, 12), (16, 80, 12))
+    if (sizes, width) == ((48, 6, 2), None):  # control: this is what would have been offered
         assert "Tucker [6,2,2]" not in [way.label for way in found]
         with pytest.raises(ValueError, match=r"ranks\[0\] is 6; with ranks = \(6, 2, 2\) it may be at most 4"):
             compress(layers["a"], (6, 2, 2))
@@ -229,6 +238,12 @@ def test_what_is_refused(made, tmp_path, capsys):
     opening.save(BY_NAME["ViT", ""], tmp_path / "vit")
     with pytest.raises(ValueError, match="vit takes images"):
         compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "vit")))
+    for kind in ("Qwen3", "OLMo 2"):  # beside Gemma 3 with one key head, which is not refused
+        opening.save(BY_NAME[kind, ""], tmp_path / "normed")
+        with pytest.raises(
+            ValueError, match="normed: model.layers.0.self_attn normalises its queries and keys; such layers are"
+        ):
+            compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "normed")))
     opening.save(BY_NAME["DeepSeek-V2", "yarn"], tmp_path / "mla")
     with pytest.raises(ValueError, match="normalises its latents"):
         compress_models.run(options(made, "bert", tmp_path, model=str(tmp_path / "mla")))

@@ -236,11 +236,11 @@ def test_default_rows_reckon_with_the_layer_s_own_head_width():
     assert all(row.cost(1024, 16, 128).parameters < 2 * 1024 * 128 * (16 + 8) for row in compress.default_rows(narrow))
 
 
-@pytest.mark.parametrize("d, g, width", [(512, 1, 64), (128, 1, 64), (512, 4, 16)])
-def test_default_rows_can_be_converted_to(d, g, width):
-    """Few narrow keys: a row's query rank stays below what its other ranks allow."""
+@pytest.mark.parametrize("d, h, g, width", [(512, 4, 1, 64), (128, 4, 1, 64), (512, 4, 4, 16), (24, 4, 4, 64), (10, 8, 1, 4)])
+def test_default_rows_can_be_converted_to(d, h, g, width):
+    """Few narrow keys, or more than there are channels: a row's ranks stay below what its other ranks allow."""
     torch.manual_seed(0)
-    layer = GroupedQueryAttention(d, 4, g, head_dim=width) if g < 4 else MultiHeadAttention(d, 4, head_dim=width)
-    shape = dict(d_model=d, n_heads=4, n_kv_heads=g, head_dim=width, bias=False)
+    layer = GroupedQueryAttention(d, h, g, head_dim=width) if g < h else MultiHeadAttention(d, h, head_dim=width)
+    shape = dict(d_model=d, n_heads=h, n_kv_heads=g, head_dim=width, bias=False)
     for row in compress.default_rows(shape):
         row.converted(layer)

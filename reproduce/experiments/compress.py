@@ -200,10 +200,11 @@ def default_rows(shape: dict) -> list[Row]:
     def even(width: float) -> int:
         return max(2, 2 * int(width / 2))
 
-    rows = [
-        Row("Tucker", ranks=(heads, min(even(d / share), h * width, heads * even(t / share)), even(t / share)))
+    ranks = [
+        (heads, min(even(d / share), h * width, heads * even(t / share)), even(t / share))
         for heads, share in ((h, 4), (max(1, 2 * h // 3), 6), (max(1, 2 * h // 3), 8), (max(1, 2 * h // 3), 12))
     ]
+    rows = [Row("Tucker", ranks=(r, s, t)) for r, s, t in ranks if r <= s * t and t <= min(d, r * s)]
     if not shape["bias"]:  # MLA has none
         rows += [Row("MLA", latent=even(t / share), shared_kv=shared) for shared in (False, True) for share in (2, 4, 6)]
     divisors = [n for n in range(g // 2, 0, -1) if g % n == 0]

@@ -112,12 +112,19 @@ def run(options: Options) -> None:
 
 
 def check_compressible(opened: OpenModel) -> None:
-    """Raise ValueError for a model of images, and for layers that are neither multi-head nor grouped-query attention."""
+    """Raise ValueError for a model of images, for layers that are neither multi-head nor grouped-query attention, and for norms of queries
+    and keys of several key heads, or of heads that do not turn."""
     if not opened.takes_text:
         raise ValueError(f"{opened.name} takes images; models of text are compressed here")
     opened.check_trilinear(or_between_norms=True)
     if not opened.config()["n_kv_heads"]:
         raise ValueError(f"{opened.name}: only multi-head and grouped-query attention is compressed here")
+    for place, layer in opened.layers.items():
+        if layer.qk_norm and not (layer.qk_norm == "head" and layer.rotary and layer.k_proj.out_features == layer.head_dim):
+            raise ValueError(
+                f"{opened.name}: {place} normalises its queries and keys; such layers are compressed here where they have one key head, "
+                "which turns"
+            )
 
 
 def in_words(judged: dict) -> str:
@@ -151,7 +158,7 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
     d, h, k, normed = first.d_model, first.n_heads, first.head_dim, first.qk_norm is not None
     groups, n = first.k_proj.out_features // k, len(layers)
     own, biases = count_parameters(layers.values()), sum(count_biases(layer) for layer in layers.values())
-    rows = d + bool(first.bias)  # of the query mode
+    rows, outputs = d + bool(first.bias), min(d, h * k)  # of the query mode; as many as the heads together reach
     convert = functools.partial(as_tucker_of, layers, known)
     found = []
     for share in SHARES:
@@ -159,25 +166,24 @@ def ways(layers: Layers, tensors: Layers, known: dict[str, torch.Tensor]) -> lis
         budget = n * mla_cost(d, h, t, t, k, shared_kv=False).parameters + biases
         if budget > own:
             continue
-        if groups * share == int(groups * share) and not normed:
-            heads = int(groups * share)
+        if (heads := int(groups * share)) == groups * share and groups % heads == 0 and not normed:
             label = "MQA" if heads == 1 else f"GQA n_KV={heads}"
             found.append(Way(label, share, lambda place, g=heads: to_gqa(layers[place], g, moment=known[place])))
         mla = f"MLA separated d_c={t}"
-        ranks, method = ((min(h, t * t), t, t), (h, min(d, h * t), t)), "sthosvd" if h * t < d else "hosvd"
+        ranks, method = ((min(h, t * t), t, t), (h, min(outputs, h * t), t)), "sthosvd" if h * t < outputs else "hosvd"
         found.append(Way(mla, share, convert(ranks=ranks[0], post=ranks[1], method=method), budget))
         joint = even((budget / n - biases / n - d * h * k) / (2 * d + 3 * h * k) if not normed else 0)
         if joint > 2 and joint <= 2 * t:
             formula = n * mla_cost(d, h, joint, joint, k).parameters + biases
             ranks, method = (
-                ((min(h, joint * min(joint, rows)), min(joint, rows), joint), (h, min(d, h * joint), joint)),
-                "sthosvd" if h * joint < d else "hosvd",
+                ((min(h, joint * min(joint, rows)), min(joint, rows), joint), (h, min(outputs, h * joint), joint)),
+                "sthosvd" if h * joint < outputs else "hosvd",
             )
             shared = convert(ranks=ranks[0], post=ranks[1], shared_kv=True, method=method)
             found.append(Way(f"MLA shared d_c={joint}", share, shared, formula))
         for r in dict.fromkeys((h, max(1, 2 * h // 3)) if h > 4 else (h,)):
             s = int(((budget - biases) / n / 2 - h * r - d * t) / (d + r * t))
-            s = min(s, d, r * t)
+            s = min(s, outputs, r * t)
             if s >= 1 and r <= s * t:  # narrower than that there are not so many heads to tell apart
                 found.append(Way(f"Tucker [{r},{s},{t}]", share, convert(ranks=(r, s, t), post=(r, s, t))))
         for what, size in (("parameters", {"max_parameters": budget}), ("cache", {"max_cache": n * 2 * t})):
