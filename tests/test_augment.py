@@ -128,6 +128,8 @@ def test_little_is_made_on_the_cpu_and_carried_to_the_device(monkeypatch):
     monkeypatch.setattr(torch, "from_numpy", lambda array: carried.append(array.size) or from_numpy(array))
     ours = whole()
     assert max(carried) == 40 * SIDE
+    parts = 2 + 4 * Augmentation().operations  # of a view two; of an operation two lists of images, matrices and strengths
+    assert len(carried) == parts < 2 + len(OPERATIONS)
     monkeypatch.setattr(augment, "_shares", by_numpy)
     assert torch.equal(whole(), ours) and max(carried) == 40 * SIDE**2
 

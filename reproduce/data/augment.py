@@ -149,22 +149,34 @@ def rand_augmented(images: torch.Tensor, how: Augmentation, rng: np.random.Gener
     """
     for _ in range(how.operations):
         numbers = rng.integers(len(OPERATIONS), size=len(images))  # (b,)
-        signed = how.strength * np.where(rng.random(len(images)) < 0.5, -1.0, 1.0)  # (b,)
-        _turned(images, np.flatnonzero(numbers < len(WARPS)), numbers, signed)
-        for number in range(len(WARPS), len(OPERATIONS)):
-            chosen = np.flatnonzero(numbers == number)
-            if len(chosen):
-                places = sent(chosen, images.device)
-                images[places] = COLOURS[OPERATIONS[number]](images[places], _like(signed[chosen], images))
+        backwards = rng.random(len(images)) < 0.5  # (b,)
+        _turned(images, numbers, backwards, how.strength)
+        _coloured(images, numbers, how.strength * np.where(backwards, -1.0, 1.0))
     return images
 
 
-def _turned(images: torch.Tensor, chosen: np.ndarray, numbers: np.ndarray, signed: np.ndarray) -> None:
-    """Shears, shifts and rotations of the chosen images, all at once."""
+def _turned(images: torch.Tensor, numbers: np.ndarray, backwards: np.ndarray, strength: float) -> None:
+    """Shears, shifts and rotations of the images that these fall to, all at once.  numbers, backwards: (b,)."""
+    chosen = np.flatnonzero(numbers < len(WARPS))  # (k,)
     if len(chosen):
-        matrices = np.stack([WARPS[OPERATIONS[numbers[i]]](signed[i], images.shape[2]) for i in chosen])  # (k, 2, 3)
-        places = sent(chosen, images.device)
+        both = np.stack(
+            [[warp(s, images.shape[2]) for s in (strength, -strength)] for warp in WARPS.values()]
+        )  # (warps, 2, 2, 3)
+        places, matrices = sent(chosen, images.device), both[numbers[chosen], backwards[chosen].astype(int)]  # (k, 2, 3)
         images[places] = warped(images[places], _like(matrices, images))
+
+
+def _coloured(images: torch.Tensor, numbers: np.ndarray, signed: np.ndarray) -> None:
+    """Each other operation, of all images that it falls to; sent once for all of them, since that costs more than an operation.
+
+    numbers, signed: (b,).
+    """
+    order = np.argsort(numbers, kind="stable")  # the images of one operation stand together
+    counts = np.bincount(numbers, minlength=len(OPERATIONS)).tolist()
+    places, strengths = sent(order, images.device).split(counts), _like(signed[order], images).split(counts)
+    for operation, there, s in zip(OPERATIONS, places, strengths):
+        if operation in COLOURS and len(there):
+            images[there] = COLOURS[operation](images[there], s)
 
 
 def warped(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
