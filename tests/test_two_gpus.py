@@ -52,7 +52,8 @@ def test_two_workers_killed_or_not_reach_the_losses_of_one(found):
 
 def test_its_record_can_be_shown_though_a_table_and_no_row_names_it(found):
     (record,) = records.load(found.records, "two_gpus", to_show=True)
-    assert (record.method, record.config["row"]) == ("table2", "MHA") and "the same training steps" in results.render([record])
+    assert (record.method, record.config["row"], record.data["name"]) == ("table2", "MHA", "text.txt")
+    assert "the same training steps" in results.render([record])
     as_file = json.loads((found.records / "two_gpus.smoke.json").read_text(encoding="utf-8"))[0]
     with pytest.raises(ValueError, match="it has config.row 7; it must be"):  # control
         check_record(as_file | {"config": as_file["config"] | {"row": 7}}, "it", ("two_gpus", "smoke"))
@@ -166,9 +167,9 @@ def test_losses_that_are_further_apart_than_noise_are_told(monkeypatch, found):
     monkeypatch.setattr(two_gpus.Command, "whole", whole)
     monkeypatch.setattr(two_gpus.Command, "killed", lambda self, _: {**whole(self, "two"), "resumed_after": [1, 2]})
     case = two_gpus.PRESETS["smoke"]["table2"]
-    assert two_gpus.measured("table2", case, found)["within_noise"]
+    assert two_gpus.measured("table2", case, found, "its hash")["within_noise"]
     curves["two"] = 0.003  # control
-    assert not two_gpus.measured("table2", case, found)["within_noise"]
+    assert not two_gpus.measured("table2", case, found, "its hash")["within_noise"]
 
 
 def test_the_table_gives_the_hours_of_the_papers_run(found):

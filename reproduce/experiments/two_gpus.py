@@ -129,18 +129,21 @@ def run(options: Options) -> None:
             "paper_tokens": case.paper_tokens,
             "device": device_in_words(device),
         }
-        metrics = measured(name, case, options)
+        data = read_text(case.preset, options)  # once: what is tokenised is kept for the runs
+        metrics = measured(name, case, options, data.sha256)
         seconds = time.perf_counter() - began
-        record = new_record("two_gpus", options.preset, name, config, metrics, device=device, wall_seconds=seconds)
+        what = "two_gpus", options.preset, name, config, metrics
+        record = new_record(*what, data=data.describe(), device=device, wall_seconds=seconds)
         append(options.records, record, replace=True)
 
 
-def measured(name: str, case: Case, options: Options) -> dict:
+def measured(name: str, case: Case, options: Options, text: str) -> dict:
     """Four runs, and how far their losses are from the first's.
 
     Args:
         name, case: what is trained.
         options: as in `run`.
+        text: its sha256.
 
     Returns:
         The record's metrics.
@@ -148,8 +151,7 @@ def measured(name: str, case: Case, options: Options) -> dict:
     place = options.out / f"two_gpus-{options.preset}-{name}"
     command = Command(name, options, place, case.preset.train.checkpoint_every)
     other = case.other_micro_batch
-    data = read_text(case.preset, options)  # once: what is tokenised is kept for the runs
-    begin(place, {"case": repr(case), "data": data.sha256, "device": device_in_words(options.device)})
+    begin(place, {"case": repr(case), "data": text, "device": device_in_words(options.device)})
     one, noisy = command.side_by_side({"one": 0, "one-other-sums": other})
     two, resumed = command.whole("two", 2), command.killed("killed")
     curves = [[loss for _, loss, _ in found["curve"]] for found in (one, noisy, two, resumed)]

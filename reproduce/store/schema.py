@@ -1104,7 +1104,7 @@ REST: dict[str, Kind] = {
     "theorems": (Part, TheoremsMetrics, None),
     "decode": (DecodeConfig, DecodeMetrics, None),
     "speed": (SpeedConfig, SpeedMetrics, None),
-    "two_gpus": (TwoGpusConfig, TwoGpusMetrics, None),
+    "two_gpus": (TwoGpusConfig, TwoGpusMetrics, Data),
     "hostile": (Part, HostileMetrics, None),
     "mutation": (Part, MutationMetrics, None),
     "fuzz": (Part, FuzzMetrics, None),
