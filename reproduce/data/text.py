@@ -3,6 +3,7 @@
 Without a path the text is the Python standard library's own source: real, on every machine that can run this, no download.
 """
 
+import functools
 import gzip
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ import re
 import sysconfig
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,23 +135,26 @@ def read_both(
         ValueError: as `read_documents` does, for a held-out text of which nothing is new, and as `check_unread` does.
     """
     name, documents = read_documents(path)
+    in_text = standing_in(documents)
     if validation is None:
-        check_unread(tests, documents)
+        check_unread(tests, in_text)
         train, held_out = split(documents)
         return (name, train), (name, held_out)
     other, held_out = read_documents(validation, "--validation")
-    if stands_in(held_out, documents):
+    if in_text(held_out):
         raise ValueError(f"--validation {validation}: all of it stands in the text to train on, {name}; {ALLOWED}")
-    check_unread(tests, documents, held_out)
+    check_unread(tests, in_text, standing_in(held_out))
     return (name, documents), (other, held_out)
 
 
-def stands_in(documents: list[str], others: list[str]) -> bool:
-    """Whether all of a text stands in another one, however they are cut into documents: a part that was copied out of it."""
-    known = set(others)
-    new = [document.strip() for document in documents if document not in known]
-    whole = "".join(others) if new else ""
-    return all(document in whole for document in new)
+def standing_in(others: list[str]) -> Callable[[list[str]], bool]:
+    """Documents -> whether all of them stand in these, however both are cut: a part that was copied out.  others: of a whole text."""
+    known, whole = set(others), functools.cache(lambda: "".join(others))  # made once, and only for a text that is new
+
+    def stands(documents: list[str]) -> bool:
+        return all(document.strip() in whole() for document in documents if document not in known)
+
+    return stands
 
 
 def check_places(texts: Iterable[tuple[str, str | None]]) -> None:
@@ -188,18 +192,18 @@ def check_apart(tests: Iterable[tuple[str, bool]]) -> None:
         names.add(name)
 
 
-def check_unread(tests: Iterable[str], *read: list[str]) -> None:
+def check_unread(tests: Iterable[str], *read: Callable[[list[str]], bool]) -> None:
     """`check_apart` of test texts by their paths.
 
     Args:
         tests: the paths.
-        read: documents of each text that models are made with, trained or chosen on.
+        read: `standing_in` of each text that models are made with, trained or chosen on.
 
     Raises:
         ValueError: as `check_apart` and `read_documents` do.
     """
     found = (read_documents(path, "--test") for path in tests)
-    check_apart((name, any(stands_in(documents, other) for other in read)) for name, documents in found)
+    check_apart((name, any(stands(documents) for stands in read)) for name, documents in found)
 
 
 def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:

@@ -21,7 +21,7 @@ from tucker_ref import compress, mla_cost, to_gqa
 from tucker_ref.compression.model_ranks import choose_model_ranks
 from tucker_ref.compression.normed import compress_normed
 
-from ..data.text import check_unread, read_documents
+from ..data.text import check_unread, read_documents, standing_in
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
@@ -72,7 +72,7 @@ def run(options: Options) -> None:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
     opened = open_model(options.model, trust_layers=options.trust_layers)
     check_compressible(opened)
-    check_unread(options.test, read_documents(options.text)[1])
+    check_unread(options.test, standing_in(read_documents(options.text)[1]))
     opened.model.to(options.device)
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
     read = spread(opened, options.text, WINDOWS, WINDOW)

@@ -93,6 +93,10 @@ class Preset:
     seeds: tuple[int, ...] = (CHOOSES, 1, 2, 3, 4, 5)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    def started(self, how: str) -> list[Row]:
+        """The rows that a start, a key of STARTED, knows how to convert to."""
+        return [row for row in self.rows if row.mechanism in STARTED[how]]
+
 
 SETTINGS = TrainConfig(
     steps=0, batch_size=512, learning_rate=0.0, warmup_steps=440, final_share=0.0, weight_decay=0.05, beta2=0.99,
@@ -172,7 +176,7 @@ def rows_of(preset: Preset, options: Options) -> tuple[list[Row], bool]:
     Raises:
         ValueError: for a label that none of them has.
     """
-    rows = [row for row in preset.rows if row.mechanism in STARTED[options.start]]
+    rows = preset.started(options.start)
     check_labels("row", options.rows, [PRETRAINED, *(row.label for row in rows)])
     named = [row for row in rows if row.label in options.rows]
     return (named if options.rows else rows), set(options.rows) == {PRETRAINED}

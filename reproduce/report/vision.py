@@ -98,9 +98,9 @@ def _several_starts(runs: list[Record]) -> str:
 
 def _not_run(runs: list[Record], rows: list[str]) -> str:
     """A sentence where the preset has more rows than these, all converted in one way."""
-    preset, start = figure3_tiny.PRESETS.get(runs[0].preset), runs[0].config.get("start", "hosvd")
-    there = [row.label for row in preset.rows if row.mechanism in figure3_tiny.STARTED[start]] if preset else []
-    left = [label for label in there if label not in rows]
+    preset = figure3_tiny.PRESETS.get(runs[0].preset)
+    there = preset.started(runs[0].config.get("start", "hosvd")) if preset else []
+    left = [row for row in there if row.label not in rows]
     return f" Not run yet: {len(left)} of {len(there)} rows." if left else ""
 
 

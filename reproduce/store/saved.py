@@ -192,7 +192,7 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
     Raises:
         ValueError: if they do not fit, or the description is not the one that was written with them; older files do not say that.
     """
-    if metadata.get("seal", seal_of(metadata)) != seal_of(metadata):
+    if metadata.get("seal") not in (None, seal_of(metadata)):
         raise ValueError(f"{path}: the description of its model was changed after it was written; its weights may be another's")
     with described(path):
         put_layers(model, metadata)
