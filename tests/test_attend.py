@@ -256,7 +256,7 @@ def test_the_reference_and_empty_input_call_no_kernel(calls):
 def test_a_kernel_that_knows_no_groups_sees_each_key_as_often_as_it_is_used(calls, monkeypatch, shape, causal, compiling):
     """PyTorch's "efficient" kernel needs a GPU: here another stands in its place. While it compiles, no warnings are caught."""
     monkeypatch.setitem(FORCED, "efficient", SDPBackend.MATH)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: compiling)
     q, k, v = inputs(*shape)
     for mask in (None, torch.ones(shape[3:5], dtype=torch.bool).tril(1)):
         options = dict(scale=0.3, causal=causal, mask=mask)
@@ -277,7 +277,7 @@ def test_what_is_compiled_takes_no_turn(monkeypatch):
     monkeypatch.setattr(backends, "turns", None)
     with pytest.raises((TypeError, AttributeError)):  # control: what is not compiled takes one
         attend(*qkv, **options)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
     for actual, wanted in zip(run(qkv, **options), run(qkv, backend="reference", **options)):
         assert relative_error(actual, wanted) < TOLERANCE[torch.float64]
 
@@ -316,6 +316,14 @@ def test_a_gradient_comes_back_in_the_layout_of_the_output():
         assert (
             backends.SameLayoutBack.backward(SimpleNamespace(strides=z.stride()), same) is same
         )  # no copy where none is needed
+
+
+def test_what_another_thread_compiles_changes_no_refusal(monkeypatch):
+    """PyTorch (2.13) says of the whole process that it compiles: who is not compiled then left the locks and the words of a refusal out."""
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()  # control
+    with pytest.raises(ValueError, match="backend 'flash' refuses"):
+        attend(*inputs(1, 4, 1, 7, 7, 8, 5), scale=0.3, causal=True, backend="flash")
 
 
 @pytest.mark.no_cover

@@ -154,5 +154,5 @@ def test_compiled_code_knows_no_locks(monkeypatch):
     stored = made()
     with stored.one_thread:
         assert refused(elsewhere(lambda: stored.truncate(0)))  # control
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
         assert elsewhere(lambda: stored.truncate(0)) is None

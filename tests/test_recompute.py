@@ -100,7 +100,7 @@ def test_it_compiles_whole():
 @pytest.mark.parametrize("compiling", [True, False])
 def test_kernels_that_are_compiled_are_chosen_for_good(compiling, monkeypatch):
     """So neither switches nor calls are looked at."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: compiling)
     attention = recompute._under_the_same_switches(lambda x: x)
     assert [attention(n) for n in range(2)] == [0, 1]
     if compiling:

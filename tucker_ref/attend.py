@@ -51,7 +51,7 @@ def attend(
         return backends.flex(q, k, v, scale, causal, mask)
     if backend in FORCED:
         return backends.forced(_sdpa, q, k, v, scale, causal, mask, backend)
-    if torch.compiler.is_compiling():  # which knows no locks
+    if torch.compiler.is_dynamo_compiling():  # which knows no locks
         return _sdpa(q, k, v, scale, causal, mask)
     with backends.turns:
         return _sdpa(q, k, v, scale, causal, mask)

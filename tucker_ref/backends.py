@@ -62,7 +62,7 @@ turns = Turns()
 def forced(sdpa, q, k, v, scale, causal, mask, backend):
     """One kernel of PyTorch's and no other; its own warnings say why it refuses. sdpa: attends by what PyTorch's switches allow."""
     grouped = backend != "efficient"  # which knows no groups
-    if torch.compiler.is_compiling():  # the choice becomes part of the compiled code, which touches no switches
+    if torch.compiler.is_dynamo_compiling():  # the choice becomes part of the compiled code, which touches no switches
         with sdpa_kernel(FORCED[backend]):
             return sdpa(q, k, v, scale, causal, mask, grouped)
     with turns.alone(), sdpa_kernel(FORCED[backend]), warnings.catch_warnings(record=True) as said:

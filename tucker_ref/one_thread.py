@@ -36,7 +36,7 @@ class OneThread:
 
 def alone(cache) -> contextlib.AbstractContextManager:
     """Inside it no other thread may write this cache. Code that torch.compile makes knows no locks, and does not look."""
-    return contextlib.nullcontext() if torch.compiler.is_compiling() else cache.one_thread
+    return contextlib.nullcontext() if torch.compiler.is_dynamo_compiling() else cache.one_thread
 
 
 def by_one_thread(method: Method) -> Method:

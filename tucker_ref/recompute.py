@@ -54,7 +54,7 @@ def _under_the_same_switches(attention: Callable[..., torch.Tensor]) -> Callable
     seen: list[tuple[bool, ...]] = []
 
     def attend(*latents) -> torch.Tensor:
-        if not torch.compiler.is_compiling():  # then kernels are chosen for good
+        if not torch.compiler.is_dynamo_compiling():  # then kernels are chosen for good
             seen.append(_switches())
             if len(seen) > 2:
                 raise RuntimeError(
