@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import DIFFERENT, EXACT, relative_error, tokens, with_large_weights
 from torch import nn
 
@@ -12,6 +13,7 @@ from tucker_ref import (
     LatentNorm,
     MultiHeadAttention,
     MultiHeadLatentAttention,
+    Rotary,
     TuckerAttention,
     as_tucker,
     choose_ranks,
@@ -22,6 +24,8 @@ from tucker_ref import (
     to_gqa,
     to_mla,
 )
+from tucker_ref.compression.normed import between_norms
+from tucker_ref.norms import QKNorm
 
 X = tokens(2, 5, 24)
 LAYERS = {
@@ -170,6 +174,145 @@ def test_another_norm_is_refused_where_it_would_be_left_out_or_taken_for_the_lay
                 spectra(layer)
 
 
+class OnePlus(nn.RMSNorm):
+    """As Gemma has it."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+
+
+class Behind(LatentNorm):
+    """Its eps stands behind the root."""
+
+    def forward(self, latent):
+        return latent / (latent.square().mean(-1, keepdim=True).sqrt() + 1e-1) * self.weight
+
+
+class Doubled(nn.Identity):
+    def forward(self, x):
+        return 2 * x
+
+
+class DoubledNorm(QKNorm):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def norms_of(layer) -> list[str]:
+    return [part for part, norm in layer.named_children() if part.endswith("norm")]
+
+
+@pytest.mark.parametrize("name", NORMED)
+@pytest.mark.parametrize("other", [OnePlus, Behind, Doubled, DoubledNorm])
+def test_a_norm_that_computes_by_code_of_its_own_is_refused(name, other):
+    for normed in (False, True):
+        for part in norms_of(NORMED[name](normed=normed)):
+            layer = with_large_weights(NORMED[name](normed=normed))
+            setattr(layer, part, other(WIDTHS.get(part, 8)).double())
+            with pytest.raises(ValueError, match=f"^{part} is {other.__name__}, a norm that this layer was not made with"):
+                spectra(layer)
+
+
+@pytest.mark.parametrize("kind", ["head", "all"])
+def test_query_and_key_norms_over_other_channels_than_the_layers_own_are_refused(kind):
+    def made(heads):
+        return None if kind == "head" else heads
+
+    for part, heads in (("q_norm", 6), ("k_norm", 2)):
+        for norm in (
+            QKNorm(4, heads if kind == "head" else None), QKNorm(4, made(heads), count=7), QKNorm(4, made(heads), blocks=2),
+            QKNorm(4, made(heads), blocks=2, count=QKNorm(4, made(heads)).count),
+        ):  # fmt: skip
+            layer = with_large_weights(GroupedQueryAttention(24, 6, 2, qk_norm=kind))
+            as_tucker(layer)  # control
+            setattr(layer, part, norm.double())
+            for reader in (as_tucker, between_norms):
+                with pytest.raises(
+                    ValueError, match=f"^{part} takes mean squares of other channels than a layer with qk_norm='{kind}'"
+                ):
+                    reader(layer)
+
+
+@pytest.mark.parametrize("shared_kv", [False, True])
+def test_a_norm_without_gains_has_gains_of_one(shared_kv):
+    layer = with_large_weights(MultiHeadLatentAttention(24, 6, 10, 8, shared_kv=shared_kv, latent_norm=True))
+    for part in norms_of(layer):
+        before = layer(X)
+        setattr(layer, part, nn.RMSNorm(WIDTHS.get(part, 8), eps=1e-2, elementwise_affine=False))
+        assert relative_error(layer(X), before) > DIFFERENT  # control
+        assert relative_error(as_tucker(layer)(X), layer(X)) < EXACT
+
+
+def put_hook(part: nn.Module) -> str:
+    part.register_forward_hook(lambda _module, _given, y: 2 * y)
+    return "hook"
+
+
+def put_pre_hook(part: nn.Module) -> str:
+    part.register_forward_pre_hook(lambda _module, given: (2 * given[0], *given[1:]))
+    return "pre-hook"
+
+
+def put_forward(part: nn.Module) -> str:
+    """As accelerate does."""
+    part.forward = lambda x, *more, forward=part.forward, **options: 2 * forward(x, *more, **options)
+    return "method of its own"
+
+
+HOOKED = {
+    "GQA": lambda: GroupedQueryAttention(24, 6, 2, rotary=Rotary.heads(4), qk_norm="head"),
+    "MLA": lambda: MultiHeadLatentAttention(24, 6, 10, 8, rope_dim=4, rotary=Rotary.heads(4), latent_norm=True),
+    "Tucker": lambda: TuckerAttention(24, 6, (4, 9, 8), rotary=Rotary.latent(8)),
+} | {f"{name} without norms": make for name, make in LAYERS.items()}
+
+
+@pytest.mark.parametrize("name", HOOKED)
+@pytest.mark.parametrize("put", [put_hook, put_pre_hook, put_forward])
+def test_what_is_hooked_to_a_part_or_to_the_layer_is_refused(name, put):
+    for part in ("", *(part for part, _ in HOOKED[name]().named_children())):
+        layer = with_large_weights(HOOKED[name]())
+        hooked, before = layer.get_submodule(part), layer(X)
+        kind = put(hooked)
+        if part not in ("kv_b_proj", "pre", "post") and not (put is put_pre_hook and part.endswith("norm")):
+            assert (
+                relative_error(layer(X), before) > 1e-9
+            )  # control: it counts where the part is called; a norm leaves a trace of a size
+        for reader in READERS.values() if "without" in name else (spectra, *([] if name == "Tucker" else [as_tucker])):
+            with pytest.raises(ValueError, match=f"^{part or 'layer'} has a forward {kind}, which is not read here"):
+                reader(layer)
+
+
+def test_a_rotary_embedding_that_turns_by_code_of_its_own_is_refused():
+    class Slow(Rotary):
+        def forward(self, x, positions):
+            return super().forward(x, positions // 2)
+
+    layer = with_large_weights(GroupedQueryAttention(24, 6, 2, rotary=Slow([1.0, 0.1])))
+    assert (
+        relative_error(layer(X), with_large_weights(GroupedQueryAttention(24, 6, 2, rotary=Rotary([1.0, 0.1])))(X)) > DIFFERENT
+    )
+    for reader in READERS.values():
+        with pytest.raises(ValueError, match="^rotary is Slow, which turns by code of its own that is not known here$"):
+            reader(layer)
+
+
+@pytest.mark.parametrize("name", ["GQA", "MLA"])
+def test_a_parametrised_norm_is_read(name):
+    for part in norms_of(NORMED[name](normed=True)):
+        layer = with_large_weights(NORMED[name](normed=True))
+        before = layer(X)
+        nn.utils.parametrize.register_parametrization(getattr(layer, part), "weight", OneMore())
+        assert relative_error(layer(X), before) > DIFFERENT  # control
+        assert relative_error(as_tucker(layer)(X), layer(X)) < EXACT
+
+
+class OneMore(nn.Module):
+    """A weight counts from one, and grows with its place, so that it is no scale."""
+
+    def forward(self, weight):
+        return 1 + weight * torch.linspace(0, 1, weight.shape[0], dtype=weight.dtype).view(-1, *[1] * (weight.ndim - 1))
+
+
 def test_queries_that_read_the_token_itself_have_no_norm():
     """As DeepSeek-V2 Lite has it: the identity stands where the norm would."""
     layer = with_large_weights(MultiHeadLatentAttention(24, 6, 24, 8, latent_norm=True))
@@ -177,13 +320,37 @@ def test_queries_that_read_the_token_itself_have_no_norm():
     assert relative_error(as_tucker(layer)(X), layer(X)) < EXACT
 
 
-def test_conversions_refuse_them_as_well():
+@pytest.mark.parametrize("replaced", [Adapter, quantised])
+def test_conversions_refuse_them_as_well(replaced):
     layer = layer_of("MHA")
-    layer.k_proj = Adapter(layer.k_proj)
+    layer.k_proj = replaced(layer.k_proj)
     for convert in (
         lambda: to_gqa(layer, 3),
+        lambda: to_gqa(layer, 3, method="mean"),
         lambda: to_mla(layer, 8, 8),
         lambda: compress(layer, (2, 4, 4), moment=second_moment(layer, X)),
     ):
-        with pytest.raises(ValueError, match="^k_proj is Adapter"):
+        with pytest.raises(ValueError, match="^k_proj is (Adapter|Quantised)"):
             convert()
+
+
+@pytest.mark.parametrize("method", ["svd", "mean"])
+def test_groups_of_a_parametrised_layer_are_those_of_its_weights(method):
+    layer = layer_of("GQA")
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        before = layer(X)
+        nn.utils.parametrize.register_parametrization(getattr(layer, name), "weight", OneMore())
+        assert relative_error(layer(X), before) > DIFFERENT  # control
+        assert relative_error(to_gqa(layer, 2, method=method)(X), layer(X)) < EXACT
+
+
+def test_between_norms_nothing_parametrised_is_written_to_and_no_other_norm_is_known():
+    for name in ("q_proj", "k_proj"):
+        layer = with_large_weights(NORMED["GQA"](normed=True))
+        between_norms(layer)  # control
+        nn.utils.parametrize.register_parametrization(getattr(layer, name), "weight", OneMore())
+        with pytest.raises(ValueError, match="^a projection of the layer is parametrised; between norms it is written to"):
+            between_norms(layer)
+    layer.k_norm = nn.RMSNorm(4).double()
+    with pytest.raises(ValueError, match="^k_norm is RMSNorm, a norm that this layer was not made with"):
+        between_norms(layer)

@@ -106,28 +106,44 @@ def factors_of(layer: nn.Module) -> LayerFactors:
             f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
             "MultiHeadLatentAttention or TuckerAttention"
         )
-    _check_norms(layer)
+    _check_parts(layer)
     if isinstance(layer, TuckerAttention):
         return _of_tucker(layer)
     return _of_latent(layer) if isinstance(layer, MultiHeadLatentAttention) else _of_grouped(layer)
 
 
-def _check_norms(layer: nn.Module) -> None:
-    """Raise ValueError for a norm of another kind than the layer was made with: what it does would be left out."""
+def _check_parts(layer: nn.Module) -> None:
+    """Raise ValueError for what a call runs and nobody reads here: hooks, and parts of another kind than the layer was made with."""
     made = vars(layer)
-    of_heads = QKNorm if made.get("qk_norm") else nn.Identity
-    of_latents = (nn.RMSNorm, LatentNorm, nn.Identity) if made.get("latent_norm") else nn.Identity
-    for name, norm in layer.named_children():
-        if name.endswith("norm") and not isinstance(norm, of_heads if name in ("q_norm", "k_norm") else of_latents):
+    of_heads: list[type[nn.Module]] = [QKNorm if made.get("qk_norm") else nn.Identity]
+    of_latents: list[type[nn.Module]] = [nn.Identity, *((nn.RMSNorm, LatentNorm) if made.get("latent_norm") else ())]
+    for name, part in (("layer", layer), *layer.named_children()):
+        for what, there in (
+            ("hook", part._forward_hooks), ("pre-hook", part._forward_pre_hooks), ("method of its own", "forward" in vars(part)),
+        ):  # fmt: skip
+            if there:
+                raise ValueError(f"{name} has a forward {what}, which is not read here and would be left out: remove it first")
+        if name == "rotary" and not _calls_as(part, [Rotary]):
+            raise ValueError(f"rotary is {type(part).__name__}, which turns by code of its own that is not known here")
+        if name.endswith("norm") and not _calls_as(part, of_heads if name in ("q_norm", "k_norm") else of_latents):
             raise ValueError(
-                f"{name} is {type(norm).__name__}, a norm that this layer was not made with, and that is not known here"
+                f"{name} is {type(part).__name__}, a norm that this layer was not made with, and that is not known here"
             )
+
+
+def _calls_as(part: nn.Module, kinds: list[type[nn.Module]]) -> bool:
+    """Whether it runs the forward of one of these classes, as parametrised parts do and a subclass may not."""
+    return type(part).forward in [kind.forward for kind in kinds]
 
 
 def _of_grouped(layer: MultiHeadAttention) -> LayerFactors:
     """The keys of all groups side by side are the latent, so the head schedule repeats per group."""
     w_q, w_k, w_v = (_with_bias_row(layer, name) for name in ("q_proj", "k_proj", "v_proj"))  # (D, heads * k)
     groups = w_k.shape[1] // layer.head_dim
+    for name, heads in (("q_norm", layer.n_heads), ("k_norm", groups)):
+        norm, made = vars(getattr(layer, name)), vars(QKNorm.of(layer.qk_norm, layer.head_dim, heads))
+        if any(norm.get(option) != made.get(option) for option in ("heads", "blocks", "count")):
+            raise ValueError(f"{name} takes mean squares of other channels than a layer with qk_norm={layer.qk_norm!r} does")
     head = torch.arange(layer.n_heads, device=w_q.device)  # (h,)
     group = head // (layer.n_heads // groups)  # (h,)
     w_o, output_bias = plain_weight(layer, "o_proj").detach(), layer.o_proj.bias
@@ -175,8 +191,11 @@ def _norms(layer: MultiHeadLatentAttention) -> tuple[nn.Module, nn.Module, nn.Mo
     def copied(original) -> nn.Module:
         if isinstance(original, nn.Identity):  # queries that read the token itself have no latent to normalise
             return original
-        norm = LatentNorm(len(original.weight), eps=original.eps)
-        norm.weight = nn.Parameter(original.weight.detach().clone())
+        gains = original.weight
+        if gains is None:  # elementwise_affine=False: all are one
+            gains = layer.o_proj.weight.new_ones(original.normalized_shape)
+        norm = LatentNorm(len(gains), eps=original.eps)
+        norm.weight = nn.Parameter(gains.detach().clone())
         return norm
 
     value = nn.Identity() if layer.shared_kv else copied(layer.v_a_layernorm)

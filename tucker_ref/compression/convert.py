@@ -7,6 +7,7 @@ W_h = W_h^Q W_h^K^T and W~_h, not of the projections, so that the numbers can be
 """
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ def to_gqa(
         raise ValueError(f"n_kv_heads is {n_kv_heads}; it must divide the layer's {sources} key/value heads")
     result.scale = layer.scale
     changed = _means(layer, n_kv_heads) if method == "mean" else _best_heads(layer, n_kv_heads, root_of(moment))
-    result.load_state_dict(layer.state_dict() | changed)
+    result.load_state_dict(_state(layer) | changed)
     return result
 
 
@@ -117,14 +118,22 @@ def _check_source(layer: nn.Module, name: str) -> None:
         raise ValueError(f"layer is {type(layer).__name__}; {name} converts MultiHeadAttention and GroupedQueryAttention")
     if layer.qk_norm is not None:
         raise ValueError(f"layer has qk_norm={layer.qk_norm!r}; its logits are not trilinear, so it has no tensor to decompose")
+    factors_of(layer)  # raises for what is more than its weights
     check_weights(layer)
+
+
+def _state(layer: MultiHeadAttention) -> dict[str, torch.Tensor]:
+    """Weights and biases of its projections, those of parametrised ones as a call finds them."""
+    names = itertools.product(("q_proj", "k_proj", "v_proj", "o_proj"), ("weight", "bias"))
+    parts = {f"{name}.{kind}": getattr(getattr(layer, name), kind) for name, kind in names}
+    return {name: tensor.detach() for name, tensor in parts.items() if tensor is not None}
 
 
 def _means(layer: MultiHeadAttention, n_kv_heads: int) -> dict[str, torch.Tensor]:
     """Weights and biases of k_proj and v_proj, averaged over the heads of each group."""
     return {
         name: tensor.unflatten(0, (n_kv_heads, -1, layer.head_dim)).mean(1).flatten(0, 1)
-        for name, tensor in layer.state_dict().items()
+        for name, tensor in _state(layer).items()
         if name.startswith(("k_proj", "v_proj"))
     }
 

@@ -12,6 +12,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..factors import factors_of
 from ..mha import MultiHeadAttention
@@ -44,7 +45,9 @@ def between_norms(layer: MultiHeadAttention, moment: torch.Tensor | None = None)
     result = copy.deepcopy(layer)
     result.qk_norm, result.q_norm, result.k_norm = None, nn.Identity(), nn.Identity()
     with torch.no_grad():
-        for projection, norm, size in zip((result.q_proj, result.k_proj), _norms(layer), _sizes(layer, moment)):
+        for projection, size, norm in zip((result.q_proj, result.k_proj), _sizes(layer, moment), _norms(layer)):
+            if is_parametrized(projection):
+                raise ValueError("a projection of the layer is parametrised; between norms it is written to: remove that first")
             factor = norm.weight.view(-1, layer.head_dim) / size[:, None]  # (heads, k)
             for parameter in projection.parameters():
                 whole = factor.flatten().view(-1, *[1] * (parameter.ndim - 1))  # (heads k, 1), or (heads k,) of a bias
