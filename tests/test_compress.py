@@ -30,11 +30,14 @@ from tucker_ref import (
     spectra,
     sthosvd,
     to_gqa,
+    to_mla,
     unfold,
 )
 from tucker_ref.compression import factored_tensor, truncation
-from tucker_ref.compression.factored_tensor import Identity, factored_tensors
+from tucker_ref.compression.factored_tensor import FARTHEST, FactoredTensor, Identity, factored_tensors, squarable
+from tucker_ref.compression.model_ranks import choose_model_ranks
 from tucker_ref.compression.ranks import _ranks_for
+from tucker_ref.compression.rope_classes import key_classes
 from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
 from tucker_ref.compression.truncation import METHODS
 
@@ -607,6 +610,70 @@ def test_gram_matrices_are_made_in_strips(strip, heads, rows, monkeypatch):
         with Products():
             ours = gram()
         assert relative_error(ours, expected) < EXACT and made == heights
+
+
+READERS = {
+    "compress": lambda layer: compress(layer, (3, 8, 8)).post.to_tensor(),
+    "compress by hooi": lambda layer: compress(layer, (3, 8, 8), method="hooi").post.to_tensor(),
+    "compress shared": lambda layer: compress(layer, (3, 8, 8), shared_kv=True).post.to_tensor(),
+    "spectra": lambda layer: torch.cat([tensor.rows for tensor in spectra(layer)]),
+    "choose_ranks": lambda layer: choose_ranks(layer, relative_error=0.3),
+    "choose_model_ranks": lambda layer: choose_model_ranks([layer], max_cache=8),
+    "relative_errors": lambda layer: relative_errors(layer, layer),
+    "to_gqa": lambda layer: as_tucker(to_gqa(layer, 1)).post.to_tensor(),
+    "to_mla": lambda layer: as_tucker(to_mla(layer, 8, 8)).post.to_tensor(),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("rotary", [None, Rotary.heads(4)], ids=["plain", "rotary"])
+def test_weights_whose_squares_float64_does_not_hold_are_refused_and_others_scale(rotary, read):
+    def scaled(factor: float) -> GroupedQueryAttention:
+        layer = with_large_weights(GroupedQueryAttention(24, 6, 2, rotary=rotary))
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(factor)
+        return layer
+
+    expected = read(scaled(1.0))
+    for factor in (2.0**-110, 2.0**110):  # controls
+        found = read(scaled(factor))
+        if isinstance(found, torch.Tensor):
+            assert relative_error(found / factor**2, expected) < 1e-10
+        else:
+            assert found == expected
+    for factor in (1e-80, 1e80, 1e-200, 1e200):
+        with pytest.raises(
+            ValueError, match=r"^layer has a tensor of factors near 2\^-?\d+ and 2\^-?\d+, whose Gram matrices leave float64"
+        ):
+            read(scaled(factor))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_how_far_from_one_both_sides_of_a_tensor_may_lie_alone_and_together(turns):
+    assert FARTHEST == 240
+    classes = key_classes(2, Rotary([1.0]) if turns else None, "cpu")
+
+    def tensor(left: int, right: int) -> FactoredTensor:
+        """Of the largest numbers below these powers of two; what the other parts hold is far smaller."""
+        columns = torch.tensor([0.0, -(0.75 * 2.0**right)], dtype=torch.float64).expand(3, 2).mT[None]  # (1, c, k)
+        columns = torch.complex(torch.zeros_like(columns), columns) if turns else columns
+        rows = torch.tensor([0.0, 0.75 * 2.0**left], dtype=torch.float64).expand(3, 2).mT[None]  # (1, s, k)
+        return FactoredTensor(Identity(2), rows, classes, (Identity(2),), (columns,))
+
+    for left, right in ((240, 0), (-240, 0), (0, 240), (0, -240), (120, 120), (-120, -120), (240, -240)):
+        fits = tensor(left, right)
+        assert squarable(fits) is fits
+    for left, right in ((241, -1), (-241, 1), (-1, 241), (1, -241), (121, 120), (-120, -121)):
+        with pytest.raises(
+            ValueError, match=rf"near 2\^{left} and 2\^{right}, whose Gram matrices leave float64: multiply its weights"
+        ):
+            squarable(tensor(left, right))
+    for value in (math.inf, math.nan):
+        broken = tensor(0, 0)
+        broken.left[0, 1, 0] = value
+        with pytest.raises(ValueError, match=r"near 2\^1025 and 2\^0"):
+            squarable(broken)
 
 
 def test_a_basis_as_wide_as_tall_is_never_written_out():

@@ -7,6 +7,7 @@ of size n_H x d x d appears. Gram matrices square the singular values, so those 
 Under rotary embedding there is one basis L per class of key channels (`rope_classes`), and W_h is the average over all rotations.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from .moments import root_of
 from .rope_classes import KeyClass, key_classes, merged
 
 STRIP = 256  # rows of a Gram matrix that are made at once
+FARTHEST = 240  # powers of two from one up to which float64 holds the fourth power of a number, with all its digits
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,12 @@ class Slices(Factors):
         left = times_heads(r, self.left)
         if not any(group.turns() for group in self.classes):  # one class: all columns as they are
             basis, r = whiten(self.columns.double(), column_root)
-            return FactoredTensor(row_basis, left, self.classes, (basis,), (times_heads(r, self.right),))
+            return squarable(FactoredTensor(row_basis, left, self.classes, (basis,), (times_heads(r, self.right),)))
         bases, roots = zip(*(whiten(group.gather(self.columns.double()), column_root) for group in self.classes))
         right = self.dense().right.double().mT  # (h, k, t)
         # Logits are Re sum_c q_c conj(k_c): with k = y R the query's side becomes q R^H.
         rights = tuple(r.conj() @ group.gather(right).mT for group, r in zip(self.classes, roots))  # (h, c, k)
-        return FactoredTensor(row_basis, left, self.classes, bases, rights)
+        return squarable(FactoredTensor(row_basis, left, self.classes, bases, rights))
 
     def beside(self, other: "Slices") -> tuple["Slices", "Slices"]:
         """Both tensors on the columns [L, L~]: each reads its own part, and zeros of the other's."""
@@ -181,6 +183,24 @@ class Slices(Factors):
             left=torch.cat([F.pad(left, (0, other_left.shape[2])), F.pad(-other_left, (left.shape[2], 0))], dim=1),
             right=torch.cat([a.right, b.right], dim=2),
         )
+
+
+def squarable(tensor: FactoredTensor) -> FactoredTensor:
+    """The tensor itself.  Raises ValueError where its Gram matrices, or their squares, would leave float64."""
+    left, right = _exponent(tensor.left), _exponent(*tensor.rights)
+    if max(abs(left), abs(right), abs(left + right)) > FARTHEST:
+        raise ValueError(
+            f"layer has a tensor of factors near 2^{left} and 2^{right}, whose Gram matrices leave float64: multiply its weights, or the "
+            "moment, by a power of two first"
+        )
+    return tensor
+
+
+def _exponent(*parts: torch.Tensor) -> int:
+    """Of the power of two above the largest number, or a few more; 0 of zeros, 1025 where one is infinite or NaN."""
+    reals = (torch.view_as_real(part) if part.is_complex() else part for part in parts)
+    size = sum(abs(end.item()) for real in reals for end in real.aminmax())  # one pass, and no copy
+    return math.frexp(size)[1] if size < math.inf else 1025
 
 
 def whiten(basis: torch.Tensor, root: torch.Tensor | None) -> tuple[Basis, torch.Tensor]:

@@ -49,7 +49,8 @@ def spectra(
         embedding those of the average over all rotations.
 
     Raises:
-        ValueError: for another module, normalised latents, or weights that hold NaN, infinity or nothing.
+        ValueError: for another module, normalised latents, or weights that hold NaN, infinity, nothing, or numbers whose
+            squares float64 does not hold.
     """
     pre, post = factored_tensors(layer, moment, key_moment=key_moment)
     return spectra_of(pre), spectra_of(post)
