@@ -99,7 +99,7 @@ def factors_of(layer: nn.Module) -> LayerFactors:
         Tensors without gradient that share memory with the layer's weights wherever they are those weights.
 
     Raises:
-        ValueError: for another module, or where one that belongs to a layer was replaced by what computes something else.
+        ValueError: for another module, or where a part of a layer has a hook, or was replaced by what computes something else.
     """
     if not isinstance(layer, (TuckerAttention, MultiHeadAttention, MultiHeadLatentAttention)):
         raise ValueError(
