@@ -34,7 +34,7 @@ def fresh(experiment: str, losses: dict[str, float], seeds=SEEDS, spread: float 
             preset="gpu-fresh",
             method=label,
             seed=seed,
-            config={"row": rows[label].config(), "train": {"learning_rate": 1e-3, "steps": 10}},
+            config={"row": rows[label].config(), "train": {"learning_rate": 1e-3, "steps": 10, "optimizer": "muon"}},
             data={"sha256": "0"},
             metrics={
                 "validation_loss": loss,

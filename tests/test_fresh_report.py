@@ -9,14 +9,14 @@ from paper_figures import __main__ as figures
 from paper_figures import trend
 from reproduce.experiments import table2
 from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST, Row
-from reproduce.report import again, best, fresh, headline, results
+from reproduce.report import again, best, claims, fresh, headline, results
 from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED, away_from_zero, between_seeds
 from reproduce.store.records import COMMITTED, Record, append, load_some
 
 MHA, TUCKER = Row("MHA"), Row("Tucker", ranks=(8, 64, 64))
 JUDGES = range(1, 1 + SEEDS)
 COMMITTED_BUT_FRESH = [r for r in load_some(COMMITTED) if r.preset != "gpu-fresh"]
-TRAIN = {"steps": 1980, "batch_size": 32, "learning_rate": 4.8e-3}
+TRAIN = {"steps": 1980, "batch_size": 32, "learning_rate": 4.8e-3, "optimizer": "muon"}
 
 
 def a_run(
@@ -150,6 +150,21 @@ def change(r: Record, row: str, by: float) -> Record:
     return dataclasses.replace(
         r, metrics=r.metrics | {"test": r.metrics["test"] | {"kept": kept | {"loss": kept["loss"] + by}}}
     )  # fmt: skip
+
+
+def with_adamw(r: Record) -> Record:
+    """The same run with AdamW, on fresh text as well."""
+    train = {name: value for name, value in r.train.items() if name != "optimizer"}
+    return dataclasses.replace(r, id=f"{r.id} AdamW", config=r.config | {"train": train})
+
+
+def test_runs_with_adamw_at_a_preset_of_muon_s_stand_in_no_table_of_its_rows_and_judge_nothing():
+    runs = whole(-0.05, 0.01)
+    lower = [change(with_adamw(dataclasses.replace(r, metrics=r.metrics | {"validation_loss": 1.0})), "", -1.0) for r in runs]
+    for draw in (fresh.fresh_tables, lambda found, _: headline.headline(found), lambda found, _: claims.render(found)):
+        assert draw([*runs, *lower], "gpu-fresh") == draw(runs, "gpu-fresh")
+    muon = [dataclasses.replace(r, config=r.config | {"train": TRAIN | {"learning_rate": r.rate}}) for r in lower]  # control
+    assert fresh.fresh_tables([*runs, *muon], "gpu-fresh") != fresh.fresh_tables(runs, "gpu-fresh")
 
 
 def test_without_a_test_text_there_is_no_table():

@@ -7,7 +7,7 @@ from helpers import a_record
 from made_records import a_model, study
 
 from paper_figures import __main__ as figures
-from reproduce.report import findings, optimizers, pages, results, room, unfoldings
+from reproduce.report import findings, optimizers, pages, query, results, room, unfoldings
 from reproduce.report.judge import LEVEL, UNRESOLVED, over_layers
 from reproduce.report.optimizers import FLATTER, STEEPER
 
@@ -33,7 +33,7 @@ def test_the_answer_follows_the_rule(muon, near, said):
 def test_one_mode_is_enough_and_a_word_of_one_row_alone_is_not():
     one = study(0.3, heads=0.3)
     for n, record in enumerate(one):
-        if unfoldings.optimizer_of(record) == "muon":
+        if query.optimizer_of(record) == "muon":
             one[n] = a_model(record.method, "muon", 0.3, rate=record.rate, loss=record.metrics["validation_loss"], heads=0.1)
     assert "QK-norm: W head is flatter with Muon. That" in optimizers.answer(one)
     half = [r for r in one if r.method == "MHA"] + [r for r in study(0.3) if r.method != "MHA"]
@@ -105,7 +105,7 @@ def test_without_records_the_page_says_so(tmp_path):
     assert pages.texts_of(["optimisers"], [])["optimisers"] == optimizers.NONE_YET
     few = [r for r in study(0.2) if r.method == "MHA"]
     assert optimizers.answer(few) == optimizers.NONE_YET and optimizers.optimizer_tables(few)
-    assert optimizers.render([r for r in few if unfoldings.optimizer_of(r) == "muon"]) == optimizers.NONE_YET
+    assert optimizers.render([r for r in few if query.optimizer_of(r) == "muon"]) == optimizers.NONE_YET
 
 
 def test_losses_stand_by_row_optimiser_and_rate():

@@ -9,7 +9,7 @@ from ..models.sizes import count_parameters
 from ..store.records import Record
 from ..train.language import build_model
 from .judge import SEEDS, Best, Estimate, at_their_best, loss_difference, on_test_text
-from .query import budget_of, diverged, grouped, runs_of
+from .query import budget_of, diverged, grouped, with_muon
 
 BASE = "MHA"
 COMPARED = (BASE, "GQA n_KV=4", "MLA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]")  # of MLA the better one
@@ -27,7 +27,7 @@ def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[st
         For each budget that has some, by row, from the largest attention to the smallest.
     """
     found = []
-    for runs in grouped(runs_of(records, experiment, preset), budget_of).values():
+    for runs in grouped(with_muon(records, experiment, preset), budget_of).values():
         best = {row: own for row, own in at_their_best(runs).items() if any(map(on_test_text, own.runs))}
         found.append(dict(sorted(best.items(), key=lambda item: -item[1].runs[0].attention_parameters)))
     return [best for best in found if best]

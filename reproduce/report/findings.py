@@ -27,7 +27,7 @@ from .judge import (
     together,
 )
 from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
-from .query import BUDGETS, alike, grouped, largest, of_one_budget, runs_of, settled, timed_steps
+from .query import BUDGETS, alike, grouped, largest, of_one_budget, settled, timed_steps, with_muon
 from .unfoldings import BY_OPTIMIZER, effective_rank, has_values, name_of
 from .words import signed
 
@@ -36,7 +36,7 @@ from .words import signed
 
 def judged_runs(records: list[Record], experiment: str) -> dict[str, tuple[list[Record], str]]:
     """The runs that judge each row of a table, and in words which they are: those that read a test text, else none but what there is."""
-    fresh = of_one_budget(runs_of(records, experiment, "gpu-fresh"))
+    fresh = of_one_budget(with_muon(records, experiment, "gpu-fresh"))
     if any(on_test_text(r) for r in fresh):
         best = at_their_best(fresh)
         return {row: (own.runs, f"best of {own.settings} settings") for row, own in best.items()}

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from ..store.records import Record
 from .judge import LEVEL, UNRESOLVED, Estimate, over_layers
 from .markdown import Table, markdown
-from .query import grouped, of_one_budget, runs_of
-from .unfoldings import BY_OPTIMIZER, MODES, OPTIMIZERS, WAYS, by_optimizer, of_optimizers, optimizer_of, share
+from .query import grouped, of_one_budget, optimizer_of, runs_of
+from .unfoldings import BY_OPTIMIZER, MODES, OPTIMIZERS, WAYS, by_optimizer, of_optimizers, share
 from .words import mode_titles
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]

@@ -207,6 +207,11 @@ def recipe_of(record: Record) -> dict:
     return record.config.get("recipe", {})
 
 
+def optimizer_of(record: Record) -> str:
+    """What trained the matrices of its blocks: "adamw" or "muon"."""
+    return record.train.get("optimizer", "adamw")
+
+
 def method_and_rate(record: Record) -> tuple[str, float]:
     """The row with what was changed, and the peak learning rate: what tells settings of one budget apart."""
     return record.method, record.rate
@@ -369,6 +374,16 @@ def sweep_runs(records: list[Record]) -> list[Record]:
     return sorted(runs, key=lambda r: (_place(r), r.warmup, r.rate))
 
 
+def with_muon(records: list[Record], experiment: str, preset: str) -> list[Record]:
+    """An experiment's runs with Muon: the preset is Muon's, and AdamW's runs at it are set beside them in one table alone.
+
+    Args:
+        records: all that there are.
+        experiment, preset: of a language model on fresh text.
+    """
+    return [r for r in runs_of(records, experiment, preset) if optimizer_of(r) == "muon"]
+
+
 def fresh_runs(records: list[Record], preset: str = "gpu-fresh") -> list[Record]:
     """Table 2's runs with Muon on fresh text, which differ in row, rate and QK-clip alone.
 
@@ -379,7 +394,7 @@ def fresh_runs(records: list[Record], preset: str = "gpu-fresh") -> list[Record]
     Returns:
         Ordered by the row's place in Table 2, QK-clip and rate.
     """
-    runs = of_one_budget(runs_of(records, "table2", preset))
+    runs = of_one_budget(with_muon(records, "table2", preset))
     return sorted(runs, key=lambda r: (_place(r, table2.FRESH_ROWS), r.train.get("qk_clip") or 0.0, r.rate))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..experiments.spectra import MODES as MODES
 from ..store.records import Record
-from .query import model_names, of_one_budget, runs_of
+from .query import model_names, of_one_budget, optimizer_of, runs_of
 
 WAYS = {"trained": "weights", "inputs": "on inputs", "centred": "on inputs, keys about their mean"}
 STARTS = {"trained": "initial", "inputs": "initial_inputs", "centred": "none"}
@@ -36,11 +36,6 @@ def name_of(record: Record) -> str:
 def short_name_of(record: Record) -> str:
     """The same beside others of its kind: "Muon, QK-norm"."""
     return ", ".join([OPTIMIZERS[optimizer_of(record)], *record.method.split()[1:]])
-
-
-def optimizer_of(record: Record) -> str:
-    """A key of OPTIMIZERS."""
-    return record.train.get("optimizer", "adamw")
 
 
 def models_of(records: list[Record]) -> dict[str, list[Record]]:
