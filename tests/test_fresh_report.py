@@ -28,8 +28,10 @@ def a_run(
         "row": row.config(), "attention": row.narrowed(narrower).config(), "train": TRAIN | {"learning_rate": rate, "steps": steps},
         "one_pass": True,
     }  # fmt: skip
-    articles = [[10 * (loss + 0.1), 10]] * 30
-    texts = {"kept": {"loss": loss + 0.1, "tokens": 300, "articles": articles}, "other": {"loss": loss + 0.2, "tokens": 7}}
+    texts = {
+        name: {"loss": loss + above, "tokens": 10 * articles, "articles": [[10 * (loss + above), 10]] * articles}
+        for name, above, articles in (("kept", 0.1, 30), ("other", 0.2, 19))
+    }
     metrics = {
         "validation_loss": loss, "attention_parameters": 200 if row.mechanism == "MHA" else 100, "cache_per_token": 10,
         "tokens_seen": steps * 32 * 1024,
@@ -77,7 +79,7 @@ def test_each_row_stands_at_its_best_with_the_number_of_settings_and_its_interva
     (table,) = fresh.best_tables("table2", "gpu-fresh", study(-0.05, 0.01))
     mha, tucker = cells(table.body, "MHA"), cells(table.body, "Tucker [8,64,64]")
     assert mha[:2] == tucker[:2] == ["QK-norm, 0.0096", "3"]
-    assert mha[4:] == ["4.100 ± 0.000 (5)", "", "", ""]  # the seed that chose does not count
+    assert mha[4:] == ["4.100 ± 0.000 (5)", *[""] * 5]  # the seed that chose does not count
     assert tucker[4] == "4.056 ± 0.005 (5)" and tucker[5].startswith("−0.044 [−0.05") and tucker[6] == BELOW
     assert tucker[7] == tucker[5]  # the other text, which is as far above for both
     assert "no token read twice" in table.title.lower() and "on kept" in table.title
@@ -102,9 +104,29 @@ def test_with_few_seeds_the_word_is_of_these_models():
 def test_a_row_that_diverged_or_has_no_base_has_no_difference():
     runs = study(-0.05)
     (table,) = fresh.best_tables("table2", "gpu-fresh", one_diverged(runs))
-    assert cells(table.body, "Tucker [8,64,64]")[4:] == ["diverged at step 7", "", "", ""]
+    assert cells(table.body, "Tucker [8,64,64]")[4:] == ["diverged at step 7", *[""] * 5]
     alone = [r for r in runs if r.method.startswith("Tucker")]
     assert cells(fresh.best_tables("table2", "gpu-fresh", alone)[0].body, "Tucker [8,64,64]")[5:7] == ["", ""]
+
+
+def test_the_interval_over_articles_stands_beside_and_changes_no_word():
+    def uneven(r: Record) -> Record:
+        """The Tucker row's articles by turns better and worse, the more so the higher its seed."""
+        if r.method != TUCKER.normed().label or "test" not in r.metrics:
+            return r
+        kept = r.metrics["test"]["kept"]
+        articles = [[nats + (-1) ** n * 0.5 * r.seed, tokens] for n, (nats, tokens) in enumerate(kept["articles"])]
+        return dataclasses.replace(r, metrics=r.metrics | {"test": r.metrics["test"] | {"kept": kept | {"articles": articles}}})
+
+    runs = study(-0.05, 0.01)
+    (even,), (table,) = (fresh.best_tables("table2", "gpu-fresh", found) for found in (runs, [uneven(r) for r in runs]))
+    assert "over 30 articles of kept | over 19 articles of other |" in table.body.splitlines()[0]
+    before, after = (cells(found.body, "Tucker [8,64,64]") for found in (even, table))
+    assert before[:8] == after[:8] and before[8] == "[−0.044, −0.044]"  # all articles alike
+    mean, error = -0.05 + 0.01 * 3 / 5, 0.15 * (30 / 29) ** 0.5 / 30**0.5  # of five seeds, whose mean is 3
+    low, high = (f"{mean + side * 2.045 * error:+.3f}".replace("-", "−") for side in (-1, 1))
+    assert after[8:] == [f"[{low}, {high}]", ""]  # nineteen are too few
+    assert "change no word" in table.note
 
 
 def test_rows_stand_beside_every_larger_one_on_every_text():

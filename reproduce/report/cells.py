@@ -48,7 +48,12 @@ def above_cell(group: list[Record], base: list[Record]) -> str:
 
 def with_interval(estimate: Estimate) -> str:
     """ "−0.005 [−0.019, +0.009]"."""
-    return f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
+    return f"{signed(estimate.value, 3)} {bracketed(estimate)}"
+
+
+def bracketed(estimate: Estimate) -> str:
+    """ "[−0.019, +0.009]"."""
+    return f"[{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
 
 
 def logit_cell(runs: list[Record]) -> str:

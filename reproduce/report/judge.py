@@ -303,10 +303,24 @@ def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
         raise ValueError(f"losses are of different test texts: {said}; they cannot be paired")
     if estimate := between_seeds([on_test_text(a)["loss"] - on_test_text(b)["loss"] for a, b in pairs]):
         return estimate
-    if not pairs:
-        return None
-    means = [np.mean([np.array(on_test_text(r)["articles"], float) for r in side], axis=0) for side in zip(*pairs)]
-    return over_articles(*means)
+    return article_difference(row, base, texts.pop()[0]) if texts else None
+
+
+def article_difference(row: list[Record], base: list[Record], name: str) -> Estimate | None:
+    """By how many nats per token a row's loss on a test text is above another row's, with the chance of which articles the text holds.
+
+    Losses of an article are means over seeds, so that the estimate is of these models.
+
+    Args:
+        row, base: as in `loss_difference`.
+        name: of the text.
+
+    Returns:
+        None where no seed of both read it to its end, or it has too few articles.
+    """
+    pairs = [pair for pair in _pairs(row, base) if all(name in r.metrics.get("test", {}) for r in pair)]
+    means = [np.mean([np.array(r.metrics["test"][name]["articles"], float) for r in side], axis=0) for side in zip(*pairs)]
+    return over_articles(*means) if pairs else None
 
 
 def metric_difference(
