@@ -34,7 +34,7 @@ def a_run(
     }
     metrics = {
         "validation_loss": loss, "attention_parameters": 200 if row.mechanism == "MHA" else 100, "cache_per_token": 10,
-        "tokens_seen": steps * 32 * 1024,
+        "tokens_seen": steps * 32 * 1024, "validation_tokens": 300, "bits_per_byte": loss / 3,
     } | ({"test": texts} if test else {})  # fmt: skip
     return a_record(
         id=f"{row.label}{seed}{rate}{narrower}{steps}", experiment="table2", preset=preset, method=row.label, seed=seed, config=config,
@@ -214,7 +214,7 @@ def test_seeds_that_judge_alone_have_no_grid_of_rates():
     found = study(-0.05)
     judged = [r for r in found if r.seed in JUDGES]
     names = lambda runs: [table.name for table in results.tables(runs)["table2"]]  # noqa: E731
-    assert names(found) == ["Table 2, fresh text", "Table 2, fresh text, at best"]  # control
+    assert names(found) == ["Table 2, fresh text", "Table 2, fresh text, at best", "What norms give"]  # control
     assert names(judged) == ["Table 2, fresh text, at best"]
 
 
@@ -258,8 +258,8 @@ def test_all_of_them_are_drawn_for_the_pages():
     runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + allocated("Tucker [8,64,64]", [4.0])
     names = [table.name for table in results.tables(runs)["table2"]]
     assert names == [
-        "Table 2, fresh text", "Table 2, fresh text, at best", "Table 2, fresh text, narrow", "Table 2, fresh text, narrow, at best",
-        "Table 2, fresh text, allocations",
+        "Table 2, fresh text", "Table 2, fresh text, at best", "What norms give", "Table 2, fresh text, narrow",
+        "Table 2, fresh text, narrow, at best", "Table 2, fresh text, allocations",
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from ..models.sizes import count_parameters
 from ..store.records import Record
 from ..train.language import build_model
 from .judge import SEEDS, Best, Estimate, at_their_best, loss_difference, on_test_text
-from .query import budget_of, diverged, grouped, with_muon
+from .query import budget_of, diverged, full_budget_runs, grouped, mean_loss, method_and_rate, row_label, runs_of, with_muon
 
 BASE = "MHA"
 COMPARED = (BASE, "GQA n_KV=4", "MLA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]")  # of MLA the better one
@@ -59,6 +59,32 @@ def judged_at_best(records: list[Record]) -> dict[str, Best]:
     enough = {row: own for row, own in fullest(records).items() if len(own.runs) >= SEEDS and not diverged(own.runs)}
     there = {"MLA" if row.startswith("MLA") else row for row in enough}
     return enough if there >= {*COMPARED} else {}
+
+
+def settings_with_adamw(records: list[Record]) -> dict[str, list[list[Record]]]:
+    """Of each row of Table 2 the runs of every setting, rate and change, at its full budget.
+
+    Args:
+        records: all that there are.
+    """
+    plain = full_budget_runs(records)
+    budgets = {(budget_of(r), r.warmup) for r in plain}  # one, or none
+    changed = [r for r in runs_of(records, "ablations", "gpu") if (budget_of(r), r.warmup) in budgets]
+    return {row: list(grouped(runs, method_and_rate).values()) for row, runs in grouped(plain + changed, row_label).items()}
+
+
+def best_setting(settings: list[list[Record]]) -> list[Record]:
+    """Of those with the most seeds the one with the lowest mean loss.
+
+    Args:
+        settings: the runs of each.
+
+    Returns:
+        Empty where in every one a run diverged.
+    """
+    ended = [group for group in settings if not diverged(group)]
+    most = max(map(len, ended), default=0)
+    return min((group for group in ended if len(group) == most), key=lambda group: mean_loss(group) or 0.0, default=[])
 
 
 def tokens_per_parameter(record: Record) -> float:

@@ -6,13 +6,13 @@ from ..experiments.ablations import CASES, CURES, ROW
 from ..store.records import Record
 from ..train.language import method_of
 from ..train.recipes import Recipe
+from .best import best_setting, settings_with_adamw
 from .cells import BOLD, above_cell, bold_if_best, logit_cell, loss_cell
 from .markdown import Table, markdown
 from .query import (
     BUDGETS,
     budget_of,
     diverged,
-    full_budget_runs,
     grouped,
     mean_loss,
     method_and_rate,
@@ -130,20 +130,13 @@ def best_table(records: list[Record]) -> list[Table]:
     Returns:
         One, or none without a run.
     """
-    plain = full_budget_runs(records)
-    budgets = {(budget_of(r), r.warmup) for r in plain}  # one, or none
-    changed = [r for r in runs_of(records, "ablations", "gpu") if (budget_of(r), r.warmup) in budgets]
-    settings = {row: list(grouped(runs, method_and_rate).values()) for row, runs in grouped(plain + changed, row_label).items()}
-    best = {}
-    for row, groups in settings.items():
-        if ended := [group for group in groups if not diverged(group)]:
-            most = max(map(len, ended))
-            best[row] = min((group for group in ended if len(group) == most), key=mean_loss)
+    settings = settings_with_adamw(records)
+    best = {row: group for row, groups in settings.items() if (group := best_setting(groups))}
     if not best:
         return []
     seeds = max(map(len, best.values()))
     shown = sorted((row for row in best if len(best[row]) == seeds), key=lambda row: mean_loss(best[row]))
-    base, lines = BUDGETS["table2"].base, []
+    base, lines, runs = BUDGETS["table2"].base, [], [r for row in shown for group in settings[row] for r in group]
     for row in shown:
         group, tried = best[row], len(settings[row])
         cells = [row, f"{group[0].metrics['attention_parameters'] / 1e6:.2f}M", change_of(group[0]), f"{group[0].rate:g}"]
@@ -151,7 +144,7 @@ def best_table(records: list[Record]) -> list[Table]:
         lines.append([*cells, f"{tried} ({sum(len(other) == seeds for other in settings[row])})"])
     title = (
         f"**Every row at the best of its settings (rates and changes) that were run with {seeds} seeds at the budget of Table 2, REDUCED "
-        f"BUDGET: {tokens_of(plain)}.**"
+        f"BUDGET: {tokens_of(runs)}.**"
     )
     lower = [
         group for row in shown for group in settings[row] if not diverged(group) and mean_loss(group) < mean_loss(best[row])
@@ -165,7 +158,6 @@ def best_table(records: list[Record]) -> list[Table]:
         "row", "attention", "trained", "rate", "validation loss", f"minus {base}'s", "largest logit",
         f"settings tried (with {seeds} seeds)",
     ]  # fmt: skip
-    runs = [r for row in shown for group in settings[row] for r in group]
     return [Table("Table 2, best of all settings", title, markdown(header, lines), runs, note)]
 
 

@@ -303,7 +303,10 @@ def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
         raise ValueError(f"losses are of different test texts: {said}; they cannot be paired")
     if estimate := between_seeds([on_test_text(a)["loss"] - on_test_text(b)["loss"] for a, b in pairs]):
         return estimate
-    return article_difference(row, base, texts.pop()[0]) if texts else None
+    if not pairs:
+        return None
+    name, _ = _test_text(pairs[0][0])
+    return article_difference(row, base, name)
 
 
 def article_difference(row: list[Record], base: list[Record], name: str) -> Estimate | None:

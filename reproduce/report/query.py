@@ -207,11 +207,6 @@ def recipe_of(record: Record) -> dict:
     return record.config.get("recipe", {})
 
 
-def optimizer_of(record: Record) -> str:
-    """What trained the matrices of its blocks: "adamw" or "muon"."""
-    return record.train.get("optimizer", "adamw")
-
-
 def method_and_rate(record: Record) -> tuple[str, float]:
     """The row with what was changed, and the peak learning rate: what tells settings of one budget apart."""
     return record.method, record.rate
@@ -272,6 +267,11 @@ def megabytes(record: Record) -> tuple[float, float]:
         Megabytes (10^6 bytes) of its parameters, and of its cache for one whole context.
     """
     return record.attention_parameters * 2 / 1e6, record.metrics["cache_per_token"] * record.config["context"] * 2 / 1e6
+
+
+def speeds_on(card: str, runs: list[Record]) -> list[float]:
+    """Tokens per second of those that one card has trained by itself, from start to end."""
+    return [speed for r in runs if r.workers == 1 and r.device == card and (speed := r.metrics.get("tokens_per_second"))]
 
 
 def speeds_on_one_card(runs: list[Record]) -> tuple[str, dict[str, float]]:
@@ -372,6 +372,11 @@ def sweep_runs(records: list[Record]) -> list[Record]:
     longer = [r for r in runs_of(records, "ablations", "gpu-sweep") if recipe_of(r) == LONG_WARMUP]
     runs = of_one_budget(runs_of(records, "table2", "gpu-sweep") + [under_its_row(r) for r in longer])
     return sorted(runs, key=lambda r: (_place(r), r.warmup, r.rate))
+
+
+def optimizer_of(record: Record) -> str:
+    """ "adamw" or "muon"."""
+    return record.train.get("optimizer", "adamw")
 
 
 def with_muon(records: list[Record], experiment: str, preset: str) -> list[Record]:

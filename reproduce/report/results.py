@@ -4,12 +4,13 @@ from collections.abc import Callable, Container
 from functools import partial
 
 from ..store.records import Record
-from .breakdown import breakdown_tables
+from .breakdown import breakdown_tables, latent_breakdown
 from .budgets import budget_tables
 from .compression import compress_runs, compress_speed_runs
 from .decoding import decode_runs, generation_tables
 from .exactness import exactness_cells
 from .fresh import allocation_tables, best_tables, fresh_tables
+from .gains import gains_tables
 from .gpu import ablation_table, best_table, cures_table, sweep_table
 from .healing import heal_tables
 from .language import ablation_runs, loss_tables
@@ -58,7 +59,9 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
 }
 TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
-    ("table2", "gpu-fresh"): partial(fresh_tables, preset="gpu-fresh"),
+    ("table2", "gpu-fresh"): lambda records: (
+        fresh_tables(records, "gpu-fresh") + gains_tables(records) + latent_breakdown(records)
+    ),
     ("table2", "gpu-fresh-narrow"): partial(fresh_tables, preset="gpu-fresh-narrow"),
     ("table2", "gpu-fresh-allocations"): allocation_tables,
     ("table3", "gpu-fresh"): partial(best_tables, "table3", "gpu-fresh"),
