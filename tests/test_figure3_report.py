@@ -8,7 +8,7 @@ from helpers import a_record, write_records
 
 from paper_figures import __main__ as figures
 from reproduce.experiments.figure3_tiny import ALL_HEADS, PRESETS
-from reproduce.report import claims, findings, headline, results
+from reproduce.report import claims, findings, headline, pages, results, vision_pairs
 from reproduce.report.judge import (
     FAILED,
     REPRODUCED,
@@ -20,7 +20,7 @@ from reproduce.report.judge import (
 )
 from reproduce.report.query import alike
 from reproduce.store import records
-from reproduce.store.bits import packed
+from reproduce.store.bits import packed, unpacked
 from reproduce.store.records import Record
 from reproduce.train.options import STARTS
 
@@ -224,7 +224,7 @@ def study() -> list[Record]:
 
 def test_the_table_shows_chosen_rates_intervals_and_differences(study):
     drawn = results.render(study, ["figure3"])
-    first = drawn.split("**Figure 3 as a table")[1]  # of two
+    first = drawn.split("**Other starts")[0]
     lines = {line.split(" | ")[0].strip("| "): line for line in first.splitlines() if line.startswith("|")}
     assert re.search(r"\| MHA \| 0.0003 \| 7,077,888 \| 90.\d \[8\d.\d, 90.\d\] \| 90.\d \[[\d., ]+\] \|  \|", drawn)
     assert re.search(r"\| −1.0 \[−1.\d, −0.\d\] \|", lines["GQA n_KV=6"])
@@ -232,12 +232,23 @@ def test_the_table_shows_chosen_rates_intervals_and_differences(study):
         "| 60.0 | 60.0 |  | 40.0 |  |"
     )
     assert "REDUCED SCALE" in drawn and "Seeds that judge: 5, 6, 1." in drawn and "for 10 epochs" in drawn
-    assert "rows start from the HOSVD or SVD that knows the second moment" in drawn
-    assert drawn.count("**Figure 3 as a table") == 2 and "made again" not in drawn
-    assert re.findall(r"Not run yet: .*", drawn) == ["Not run yet: 28 of 30 rows."]  # with the other start; control: the first
+    assert "rows start from the HOSVD of their layers' weights" in drawn
+    assert drawn.count("**Figure 3 as a table") == 1 and "made again" not in drawn and "Not run yet" not in drawn
+    few = results.render([r for r in study if r.method in ("MHA", "MQA")], ["figure3"])
+    assert re.findall(r"Not run yet: .*", few) == ["Not run yet: 29 of 31 rows."]
     names = [table.name for table in results.tables(study)["figure3"]]
-    assert names == [f"Figure 3, {NAME}", f"Figure 3, {NAME}, moment"]
+    assert names == [f"Figure 3, {NAME}", vision_pairs.ANEW, vision_pairs.UNEQUAL]
     assert results.tables([r for r in study if not r.is_trained]) == {}  # the start alone is no table
+
+
+def test_the_table_says_which_rows_would_take_another_rate_by_top_5(study):
+    assert "By held-out top-5" not in results.render(study, ["figure3"])
+    for r in study:
+        if r.seed == 0 and r.method in ("MHA", "Tucker [12,20,20]") and r.rate == 1e-3:
+            r.metrics["validation_top5"] += 0.012 if r.method == "MHA" else 0.004
+    drawn = results.render(study, ["figure3"])
+    assert "By held-out top-5 2 of 31 rows would take another rate (0.001 for MHA, Tucker [12,20,20]). " in drawn
+    assert "There it is at most 1.2 points higher." in drawn and "| MHA | 0.0003 |" in drawn  # the loss chooses all the same
 
 
 def test_a_start_that_was_made_again_is_said(study):
@@ -250,10 +261,106 @@ def test_without_multi_head_attention_no_difference_is_shown(study):
     assert "| GQA n_KV=6 |" in drawn and "−" not in drawn.split("From:")[0].replace("minus", "")
 
 
+# Other starts, and unequal ranks.
+
+
+STARTED = PRESETS[NAME].started_anew
+ALL_STARTED = dict.fromkeys(STARTED["moment"], 0.8)
+
+
+def parts(found: list[Record]) -> dict[str, str]:
+    return pages.texts_of([vision_pairs.ANEW, vision_pairs.UNEQUAL], found)
+
+
+def test_before_there_are_records_the_page_says_so():
+    for found in ([], runs(ALL_STARTED), runs({"Tucker [12,20,20]": 0.8}, start="hooi")):  # of one side alone
+        assert parts(found) == {name: f"{name}: there is no record yet." for name in (vision_pairs.ANEW, vision_pairs.UNEQUAL)}
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ((0.02, 0.02, 0.02), "**helps** (of 3 rows 3 above, 0 below)"),
+        ((0.02, 0.0, 0.0), "**helps** (of 3 rows 1 above, 0 below)"),
+        ((0.0, -0.02, 0.0), "**harms** (of 3 rows 0 above, 1 below)"),
+        ((0.02, -0.02, 0.0), "**depends on the row** (of 3 rows 1 above, 1 below)"),
+        ((0.0, 0.0, 0.0), "**changes nothing**, within a point"),
+        ((None, 0.0, 0.0), "open, since 2 of 3 rows have their 5 seeds"),
+    ],
+)
+def test_a_start_is_judged_by_all_its_rows(gains, said):
+    found = runs(ALL_STARTED)
+    for row, gain in zip(STARTED["hooi"], gains):
+        found += runs({row: 0.8 + (gain or 0)}, start="hooi", seeds=range(1, 5 if gain is None else 6))
+    shown = parts(found)[vision_pairs.ANEW]
+    assert f"- To start from HOOI, the HOSVD refitted: {said}." in shown and "second moment" not in shown
+    assert shown.count(", start by HOOI | Tucker [") == 3 and "there is no record" in parts(found)[vision_pairs.UNEQUAL]
+
+
+def test_a_row_that_is_neither_told_apart_nor_level_leaves_the_start_open():
+    found = runs(ALL_STARTED) + runs(dict.fromkeys(STARTED["hooi"], 0.8), start="hooi")
+    for r in found:
+        if (r.method, r.seed) == ("Tucker [8,32,32], start by HOOI", 1):
+            r.metrics["hits"] = r.metrics["hits"] | {"top5": hits(0.9)}  # one seed is far from the others
+    shown = parts(found)[vision_pairs.ANEW]
+    assert "HOSVD refitted: not resolved." in shown and "| not resolved |" in shown
+
+
+@pytest.mark.parametrize(("gone", "said"), [("hooi", "**harms** (of 3 rows 0 above, 1 below)"), ("hosvd", "not resolved")])
+def test_a_row_that_diverged_is_below(gone, said):
+    found = runs(ALL_STARTED) + runs(dict.fromkeys(STARTED["hooi"], 0.8), start="hooi")
+    found.append(a_run("Tucker [8,20,20]", 0.9, 9, start=gone, diverged_at=7))
+    shown = parts(found)[vision_pairs.ANEW]
+    assert f"HOSVD refitted: {said}." in shown and ("diverged at step 7" in shown) == (gone == "hooi")
+
+
+def test_pairs_are_shown_before_and_after_with_intervals_that_hold_together():
+    found = runs(ALL_STARTED) + [r for row in ALL_STARTED for r in runs({row: 0.82}, start="moment")]
+    rng = np.random.default_rng(0)
+    for r in found:  # so that intervals have a width
+        for name in ("top1", "top5"):
+            flipped = unpacked(r.metrics["hits"][name], IMAGES) ^ (rng.random(IMAGES) < 0.05)
+            r.metrics["hits"] = r.metrics["hits"] | {name: packed(flipped)}
+            r.metrics["converted"] = r.metrics["converted"] | {"hits": r.metrics["hits"]}
+    shown = parts(found)[vision_pairs.ANEW]
+    assert "knows the second moment of the layers' inputs: **helps** (of 5 rows 5 above, 0 below)." in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("| GQA n_KV=3, start by second moments |")]
+    cells = line.strip("| ").split(" | ")
+    assert cells[1:3] == ["GQA n_KV=3", "0.0003"] and cells[7] == "above" and len(cells) == len(vision_pairs.HEADER)
+    own, other = ([r for r in found if r.method == row and r.seed] for row in (cells[0], "GQA n_KV=3"))
+    for cell, (name, converted) in zip(cells[4::2][:2] + cells[9:], (("top5", True), ("top5", False), ("top1", False))):
+        wide, narrow = (accuracy_difference(own, other, name, tries, converted=converted) for tries in (5, 1))
+        assert cell == f"+{100 * wide.value:.1f} [+{100 * wide.low:.1f}, +{100 * wide.high:.1f}]"
+        assert wide.high > narrow.high  # control
+
+
+def test_unequal_ranks_stand_beside_equal_ones():
+    partner = PRESETS[NAME].of_equal_ranks()
+    accuracies = {label: 0.8 for label in [*partner, *partner.values()]}
+    assert "To make ranks unequal: **changes nothing**, within a point." in parts(runs(accuracies))[vision_pairs.UNEQUAL]
+    better = accuracies | {row: 0.84 for row in list(partner)[:4]} | {list(partner)[5]: 0.7}
+    shown = parts(runs(better))[vision_pairs.UNEQUAL]
+    assert "**depends on the row** (of 10 rows 4 above, 1 below)." in shown and shown.count("\n| Tucker [") == 10
+    assert "| Tucker [8,16,32 / 8,48,32] | Tucker [8,32,32] | 0.0003 |" in shown
+    one = {row: accuracies[row] for row in ("Tucker [8,16,32 / 8,48,32]", "Tucker [8,32,32]")}
+    assert "To make ranks unequal: open, since 1 of 10 rows have their 5 seeds." in parts(runs(one))[vision_pairs.UNEQUAL]
+    chooser = [r for r in runs(one) if r.seed == 0]
+    assert "open, since 0 of 10 rows" in parts(chooser)[vision_pairs.UNEQUAL]
+
+
+def test_pairs_that_did_not_start_from_the_same_weights_say_so():
+    found = runs({"Tucker [12,20,20]": 0.8}) + runs({"Tucker [12,20,20]": 0.8}, start="hooi")
+    assert "made again" not in parts(found)[vision_pairs.ANEW]
+    for r in found:
+        if r.seed == 3 and "start" in r.config:
+            r.metrics["start"] = "another"
+    assert "Of seed 3 the pretrained model was made again" in parts(found)[vision_pairs.ANEW]
+
+
 def test_runs_of_other_settings_have_a_table_of_their_own(study):
     other = a_run("MHA", 0.9, 1)
     other.config["pretrain"] = PRETRAIN | {"learning_rate": 2e-3}
-    assert results.render([*study, other], ["figure3"]).count("**Figure 3 as a table") == 3
+    assert results.render([*study, other], ["figure3"]).count("**Figure 3 as a table") == 2
 
 
 @pytest.mark.no_cover

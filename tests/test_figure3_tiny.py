@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from reproduce.models.rows import Row
 from reproduce.store import records
 from reproduce.store.bits import packed, unpacked
 from reproduce.train import dry_run, vision
-from reproduce.train.options import Options
+from reproduce.train.options import STARTS, Options
 from reproduce.train.vision import ImageSets
 from tucker_ref import TuckerAttention, relative_errors
 
@@ -48,6 +50,7 @@ def tiny(monkeypatch):
     preset = dataclasses.replace(
         preset,
         rows=(Row("MHA"), Row("GQA", n_kv_heads=2), Row("MLA", latent=8, shared_kv=True), FULL, SMALL),
+        started_anew={"hooi": (SMALL.label,), "moment": ("GQA n_KV=2", SMALL.label)},
         pretrain=dataclasses.replace(preset.pretrain, **short),
         finetune=dataclasses.replace(preset.finetune, **short),
         **dict(image_size=8, n_classes=6, images=120, patch_size=4, d_model=16, n_heads=4, n_layers=2, held_out=12),
@@ -266,6 +269,10 @@ def test_starts_are_what_they_are_called(tiny, path, tmp_path):
     ("given", "message"),
     [
         (dict(rows=("GQA n_KV=2",), start="hooi"), "no row is called GQA n_KV=2; there are: MHA pretrained; Tucker"),
+        (
+            dict(rows=(FULL.label,), start="hooi"),
+            r"no row is called Tucker \[4,16,16\]; there are: MHA pretrained; Tucker \[3,6,4",
+        ),
         (dict(rows=("MHA",), start="moment"), "no row is called MHA; there are: MHA pretrained; GQA"),
         (dict(images=None), "is trained on images that you bring: name an .npz file with --images"),
     ],
@@ -323,6 +330,26 @@ def test_unequal_rows_and_those_with_all_heads_are_as_large_as_the_rows_beside_t
             assert size(moved) == size(row) and moved.label in rows and moved.post_ranks != moved.ranks, label
     for label, whole in ALL_HEADS.items():
         assert 0.98 < size(whole) / size(rows[label]) < 1 and whole.ranks[0] == 12 and whole.label in rows
+
+
+def test_few_rows_are_started_in_other_ways_and_the_page_says_how_many_runs_that_is():
+    preset = PRESETS[NAME]
+    labels = {how: [row.label for row in preset.started(how)] for how in STARTS}
+    assert len(labels["hosvd"]) == 31 and {how: set(labels[how]) for how in preset.started_anew} == {
+        how: set(rows) for how, rows in preset.started_anew.items()
+    }
+    assert {label.split()[0] for label in labels["hooi"]} == {"Tucker"} < {label.split()[0] for label in labels["moment"]}
+    runs = {how: len(rows) * (len(preset.rates) + len(preset.seeds) - 1) for how, rows in labels.items()}
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    said = re.findall(r"^python -m reproduce figure3 \$IMAGES *(?:--start (\w+))? +#(.*)$", page, re.MULTILINE)
+    assert {how or "hosvd": int(re.search(r"\d+(?= fine|$)", words)[0]) for how, words in said} == runs
+    assert f"{len(preset.pretrain_rates) + len(preset.seeds) - 1} pretrainings" in said[0][1]
+
+
+def test_rows_with_unequal_ranks_have_a_partner():
+    pairs = PRESETS[NAME].of_equal_ranks()
+    assert len(pairs) == 10 and pairs["Tucker [8,16,32 / 8,48,32]"] == "Tucker [8,32,32]"
+    assert {row.label for row in PRESETS[NAME].rows if row.post_ranks} == set(pairs)
 
 
 # Its pieces.

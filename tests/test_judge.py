@@ -44,7 +44,8 @@ from reproduce.report.judge import (
     ],
 )
 def test_a_word_needs_an_interval_that_says_it(low, high, word):
-    assert Estimate((low + high) / 2, low, high, "").word == word
+    estimate = Estimate((low + high) / 2, low, high, "")
+    assert estimate.word == estimate.word_within(judge.MARGIN) == word
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,16 @@ def test_articles_have_to_be_the_same_and_enough():
     for other in (base[:-1], base[::-1]):
         with pytest.raises(ValueError, match="cannot be paired"):
             over_articles(row, other)
+
+
+def test_windows_are_articles_of_one_length():
+    rng = np.random.default_rng(0)
+    losses = [{"tokens": 200, "windows": list(rng.normal(30, 1, 20))} for _ in range(2)]
+    as_articles = [np.array([[nats, 10] for nats in text["windows"]]) for text in losses]
+    assert judge.over_windows(*losses) == over_articles(*as_articles)
+    few = [text | {"windows": text["windows"][:19]} for text in losses]
+    assert judge.over_windows(*few) is None and judge.over_windows(*few, windows=19) is not None
+    assert judge.over_windows({"tokens": 200}, losses[0]) is judge.over_windows(losses[0], {"tokens": 200}) is None
 
 
 def test_the_interval_over_articles_is_the_bootstrap_s():

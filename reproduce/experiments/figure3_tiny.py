@@ -37,7 +37,6 @@ from .moments import moments
 
 PRETRAINED = "MHA pretrained"
 CHOOSES = 0  # the seed whose runs choose every rate
-STARTED = {"hosvd": ("MHA", "GQA", "MLA", "Tucker"), "hooi": ("Tucker",), "moment": ("GQA", "MLA", "Tucker")}  # which rows
 CALIBRATION = 1000  # training images, as they are, that the second moments are taken from; 100 at a time
 
 
@@ -58,6 +57,12 @@ ALL_HEADS = dict(
 )
 
 
+# Rows that are converted in another way too, of two sizes and with fewer heads or all; all rows would triple the study. HOOI refits Tucker
+# factors alone, second moments weigh whatever is cut.
+REFITTED = ("Tucker [8,32,32]", "Tucker [8,20,20]", "Tucker [12,20,20]")
+STARTED_ANEW = {"hooi": REFITTED, "moment": ("GQA n_KV=3", "MLA shared d_c=64", *REFITTED)}
+
+
 @dataclass(frozen=True)
 class Preset:
     """One scale.
@@ -66,6 +71,7 @@ class Preset:
         image_size, channels, n_classes, images: of the data, as the dry run takes them: a run reads them from the images.
         patch_size, d_model, n_heads, n_layers: of the vision transformer.
         rows: what its attention is converted to.
+        started_anew: by start other than the HOSVD the labels of the rows that are converted so too.
         held_out: training images to choose by.
         pretrain, finetune: how; steps follow from epochs, and rates are those below.
         pretrain_epochs, epochs: of both, over the images that are trained on.
@@ -92,10 +98,16 @@ class Preset:
     rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     seeds: tuple[int, ...] = (CHOOSES, 1, 2, 3, 4, 5)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    started_anew: dict[str, tuple[str, ...]] = field(default_factory=STARTED_ANEW.copy)
 
     def started(self, how: str) -> list[Row]:
-        """The rows that a start, a key of STARTED, knows how to convert to."""
-        return [row for row in self.rows if row.mechanism in STARTED[how]]
+        """The rows that are converted by a start, a key of `STARTS`."""
+        return [row for row in self.rows if how == "hosvd" or row.label in self.started_anew[how]]
+
+    def of_equal_ranks(self) -> dict[str, str]:
+        """By row with unequal ranks the row of its size that has equal ones."""
+        equal = {unequal(row).label: row.label for row in self.rows if row.ranks and not row.post_ranks}
+        return {row.label: equal[row.label] for row in self.rows if row.label in equal}
 
 
 SETTINGS = TrainConfig(
@@ -164,7 +176,7 @@ def run(options: Options) -> list[Plan]:
 
 
 def rows_of(preset: Preset, options: Options) -> tuple[list[Row], bool]:
-    """The rows to run: those that a start knows, and of them those that are named.
+    """The rows to run: those that are converted by a start, and of them those that are named.
 
     Args:
         preset: all rows.
@@ -382,7 +394,7 @@ class Start:
 
         Args:
             row: what its attention becomes.
-            how: a key of STARTS.
+            how: a key of `STARTS`.
         """
         model = copy.deepcopy(self.kept[0])
         known = self.moments if how == "moment" else [None] * len(model.blocks)

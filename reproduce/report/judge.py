@@ -27,6 +27,7 @@ from .query import diverged, grouped
 
 CONFIDENCE = 0.95
 MARGIN = 0.01  # nats per token: what lies within it on both sides is level
+POINT = 0.01  # of accuracy
 SEEDS = 5  # fewer give no interval between seeds
 CLEAR_DECAY = 0.9  # effective rank over size
 ARTICLES = 20  # fewer give none over articles
@@ -55,10 +56,14 @@ class Estimate:
 
     @property
     def word(self) -> str:
-        """ "below" or "above" where zero is excluded, "level" within MARGIN, else "not resolved"."""
+        """As `word_within` has it, of a loss."""
+        return self.word_within(MARGIN)
+
+    def word_within(self, margin: float) -> str:
+        """ "below" or "above" where zero is excluded, "level" within the margin, else "not resolved"."""
         if self.low > 0 or self.high < 0:
             return ABOVE if self.low > 0 else BELOW
-        return LEVEL if self.low >= -MARGIN and self.high <= MARGIN else UNRESOLVED
+        return LEVEL if self.low >= -margin and self.high <= margin else UNRESOLVED
 
     def verdict(self, low: float, high: float) -> str:
         """Of a claim that allows differences from low to high."""
@@ -141,6 +146,23 @@ def over_articles(row: np.ndarray, base: np.ndarray, *, articles: int = ARTICLES
     without = (nats.sum() - nats) / (tokens.sum() - tokens)  # the difference, one article left out at a time
     error = ((n - 1) / n * ((without - without.mean()) ** 2).sum()) ** 0.5
     return replace(_interval(nats.sum() / tokens.sum(), error, n, 1, f"{n} articles, these models"), of_seeds=False)
+
+
+def over_windows(row: dict, base: dict, *, windows: int = ARTICLES) -> Estimate | None:
+    """The difference in nats per token on one text that was read in windows of one length, as `over_articles` has it.
+
+    Args:
+        row: what a record says of its losses on the text: `tokens`, and `windows`, the nats of each.
+        base: the same of the row beside it.
+        windows: how many there must be.
+
+    Returns:
+        None where there are fewer, or a record does not say.
+    """
+    if not ("windows" in row and "windows" in base):
+        return None
+    each = [np.array([[nats, test["tokens"] / len(test["windows"])] for nats in test["windows"]]) for test in (row, base)]
+    return over_articles(*each, articles=windows)
 
 
 def over_seeds_and_images(values: np.ndarray, tries: int = 1, *, seeds: int = SEEDS) -> Estimate | None:

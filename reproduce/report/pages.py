@@ -1,12 +1,13 @@
 """Pages whose generated parts stand between marks: what each part is, and how all pages are written again."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..store.files import write_atomically
 from ..store.records import Record
-from . import again, checks, claims, commands, headline, healing, optimizers, provenance, results, room
+from . import again, checks, claims, commands, headline, healing, optimizers, provenance, results, room, vision_pairs
 from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
@@ -26,6 +27,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "once more": again.render,
     "optimisers": optimizers.render,
     "healing": healing.render,
+    **{name: functools.partial(vision_pairs.render, name) for name in (vision_pairs.ANEW, vision_pairs.UNEQUAL)},
     "checks": checks.render,
     "mutants": checks.mutants_table,
     "versions": checks.versions_table,

@@ -24,6 +24,7 @@ from .sizes import table1_sizes, table2_sizes, table3_sizes
 from .speed import speed_tables
 from .two_gpus import two_gpus_table
 from .vision import chosen_runs, figure3_runs
+from .vision_pairs import paired_tables
 from .words import patterns, sources
 
 Draw = Callable[[list[Record]], list[Table]]
@@ -39,6 +40,11 @@ def each(draw: Draw, split: Callable[[list[Record]], list[list[Record]]] = alike
     return lambda records: [table for group in split(records) for table in draw(group)]
 
 
+def both(*draws: Draw) -> Draw:
+    """Draws the tables of each of them, one after the other.  draws: of the same records."""
+    return lambda records: [table for draw in draws for table in draw(records)]
+
+
 DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws each preset's records
     "exactness": ("Exact special cases", {"float64": exactness_cells}),
     "table1": ("Table 1: parameters and cache", {"sizes": table1_sizes}),
@@ -51,7 +57,10 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "heal": ("Healed by a short training", {"runs": heal_tables}),
     "compress_speed": ("What compressing costs", {"runs": compress_speed_runs}),
     "opening": ("Architectures that open", {"tests": opening_table}),
-    "figure3": ("Figure 3: vision transformers", {"runs": each(figure3_runs), "gpu-tiny-imagenet": chosen_runs}),
+    "figure3": (
+        "Figure 3: vision transformers",
+        {"runs": each(figure3_runs), "gpu-tiny-imagenet": both(chosen_runs, paired_tables)},
+    ),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
     "generation_speed": ("Generation", {"runs": each(generation_tables, by_device)}),

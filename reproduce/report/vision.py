@@ -50,9 +50,17 @@ CHOSEN = [
 
 
 def chosen_runs(records: list[Record]) -> list[Table]:
-    """Rows at the rates that held-out images chose, a table for each way to convert; nothing where only the start was trained."""
-    families = grouped([r for r in records if r.is_trained], _but_for_row_start_and_rate)
-    return [table for runs in families.values() for table in _chosen_tables(runs)]
+    """Rows that start as the paper's do, at the rates that held-out images chose; nothing where only the pretraining was run."""
+    return [_chosen_table(runs) for runs in studies([r for r in records if "start" not in r.config])]
+
+
+def studies(records: list[Record]) -> list[list[Record]]:
+    """Fine-tuned models that differ in row, start, rate and seed alone.
+
+    Args:
+        records: of one preset.
+    """
+    return list(grouped([r for r in records if r.is_trained], _but_for_row_start_and_rate).values())
 
 
 def _but_for_row_start_and_rate(record: Record) -> str:
@@ -62,31 +70,55 @@ def _but_for_row_start_and_rate(record: Record) -> str:
     return json.dumps([config | {"train": train}, data_key(record.data)], sort_keys=True)
 
 
-def _chosen_tables(runs: list[Record]) -> list[Table]:
-    """One for each way to convert; all beside multi-head attention, which is not converted."""
-    by_start = grouped(runs, lambda r: r.config.get("start", "hosvd"))
-    best = {start: at_their_best(own) for start, own in by_start.items()}
-    base = best.get("hosvd", {}).get("MHA")
-    return [
-        Table(
-            f"Figure 3, {own[0].preset}" + ("" if start == "hosvd" else f", {start}"),
-            _chosen_title(own[0], start, best[start]),
-            markdown(CHOSEN, [_chosen_line(row, its, base) for row, its in best[start].items()]),
-            own,
-            NOTE + _several_starts(own) + _not_run(own, list(best[start])),
-        )
-        for start, own in by_start.items()
-    ]
+def _chosen_table(runs: list[Record]) -> Table:
+    """All rows beside multi-head attention."""
+    best = at_their_best(runs)
+    return Table(
+        f"Figure 3, {runs[0].preset}",
+        _chosen_title(runs[0], best),
+        markdown(CHOSEN, [_chosen_line(row, its, best.get("MHA")) for row, its in best.items()]),
+        runs,
+        NOTE + _by_top5(runs, best) + several_starts(runs) + _not_run(runs, list(best)),
+    )
 
 
 NOTE = (
     "In brackets 95 % intervals, in points: they know of other seeds and of other images. Every rate was chosen on training images that "
-    "were held out, by the runs of one seed. These are shown where no other seed was run, without an interval, and else judge nothing."
+    "were held out, by their loss, in the runs of one seed. These are shown where no other seed was run, without an interval, and else "
+    "judge nothing."
 )
 
 
-def _several_starts(runs: list[Record]) -> str:
-    """A sentence where the rows of one seed did not all start from the same weights."""
+def _by_top5(runs: list[Record], best: dict[str, Best]) -> str:
+    """Which rows would stand at another rate, had held-out top-5 chosen it."""
+    others: dict[float, list[str]] = {}
+    gains = []
+    for row, own in best.items():
+        its = own.chooser
+        tried = {
+            r.rate: r.metrics["validation_top5"]
+            for r in runs
+            if its and (r.method, r.seed) == (its.method, its.seed) and r.diverged_at is None
+        }
+        rate = max(tried, key=tried.__getitem__, default=None)
+        if its and rate is not None and tried[rate] > tried[its.rate]:
+            others.setdefault(rate, []).append(row)
+            gains.append(tried[rate] - tried[its.rate])
+    if not gains:
+        return ""
+    rates = "; ".join(f"{rate:g} for {', '.join(rows)}" for rate, rows in others.items())
+    return (
+        f" By held-out top-5 {len(gains)} of {len(best)} rows would take another rate ({rates}). There it is at most "
+        f"{100 * max(gains):.1f} points higher."
+    )
+
+
+def several_starts(runs: list[Record]) -> str:
+    """A sentence where the rows of one seed did not all start from the same weights.
+
+    Args:
+        runs: that are compared.
+    """
     starts = grouped(runs, lambda r: r.seed)
     several = [str(seed) for seed, own in starts.items() if len({r.metrics["start"] for r in own}) > 1]
     if not several:
@@ -97,9 +129,9 @@ def _several_starts(runs: list[Record]) -> str:
 
 
 def _not_run(runs: list[Record], rows: list[str]) -> str:
-    """A sentence where the preset has more rows than these, all converted in one way."""
+    """A sentence where the preset has more rows than these."""
     preset = figure3_tiny.PRESETS.get(runs[0].preset)
-    there = preset.started(runs[0].config.get("start", "hosvd")) if preset else []
+    there = preset.rows if preset else ()
     left = [row for row in there if row.label not in rows]
     return f" Not run yet: {len(left)} of {len(there)} rows." if left else ""
 
@@ -108,36 +140,36 @@ def _chosen_line(row: str, own: Best, base: Best | None) -> list[str]:
     """A row of the table."""
     runs, metrics = own.runs, [r.metrics for r in own.runs]
     cells = [row, f"{runs[0].rate:g}", f"{runs[0].attention_parameters:,}"]
-    cells.append(_with_interval(accuracy(runs, "top5", converted=True), percent("top5", [m["converted"] for m in metrics])))
+    cells.append(with_interval(accuracy(runs, "top5", converted=True), percent("top5", [m["converted"] for m in metrics])))
     for name in ("top5", "top1"):
         if diverged(runs):
             cells += [divergence(runs), ""]
             continue
-        cells.append(_with_interval(accuracy(runs, name), percent(name, metrics)))
+        cells.append(with_interval(accuracy(runs, name), percent(name, metrics)))
         beside = base and own is not base and not diverged(base.runs) and accuracy_difference(runs, base.runs, name)
-        cells.append(_in_points(beside) if beside else "")
+        cells.append(in_points(beside) if beside else "")
     return cells
 
 
-def _with_interval(estimate: Estimate | None, plain: str) -> str:
+def with_interval(estimate: Estimate | None, plain: str) -> str:
     """ "81.2 [80.1, 82.3]"; the plain mean where there is no interval."""
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if estimate else plain
 
 
-def _in_points(estimate: Estimate) -> str:
+def in_points(estimate: Estimate) -> str:
     """ "−1.2 [−2.0, −0.4]"."""
     value, low, high = (signed(100 * x, 1) for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 
 
-def _chosen_title(record: Record, start: str, best: dict[str, Best]) -> str:
+def _chosen_title(record: Record, best: dict[str, Best]) -> str:
     c, data = record.config, record.data
     seeds = each_once(
         str(len([r for r in own.runs if own.settings == 1 or r is not own.chooser]) or "none") for own in best.values()
     )
     return (
         f"**Figure 3 as a table, REDUCED SCALE, not the paper's: a vision transformer on {data['name']}, {data['classes']} classes; "
-        f"rows start from {STARTS[start]}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. It was pretrained with "
+        f"rows start from {STARTS['hosvd']}.** Width {c['d_model']}, {c['n_heads']} heads, {c['n_layers']} layers. It was pretrained with "
         f"MHA for {c['pretrain']['steps']:,} steps on {data['train_images']:,} images, converted, and fine-tuned for {epochs_of(record)}. "
         f"Seeds that judge: {seeds}. {data['test_images']:,} test images. The paper's accuracies are not available to us."
     )
