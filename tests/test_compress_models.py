@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import run_here, tokens, with_large_weights
+from helpers import a_record, run_here, tokens, with_large_weights
+from made_records import a_mode
 from tokenizers import Tokenizer, decoders
 
 from reproduce.experiments import compress_models, samples, spectra
 from reproduce.models.sizes import count_parameters
 from reproduce.report import pages, results, room, unfoldings
-from reproduce.store import records
+from reproduce.report.words import ranges
+from reproduce.store import records, schema
 from reproduce.train.options import Options
 from reproduce.train.public_models import open_model
 from reproduce.trust import opening
@@ -76,12 +78,64 @@ def test_every_row_is_smaller_and_what_it_keeps_is_on_record(kind, made, small, 
             assert 0 < test["least_cosine"] <= test["cosine"] <= 1 and -1 <= test["rank_correlation"] <= 1
         else:
             assert test["loss"] != own["tests"]["test.txt"]["loss"] and test["tokens"] == 2 * 63
+            for judged in (test, own["tests"]["test.txt"]):
+                assert len(judged["windows"]) == 2 and sum(judged["windows"]) / (2 * 63) == pytest.approx(
+                    judged["loss"], abs=1e-4
+                )
     (table,) = room.compressed_tables(rows)
     assert table.body.count("\n| ") == len(rows) + 1 and table.name == "Models compressed"
+    assert ("minus MLA's" in table.body) == (kind != "bert") and room.UNPAIRED not in table.title
     said = room.commands(rows)
     assert f"{len(rows)} rows, 1 minute" in said and "--test test.txt" in said
     with pytest.raises(ValueError, match="no row is called MHA; there are: "):
         compress_models.run(options(made, kind, tmp_path, rows=("MHA",)))
+
+
+def test_rows_are_paired_with_mla_by_window_where_windows_are_on_record():
+    """16 windows of 4 tokens: of a row that loses more in each, of one that loses as much on the whole, and of the next group's."""
+
+    def a_row(method: str, share: float, nats: list[float] | None) -> records.Record:
+        loss = sum(nats or 16 * [1.0]) / 64
+        test = {"sha256": "0", "tokens": 64, "loss": loss, "bits_per_byte": loss / 2} | ({"windows": nats} if nats else {})
+        m = {"share": share, "attention_parameters": 50, "cache": 5, "tests": {"a.txt": test}}
+        m["before"] = {"attention_parameters": 100, "cache": 10, "tests": {"a.txt": test}}
+        config = {"model": "m", "d_model": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1}
+        return a_record(experiment="compress_models", preset="models", method=method, config=config, metrics=m)
+
+    base, waves = [8.0 + n for n in range(16)], [(-1) ** n for n in range(16)]
+    found = [
+        a_row("MLA separated d_c=2", 1 / 2, base),
+        a_row("Tucker [2,4,2]", 1 / 2, [x + 0.4 + 0.1 * w for x, w in zip(base, waves)]),
+    ]
+    found += [
+        a_row("Tucker by layer", 1 / 2, [x + w for x, w in zip(base, waves)]),
+        a_row("MLA separated d_c=1", 1 / 4, base[::-1]),
+    ]
+    (table,) = room.compressed_tables(found)
+    ends = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[-1] for line in table.body.splitlines()[2:]}
+    assert ends["Tucker [2,4,2]"] == "+0.050 [+0.043, +0.057]"  # 0.4 nats in 4 tokens, half a bit per byte for a nat per token
+    assert ends["Tucker by layer"] == "+0.000 [−0.069, +0.069]"
+    assert [line for line in table.body.splitlines() if line.startswith("| MLA")][0].endswith(
+        "|  |"
+    ) and room.PAIRED in table.title
+    (few,) = room.compressed_tables([a_row(r.method, 1 / 2, r.metrics["tests"]["a.txt"]["windows"][:9]) for r in found[:2]])
+    (older,) = room.compressed_tables([a_row(r.method, 1 / 2, None) for r in found[:2]])
+    for table in (few, older):
+        assert "minus" not in table.body and table.title.endswith(room.UNPAIRED)
+
+
+@pytest.mark.parametrize("change", [{"windows": [1.0]}, {"windows": [1.0, 2.0, 3.0]}, {"tokens": 7}])
+def test_windows_that_differ_from_the_model_s_own_are_refused(change):
+    test = {"sha256": "0", "tokens": 8, "loss": 1.0, "bits_per_byte": 0.5, "windows": [4.0, 4.0]}
+    sizes = {"attention_parameters": 100, "cache": 10}
+    before = sizes | {"tests": {"a.txt": test}}
+    older = {name: value for name, value in test.items() if name != "windows"}
+    for same in (before, sizes | {"tests": {"a.txt": older}}):  # controls
+        schema.check(schema.CompressModelMetrics, {"share": 0.5, **same, "before": same}, "f")
+    with pytest.raises(ValueError, match="judged on the same windows of the same texts as the model before"):
+        schema.check(
+            schema.CompressModelMetrics, {"share": 0.5, **sizes, "tests": {"a.txt": test | change}, "before": before}, "f"
+        )
 
 
 def test_rows_are_chosen_by_label():
@@ -158,7 +212,8 @@ def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_pat
     errors = unfoldings.errors_without(heads["trained"])
     assert len(errors) == heads["trained"]["size"] and errors[-1] == 0 and errors == sorted(errors, reverse=True)
     tables = {table.name: table for table in results.tables([record])["spectra"]}
-    assert set(tables) == {"Room by mode", "Room by the rule", "Room in the head mode"}
+    assert set(tables) == {"Room by mode", "Room by layer", "Room by the rule", "Room in the head mode"}
+    assert tables["Room by layer"].body.count(f"\n| {kind}, ") == 2 * (len(states) - 2)
     body = tables["Room in the head mode"].body
     assert f"{kind}, on inputs, before the softmax" in body and f"{kind}, on inputs, after the softmax" in body
     assert ("keys about their mean, before" in body) == ("centred" in states) and "keys about their mean, after" not in body
@@ -170,6 +225,57 @@ def test_spectra_stand_beside_the_start_and_on_inputs(kind, made, small, tmp_pat
     assert "inputs" not in records.load(tmp_path / "records", "spectra")[1].metrics
     assert f"--model models/{kind}\n" in room.commands(records.load(tmp_path / "records"))
     assert room.room_tables(records.load(tmp_path / "records")[1:])[0].title.endswith("W~ after it.")
+
+
+def with_steep_layers(steepness: list[dict[str, float]], **more) -> records.Record:
+    """A model named m, of which every layer has modes so steep, all others hardly so."""
+
+    def layer(its):
+        return {
+            side: {mode: a_mode(its.get(f"{side} {mode}", 0.001), 0) for mode in modes}
+            for side, modes in unfoldings.MODES.items()
+        }
+
+    config = {"model": "m", "d_model": 48, "n_heads": 12, "n_layers": len(steepness)}
+    metrics = {"trained": [layer(its) for its in steepness]}
+    return a_record(experiment="spectra", preset="models", method="m", config=config, metrics=metrics | more)
+
+
+def test_the_layers_that_decay_are_named():
+    record = with_steep_layers(
+        [{"post value": 0.3}, {"pre head": 0.3}, {}, {"post value": 0.3}, {"post value": 0.4}, {"post value": 0.5}]
+    )
+    tables = {table.name: table for table in room.room_tables([record])}
+    (line,) = [line for line in tables["Room by the rule"].body.splitlines() if line.startswith("| m |")]
+    assert line.split(" | ")[1:4] == ["depends on the measure (2)", "does not decay (none)", "does not decay (none)"]
+    assert line.endswith("decays (1, 4 to 6) |")
+    by_values, by_squares = (tables["Room by layer"].body.splitlines()[n].strip("| ").split(" | ") for n in (2, 3))
+    assert by_values[0] == "m, weights, by values" and by_squares[0] == "m, weights, by squares"
+    assert by_values[1] == f"{100 * unfoldings.share(record.metrics['trained'][1]['pre']['head'], 1):.0f} (2) / 100 / 100 (1)"
+    assert by_values[6].endswith(" / 100 (2)") and "(6) / " in by_values[6]
+    rank = unfoldings.effective_rank(record.metrics["trained"][1]["pre"]["head"]["values"], 2)
+    said = f"least in layer 2, {rank:.1f} of 12. In the others it has 12.0 to 12.0."
+    assert tables["Room by layer"].note == f"- m: by squares the head mode before the softmax has {said}"
+    alone = with_steep_layers([{mode: 0.8 for mode in ("pre head", "pre query")}])
+    tables = {table.name: table for table in room.room_tables([alone])}
+    assert (
+        tables["Room by layer"].note.endswith(" of 12.")
+        and "decays (all) | decays (all) | does not" in tables["Room by the rule"].body
+    )
+
+
+def test_a_model_whose_record_has_no_second_measure_has_no_line_of_it():
+    record = with_steep_layers([{}, {}])
+    for layer in record.metrics["trained"]:
+        for mode in (mode for side in layer.values() for mode in side.values()):
+            del mode["square_rank"], mode["values"]
+    tables = [room._by_layer({"m": [record]}), room._judged({"m": [record]})]
+    assert [table.body.count("\n| m") for table in tables] == [1, 0] and tables[0].note == ""
+
+
+def test_ranges_are_said_shortly():
+    assert ranges([]) == "" and ranges([3]) == "3" and ranges([1, 2]) == "1, 2"
+    assert ranges([1, 2, 3, 5, 7, 8, 9, 10]) == "1 to 3, 5, 7 to 10"
 
 
 def test_a_record_without_squares_and_values_has_no_second_measure():

@@ -254,29 +254,21 @@ def judge_of(opened: OpenModel, tests: tuple[str, ...]) -> Callable:
     return judge
 
 
-def losses(opened: OpenModel, text: Windows) -> dict:
-    """Nats a token and bits a byte; every token of the text is predicted once, where a special one stands before it."""
-    return summed(text, window_losses(opened, text))
-
-
 @torch.no_grad()
-def window_losses(opened: OpenModel, text: Windows) -> list[float]:
-    """Nats of each window, in float32."""
+def losses(opened: OpenModel, text: Windows) -> dict:
+    """Nats a token, bits a byte, and the nats of each window; every token of the text is predicted once, where a special one stands
+    before it."""
     device, nats = next(opened.model.parameters()).device, []
     for window in text.tokens.to(device).split(1):
         logits = opened.logits(opened.model, window[:, :-1])  # (1, n, vocabulary)
         nats.append(F.cross_entropy(logits[0].float(), window[0, 1:], reduction="sum").item())
-    return nats
-
-
-def summed(text: Windows, nats: list[float]) -> dict:
-    """What a record says of the losses on a text.  nats: of each window."""
     scored = text.tokens[:, 1:].numel()
     return {
         "sha256": text.sha256,
         "tokens": scored,
         "loss": round(sum(nats) / scored, 4),
         "bits_per_byte": round(sum(nats) / math.log(2) / text.n_bytes, 4),
+        "windows": [round(loss, 3) for loss in nats],
     }
 
 

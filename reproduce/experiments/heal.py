@@ -38,7 +38,7 @@ from ..train.options import Options
 from ..train.public_models import open_model
 from ..train.runs import Run, override
 from ..train.settings import TrainConfig
-from .compress_models import Way, check_compressible, chosen, summed, ways, window_losses
+from .compress_models import Way, check_compressible, chosen, losses, ways
 from .moments import moments
 from .samples import Corpus, Windows, corpus, spread
 from .spectra import WINDOW, WINDOWS, trilinear
@@ -285,7 +285,7 @@ class Study:
             tqdm.write(f"{error}; recorded")
             return {"learning_rate": rate, "diverged_at": error.step, "curve": error.result.curve}
         attention.requires_grad_(False)
-        loss = summed(self.text.held_out, window_losses(self.opened, self.text.held_out))["loss"]
+        loss = losses(self.opened, self.text.held_out)["loss"]
         if not math.isfinite(loss):  # of weights that the last step spoiled
             return {"learning_rate": rate, "diverged_at": settings.steps, "curve": result.curve}
         return {"learning_rate": rate, "validation_loss": loss, "curve": result.curve, "seconds": round(result.seconds, 1)}
@@ -310,11 +310,8 @@ class Study:
 
     def judged(self) -> dict:
         """The losses of the model as it stands: on held-out text, and on each test text with those of every window."""
-        held_out, tests = self.text.held_out, {}
-        for test in self.tests:
-            nats = window_losses(self.opened, test)
-            tests[test.name] = summed(test, nats) | {"windows": [round(loss, 3) for loss in nats]}
-        return {"validation_loss": summed(held_out, window_losses(self.opened, held_out))["loss"], "tests": tests}
+        tests = {test.name: losses(self.opened, test) for test in self.tests}
+        return {"validation_loss": losses(self.opened, self.text.held_out)["loss"], "tests": tests}
 
 
 def known_rates(file: Path) -> dict[float, dict]:

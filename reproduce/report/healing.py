@@ -1,10 +1,8 @@
 """Attention that was converted to half the cache and trained alone: how much of the loss comes back, beside the control."""
 
-import numpy as np
-
 from ..experiments.heal import AS_IT_IS
 from ..store.records import Record
-from .judge import Estimate, over_articles
+from .judge import Estimate, over_windows
 from .markdown import Table, markdown
 from .query import grouped
 from .words import percent, signed
@@ -117,11 +115,7 @@ def above(run: Record, control: Record | None, text: str) -> Estimate | None:
     """By how many nats a token a healed row is above the control, over windows; None where one of the two is not there."""
     if control is None or not _ended(run, control):
         return None
-    row, base = (
-        np.array([[nats, test["tokens"] / len(test["windows"])] for nats in test["windows"]])
-        for test in (r.metrics["healed"]["tests"][text] for r in (run, control))
-    )
-    return over_articles(row, base)
+    return over_windows(*(r.metrics["healed"]["tests"][text] for r in (run, control)))
 
 
 def _table(runs: list[Record]) -> Table:

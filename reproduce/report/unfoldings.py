@@ -51,6 +51,21 @@ def models_of(records: list[Record]) -> dict[str, list[Record]]:
     for record in runs_of(records, "spectra", "gpu"):
         if record.method == "MHA":
             models.setdefault(name_of(record), []).append(record)
+    for name, runs in others_of(records).items():
+        models.setdefault(name, []).extend(runs)
+    return models
+
+
+def others_of(records: list[Record]) -> dict[str, list[Record]]:
+    """Models that were named, which others trained.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Records of spectra by what the model is called.
+    """
+    models: dict[str, list[Record]] = {}
     others = runs_of(records, "spectra", "models")
     for name, record in zip(model_names(others), others):
         models.setdefault(name, []).append(record)
@@ -121,3 +136,15 @@ def errors_without(mode: dict) -> list[float]:
     """
     squares = [value**2 for value in mode["values"]]
     return [math.sqrt(max(0.0, sum(squares[r:])) / (sum(squares) or 1.0)) for r in range(1, len(squares) + 1)]
+
+
+def errors_with(layers: list[dict], side: str, kept: float) -> list[float]:
+    """The relative error of each layer's tensor whose head mode keeps a share of its vectors.
+
+    Args:
+        layers: with the singular values of their head modes.
+        side: "pre" or "post".
+        kept: the share; at least one vector is.
+    """
+    curves = [errors_without(layer[side]["head"]) for layer in layers]
+    return [curve[max(1, round(kept * len(curve))) - 1] for curve in curves]

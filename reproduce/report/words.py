@@ -167,3 +167,18 @@ def patterns(commands: Iterable[str]) -> list[str]:
 def mode_titles(modes: list[tuple[str, str]]) -> list[str]:
     """("pre", "head") as "W head", ("post", "head") as "W~ head"."""
     return [f"{'W' if side == 'pre' else 'W~'} {mode}" for side, mode in modes]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """ "1 to 3, 6, 7" for 1, 2, 3, 6 and 7.
+
+    Args:
+        numbers: in rising order.
+    """
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return ", ".join(f"{group[0]} to {group[-1]}" if len(group) > 2 else ", ".join(map(str, group)) for group in groups)

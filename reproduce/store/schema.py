@@ -489,7 +489,13 @@ class Predicted(Part):
     """How well a language model predicts one text."""
 
     tokens: Size
+    loss: Amount
     bits_per_byte: Amount
+    windows: Annotated[list[Amount], Field(min_length=1)] = None  # type: ignore[assignment]  # left out by older records
+
+    def read(self) -> tuple[int, int]:
+        """How many tokens, in how many windows; none where a record does not say."""
+        return self.tokens, len(self.windows or ())
 
 
 class Sentences(Part):
@@ -527,6 +533,12 @@ class CompressModelMetrics(Part):
         kinds = {isinstance(text, Predicted) for text in (*self.tests.values(), *self.before.tests.values())}
         if len(kinds) > 1 or self.tests.keys() != self.before.tests.keys():
             raise ValueError("judged as the model before was, on the same texts")
+        now, before = (
+            {name: text.read() for name, text in tests.items() if isinstance(text, Predicted)}
+            for tests in (self.tests, self.before.tests)
+        )
+        if now != before:
+            raise ValueError("judged on the same windows of the same texts as the model before")
         return self
 
 
@@ -548,7 +560,6 @@ class HealConfig(OpenedConfig):
 class PredictedEach(Predicted):
     """How well a language model predicts one text, and each window of it, in nats."""
 
-    loss: Amount
     windows: Annotated[list[Amount], Field(min_length=1)]
 
 
@@ -595,7 +606,7 @@ class HealMetrics(Part):
     @model_validator(mode="after")
     def _same_windows(self):
         states = [state for state in (self.before, self.converted, self.healed) if state]
-        windows = [{name: (test.tokens, len(test.windows)) for name, test in state.tests.items()} for state in states]
+        windows = [{name: test.read() for name, test in state.tests.items()} for state in states]
         if windows != [windows[0]] * len(windows):
             raise ValueError("judged on the same windows of the same texts in every state")
         if (self.healed is None) != (self.chosen is None):
