@@ -12,7 +12,7 @@ from helpers import a_record
 
 from reproduce.report import claims, findings, judge, query, statements
 from reproduce.report.judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED
-from reproduce.report.ledger import FINDINGS, OURS, RULES, SIZES, STATEMENTS, Claim
+from reproduce.report.ledger import FINDINGS, NO_RUN, OURS, RULES, SIZES, STATEMENTS, Claim
 from reproduce.report.query import BUDGETS
 from reproduce.store.records import COMMITTED as FOLDER
 from reproduce.store.records import Record, load
@@ -312,6 +312,34 @@ def test_every_unfolding_has_to_decay_and_is_named():
     said, its = claim.finding(spectra(STEEP, BETWEEN, STEEP))
     assert its == UNRESOLVED and "; depend on the measure: head after the softmax 95% and 75% (" in said
     assert "; do not decay: query 100% and 100% (" in claim.finding(spectra(STEEP, STEEP, FLAT))[0]
+
+
+def of_others(half: float = 0.3) -> Record:
+    """A model that others trained: flat heads, all else steep. On inputs its head mode has two values, of which one is the larger."""
+
+    def layers(heads: list[float]) -> list[dict]:
+        (layer,) = spectra(heads, heads)[0].metrics["trained"]
+        return [{side: {mode: x | effective(x["values"]) for mode, x in modes.items()} for side, modes in layer.items()}]
+
+    def effective(values):
+        return {"entropy_rank": findings.effective_rank(values, 1)}
+
+    metrics = {"trained": layers(FLAT), "inputs": layers([(1 - half**2) ** 0.5, half])}
+    return a_record(experiment="spectra", preset="models", method="theirs", config={"model": "theirs"}, metrics=metrics)
+
+
+def test_models_of_others_have_a_clause_and_do_not_judge():
+    decay, heads = the_claim("decay clearly"), the_claim("head-mode redundancy")
+    ours = spectra(STEEP, STEEP)
+    alone, together = (decay.finding(found) for found in (ours, [*ours, of_others()]))
+    clause = "Of others' models, which do not judge: theirs 4 decay, 2 do not decay"
+    assert together == (f"{alone[0]}. {clause}", REPRODUCED) == (together[0], alone[1])
+    assert decay.finding([of_others()]) == (f"{NO_RUN[0]}. {clause}", UNTESTED)
+    assert "0.30 before the softmax, 0.30 after it" in heads.finding([of_others()])[0]
+    assert "theirs 0.20 before" in heads.finding([of_others(0.2)])[0] and heads.finding([of_others()])[1] == UNTESTED
+    blind = of_others()
+    del blind.metrics["inputs"]
+    assert heads.finding([blind]) == NO_RUN
 
 
 # Times.

@@ -12,6 +12,7 @@ from ..store.records import Record
 from .judge import (
     FAILED,
     MARGIN,
+    POINT,
     REPRODUCED,
     SEEDS,
     UNRESOLVED,
@@ -26,9 +27,9 @@ from .judge import (
     on_test_text,
     together,
 )
-from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, POINT, TENTH, TIMING, Claim, Finding, short
+from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, TENTH, TIMING, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, settled, timed_steps, with_muon
-from .unfoldings import BY_OPTIMIZER, effective_rank, has_values, name_of
+from .unfoldings import BY_OPTIMIZER, effective_rank, errors_with, has_values, layers_of, name_of, others_of, shares
 from .words import signed
 
 # Losses.
@@ -314,6 +315,45 @@ def mode_ranks(records: list[Record], row: str = "MHA", tried: bool = False) -> 
     }
 
 
+def decayed(records: list[Record]) -> dict[str, list[str]]:
+    """What the rule says to the six unfoldings of models that others trained.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        Of each model a verdict per unfolding.
+    """
+    modes = [(side, mode) for side in MODES for mode in MODES[side]]
+    found = {name: layers_of(runs, "trained") for name, runs in others_of(records).items()}
+    return {name: [decays([x for x in shares(layers, *m) if x is not None]) for m in modes] for name, layers in found.items()}
+
+
+def _decay_of_others(records: list[Record]) -> str:
+    """ "Of others' models: MiniLM 4 of 6 decay, 2 depend on the measure"."""
+    words = {REPRODUCED: "decay", UNRESOLVED: "depend on the measure", FAILED: "do not decay"}
+    said = []
+    for name, verdicts in decayed(records).items():
+        parts = [f"{verdicts.count(verdict)} {word}" for verdict, word in words.items() if verdict in verdicts]
+        said.append(f"{name} {', '.join(parts)}")
+    return f"Of others' models, which do not judge: {'; '.join(said)}" if said else ""
+
+
+def _heads_of_others(records: list[Record]) -> str:
+    """What half of the heads would lose in models that others trained, on what their layers read."""
+    half, said = 1 / 2, []
+    for name, runs in others_of(records).items():
+        if layers := layers_of(runs, "inputs"):
+            before, after = (statistics.median(errors_with(layers, side, half)) for side in MODES)
+            said.append(f"{name} {before:.2f} before the softmax, {after:.2f} after it")
+    if not said:
+        return ""
+    return (
+        "Of others' models, which do not judge, the tensor's relative error on inputs with half of its head mode (median over layers; "
+        f"{(1 - half) ** 0.5:.2f} where heads share nothing): {'; '.join(said)}"
+    )
+
+
 # Times.
 
 TIMED_BESIDE = ("MHA", "GQA n_KV=8")
@@ -365,11 +405,11 @@ FINDINGS = (
         "Spectra figure, asked of a ViT",
         "GQA and MLA leave the head-mode redundancy unused (we read: fewer heads cost nothing at equal size)",
         "heads", _heads, functools.partial(_fewer_heads, alike_in_size=True), "top-1 of ten classes, also beside smaller rows",
-        others=_fewer_heads, tried=functools.partial(_heads, metric="top1", tried=True),
+        others=_fewer_heads, tried=functools.partial(_heads, metric="top1", tried=True), beside=_heads_of_others,
     ),
     Claim(
         "Spectra figure", "singular values of all unfoldings of a trained GPT-2 decay clearly, head mode included", "decay",
         _decay, lambda records: ["MHA"], "all trained layers on record", others=lambda records: list(_spectra(records, tried=True)),
-        tried=functools.partial(_decay, tried=True),
+        tried=functools.partial(_decay, tried=True), beside=_decay_of_others,
     ),
 )  # fmt: skip

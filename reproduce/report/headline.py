@@ -7,7 +7,7 @@ from .best import BASE, fullest, judged_at_best
 from .cells import above_cell
 from .claims import verdicts
 from .exactness import comparisons, worst_error
-from .findings import TIMED_BESIDE, best_vision_runs, decays, mode_ranks, of_a_tenth
+from .findings import TIMED_BESIDE, best_vision_runs, decayed, decays, mode_ranks, of_a_tenth
 from .fresh import difference_cells, setting_of, test_loss_cell
 from .judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED, Best, test_losses, together
 from .ledger import SIZE_TOLERANCE, short
@@ -230,8 +230,10 @@ def _heads(records: list[Record], judged: Judged) -> str:
         return ""
     heads = [shares for mode, shares in ranks.items() if mode.startswith("head")]
     values, squares = (percent(statistics.mean(measure)) for measure in zip(*heads))
-    decayed = sum(decays(shares) == REPRODUCED for shares in ranks.values())
+    ours = sum(decays(shares) == REPRODUCED for shares in ranks.values())
+    others = ", ".join(str(verdicts.count(REPRODUCED)) for verdicts in decayed(records).values())
+    beside = f" Others' models: {others}." if others else ""
     return (
-        f"{_word(judged, ('Spectra figure', 'head mode'))} All [unfoldings](docs/ranks.md) decay: {decayed} of {len(ranks)} do (one "
-        f"GPT-2). The head modes' effective rank: {values} of n_H, of squared values {squares}."
+        f"{_word(judged, ('Spectra figure', 'head mode'))} All [unfoldings](docs/ranks.md) decay: {ours} of {len(ranks)} do (one "
+        f"GPT-2).{beside} Effective head ranks: {values} of n_H, squared {squares}."
     )

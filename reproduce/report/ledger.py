@@ -12,7 +12,6 @@ from .judge import CLEAR_DECAY, MARGIN, SEEDS, UNTESTED, together
 
 SIZE_TOLERANCE = 0.005
 CLASSES = 100  # of ten, five guesses by chance hold the right one every second time
-POINT = 0.01  # of accuracy
 TENTH = (0.08, 0.12)  # shares of parameters that are "almost 10x fewer"
 ALIKE = 0.95  # of the parameters: nearly as large
 FASTER = (-0.25, -0.15)  # "up to 20 %"
@@ -46,7 +45,8 @@ RULES = {
     f"point, not reproduced where it is below that, else not resolved. With fewer classes, or fewer than {SEEDS} seeds, always not "
     "resolved. Of several studies the one with the most classes judges of which every row has its seeds. "
     f"A row that is tried has {100 * TENTH[0]:g} to {100 * TENTH[1]:g} % of the other's parameters. Where training images were "
-    "held out, they choose every rate, and which of these rows is judged, all by the runs of one seed that then does not judge. "
+    "held out, they choose every rate, by loss, and which of these rows is judged, by top-5: all by the runs of one seed that then does "
+    "not judge. "
     "The interval knows of other seeds and of other images. Otherwise every such row is tried, and the best counts; each interval is "
     "wider by so much that all hold together (Bonferroni). Against every rate of the other row it must then hold.",
     "heads": "Judged as accuracy is, and by the same images: a Tucker row with fewer heads than the model, beside the largest row with all "
@@ -56,7 +56,8 @@ RULES = {
     "decay": f"Effective rank of each of the six unfoldings over their size, by the entropy of the singular values and of their squares, "
     f"mean over layers. A mode decays where both are at most {CLEAR_DECAY:g}, and does not where both are more; else it depends on the "
     "measure. Reproduced where all six decay, not reproduced where one does not, else not resolved. Of the paper's figure we know these "
-    "words, and no value.",
+    "words, and no value. The sentence is about a trained GPT-2: that with multi-head attention at Table 2's budget judges it. Spectra of "
+    "others' models came on record later: what the rule says to them is shown, and judges nothing.",
     "time": "Each Tucker row is judged by itself, and one that holds is enough. It holds where it saves "
     f"{-100 * FASTER[1]:g} to {-100 * FASTER[0]:g} % of a training step. "
     f"Times of one record, and so of one device, are compared. Repeats are not on record, so a saving is taken as known to "
@@ -81,6 +82,7 @@ class Claim:
         others: records -> all rows that the rule can be tried on; by default those of the claim alone.
         tried: as `judge`, where it needs more than is on record: the same rule on what there is.
         none_can: why no row on record fails the rule.
+        beside: records -> what else they say of it, which judges nothing; empty where that is nothing.
     """
 
     where: str
@@ -94,12 +96,14 @@ class Claim:
     others: Callable[[list[Record]], Sequence[str]] | None = None
     tried: Callable[[list[Record], str], Finding] | None = None
     none_can: str = "none"
+    beside: Callable[[list[Record]], str] = lambda records: ""
 
     def finding(self, records: list[Record]) -> Finding:
         """What was measured of all its rows, and the verdict."""
         found = {row: self.judge(records, row) for row in self.rows(records)}
         said = [f"{short(row)} {measured}" if len(found) > 1 else measured for row, (measured, _) in found.items()]
-        return "; ".join(said) or NO_RUN[0], together((verdict for _, verdict in found.values()), self.every)
+        measured = ". ".join(filter(None, ("; ".join(said) or NO_RUN[0], self.beside(records))))
+        return measured, together((verdict for _, verdict in found.values()), self.every)
 
     def on_every_row(self, records: list[Record]) -> dict[str, str]:
         """What the rule says to every row that it can be tried on."""
