@@ -222,6 +222,7 @@ def test_query_and_key_norms_over_other_channels_than_the_layers_own_are_refused
         for norm in (
             QKNorm(4, heads if kind == "head" else None), QKNorm(4, made(heads), count=7), QKNorm(4, made(heads), blocks=2),
             QKNorm(4, made(heads), blocks=2, count=QKNorm(4, made(heads)).count),
+            QKNorm(4, heads if kind == "head" else None, count=QKNorm(4, made(heads)).count),
         ):  # fmt: skip
             layer = with_large_weights(GroupedQueryAttention(24, 6, 2, qk_norm=kind))
             as_tucker(layer)  # control
