@@ -351,6 +351,14 @@ def test_the_readme_is_two_screens():
     assert len(headline.six_verdicts(COMMITTED).splitlines()) == 6
 
 
+def test_the_verdict_on_spectra_says_whether_more_decays_in_models_of_others(monkeypatch):
+    assert "4 of 6 do (GPT-2). In others' models no more." in headline.six_verdicts(COMMITTED)
+    monkeypatch.setattr(headline, "decayed", lambda records: {"one": ["reproduced"] * 5, "another": ["reproduced"]})
+    assert "4 of 6 do (GPT-2). In others' models up to 5." in headline.six_verdicts(COMMITTED)
+    monkeypatch.setattr(headline, "decayed", lambda records: {})
+    assert "4 of 6 do (GPT-2). Effective" in headline.six_verdicts(COMMITTED)
+
+
 @pytest.mark.parametrize(
     "change, fault",
     [

@@ -231,9 +231,9 @@ def _heads(records: list[Record], judged: Judged) -> str:
     heads = [shares for mode, shares in ranks.items() if mode.startswith("head")]
     values, squares = (percent(statistics.mean(measure)) for measure in zip(*heads))
     ours = sum(decays(shares) == REPRODUCED for shares in ranks.values())
-    others = " and ".join(str(verdicts.count(REPRODUCED)) for verdicts in decayed(records).values())
-    beside = f" In models of others {others} do." if others else ""
+    others = [verdicts.count(REPRODUCED) for verdicts in decayed(records).values()]
+    beside = f" In others' models {'no more' if max(others) <= ours else f'up to {max(others)}'}." if others else ""
     return (
-        f"{_word(judged, ('Spectra figure', 'head mode'))} All [unfoldings](docs/ranks.md) decay: {ours} of {len(ranks)} do (one "
-        f"GPT-2).{beside} Effective head ranks: {values} of n_H, squared {squares}."
+        f"{_word(judged, ('Spectra figure', 'head mode'))} All [unfoldings](docs/ranks.md) decay: {ours} of {len(ranks)} do "
+        f"(GPT-2).{beside} Effective head ranks: {values} of n_H, squared {squares}."
     )
