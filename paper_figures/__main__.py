@@ -18,7 +18,7 @@ from reproduce.report.unfoldings import by_optimizer, models_of, short_name_of
 from reproduce.store import records
 from reproduce.store.records import Record
 
-from . import breaking, curves, diagram, differences, layers, rates, room, sizes, speed, style, trend, vision
+from . import breaking, curves, diagram, differences, layers, powers, rates, room, sizes, speed, style, trend, vision
 
 IMAGES = Path(__file__).parent / "images"
 CHOSEN = "gpu-tiny-imagenet"  # the preset of Figure 3 whose rates are chosen on held-out images
@@ -143,6 +143,8 @@ def draw_times(everything: list[Record], out: Path) -> None:
     sections = {r.method: r for r in of("speed", "gpu") or of("speed", "smoke")}
     if "contexts" in sections:
         speed.time_against_context(sections["contexts"], out / "time_against_context.png")
+    if "curves" in sections:
+        powers.costs_against_sizes(sections["curves"], out / "costs_against_sizes.png")
     if {"limits", "decode"} <= sections.keys():
         speed.decoding_on_gpu(list(sections.values()), out / "decoding_gpu.png")
     if {"limits", "layers", "decode"} <= sections.keys():

@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 from scipy import stats
 
 from paper_figures import __main__ as figures_main
-from paper_figures import curves, differences, labels, layers, sizes, speed, style
+from paper_figures import curves, differences, labels, layers, powers, sizes, speed, style
 from reproduce.report import judge, pairs
 from reproduce.report.query import runs_of, settled
 from reproduce.store import records
@@ -275,3 +275,25 @@ def test_a_case_of_decoding_that_was_not_timed_is_left_out(kept, monkeypatch, tm
     speed.decoding_on_gpu(runs, tmp_path / "decoding.png")  # control
     assert titles[1].startswith("Decoding on NVIDIA H200: latents are read ")
     assert (titles[0] == "Decoding on NVIDIA H200") == (kept == "no multi-head attention")
+
+
+def test_every_point_of_the_curves_is_drawn_beside_the_exponent_of_its_law(monkeypatch, tmp_path):
+    (run,) = [r for r in runs_of(COMMITTED, "speed", "gpu") if r.method == "curves"]
+    seen = []
+
+    def watched(figure, *_):
+        lines = [[line for line in ax.lines if line.get_linestyle() == "None"] for ax in figure.axes]
+        legends = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes]
+        seen.append((figure, sum(len(line.get_xdata()) for panel in lines for line in panel), legends))
+        plt.close(figure)
+
+    monkeypatch.setattr(powers, "save", watched)
+    powers.costs_against_sizes(run, tmp_path / "powers.png")
+    figure, points, legends = seen[0]
+    assert len(figure.axes) == 5 * 3 and points == 5 * len(run.metrics["rows"])
+    assert legends[0] == ["MHA: 2.00", "[8,64,64]: 0.83"] and legends[3][1] == "[8,64,64]: 0.00"
+    rows = [r | {"megabytes": None, "parameters": 7} for r in run.metrics["rows"] if r["value"] not in (512, 2048)]
+    powers.costs_against_sizes(dataclasses.replace(run, metrics={"rows": rows}), tmp_path / "powers.png")
+    figure, points, legends = seen[1]  # control: no memory, and no law through two points
+    assert len(figure.axes) == 4 * 3 and points == 4 * len(rows)
+    assert legends[0] == [] and legends[1] == ["MHA: 0.00", "[8,64,64]: 0.00"]

@@ -10,8 +10,8 @@ import torch
 from reproduce.experiments import speed
 from reproduce.experiments.speed import curves, decoding, layers, models, presets, sections
 from reproduce.models.rows import Row
+from reproduce.report import powers, targets
 from reproduce.report import speed as speed_report
-from reproduce.report import targets
 from reproduce.store import records
 from reproduce.train import runs
 from reproduce.train.options import Options
@@ -35,8 +35,8 @@ def test_every_section_is_recorded(tmp_path):
     assert all(row["batch"] == SHAPE.batch and row["tokens_per_second"] > 0 for row in found["step"])
     assert len(found["curves"]) == 3 * 3 * 2 and all(row["microseconds"] > 0 for row in found["curves"])
     table = speed_report.curve_table(found["curves"])
-    assert "| d 24 to 96 | MHA | 0.0 to 0.0: 2.00 (0%) | 0.0 to 0.0: 1.00 (0%) |" in table  # 4 d^2 parameters, 2 d a token
-    assert ": 0.00 (0%) | 0.0 to 0.0: 1.00 (0%) |" in table.splitlines()[-1] and "| — |" in table  # a CPU counts no memory
+    assert "| d 24 to 96 | MHA | 0.0 to 0.0: 2.00 | 0.0 to 0.0: 1.00 |" in table  # 4 d^2 parameters, 2 d a token
+    assert ": 0.00 | 0.0 to 0.0: 1.00 |" in table.splitlines()[-1] and "| — |" in table  # a CPU counts no memory
     assert [path.name for path in tmp_path.iterdir()] == ["records"]  # nothing of a section that ended is left
     assert {row["side"] for row in found["decode"]} == {"MHA", "latents 32/32", "MLA d_c=16 d_R=8"}
     assert all(row["microseconds_in_a_row"] > 0 and row["copy_microseconds"] > 0 for row in found["decode"])
@@ -202,11 +202,21 @@ def test_memory_that_does_not_suffice_is_a_reason_and_another_error_is_none(modu
         timed()
 
 
-def test_powers_are_found_and_what_is_no_power_shows():
+def test_powers_are_found_and_two_points_have_none():
     sizes = [1.0, 2.0, 4.0, 8.0]
-    exponent, off = speed_report.fitted_power(sizes, [3 * n**1.5 for n in sizes])
-    assert exponent == pytest.approx(1.5, abs=1e-12) and off < 1e-12
-    assert speed_report.fitted_power(sizes, [3 + n**1.5 for n in sizes])[1] > 0.1  # control
+    exponent, factor = powers.fitted_power(sizes, [3 * n**1.5 for n in sizes])
+    assert (exponent, factor) == pytest.approx((1.5, 3), abs=1e-12) and powers.in_words(-0.001) == "0.00"
+    assert abs(powers.fitted_power(sizes, [3 + n**1.5 for n in sizes])[0] - 1.5) > 0.1  # control
+    assert powers.fitted_power(sizes[:2], sizes[:2]) is None
+
+
+def test_points_are_of_one_size_one_row_and_what_was_measured():
+    first = {"along": "d", "value": 512, "row": "MHA", "parameters": 2e6, "megabytes": None}
+    rows = [first, first | {"value": 1024, "parameters": 4e6}, first | {"value": 2048, "refused": "out of memory"}]
+    rows += [first | {"along": "N"}, first | {"row": "MQA"}]
+    del rows[2]["parameters"]
+    assert powers.points_of(rows, "d", "MHA", "parameters") == ([512, 1024], [2, 4])
+    assert powers.points_of(rows, "d", "MHA", "megabytes") == powers.points_of(rows, "d", "MHA", "microseconds") == ([], [])
 
 
 def test_curves_say_where_they_begin_and_end():
@@ -217,7 +227,7 @@ def test_curves_say_where_they_begin_and_end():
         ]
         return speed_report.curve_table(rows).splitlines()[-1]
 
-    assert ends(4e6) == "| d 1 to 4 | MHA | 1.0 to 4.0: 1.00 (0%) | — | — | 1,000 to 4,000: 1.00 (0%) | — |"
+    assert ends(4e6) == "| d 1 to 4 | MHA | 1.0 to 4.0: 1.00 | — | — | 1,000 to 4,000: 1.00 | — |"
     assert "1.0 to 16.0: 2.00" in ends(16e6)  # control
 
 

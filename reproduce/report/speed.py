@@ -1,11 +1,8 @@
 """Speed on a GPU: in short, layer by layer, one token at a time, whole models, and every target with its verdict, of one speed run."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from ..store.records import Record
 from .markdown import Table, markdown
+from .powers import COSTS, fitted_power, in_words, points_of
 from .targets import HOW_SET, TARGETS, Sections, decoding, layer
 
 TITLES = {
@@ -23,8 +20,8 @@ NOTES = {
     "decode": "Medians, the L2 cache full of other lines before each call, and before a copy of as many bytes. In a row: one graph "
     "calls the kernel on many caches, as the layers of a model do, which spares it most of the time of starting.",
     "memory": "In brackets the ratio to the first line of the same row, which keeps all, in the same run.",
-    "curves": "Exponents of d, n_H and N, fitted to logarithms, one size varied at a time from LLaMA3-1B's layer. In brackets how far the "
-    "furthest value is from the fit. Parameters and the cache of one sequence are counted. Decoding is the kernel's time on full caches.",
+    "curves": "Exponents of d, n_H and N, fitted to logarithms, one size varied at a time from LLaMA3-1B's layer. Parameters and the "
+    "cache of one sequence are counted. Decoding is the kernel's time on full caches.",
     "step": "In brackets the ratio to multi-head attention that keeps all.",
     "models": "MFU is the share of the rate at which matrix products ran in the same process.",
 }
@@ -185,51 +182,26 @@ def step_table(rows: list[dict]) -> str:
     return markdown(["model", "way", f"sequences of {rows[0]['tokens']:,}", "ms a step", "tokens/s", "peak MB"], lines)
 
 
-CURVES = {  # what a column says, in which unit, and with how many digits
-    "parameters": ("parameters (M)", 1e6, ".1f"),
-    "cache_bytes": ("cache, MB", 1e6, ".1f"),
-    "milliseconds": ("training, ms", 1, ".1f"),
-    "megabytes": ("training, peak MB", 1, ",.0f"),
-    "microseconds": ("decoding, µs", 1, ".0f"),
-}
-
-
 def curve_table(rows: list[dict]) -> str:
-    """One line per size and row, one column per quantity: its first and last value, and its exponent.
+    """One line per size and row, one column per cost: its first and last value, and its exponent.
 
     Args:
         rows: of the section "curves".
     """
     lines = []
     for along, row in dict.fromkeys((r["along"], r["row"]) for r in rows):
-        points = [r for r in rows if (r["along"], r["row"]) == (along, row)]
-        span = f"{along} {points[0]['value']:,} to {points[-1]['value']:,}"
-        lines.append([span, row, *(_power(points, what) for what in CURVES)])
-    return markdown(["size", "row", *(title for title, *_ in CURVES.values())], lines)
+        values = [r["value"] for r in rows if r["along"] == along]
+        lines.append([f"{along} {values[0]:,} to {values[-1]:,}", row, *(_power(rows, along, row, cost) for cost in COSTS)])
+    return markdown(["size", "row", *(title for title, *_ in COSTS.values())], lines)
 
 
-def _power(points: list[dict], what: str) -> str:
-    found = [(r["value"], r[what]) for r in points if r.get(what)]
-    if len(found) < 3:
+def _power(rows: list[dict], along: str, row: str, cost: str) -> str:
+    sizes, values = points_of(rows, along, row, cost)
+    fitted = fitted_power(sizes, values)
+    if fitted is None:
         return "—"
-    exponent, off = fitted_power(*zip(*found))
-    _, unit, form = CURVES[what]
-    first, last = (format(value / unit, form) for _, value in (found[0], found[-1]))
-    return f"{first} to {last}: {round(exponent, 2) + 0.0:.2f} ({off:.0%})"  # + 0.0: no minus before zero
-
-
-def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """The straight line through the logarithms.
-
-    Args:
-        sizes, values: as many, above zero.
-
-    Returns:
-        Its slope, the exponent; and the largest relative distance of a value from it.
-    """
-    x, y = np.log(sizes), np.log(values)
-    slope, constant = np.polyfit(x, y, 1)
-    return float(slope), float(np.abs(np.expm1(y - slope * x - constant)).max())
+    first, last = (format(value, COSTS[cost][2]) for value in (values[0], values[-1]))
+    return f"{first} to {last}: {in_words(fitted[0])}"
 
 
 def _against(row: dict, first: dict, what: str, form: str) -> str:
