@@ -1,7 +1,9 @@
 """The speed experiment at toy size: what it records, and what it refuses to time."""
 
 import dataclasses
+import functools
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from reproduce.experiments import speed
 from reproduce.experiments.speed import curves, decoding, layers, models, presets, sections
 from reproduce.models.rows import Row
-from reproduce.report import powers, targets
+from reproduce.report import budgets, claims, headline, powers, since, targets
 from reproduce.report import speed as speed_report
 from reproduce.store import records
 from reproduce.train import runs
@@ -468,12 +470,98 @@ def test_the_report_says_what_was_measured_alone():
     assert speed_report.speed_tables(nothing) == []
 
 
+COMMITTED = records.load(records.COMMITTED)
+SECTIONS = [r for r in COMMITTED if (r.experiment, r.preset) == ("speed", "gpu")]
+
+
+def test_records_say_before_which_changes_they_were_measured_as_the_history_has_it():
+    git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, encoding="utf-8")
+    if git(["git", "rev-parse", "--is-shallow-repository"]).stdout.strip() != "false":
+        pytest.skip("no history: not a clone, or a shallow one")
+
+    def within(change: str, commit: str) -> bool:
+        return git(["git", "merge-base", "--is-ancestor", change, commit]).returncode == 0
+
+    assert all(within(change, "HEAD") for change in since.CHANGES)
+    before = {
+        r.method: tuple(c for c in since.CHANGES if not within(c, r.commit)) for r in SECTIONS if r.method in since.TRAINED
+    }
+    assert before == {r.method: since.changes_since(r) for r in SECTIONS if r.method in since.TRAINED}
+    assert since.BEFORE.keys() <= {r.commit[:9] for r in SECTIONS}  # what no record needs any more goes
+
+
+@pytest.fixture
+def old_and_new(monkeypatch) -> tuple[list[records.Record], list[records.Record]]:
+    """All records, with a training of layers before one change, and the same ones as measured after it."""
+    monkeypatch.setattr(since, "CHANGES", {"0ddba11": "layers sang"})
+    monkeypatch.setattr(since, "BEFORE", {"012345678": ("0ddba11",)})
+
+    def at(commit):
+        return [dataclasses.replace(r, commit=commit, finished="2026-01-02T03:04") if r in SECTIONS else r for r in COMMITTED]
+
+    return at("0123456789"), at("9876543210")
+
+
+def test_tables_of_older_code_say_so(old_and_new):
+    def shown(found):
+        return {t.name: t.shown() for t in speed_report.speed_tables([r for r in found if r.experiment == "speed"])}
+
+    old, new = map(shown, old_and_new)
+    for name in ("layers", "models", "curves"):
+        assert old[f"Speed, {name}"].endswith("Measured 2026-01-02 at `012345678`, before layers sang (`0ddba11`).")
+        assert new[f"Speed, {name}"].endswith("Measured 2026-01-02 at `987654321`.")  # control
+    assert old["Speed, decode"].endswith("Measured 2026-01-02 at `012345678`.")  # without a gradient
+    assert "Layers: [older code]" in old["Speed, in short"] and "older" not in new["Speed, in short"]
+    assert (
+        "Of older code, as their tables say: layers, memory." in old["Speed, targets"] and "older" not in new["Speed, targets"]
+    )
+
+
+def test_times_of_steps_of_older_code_say_so_wherever_they_stand(old_and_new):
+    old, new = (
+        "\n".join([claims.render(found), headline.six_verdicts(found), budgets.budget_tables(found, "table3")[0].body])
+        for found in old_and_new
+    )
+    for words in ("one NVIDIA H200 with [older code]", "(H200, old code)", "LLaMA3-1B, older code"):
+        assert words in old and words not in new
+
+
 def test_a_context_without_multi_head_attention_has_no_ratio():
     rows = [{"tokens": 8, "batch": 2, "row": "Tucker [2,4,4]", "backend": "cudnn", "milliseconds": 3.0}]
     mha = {"tokens": 8, "batch": 2, "row": "MHA", "backend": "cudnn", "milliseconds": 4.0}
     assert "| 3.00 |" in speed_report.context_table(rows) and "| 3.00 (0.75) |" in speed_report.context_table([*rows, mha])
     refused = {"tokens": 8, "batch": 2, "row": "MHA", "backend": "flash", "refused": "too wide"}
     assert speed_report.context_table([*rows, mha, refused]).endswith("| 3.00 (0.75) | 4.00 (1.00) | refused |")
+
+
+def test_targets_of_a_cpu_are_judged_from_the_records_of_other_experiments():
+    def judged(found) -> dict[str, list[str]]:
+        (table,) = [t for t in speed_report.gpu_tables(found) if t.name == "Speed, targets"]
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.body.splitlines()]
+        return {what: cells for what, *cells in lines if what.startswith("on a CPU")} | {
+            "experiments": {r.experiment for r in table.runs}
+        }
+
+    def faster(r):
+        if r.experiment == "compress_speed":
+            sizes = [
+                size | {"tensors": {name: 2 * size["factors"][name] for name in ("seconds", "megabytes")}}
+                for size in r.metrics["sizes"]
+            ]
+            return dataclasses.replace(r, metrics={"sizes": sizes})
+        return dataclasses.replace(r, wall_seconds=60.0) if r.experiment == "coverage" else r
+
+    compressing, testing = "compressing LLaMA3-1B's layer: times as fast as forming both tensors", "all tests under coverage"
+    found = judged(COMMITTED)
+    (size,) = [s for r in COMMITTED if r.experiment == "compress_speed" for s in r.metrics["sizes"] if s["d_model"] == 2048]
+    assert found[f"on a CPU, {compressing}"][0] == f"{size['tensors']['seconds'] / size['factors']['seconds']:.3g}"
+    assert found["experiments"] == {"speed", "compress_speed", "coverage"}
+    other = judged([faster(r) for r in COMMITTED])  # control
+    assert other[f"on a CPU, {compressing}"] == ["2", "≥ 100", "missed"]
+    assert other[f"on a CPU, {testing}, a part of `make test`: minutes"] == ["1", "≤ 8", "met"]
+    alone = judged([r for r in COMMITTED if r.experiment == "speed"])
+    assert alone == {"experiments": {"speed"}}
+    assert speed_report.gpu_tables([r for r in COMMITTED if r.experiment != "speed"]) == []
 
 
 def test_a_target_that_is_missed_without_a_reason_has_none(monkeypatch):

@@ -18,7 +18,9 @@ from .query import (
     settled,
     speeds_on_one_card,
     step_times,
+    timed_steps,
 )
+from .since import of_older_code
 from .words import passes_over, tokens_of
 
 LOGITS = (
@@ -53,6 +55,7 @@ def name_of(budget: Budget) -> str:
 def _settled_table(records: list[Record], experiment: str, groups: dict[str, list[Record]], shown: list[Record]) -> Table:
     budget = BUDGETS[experiment]
     times = step_times(records) if experiment == "table3" else {}
+    old = ", older code" if of_older_code(r for r, _ in timed_steps(records)) else ""
     runs = runs_of(records, experiment, "gpu")
     card, speeds = speeds_on_one_card([r for r in runs if r.steps == budget.preset.train.steps])
     lines = []
@@ -70,7 +73,7 @@ def _settled_table(records: list[Record], experiment: str, groups: dict[str, lis
         lines.append([row.label, *sizes, loss_cell(group), above, bits, logit_cell(group), speed, *time])
     header = [
         "row", "attention MB", "KV cache MB", "rate", "validation loss", f"minus {budget.base}'s", "bits per byte",
-        "largest logit", f"1,000 tokens/s, {card}", *(["ms a step, LLaMA3-1B"] if times else []),
+        "largest logit", f"1,000 tokens/s, {card}", *([f"ms a step, LLaMA3-1B{old}"] if times else []),
     ]  # fmt: skip
     note = f"{LOGITS} {_rates_tried(budget, rates_of(records, experiment))}"
     return Table(name_of(budget), _scale(budget, shown), markdown(header, lines), shown, note)

@@ -29,6 +29,7 @@ from .judge import (
 )
 from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, TENTH, TIMING, Claim, Finding, short
 from .query import BUDGETS, alike, grouped, largest, of_one_budget, settled, timed_steps, with_muon
+from .since import of_older_code
 from .unfoldings import BY_OPTIMIZER, effective_rank, errors_with, has_values, layers_of, name_of, others_of, shares
 from .words import signed
 
@@ -362,11 +363,14 @@ TIMED_BESIDE = ("MHA", "GQA n_KV=8")
 def _step_time(records: list[Record], row: str) -> Finding:
     """Judge: a training step of the true 1B shape beside multi-head attention's and GQA-8's, each in one record."""
     said, verdicts = [], set()
-    for device, times in timed_steps(records):
+    for r, times in timed_steps(records):
         changes = {base: times[row] / times[base] - 1 for base in TIMED_BESIDE if {row, base} <= times.keys() and base != row}
-        verdicts |= {Estimate(x, x - TIMING, x + TIMING, device).verdict(*FASTER) for x in changes.values()}
+        verdicts |= {Estimate(x, x - TIMING, x + TIMING, r.device).verdict(*FASTER) for x in changes.values()}
         if changes:
-            said.append(", ".join(f"{signed(100 * x, 1)} % beside {base}" for base, x in changes.items()) + f", one {device}")
+            older = " with [older code](docs/speed.md#whole-models)" if of_older_code([r]) else ""
+            said.append(
+                ", ".join(f"{signed(100 * x, 1)} % beside {base}" for base, x in changes.items()) + f", one {r.device}{older}"
+            )
     if not said:
         return NO_RUN
     return "; ".join(said), verdicts.pop() if len(verdicts) == 1 else UNRESOLVED

@@ -24,7 +24,9 @@ from .query import (
     settled,
     sizes_of,
     step_times,
+    timed_steps,
 )
+from .since import of_older_code
 from .words import percent, tokens_of
 
 SEEDS = 3  # a row with fewer has no place in the headline
@@ -218,8 +220,9 @@ def _faster(records: list[Record], judged: Judged) -> str:
         return ""
     mha, gqa = (percent(1 - times[tucker[0]] / times[base]) for base in TIMED_BESIDE)
     slowest = times[tucker[-1]] / times[TIMED_BESIDE[1]] - 1
+    old = ", old code" if of_older_code(r for r, _ in timed_steps(records)) else ""
     return (
-        f"{_word(judged, ('LLaMA text', 'iteration time'))} [Steps](docs/speed.md) in “up to 20 %” less time (H200): at best "
+        f"{_word(judged, ('LLaMA text', 'iteration time'))} [Steps](docs/speed.md) in “up to 20 %” less time (H200{old}): at best "
         f"{mha} less than MHA's. Beside GQA-8's {gqa} less to {percent(slowest)} more."
     )
 

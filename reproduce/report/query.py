@@ -456,20 +456,20 @@ def highest_rate(records: list[Record]) -> list[Record]:
     return sorted(runs, key=lambda r: (bool(recipe_of(r)), -r.metrics["validation_loss"]))
 
 
-def timed_steps(records: list[Record]) -> list[tuple[str, dict[str, float]]]:
+def timed_steps(records: list[Record]) -> list[tuple[Record, dict[str, float]]]:
     """How long one training step of LLaMA3-1B's true shape takes, as `speed` measured it. Times of two records are never one list.
 
     Args:
         records: all that there are.
 
     Returns:
-        Of each record that timed some row, the device and milliseconds by row.
+        Each record that timed some row, with milliseconds by row.
     """
     found = []
     for r in runs_of(records, "speed", "gpu"):
         rows = r.metrics["rows"] if r.method == "models" else ()
         if times := {row["row"]: row["milliseconds"] for row in rows if row["model"] == "LLaMA" and "milliseconds" in row}:
-            found.append((r.device, times))
+            found.append((r, times))
     return found
 
 

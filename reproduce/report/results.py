@@ -21,7 +21,7 @@ from .query import alike, by_command, by_device, grouped
 from .ranks import spectra_runs
 from .room import compressed_tables, room_tables
 from .sizes import table1_sizes, table2_sizes, table3_sizes
-from .speed import speed_tables
+from .speed import gpu_tables, speed_tables
 from .two_gpus import two_gpus_table
 from .vision import chosen_runs, figure3_runs
 from .vision_pairs import paired_tables
@@ -81,6 +81,7 @@ TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' rec
     ("table2", "gpu-fresh-optimizers"): loss_table,
     ("spectra", "gpu-fresh-optimizers"): optimizer_tables,
     ("spectra", "models"): room_tables,
+    ("speed", "gpu"): gpu_tables,
 }
 
 

@@ -1,8 +1,15 @@
-"""Speed on a GPU: in short, layer by layer, one token at a time, whole models, and every target with its verdict, of one speed run."""
+"""Speed on a GPU: in short, layer by layer, one token at a time, whole models, and every target with its verdict, of one speed run.
+
+Targets of what a CPU does stand in the same table, from the records of other experiments.
+"""
+
+from collections.abc import Sequence
 
 from ..store.records import Record
 from .markdown import Table, markdown
 from .powers import COSTS, fitted_power, in_words, points_of
+from .query import by_device, runs_of
+from .since import measured, of_older_code
 from .targets import HOW_SET, TARGETS, Sections, decoding, layer
 
 TITLES = {
@@ -27,13 +34,15 @@ NOTES = {
 }
 
 
-def speed_tables(records: list[Record]) -> list[Table]:
+def speed_tables(records: list[Record], on_a_cpu: Sequence[Record] = ()) -> list[Table]:
     """What a reader wants to know first, then each section, then the targets.
 
     Args:
         records: one per section of `reproduce speed`, all of one run.
+        on_a_cpu: of other experiments, for the targets alone: `compress_speed` and `coverage`.
     """
     sections = {r.method: r.metrics["rows"] for r in records}
+    aims = sections | {r.experiment: r.metrics.get("sizes", [{"minutes": r.wall_seconds / 60}]) for r in on_a_cpu}
     drawn = {
         "layers": layer_table,
         "contexts": context_table,
@@ -43,12 +52,25 @@ def speed_tables(records: list[Record]) -> list[Table]:
         "step": step_table,
         "curves": curve_table,
     }
-    tables = [short_table(records, sections), targets_table(records, sections)]
+    tables = [short_table(records, sections), targets_table([*records, *on_a_cpu], aims)]
     for name, draw in drawn.items():
         if sections.get(name):
             runs = [r for r in records if r.method == name]
-            tables.append(Table(f"Speed, {name}", TITLES[name], draw(sections[name]), runs, NOTES[name]))
+            tables.append(
+                Table(f"Speed, {name}", TITLES[name], draw(sections[name]), runs, f"{NOTES[name]} {measured(runs[-1])}")
+            )
     return [table for table in tables if table]
+
+
+def gpu_tables(records: list[Record]) -> list[Table]:
+    """The same of every GPU, with the targets of a CPU.
+
+    Args:
+        records: all that there are.
+    """
+    beside = (("compress_speed", "paper"), ("coverage", "tests"))
+    on_a_cpu = [run for experiment, preset in beside for run in runs_of(records, experiment, preset)[-1:]]
+    return [table for own in by_device(runs_of(records, "speed", "gpu")) for table in speed_tables(own, on_a_cpu)]
 
 
 def short_table(records: list[Record], sections: Sections) -> Table | None:
@@ -69,7 +91,10 @@ def short_table(records: list[Record], sections: Sections) -> Table | None:
         lines.append([what, *(f"{t:,.0f} µs" for t in times), f"{times[0] / times[1]:.2f}"])
     if not lines:
         return None
-    title = f"**In short: the best kernel of each side, on one {records[0].device}.**{_limits(sections)}"
+    older = (
+        " Layers: [older code](docs/speed.md#one-layer)." if of_older_code(r for r in records if r.method == "layers") else ""
+    )
+    title = f"**The best kernel of each side, one {records[0].device}.**{_limits(sections)}{older}"
     return Table("Speed, in short", title, markdown(["what", "Tucker Attention", "MHA", "ratio"], lines), records)
 
 
@@ -94,7 +119,9 @@ def targets_table(records: list[Record], sections: Sections) -> Table | None:
     met = sum(said == "met" for *_, said in judged)
     reasons = dict.fromkeys(reason for *_, said in judged if (reason := said.partition(": ")[2]))
     why = "\n".join(f"- {reason}." for reason in reasons)
-    note = f"{met} of {len(judged)} are met." + (f" What the missed ones hang on, as profiling showed:\n\n{why}" if why else "")
+    older = [r.method for r in records if r.method in ("layers", "memory") and of_older_code([r])]
+    note = f"{met} of {len(judged)} are met." + (f" Of older code, as their tables say: {', '.join(older)}." if older else "")
+    note += f" What the missed ones hang on, as far as profiling showed:\n\n{why}" if why else ""
     return Table(
         "Speed, targets", f"**Targets.** {HOW_SET}", markdown(["target", "measured", "bound", "verdict"], rows), records, note
     )
