@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import a_record
 
 from reproduce.experiments import two_gpus
-from reproduce.report import results
+from reproduce.report import pages, results
 from reproduce.report.two_gpus import two_gpus_table
 from reproduce.store import records
 from reproduce.store.schema import check_record
@@ -170,6 +171,22 @@ def test_losses_that_are_further_apart_than_noise_are_told(monkeypatch, found):
     assert two_gpus.measured("table2", case, found, "its hash")["within_noise"]
     curves["two"] = 0.003  # control
     assert not two_gpus.measured("table2", case, found, "its hash")["within_noise"]
+
+
+def test_the_page_on_scale_has_a_place_for_records_of_two_gpus():
+    metrics = {"noise": 0.001, "two_apart": 0.0015, "resumed_apart": 0.0019, "next_batch": 0.2, "within_noise": True}
+    config = {"row": "MHA", "sharding": "ddp", "steps": 200, "paper_tokens": 36e9}
+    given = dict(experiment="two_gpus", preset="gpu", method="table2", device="2 x H200", config=config)
+    record = a_record(**given, metrics=metrics | {"tokens_per_second": [1e6, 2e6]})
+    page = (Path(pages.__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+
+    def shown(found) -> str:
+        return pages.filled(page, pages.texts_of(["Two GPUs"], found))
+
+    assert "| table2 MHA | ddp | 200 | 0.0010 | 0.0015 | 0.0019 | 1,000,000 | 2,000,000 | 2.00 | 5 |" in shown([record])
+    assert "One 2 x H200 and two" in shown([record]) and "no record of it yet" not in shown([record])
+    toy = dataclasses.replace(record, preset="smoke")
+    assert shown([]) == shown([toy]) and "There is no record of it yet." in shown([toy])  # control
 
 
 def test_the_table_gives_the_hours_of_the_papers_run(found):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..store.files import write_atomically
 from ..store.records import Record
-from . import again, checks, claims, commands, headline, healing, optimizers, provenance, results, room, vision_pairs
+from . import again, checks, claims, commands, headline, healing, optimizers, provenance, results, room, two_gpus, vision_pairs
 from .query import grouped
 
 FIRST = "README.md"  # writing it writes those beside it too
@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table h
     "checks": checks.render,
     "mutants": checks.mutants_table,
     "versions": checks.versions_table,
+    "Two GPUs": two_gpus.render,
     "provenance": lambda records: provenance.render(all_tables(records), checks.on_record(records)),
     "results": results.render,
 }

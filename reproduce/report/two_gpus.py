@@ -2,6 +2,7 @@
 
 from ..store.records import Record
 from .markdown import Table, markdown
+from .query import by_device, runs_of
 
 HEADER = [
     "model",
@@ -15,6 +16,16 @@ HEADER = [
     "ratio",
     "paper's hours",
 ]
+
+
+def render(records: list[Record]) -> str:
+    """The tables of every kind of GPU, or that there are none yet.
+
+    Args:
+        records: all that there are.
+    """
+    found = [table.shown() for own in by_device(runs_of(records, "two_gpus", "gpu")) for table in two_gpus_table(own)]
+    return "\n\n".join(found) or "There is no record of it yet."
 
 
 def two_gpus_table(records: list[Record]) -> list[Table]:
