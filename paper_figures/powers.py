@@ -47,7 +47,7 @@ def costs_against_sizes(record: Record, path: Path) -> None:
 def draw(ax: Axes, rows: list[dict], along: str, cost: str) -> None:
     """One panel: a cost of every row against one size, and the exponents in a legend."""
     ax.set(xscale="log", yscale="log")
-    ax.margins(y=0.2)
+    ax.margins(y=0.3)
     laws = []
     for row, style in lines_of(list(dict.fromkeys(r["row"] for r in rows))).items():
         sizes, values = points_of(rows, along, row, cost)
