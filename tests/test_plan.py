@@ -11,7 +11,7 @@ from helpers import a_record, run_here
 from reproduce.__main__ import EXPERIMENTS
 from reproduce.experiments import table2, table3
 from reproduce.models.block import Block
-from reproduce.models.rows import Row
+from reproduce.models.rows import TABLE3_BEST, Row
 from reproduce.report import plans
 from reproduce.store import records
 from reproduce.train import dry_run
@@ -50,21 +50,24 @@ def test_the_page_quotes_every_experiment():
 def test_llama_on_fresh_text_trains_five_rows_and_others_by_name(tmp_path, capsys):
     def shown(*rows):
         printed = plan(tmp_path, capsys, table3, Workers(), preset="gpu-fresh", rows=rows)
-        assert "Muon, with AdamW beside it at a peak rate of 0.0048" in printed and "runs per row: 3" in printed
+        assert "Muon, with AdamW beside it at a peak rate of 0.0048" in printed and "runs per row: 1" in printed
         return re.findall(r"^\| (\S.*?) +\| +[\d,.]+M", printed, re.MULTILINE)
 
-    assert shown() == ["MHA", "GQA n_KV=8", "MLA shared d_c=128 latent norms", "Tucker [32,128,128]", "Tucker [32,64,64]"]
+    assert shown() == [row.label for row in TABLE3_BEST] and len(shown()) == 5
+    assert all(label.endswith(("QK-norm", "latent norms")) for label in shown())  # as each does best in Table 2
     assert shown("Tucker [32,128,64] QK-norm", "MHA") == ["MHA", "Tucker [32,128,64] QK-norm"]
     with pytest.raises(ValueError, match="no row is called MHA QK-norm"):  # control: at the other presets
         plan(tmp_path, capsys, table3, Workers(), preset="gpu", rows=("MHA QK-norm",))
 
 
 def test_a_plan_says_what_the_passes_change(tmp_path, capsys):
-    printed = plan(tmp_path, capsys, preset="gpu-fresh-narrow", rows=("Tucker [8,64,64]",), workers=Workers(), passes=0.5)
+    printed = plan(
+        tmp_path, capsys, preset="gpu-fresh-narrow", rows=("Tucker [8,64,64] QK-norm",), workers=Workers(), passes=0.5
+    )
     assert "Steps: 990, which see 31,680 sequences" in printed and "200 warm-up steps" in printed
     assert "Changed on the command line: passes 0.5." in printed
     assert "each window of the text read once" in " ".join(printed.split())
-    twice = plan(tmp_path, capsys, preset="gpu-fresh-narrow", rows=("Tucker [8,64,64]",), workers=Workers(), passes=2.0)
+    twice = plan(tmp_path, capsys, preset="gpu-fresh-narrow", rows=("Tucker [8,64,64] QK-norm",), workers=Workers(), passes=2.0)
     assert "Steps: 3,960" in twice and "each window of the text read 2 times" in " ".join(twice.split())
 
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from reproduce.experiments import figure3, figure3_tiny, table1, table2
-from reproduce.models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BEST, TABLE2_NORMED, TABLE3, Row, labels_of
+from reproduce.models.rows import (
+    ALLOCATION_GIVES,
+    TABLE2,
+    TABLE2_ALLOCATIONS,
+    TABLE2_BEST,
+    TABLE2_NORMED,
+    TABLE3,
+    Row,
+    labels_of,
+)
 from reproduce.models.sizes import measure
 from reproduce.report.ledger import SIZE_TOLERANCE
 from reproduce.train.arguments import labels
@@ -175,16 +184,47 @@ def test_each_allocation_has_the_parameters_of_its_row():
     assert len({*labels, *rows}) == len(labels) + len(rows)
     for label, allocations in TABLE2_ALLOCATIONS.items():
         paper = rows[label].cost(768, 12).parameters
-        assert len(allocations) >= 8
+        assert len(allocations) == len(ALLOCATION_GIVES) == 9
         for row in allocations:
             size = measure(row, 768, 12)
             assert abs(size["parameters"] / paper - 1) < 0.01, (row.label, size["parameters"] / paper)
             assert size["parameters"] == size["counted_parameters"]
             assert size["cache_per_token"] == size["counted_cache_per_token"]
-        for row in allocations[:7]:  # what one tensor gives the other takes
+        for row in allocations[:4]:  # what one tensor gives the other takes
             assert row.cost(768, 12).parameters == paper and row.post_ranks
         others = [r.cost(768, 12).parameters for other, r in rows.items() if other != label]  # control
         assert all(abs(other / paper - 1) > 0.01 for other in others)
+
+
+PLACES = {
+    "query": "pre 1",
+    "output": "post 1",
+    "heads before": "pre 0",
+    "heads after": "post 0",
+    "key": "pre 2",
+    "value": "post 2",
+}
+WIDER_AND_NARROWER = (  # in the order of ALLOCATION_GIVES
+    ("output", "query"), ("query", "output"), ("heads after", "heads before"), ("heads before", "heads after"),
+    ("key, value", "query, output"), ("query, output", "key, value"), ("query, output", "heads before, heads after"),
+    ("heads before, heads after", "query, output"), ("query, output", ""),
+)  # fmt: skip
+
+
+def test_each_allocation_gives_to_what_its_words_say():
+    assert [words.split(", ")[0] for words in ALLOCATION_GIVES] == [
+        "the output mode", "the query mode", "the head mode after the softmax", "the head mode before the softmax", "keys and values",
+        "queries and outputs", "queries and outputs", "the head modes", "queries and outputs",
+    ]  # fmt: skip
+    triples = {row.label: row.ranks for row in TABLE2}
+    for label, allocations in TABLE2_ALLOCATIONS.items():
+        for row, (wider, narrower) in zip(allocations, WIDER_AND_NARROWER):
+            sides = {"pre": row.ranks, "post": row.post_ranks or row.ranks}
+            moved = {f"{side} {mode}": own[mode] - triples[label][mode] for side, own in sides.items() for mode in range(3)}
+            for names, sign in ((wider, 1), (narrower, -1)):
+                places = {PLACES[name] for name in names.split(", ") if name}
+                assert {place for place, by in moved.items() if sign * by > 0} == places, (row.label, names)
+        assert [row.shared_kv for row in allocations] == [False] * 8 + [True]
 
 
 def test_a_row_with_two_triples_says_both_and_narrows_both():

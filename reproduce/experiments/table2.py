@@ -6,7 +6,7 @@ The rows themselves stand in models/rows.py.
 import dataclasses
 import itertools
 
-from ..models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BESIDE, TABLE2_BEST, TABLE2_EQUAL, TABLE2_NORMED
+from ..models.rows import TABLE2, TABLE2_ALLOCATIONS, TABLE2_BESIDE, TABLE2_BEST, TABLE2_EQUAL, TABLE2_JUDGED, TABLE2_NORMED
 from ..train.arguments import LANGUAGE
 from ..train.dry_run import Plan
 from ..train.language import LanguagePreset, plan_of, train_rows
@@ -22,7 +22,7 @@ FRESH_ROWS = (*TABLE2_BEST, *TABLE2_NORMED)
 ROWS = {  # by preset; the paper's elsewhere
     "gpu": ON_GPU_ROWS,
     "gpu-fresh": FRESH_ROWS,
-    "gpu-fresh-narrow": FRESH_ROWS,
+    "gpu-fresh-narrow": TABLE2_JUDGED,
     "gpu-fresh-allocations": tuple(row.normed() for row in itertools.chain(*TABLE2_ALLOCATIONS.values())),
     "gpu-fresh-optimizers": (TABLE2[0], TABLE2[0].normed()),
 }
@@ -91,10 +91,11 @@ PRESETS = {
     ),
     # Each mechanism at its best: Muon, every token of two shards of text read once, rates from one grid for all rows.
     "gpu-fresh": FRESH,
-    # The same rows with 5.3M parameters beside the embedding of multi-head attention, 12 tokens for each.
+    # The judged rows with 5.3M parameters beside the embedding of multi-head attention, 12 tokens for each. Seed 0 tries several rates;
+    # those that validation text prefers belong here, for all passes, before another seed runs.
     "gpu-fresh-narrow": dataclasses.replace(FRESH, narrower=4, learning_rates={}),
     # Where a given number of parameters should go, at the setting that is best for the three rows whose parameters they are; these
-    # stand in "gpu-fresh", with the same batches.
+    # stand in "gpu-fresh", with the same batches. Seed 0 chooses one of each size, which seeds 1 to 5 judge.
     "gpu-fresh-allocations": dataclasses.replace(FRESH, train=dataclasses.replace(FRESH.train, learning_rate=9.6e-3)),
     # Multi-head attention alone, whose models are kept: `spectra` asks of them whether ranks depend on the optimiser. Muon's rates are
     # those that validation text preferred in "gpu-fresh"; those of AdamW are named with --optimizer adamw --learning-rate.
