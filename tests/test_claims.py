@@ -155,7 +155,9 @@ def test_beside_a_row_that_read_no_test_text_the_seeds_of_the_preset_gpu_are_sho
     older = settled_runs("table2", {"MHA": [4.0] * 3, "Tucker [8,128,64]": [3.9] * 3})
     said = "−0.100 (−0.100 to −0.100) nats with 100% of its parameters, 3 seeds, validation text, preset gpu"
     assert claim.finding(found + older) == (said, UNRESOLVED)
-    assert claim.on_every_row(found + older) == {"Tucker [8,128,64]": UNRESOLVED}
+    assert claim.on_every_row(found + older) == {
+        "Tucker [8,128,64]": REPRODUCED
+    }  # as a trial, as before any test text was read
 
 
 def test_runs_that_read_the_test_text_judge_before_others():
@@ -182,10 +184,37 @@ def test_a_row_of_which_a_run_diverged_has_failed(words, experiment, row, base):
 
 
 def test_a_run_at_other_settings_counts_for_nothing():
-    found = settled_runs("table3", {SMALLEST: [4.0]})
-    assert list(findings.judged_runs(found, "table3")) == [SMALLEST]  # control
+    found = settled_runs("table3", {SMALLEST: [4.0], RIVAL: [4.0]})
+    assert list(findings.beside(found, "table3", RIVAL)) == [SMALLEST]  # control
     found[0].config["train"]["learning_rate"] *= 2
-    assert findings.judged_runs(found, "table3") == {}
+    assert findings.beside(found, "table3", RIVAL) == {}
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"qk_clip": 100.0}])
+def test_what_not_all_rows_were_tried_with_on_fresh_text_is_no_setting_of_a_row(change):
+    found = fresh("table2", {"MHA": 4.0, "Tucker [8,128,64]": 4.5})
+    (better,) = fresh("table2", {"Tucker [8,128,64]": 3.0}, (1,))
+    other = dataclasses.replace(better, config=better.config | {"train": better.train | change})
+    assert the_claim("competitive with MHA").finding([*found, other]) == the_claim("competitive with MHA").finding(found)
+    at_another_rate = dataclasses.replace(better, config=better.config | {"train": better.train | {"learning_rate": 9e-3}})
+    assert "best of 2 settings" in the_claim("competitive with MHA").finding([*found, at_another_rate])[0]  # control
+
+
+def test_rows_that_are_not_run_on_fresh_text_keep_what_they_have():
+    """Five rows of Table 3 read a test text there; a claim about any other row still has AdamW's runs, of both sides."""
+    older = settled_runs("table3", {SMALLEST: [4.0] * 3, "Tucker [32,128,64]": [4.1] * 3, RIVAL: [4.0] * 3})
+    claim = the_claim("[32,128,64]: loss only 1-3 %")
+    before = claim.finding(older)
+    assert before == ("+0.100 (+0.100 to +0.100) nats with 100% of its parameters, 3 seeds, validation text", UNRESOLVED)
+    both = older + fresh("table3", {SMALLEST: 3.2, RIVAL: 3.1})
+    assert claim.finding(both) == (f"{before[0]}, preset gpu", UNRESOLVED)
+    assert the_claim("comparable to GQA").finding(both)[1] == FAILED  # control: this row has both
+    assert {row: pair.own[0].preset for row, pair in findings.beside(both, "table3", RIVAL).items()} == {
+        SMALLEST: "gpu-fresh", "Tucker [32,128,64]": "gpu",
+    }  # fmt: skip
+    assert all(p.own[0].preset == p.other[0].preset for p in findings.beside(both, "table3", RIVAL).values())
+    words = {line.split("|")[1].strip(): line for line in claims.words_table(both).splitlines()[2:]}
+    assert words["Table 3, Llama, beside GQA n_KV=8"].split("|")[4].strip() == f"{SMALLEST}; Tucker [32,128,64]"
 
 
 # Accuracies.
@@ -425,10 +454,14 @@ def test_the_reasons_why_no_row_can_fail_are_true():
 
 def ends_above(row: str, found: list[Record], seeds: int) -> set[str]:
     """Rows of Table 2 with so many seeds whose mean loss is above this one's by more than the margin."""
-    runs = {label: own for label, (own, _) in findings.judged_runs(found, "table2").items() if len(own) >= seeds}
-    losses = {label: judge.test_losses(own) or [r.metrics["validation_loss"] for r in own] for label, own in runs.items()}
-    level = statistics.mean(losses[row]) + MARGIN
-    return {label for label, own in losses.items() if statistics.mean(own) > level}
+
+    def level(runs, beside):
+        on_test_text = judge.test_losses(runs) and judge.test_losses(beside)
+        return statistics.mean(judge.test_losses(runs) if on_test_text else [r.metrics["validation_loss"] for r in runs])
+
+    pairs = findings.beside(found, "table2", row).items()
+    enough = {label: (pair.own, pair.other) for label, pair in pairs if len(pair.own) >= seeds}
+    return {label for label, (own, other) in enough.items() if level(own, other) > level(other, own) + MARGIN}
 
 
 def test_what_was_let_pass_before_would_fail_now():

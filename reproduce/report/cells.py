@@ -1,7 +1,7 @@
 """Cells and sentences that several tables share."""
 
 from ..store.records import Record
-from .judge import Estimate
+from .judge import Estimate, broken, loss_difference
 from .pairs import paired_difference
 from .query import diverged, largest_logit, losses_of, mean_loss
 from .words import divergence, mean_and_spread, signed
@@ -54,6 +54,17 @@ def with_interval(estimate: Estimate) -> str:
 def bracketed(estimate: Estimate) -> str:
     """ "[−0.019, +0.009]"."""
     return f"[{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
+
+
+def difference_cells(runs: list[Record], base: list[Record]) -> list[str]:
+    """By how much a row's test loss is above the base's, and the word for it.
+
+    Args:
+        runs, base: those that judge each.
+    """
+    if runs is base or not base or broken(runs, base) or not (estimate := loss_difference(runs, base)):
+        return ["", ""]
+    return [with_interval(estimate), estimate.word if estimate.of_seeds else f"{estimate.word}, these models"]
 
 
 def logit_cell(runs: list[Record]) -> str:

@@ -5,7 +5,7 @@ Values and sentences are those that readers of the paper quote; its tables were 
 
 from ..store.records import Record
 from .findings import FINDINGS as SENTENCES
-from .findings import difference_of, judged_runs
+from .findings import beside
 from .judge import ABOVE, BELOW, CONFIDENCE, FAILED, LEVEL, MARGIN, REPRODUCED, SEEDS, UNRESOLVED, VERDICTS
 from .ledger import FINDINGS, OURS, RULES, SIZES, STATEMENTS, Claim
 from .markdown import markdown
@@ -66,8 +66,8 @@ HOW = (
     f"order, so they are paired. From {SEEDS} such pairs on the interval is Student's, between seeds. With fewer it is taken over the "
     "articles of the test text: its width is how much the difference changes when one article after another is left out. It then holds for "
     "the models that were trained, and is marked *these models*: with another seed they may differ by more. Such an interval is shown, but "
-    "the claim stays *not resolved*. Where no run has read the test text yet, the interval shown is between seeds on the validation text, "
-    "and says so: it decides nothing either.\n\n"
+    "the claim stays *not resolved*. Where one of two rows has not read the test text yet, the interval shown is between seeds of the "
+    "preset `gpu` on the validation text, and says so: it decides nothing either.\n\n"
     f"*Below* and *above* mean that the interval excludes zero. *Level* means that it lies within {MARGIN:g} nats on both sides, "
     "about what eight pairs of seeds of these runs can resolve. Anything else is *not resolved*. Of two rows that do not differ at "
     "all one is called *below* or *above* the other in about 5 % of trials; a test simulates it. Words and verdicts are each by "
@@ -140,12 +140,8 @@ def words_table(records: list[Record]) -> str:
     words = (BELOW, LEVEL, ABOVE, UNRESOLVED)
     rows = []
     for experiment, budget in BUDGETS.items():
-        runs = judged_runs(records, experiment)
-        said = {
-            row: estimate.word if (estimate := difference_of(own, runs[budget.base][0])) else UNRESOLVED
-            for row, (own, _) in runs.items()
-            if row != budget.base and budget.base in runs
-        }
+        pairs = beside(records, experiment, budget.base)
+        said = {row: estimate.word if (estimate := pair.difference) else UNRESOLVED for row, pair in pairs.items()}
         if said:
             rows.append([f"{budget.title}, beside {budget.base}", *(_names(said, word) for word in words)])
     return markdown(["rows", *words], rows, words=True) if rows else ""

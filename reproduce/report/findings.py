@@ -4,7 +4,7 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..experiments.spectra import MODES
 from ..models.rows import TABLE3
@@ -28,7 +28,7 @@ from .judge import (
     together,
 )
 from .ledger import ALIKE, CLASSES, FASTER, NO_RUN, TENTH, TIMING, Claim, Finding, short
-from .query import BUDGETS, alike, grouped, largest, of_one_budget, settled, timed_steps, with_muon
+from .query import BUDGETS, alike, grouped, largest, of_one_budget, settings_on_fresh_text, settled, timed_steps
 from .since import of_older_code
 from .unfoldings import BY_OPTIMIZER, effective_rank, errors_with, has_values, layers_of, name_of, others_of, shares
 from .words import signed
@@ -36,13 +36,59 @@ from .words import signed
 # Losses.
 
 
-def judged_runs(records: list[Record], experiment: str) -> dict[str, tuple[list[Record], str]]:
-    """The runs that judge each row of a table, and in words which they are: those that read a test text, else none but what there is."""
-    fresh = of_one_budget(with_muon(records, experiment, "gpu-fresh"))
-    if any(on_test_text(r) for r in fresh):
-        best = at_their_best(fresh)
-        return {row: (own.runs, f"best of {own.settings} settings") for row, own in best.items()}
-    return {row: (runs, "") for row, runs in settled(records, experiment).items()}
+@dataclass(frozen=True)
+class Pair:
+    """A row and the one that it is set beside, trained alike.
+
+    Args:
+        own, other: the runs of each.
+        which: which runs these are, in words.
+    """
+
+    own: list[Record]
+    other: list[Record]
+    which: str
+
+    @property
+    def verdict(self) -> str | None:
+        """Where runs diverged."""
+        return broken(self.own, self.other)
+
+    @property
+    def difference(self) -> Estimate | None:
+        """From test text where there is enough; else from the seeds that there are, on the validation text that chose their rates."""
+        if estimate := loss_difference(self.own, self.other):
+            return estimate
+        estimate = None if self.verdict else metric_difference(self.own, self.other, "validation_loss", seeds=2)
+        return estimate and replace(estimate, over=f"{estimate.over}, validation text")
+
+
+def beside(records: list[Record], experiment: str, base: str) -> dict[str, Pair]:
+    """Each row of a table with the runs of `base` that are like its own.
+
+    Those on fresh text, each row at its best, as soon as some read a test text and the two have something to be compared by. Else those of
+    the preset `gpu`, which decide nothing. Never one of each.
+
+    Args:
+        records: all that there are.
+        experiment: "table2" or "table3".
+        base: another row.
+
+    Returns:
+        By row, without the base.
+    """
+    fresh, older = of_one_budget(settings_on_fresh_text(records, experiment, "gpu-fresh")), settled(records, experiment)
+    best = at_their_best(fresh) if any(map(on_test_text, fresh)) else {}
+    found = {}
+    for row in dict.fromkeys((*best, *older)):
+        kinds = []
+        if {row, base} <= best.keys():
+            kinds.append(Pair(best[row].runs, best[base].runs, f"best of {best[row].settings} settings"))
+        if {row, base} <= older.keys():
+            kinds.append(Pair(older[row], older[base], "preset gpu" if best else ""))
+        if kinds and row != base:
+            found[row] = next((pair for pair in kinds if pair.verdict or pair.difference), kinds[0])
+    return found
 
 
 def _loss(experiment: str, base: str, allowed: Callable[[float], tuple[float, float]], tried: bool = False):
@@ -53,39 +99,22 @@ def _loss(experiment: str, base: str, allowed: Callable[[float], tuple[float, fl
     """
 
     def judge(records: list[Record], row: str) -> Finding:
-        runs = judged_runs(records, experiment)
-        if row not in runs or base not in runs:
+        if (pair := beside(records, experiment, base).get(row)) is None:
             return NO_RUN
-        (own, settings), (other, _) = runs[row], runs[base]
-        if verdict := broken(own, other):
-            return f"{base if verdict == UNRESOLVED else row} diverged", verdict
+        own, other = pair.own, pair.other
+        if pair.verdict:
+            return f"{base if pair.verdict == UNRESOLVED else row} diverged", pair.verdict
         share = own[0].attention_parameters / other[0].attention_parameters
         with_share = f"with {share:.0%} of its parameters"
-        if (estimate := difference_of(own, other)) is None:
-            if older := _at_the_preset_gpu(records, experiment, row, base):
-                return f"{_interval(older)} nats {with_share}, {older.over}, preset gpu", UNRESOLVED
+        if (estimate := pair.difference) is None:
             return f"one seed, {with_share}", UNRESOLVED
-        said = ", ".join(filter(None, (f"{_interval(estimate)} nats {with_share}", estimate.over, settings)))
+        said = ", ".join(filter(None, (f"{_interval(estimate)} nats {with_share}", estimate.over, pair.which)))
         level = statistics.mean((on_test_text(r) or {"loss": r.metrics["validation_loss"]})["loss"] for r in other)
         if tried:
             estimate = replace(estimate, of_seeds=True)
         return said, estimate.verdict(*allowed(level)) if tried or loss_difference(own, other) else UNRESOLVED
 
     return judge
-
-
-def difference_of(own: list[Record], other: list[Record]) -> Estimate | None:
-    """From test text where there is enough; else from the seeds that there are, on the validation text that chose their rates."""
-    if estimate := loss_difference(own, other):
-        return estimate
-    estimate = None if broken(own, other) else metric_difference(own, other, "validation_loss", seeds=2)
-    return estimate and replace(estimate, over=f"{estimate.over}, validation text")
-
-
-def _at_the_preset_gpu(records: list[Record], experiment: str, row: str, base: str) -> Estimate | None:
-    """The difference with AdamW on validation text: shown where one of the two has read no test text yet, and judges nothing."""
-    runs = settled(records, experiment)
-    return difference_of(runs.get(row, []), runs.get(base, []))
 
 
 def _interval(estimate: Estimate, factor: float = 1, digits: int = 3) -> str:
@@ -111,7 +140,7 @@ def _loss_claim(where: str, says: str, experiment: str, row: str, base: str, rul
         _loss(experiment, base, allowed),
         lambda records: [row],
         f"rows of {BUDGETS[experiment].title}, beside {base}",
-        others=lambda records: [label for label in judged_runs(records, experiment) if label != base],
+        others=lambda records: list(beside(records, experiment, base)),
         tried=_loss(experiment, base, allowed, tried=True),
         **more,
     )

@@ -3,12 +3,12 @@
 import statistics
 
 from ..store.records import Record
-from .best import BASE, fullest, judged_at_best
-from .cells import above_cell
+from .best import BASE, judged_at_best
+from .cells import above_cell, difference_cells
 from .claims import verdicts
 from .exactness import comparisons, worst_error
-from .findings import TIMED_BESIDE, best_vision_runs, decayed, decays, mode_ranks, of_a_tenth
-from .fresh import difference_cells, setting_of, test_loss_cell
+from .findings import TIMED_BESIDE, Pair, beside, best_vision_runs, decayed, decays, mode_ranks, of_a_tenth
+from .fresh import setting_of, test_loss_cell
 from .judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED, Best, test_losses, together
 from .ledger import SIZE_TOLERANCE, short
 from .markdown import markdown
@@ -17,7 +17,6 @@ from .query import (
     diverged,
     grouped,
     losses_of,
-    mean_loss,
     megabytes,
     rates_of,
     runs_of,
@@ -164,20 +163,26 @@ def _sizes(records: list[Record], judged: Judged) -> str:
 
 
 def _competitive(records: list[Record], judged: Judged) -> str:
-    best, where = fullest(records), "docs/training.md#muon-on-fresh-text"
-    runs, base = (best[row].runs if row in best else [] for row in (ROW, BASE))
-    own, level = test_losses(runs), test_losses(base)
-    if not (own and level):  # as the verdict, which is of validation losses then
-        where = "RESULTS.md#table-2-gpt-2"
-        runs, base = (settled(records, "table2").get(row, []) for row in (ROW, BASE))
-        own, level = losses_of(runs), losses_of(base)
-    if not (own and level):
+    pair = beside(records, "table2", BASE).get(ROW)
+    if not pair:
         return ""
-    share = runs[0].attention_parameters / base[0].attention_parameters
+    own, level, where = _losses(pair, "RESULTS.md#table-2-gpt-2")
+    share = pair.own[0].attention_parameters / pair.other[0].attention_parameters
     return (
         f"{_word(judged, ('Sec. 4.2, GPT-2', 'with MHA'))} [8,128,64] “competitive” with MHA: its [loss]({where}) is "
         f"{_above(own, level)}, with {percent(share)} of the parameters (our limit: {percent(MARGIN / statistics.mean(level), 1)})."
     )
+
+
+def _losses(pair: Pair, older: str) -> tuple[list[float], list[float], str]:
+    """Those by which a row and the one beside it are judged, and where they stand: on a test text if both read one.
+
+    older: where validation losses stand.
+    """
+    own, level = test_losses(pair.own), test_losses(pair.other)
+    if own and level:
+        return own, level, "docs/training.md#muon-on-fresh-text"
+    return losses_of(pair.own), losses_of(pair.other), older
 
 
 def _above(own: list[float], base: list[float]) -> str:
@@ -186,13 +191,14 @@ def _above(own: list[float], base: list[float]) -> str:
 
 
 def _a_tenth(records: list[Record], judged: Judged) -> str:
-    runs, base, vit = *(settled(records, "table3").get(row, []) for row in (SMALL, LARGE)), _accuracies_at_a_tenth(records)
-    if not (mean_loss(runs) and mean_loss(base) and vit):
+    pair, vit = beside(records, "table3", LARGE).get(SMALL), _accuracies_at_a_tenth(records)
+    if not (pair and not pair.verdict and vit):
         return ""
+    own, level, where = _losses(pair, "RESULTS.md#table-3-llama")
     metric, classes, (ours, theirs) = vit
     return (
         f"{_word(judged, ('Abstract', 'to GQA'), ('Fig. 3, ViT', 'than GQA'))} A tenth of GQA's parameters: "
-        f"[loss](RESULTS.md#table-3-llama) {_above(losses_of(runs), losses_of(base))} in a small Llama, a ViT's "
+        f"[loss]({where}) {_above(own, level)} in a small Llama, a ViT's "
         f"[{metric}](RESULTS.md#figure-3-vision-transformers) {abs(theirs - ours):.1f} points {'below' if ours < theirs else 'above'} "
         f"({classes} classes)."
     )

@@ -67,6 +67,10 @@ BUDGETS = {
         note=" Rotary embeddings turn whole heads in MHA, GQA and MQA, latents in MLA and Tucker.",
     ),
 }
+FRESH_ROWS = {
+    "table2": table2.FRESH_ROWS,
+    "table3": (*table3.TABLE3, *table3.TABLE3_NORMED),
+}  # all that may be named on fresh text
 
 
 # What belongs together.
@@ -389,18 +393,27 @@ def with_muon(records: list[Record], experiment: str, preset: str) -> list[Recor
     return [r for r in runs_of(records, experiment, preset) if optimizer_of(r) == "muon"]
 
 
-def fresh_runs(records: list[Record], preset: str = "gpu-fresh") -> list[Record]:
-    """Table 2's runs with Muon on fresh text, which differ in row, rate and QK-clip alone.
+def settings_on_fresh_text(records: list[Record], experiment: str, preset: str) -> list[Record]:
+    """Those of them that are settings of their rows: QK-clip, which not every row was tried with, is a comparison of its own.
+
+    Args:
+        records, experiment, preset: as in `with_muon`.
+    """
+    return [r for r in with_muon(records, experiment, preset) if r.train.get("qk_clip") is None]
+
+
+def fresh_runs(records: list[Record], preset: str = "gpu-fresh", experiment: str = "table2") -> list[Record]:
+    """Runs with Muon on fresh text, which differ in row, rate and QK-clip alone.
 
     Args:
         records: all that there are.
-        preset: of Table 2.
+        preset, experiment: as in `with_muon`.
 
     Returns:
-        Ordered by the row's place in Table 2, QK-clip and rate.
+        Ordered by the row's place in its table, QK-clip and rate.
     """
-    runs = of_one_budget(with_muon(records, "table2", preset))
-    return sorted(runs, key=lambda r: (_place(r, table2.FRESH_ROWS), r.train.get("qk_clip") or 0.0, r.rate))
+    runs, rows = of_one_budget(with_muon(records, experiment, preset)), FRESH_ROWS[experiment]
+    return sorted(runs, key=lambda r: (_place(r, rows), r.train.get("qk_clip") or 0.0, r.rate))
 
 
 def _place(record: Record, rows: tuple[Row, ...] = BUDGETS["table2"].rows) -> int:

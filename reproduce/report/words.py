@@ -13,6 +13,7 @@ STARTS = {  # how layers were converted
     "hooi": "HOOI, the HOSVD refitted",
     "moment": "the HOSVD or SVD that knows the second moment of the layers' inputs",
 }
+TITLES = {"table2": "GPT-2", "table3": "Llama"}
 VARIED = {"--rows": "ROWS", "--learning-rate": "RATE", "--warmup-steps": "STEPS", "--seeds": "SEEDS"}
 
 
@@ -182,3 +183,35 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             groups.append([number])
     return ", ".join(f"{group[0]} to {group[-1]}" if len(group) > 2 else ", ".join(map(str, group)) for group in groups)
+
+
+# Of fresh text.
+
+
+def table_name(experiment: str, preset: str) -> str:
+    """ "Table 2, fresh text, narrow": what pages ask for.
+
+    Args:
+        experiment: "table2" or "table3".
+        preset: one of its "gpu-fresh".
+    """
+    return f"{BUDGETS[experiment].title.split(',')[0]}, fresh text{preset.removeprefix('gpu-fresh').replace('-', ', ')}"
+
+
+def scale_in_words(experiment: str, runs: list[Record]) -> str:
+    """ "GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET".
+
+    Args:
+        experiment: as in `table_name`.
+        runs: of one budget.
+    """
+    narrower = BUDGETS[experiment].narrower(runs[0].config)
+    shape = f"{narrower} times narrower than the paper's" if narrower > 1 else "at the paper's shape"
+    reduced = "REDUCED SCALE" if narrower > 1 else "REDUCED BUDGET"
+    return f"{TITLES[experiment]} {shape} with Muon on fresh text, {reduced}"
+
+
+def text_in_words(runs: list[Record]) -> str:
+    """ "64.9M training tokens, no token read twice"."""
+    passes = max(r.config.get("passes", 1) for r in runs)
+    return f"{tokens_of(runs)}, {'no token read twice' if passes == 1 else f'every token read {passes} times'}"
