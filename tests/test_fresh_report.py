@@ -8,8 +8,8 @@ from helpers import a_record
 from paper_figures import __main__ as figures
 from paper_figures import trend
 from reproduce.experiments import table2
-from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST, Row
-from reproduce.report import again, best, claims, fresh, headline, results
+from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST, TABLE2_JUDGED, TABLE3_BEST, Row
+from reproduce.report import again, allocations, best, claims, fresh, headline, results
 from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED, away_from_zero, between_seeds
 from reproduce.store.records import COMMITTED, Record, append, load_some
 
@@ -26,8 +26,7 @@ def a_run(
     config = {
         "model": "gpt2", "d_model": 768 // narrower, "n_heads": 12, "n_layers": 12, "context": 1024, "vocab_size": 50_257,
         "row": row.config(), "attention": row.narrowed(narrower).config(), "train": TRAIN | {"learning_rate": rate, "steps": steps},
-        "one_pass": True,
-    }  # fmt: skip
+    } | ({"passes": 2} if steps == 3960 else {"one_pass": True})  # fmt: skip
     texts = {
         name: {"loss": loss + above, "tokens": 10 * articles, "articles": [[10 * (loss + above), 10]] * articles}
         for name, above, articles in (("kept", 0.1, 30), ("other", 0.2, 19))
@@ -193,13 +192,43 @@ def test_without_a_test_text_there_is_no_table():
     assert fresh.best_tables("table2", "gpu-fresh", [r for r in study(0.0) if r.seed == 0]) == []
 
 
-def test_a_setting_names_norms_clip_and_rate():
+def test_a_setting_names_norms_and_rate():
     (rows,) = best.at_best([a_run(Row("MLA", latent=128).normed(), 0, 4.0)], "table2", "gpu-fresh")
     assert [fresh.setting_of(own) for own in rows.values()] == ["latent norms, 0.0048"]
-    clipped = a_run(MHA, 0, 4.0)
-    clipped.config["train"]["qk_clip"] = 100.0
-    (rows,) = best.at_best([clipped], "table2", "gpu-fresh")
-    assert fresh.setting_of(rows["MHA"]) == "QK-clip 100, 0.0048"
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adamw"}, {"qk_clip": 100.0}])
+def test_what_not_all_rows_were_tried_with_is_no_setting_of_any_row(change):
+    """Equal grids: QK-clip and AdamW are comparisons of their own, whatever they reach."""
+    found = study(-0.05, 0.01)
+    more = [a_run(row, seed, 3.0, rate=1.2e-3) for row in (MHA, TUCKER) for seed in (0, 1)]
+    other = [dataclasses.replace(r, config=r.config | {"train": r.train | change}) for r in more]
+    assert fresh.best_tables("table2", "gpu-fresh", found + other) == fresh.best_tables("table2", "gpu-fresh", found)
+    (table,) = fresh.best_tables("table2", "gpu-fresh", found + more)  # control
+    assert cells(table.body, "MHA")[:2] == ["0.0012", "4"]
+
+
+def test_no_table_of_muon_s_has_runs_of_adamw_and_qk_clip_has_lines_of_its_own():
+    found, six = study(-0.05), [a_run(row, 0, 3.0, rate=rate, test=False) for row in TABLE2_JUDGED for rate in (1.2e-3, 2.4e-3)]
+    adamw, clipped = (
+        [dataclasses.replace(r, config=r.config | {"train": r.train | change}) for r in six]
+        for change in ({"optimizer": "adamw"}, {"qk_clip": 100.0})
+    )
+    assert fresh.fresh_tables(found + adamw, "gpu-fresh") == fresh.fresh_tables(found, "gpu-fresh")
+    lines = fresh.rates_table(found + clipped)[0].body
+    assert cells(lines, "MHA QK-norm, QK-clip 100")[-1] == "2" and cells(lines, "MHA QK-norm")[-1] == "1"
+    assert cells(fresh.rates_table(found + six)[0].body, "MHA QK-norm")[-1] == "3"  # control
+
+
+def test_seeds_at_a_rate_that_loses_later_are_void():
+    """As those of MLA with a shared latent, whose grid was not whole when they ran."""
+    row = Row("MLA", latent=128, shared_kv=True).normed()
+    found = study(0.05, own=row)
+    higher = a_run(row, 0, 3.9, rate=1.92e-2, test=False)
+    names = lambda runs: list(best.at_best(runs, "table2", "gpu-fresh")[0])  # noqa: E731
+    assert names(found) == ["MHA", "MLA shared d_c=128"] and names([*found, higher]) == ["MHA"]
+    lost = dataclasses.replace(higher, metrics=higher.metrics | {"validation_loss": 4.2})
+    assert names([*found, lost]) == names(found)  # control
 
 
 def test_tokens_per_parameter_leave_the_embedding_out():
@@ -218,6 +247,55 @@ def test_seeds_that_judge_alone_have_no_grid_of_rates():
     assert names(judged) == ["Table 2, fresh text, at best"]
 
 
+def narrow_study(gap: float = 0.02) -> list[Record]:
+    """As planned: six rows with norms, three rates with seed 0, six other seeds at the best; half a pass and two with three of them."""
+    more, found = {"narrower": 4, "preset": "gpu-fresh-narrow"}, []
+    for row in TABLE2_JUDGED:
+        loss = 4.5 + gap * (row.mechanism != "MHA")
+        found += [
+            a_run(row, 0, loss + 0.01 * n, rate=rate, test=False, **more) for n, rate in enumerate((9.6e-3, 4.8e-3, 1.92e-2))
+        ]
+        found += [a_run(row, seed, loss, rate=9.6e-3, **more) for seed in range(1, 7)]
+        found += [
+            a_run(
+                row,
+                seed,
+                loss + 990 / steps + gap * (steps > 1980) * (row.mechanism != "MHA"),
+                rate=9.6e-3,
+                steps=steps,
+                **more,
+            )
+            for steps in (990, 3960)
+            for seed in (1, 2, 3)
+        ]
+    return found
+
+
+def test_a_narrow_study_has_its_tables_and_tells_seeds_and_passes_apart():
+    found = narrow_study()
+    named = {}
+    for table in fresh.fresh_tables(found, "gpu-fresh-narrow"):
+        named.setdefault(table.name, []).append(table)
+    (rates,) = named["Table 2, fresh text, narrow"]
+    assert rates.note == "Every row was tried at as many rates: 3." and len(rates.runs) == 18  # seed 0 and one pass alone
+    once, half, twice = named["Table 2, fresh text, narrow, at best"]
+    assert cells(once.body, "GQA n_KV=4")[:2] == ["QK-norm, 0.0096", "3"] and cells(once.body, "GQA n_KV=4")[6] == ABOVE
+    assert cells(once.body, "GQA n_KV=4")[4].endswith("(6)") and "with a seed that does not count here" in once.title
+    assert "four" not in once.title and "4 times narrower" in once.title and "REDUCED SCALE" in once.title
+    for table, said in ((half, "32.4M training tokens, no token read twice"), (twice, "tokens, every token read 2 times")):
+        assert cells(table.body, "GQA n_KV=4")[4].endswith("(3)") and cells(table.body, "GQA n_KV=4")[6].endswith(
+            "these models"
+        )
+        assert "chosen for one pass" in table.title and said in table.title
+    (table,) = named["Table 2, fresh text, narrow, in pairs"]  # too few seeds elsewhere
+    without = [r for r in found if not (r.method == "MHA QK-norm" and r.rate == 4.8e-3)]
+    (unequal,) = fresh.rates_table(without, "gpu-fresh-narrow")
+    assert "at 2 to 3 rates each" in unequal.note  # control
+    missing = [r for r in found if r.method != "MHA QK-norm"]
+    assert "at 0 to 3 rates each" in (note := fresh.rates_table(missing, "gpu-fresh-narrow")[0].note)
+    assert note.endswith("Not run at any rate: MHA QK-norm.")
+
+
 def test_the_trend_goes_from_few_tokens_to_many(tmp_path):
     runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + study(-0.01, steps=3960)
     best._beside_embedding.cache_clear()  # which a test without coverage may have filled
@@ -231,22 +309,147 @@ def test_the_trend_goes_from_few_tokens_to_many(tmp_path):
     assert (tmp_path / "trend.png").stat().st_size > 10_000
 
 
-def allocated(triple: str, losses: list[float], rate: float = 9.6e-3) -> list[Record]:
+def test_the_trend_is_drawn_of_what_is_planned(tmp_path):
+    found = best.trend(whole(0.01, 0.002) + narrow_study())
+    assert [len(own) for own in found.values()] == [4] * 5
+    assert [[e.of_seeds for _, e in own] for own in found.values()] == [
+        [True, False, True, False]
+    ] * 5  # three seeds: over articles
+    trend.against_tokens(found, tmp_path / "trend.png")
+    assert (tmp_path / "trend.png").stat().st_size > 10_000
+
+
+def moved(runs: list[Record]) -> dict[tuple[str, str], list[str]]:
+    """By row and what differs, the cells of the table of moves."""
+    tables = fresh.moves_tables(runs)
+    return {(line[0], line[1]): line[2:] for table in tables for line in ways(table)}
+
+
+TIMES, BETWEEN = "four times narrower", "between the sizes"
+
+
+def test_whether_a_difference_moves_is_judged_by_pairs_of_seeds():
+    found = moved(whole(0.01, 0.002) + narrow_study(gap=0.02))
+    assert {along for _, along in found} == {TIMES, BETWEEN} and len(found) == 10
+    few, many, by, word = found["GQA n_KV=4", BETWEEN]
+    assert few == "0.76: +0.011" and many == "12: +0.020" and by.startswith("+0.009 [+0.00") and by.endswith("(5)")
+    assert word == f"{ABOVE}*"
+    few, many, by, word = found["GQA n_KV=4", TIMES]
+    assert few == "6.1: +0.020" and many == "24: +0.040" and by == "+0.020 [+0.020, +0.020] (3)" and word == ""  # three seeds
+    five = [a_run(r, seed, 4.5 + 0.02 * n, rate=9.6e-3, steps=steps, narrower=4, preset="gpu-fresh-narrow")
+            for steps, n in ((990, 1), (3960, 2)) for seed in (4, 5) for r in TABLE2_JUDGED[1:]]  # fmt: skip
+    base = [a_run(MHA.normed(), seed, 4.5, rate=9.6e-3, steps=steps, narrower=4, preset="gpu-fresh-narrow")
+            for steps in (990, 3960) for seed in (4, 5)]  # fmt: skip
+    assert (
+        moved([*whole(0.01, 0.002), *narrow_study(), *five, *base])["GQA n_KV=4", TIMES][3] == f"{ABOVE}*"
+    )  # five have a word
+
+
+def test_a_difference_that_does_not_move_is_level_and_what_is_missing_has_no_line():
+    assert moved(whole(0.02, 0.002) + narrow_study(gap=0.02))["GQA n_KV=4", BETWEEN][3] == LEVEL
+    assert moved(whole(0.02)) == {}  # one budget
+    alone = [r for r in narrow_study() if r.steps != 990 or r.seed == 1]
+    assert moved(alone)["GQA n_KV=4", TIMES][2:] == ["+0.020 (1)", ""]  # one pair has no interval
+    left = {"diverged_at": 7, "attention_parameters": 100, "cache_per_token": 10}
+    gone = [
+        dataclasses.replace(r, metrics=left) if (r.method, r.steps, r.seed) == ("GQA n_KV=4 QK-norm", 3960, 2) else r
+        for r in alone
+    ]
+    assert ("GQA n_KV=4", TIMES) not in moved(gone) and ("MLA separated d_c=128", TIMES) in moved(gone)
+    no_base = [r for r in alone if r.method != "MHA QK-norm"]
+    assert moved(no_base) == {}
+    other_seeds = [r for r in alone if r.steps != 990] + [
+        dataclasses.replace(r, seed=9) if r.method.startswith("GQA") else r for r in alone if r.steps == 990
+    ]
+    assert ("GQA n_KV=4", TIMES) not in moved(other_seeds)  # no seed of both
+
+
+SIZES = ("Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]")
+
+
+def allocated(triple: str, losses: list[float], seed: int = 0, rate: float = 9.6e-3) -> list[Record]:
+    """Runs of the first ways to spend the parameters of a triple, one for each loss."""
     rows = [row.normed() for row in TABLE2_ALLOCATIONS[triple]]
-    return [a_run(row, 0, loss, rate=rate, preset="gpu-fresh-allocations", test=False) for row, loss in zip(rows, losses)]
+    return [a_run(row, seed, loss, rate=rate, preset="gpu-fresh-allocations", test=seed > 0) for row, loss in zip(rows, losses)]
+
+
+def paper_s(triple: str, loss: float = 4.0, seeds=range(6), rate: float = 9.6e-3) -> list[Record]:
+    (row,) = [row.normed() for row in TABLE2_BEST if row.label == triple]
+    return [a_run(row, seed, loss + 0.001 * (seed % 2), rate=rate, test=seed > 0) for seed in seeds]
+
+
+def judged_way(triple: str, way: int, gap: float, seeds=JUDGES) -> list[Record]:
+    """The way of this number was chosen by seed 0, and ends so far above the paper's triple with the seeds that judge."""
+    chosen = [3.99 if n == way else 4.01 for n in range(9)]
+    judges = [allocated(triple, [4.0 + gap] * 9, seed)[way] for seed in seeds]
+    return [*allocated(triple, chosen), *judges, *paper_s(triple)]
+
+
+def ways(table) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.body.splitlines()[2:]]
 
 
 def test_allocations_stand_from_the_lowest_loss_up_beside_the_paper_s():
     own = allocated("Tucker [8,64,64]", [4.01, 3.98])
-    paper = [a_run(TUCKER.normed(), 0, 4.0, rate=rate) for rate in (4.8e-3, 9.6e-3)]
-    (table,) = fresh.allocation_tables(own + paper)
-    lines = [line.split("|")[1:-1] for line in table.body.splitlines()[2:]]
-    assert [line[0].strip() for line in lines] == [own[1].method, f"{paper[1].method} (the paper's)", own[0].method]
-    assert [line[3].strip() for line in lines] == ["−0.020", "", "+0.010"]
-    assert table.runs[0] is paper[1]  # the one at the same rate
-    (without,) = fresh.allocation_tables(own + paper[:1])  # control: of another rate
-    assert "the paper's)" not in without.body and without.body.splitlines()[2].split("|")[4].strip() == ""
-    assert fresh.allocation_tables(paper) == []
+    paper = paper_s("Tucker [8,64,64]", seeds=(0,), rate=4.8e-3) + paper_s("Tucker [8,64,64]", seeds=(0,))
+    (table,) = allocations.allocation_tables(own + paper)
+    lines = ways(table)
+    assert [line[0] for line in lines] == [own[1].method, f"{paper[1].method} (the paper's)", own[0].method]
+    assert [line[3] for line in lines] == ["−0.020", "", "+0.010"]
+    assert paper[1] in table.runs and paper[0] not in table.runs  # the one at the same rate
+    (without,) = allocations.allocation_tables(own + paper[:1])  # control: of another rate
+    assert "the paper's)" not in without.body and ways(without)[0][3] == ""
+    assert allocations.allocation_tables(paper) == []
+    left = {"attention_parameters": 100, "cache_per_token": 10, "diverged_at": 7}
+    (last,) = allocations.allocation_tables([own[0], dataclasses.replace(own[1], metrics=left)])
+    assert [line[2] for line in ways(last)] == ["4.010", "diverged at step 7"]
+
+
+def test_the_seed_that_chose_an_allocation_neither_judges_nor_is_averaged_with_those_that_do():
+    (table,) = allocations.allocation_tables(judged_way("Tucker [8,64,64]", 1, 0.02))
+    first, second, *others = ways(table)
+    assert first[0] == "Tucker [8,96,64 / 8,32,64] QK-norm" and first[2:4] == ["3.990", "−0.010"]  # seed 0 alone
+    assert first[4].startswith("+0.019 [+0.01") and first[5] == ABOVE  # other seeds alone, on the test text
+    assert second[0].endswith("(the paper's)") and second[2] == "4.000" and second[4:] == ["", ""]
+    assert all(line[4:] == ["", ""] for line in others) and len(others) == 8
+    assert table.note == f"No other way is judged below the paper's by {SEEDS} seeds, so that nothing is advised."
+
+
+def test_an_allocation_that_lost_after_its_seeds_ran_is_not_judged():
+    runs = judged_way("Tucker [8,64,64]", 1, -0.02)
+    assert ways(allocations.allocation_tables(runs)[0])[0][5] == BELOW  # control
+    lower = [dataclasses.replace(r, metrics=r.metrics | {"validation_loss": 3.9}) if r.id == runs[4].id else r for r in runs]
+    (table,) = allocations.allocation_tables(lower)
+    assert ways(table)[0][0] == runs[4].method and all(line[4:] == ["", ""] for line in ways(table))
+    paper = [r for r in runs if r.preset == "gpu-fresh"]
+    best = [dataclasses.replace(r, metrics=r.metrics | {"validation_loss": 3.9}) if r.id == paper[0].id else r for r in runs]
+    (table,) = allocations.allocation_tables(best)  # the paper's own is the lowest: nothing is to be judged
+    assert ways(table)[0][0].endswith("(the paper's)") and all(line[4:] == ["", ""] for line in ways(table))
+    assert allocations.allocation_tables([r for r in runs if r.seed]) == []  # none without the seed that chooses
+
+
+@pytest.mark.parametrize(
+    "chosen, said",
+    [
+        (
+            (0, 0, 5),
+            "Of a given number of parameters, give more to the output mode, from the query mode: so it is at the sizes of",
+        ),
+        (
+            (0, 1, 5),
+            "At the size of Tucker [8,128,64] alone it is better to give more to the query mode, from the output mode.",
+        ),
+    ],
+)
+def test_advice_takes_two_sizes(chosen, said):
+    runs = [r for triple, way in zip(SIZES, chosen) for r in judged_way(triple, way, -0.02)]
+    *others, last = allocations.allocation_tables(runs)
+    assert said in last.note and len(others) == 2 and not any(table.note for table in others)
+    assert ("That is too little for advice." in last.note) and ("Of a given" in last.note) == (chosen[0] == chosen[1])
+    few = [r for triple, way in zip(SIZES, chosen) for r in judged_way(triple, way, -0.02, seeds=range(1, SEEDS))]
+    assert "nothing is advised" in allocations.allocation_tables(few)[-1].note  # control: these models alone
+    level = [r for triple, way in zip(SIZES, chosen) for r in judged_way(triple, way, 0.0)]
+    assert "nothing is advised" in allocations.allocation_tables(level)[-1].note
 
 
 def test_the_rows_of_the_allocations_have_the_best_setting_of_their_sizes():
@@ -258,7 +461,8 @@ def test_all_of_them_are_drawn_for_the_pages():
     runs = study(-0.05) + study(0.02, narrower=4, preset="gpu-fresh-narrow") + allocated("Tucker [8,64,64]", [4.0])
     names = [table.name for table in results.tables(runs)["table2"]]
     assert names == [
-        "Table 2, fresh text", "Table 2, fresh text, at best", "What norms give", "Table 2, fresh text, narrow",
+        "Table 2, fresh text", "Table 2, fresh text, at best", "Table 2, fresh text, trend", "What norms give",
+        "Table 2, fresh text, narrow",
         "Table 2, fresh text, narrow, at best", "Table 2, fresh text, allocations",
     ]  # fmt: skip
 
@@ -298,6 +502,40 @@ def test_the_sentence_on_competitive_says_the_losses_that_were_judged():
         )
     before = said([])  # control
     assert before.startswith("- **Not resolved.** ") and "(RESULTS.md#table-2-gpt-2) is 0.5 % above" in before
+
+
+def llamas(losses: dict[str, float]) -> list[Record]:
+    """Table 3 on fresh text: two rates with seed 0, five seeds of the better one."""
+    found = []
+    for row in TABLE3_BEST:
+        loss = losses.get(row.label, 3.5)
+        runs = [a_run(row, 0, loss + 0.1 * (rate < 9e-3), rate=rate, narrower=2, test=False) for rate in (4.8e-3, 9.6e-3)]
+        runs += [a_run(row, seed, loss, rate=9.6e-3, narrower=2) for seed in JUDGES]
+        llama = {"model": "llama", "d_model": 1024, "n_heads": 32, "n_layers": 4, "rope_base": 5e5}
+        found += [dataclasses.replace(r, experiment="table3", config=r.config | llama) for r in runs]
+    return found
+
+
+def test_llamas_on_fresh_text_have_their_tables():
+    named = {table.name: table for table in results.tables(llamas({}))["table3"]}
+    assert list(named) == ["Table 3, fresh text", "Table 3, fresh text, at best", "Table 3, fresh text, in pairs"]
+    assert named["Table 3, fresh text"].note.startswith("Every row was tried at as many rates: 2. Not run") is False
+    assert named["Table 3, fresh text"].note == "Every row was tried at as many rates: 2."
+    assert "Llama 2 times narrower than the paper's with Muon" in named["Table 3, fresh text, at best"].title
+    assert cells(named["Table 3, fresh text, at best"].body, "Tucker [32,64,64]")[:2] == ["QK-norm, 0.0096", "2"]
+
+
+@pytest.mark.parametrize("above, word, said", [(0.0, "Not resolved.", "0.0 % above"), (0.036, "Fails here.", "1.0 % above")])
+def test_the_sentence_on_a_tenth_says_the_losses_that_were_judged(above, word, said):
+    own = llamas({"Tucker [32,64,64] QK-norm": 3.5 + above})
+    shown = lambda found: headline.six_verdicts(COMMITTED_BUT_FRESH + found).splitlines()[3]  # noqa: E731
+    assert shown(own).startswith(f"- **{word}**") and f"[loss](docs/training.md#muon-on-fresh-text) {said} in a small" in shown(
+        own
+    )
+    assert "[loss](RESULTS.md#table-3-llama) 2.2 % above" in shown([])  # control
+    broken = [r if (r.method, r.seed) != (TABLE3_BEST[-1].label, 3) else dataclasses.replace(r, metrics={
+        "diverged_at": 7, "attention_parameters": 100, "cache_per_token": 10}) for r in own]  # fmt: skip
+    assert "A tenth" not in headline.six_verdicts(COMMITTED_BUT_FRESH + broken)  # as where a validation run diverged
 
 
 def made_again(tmp_path, loss: float) -> str:

@@ -1,18 +1,32 @@
 """Rows at the settings that validation text prefers, judged on a test text: which there are, and their trend with more tokens."""
 
 import functools
+import itertools
 import json
+from dataclasses import dataclass
 
 from tucker_ref.initialisation import shapes_alone
 
+from ..experiments.table2 import FRESH
 from ..models.sizes import count_parameters
 from ..store.records import Record
 from ..train.language import build_model
-from .judge import SEEDS, Best, Estimate, at_their_best, loss_difference, on_test_text
-from .query import budget_of, diverged, full_budget_runs, grouped, mean_loss, method_and_rate, row_label, runs_of, with_muon
+from .judge import SEEDS, Best, Estimate, at_their_best, broken, differences_by_seed, loss_difference, on_test_text
+from .query import (
+    budget_of,
+    diverged,
+    full_budget_runs,
+    grouped,
+    mean_loss,
+    method_and_rate,
+    row_label,
+    runs_of,
+    settings_on_fresh_text,
+)
 
 BASE = "MHA"
 COMPARED = (BASE, "GQA n_KV=4", "MLA", "Tucker [8,128,128]", "Tucker [8,128,64]", "Tucker [8,64,64]")  # of MLA the better one
+SIZES = {"gpu-fresh": "the paper's shape", "gpu-fresh-narrow": "four times narrower"}  # presets of Table 2
 
 
 def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[str, Best]]:
@@ -27,7 +41,7 @@ def at_best(records: list[Record], experiment: str, preset: str) -> list[dict[st
         For each budget that has some, by row, from the largest attention to the smallest.
     """
     found = []
-    for runs in grouped(with_muon(records, experiment, preset), budget_of).values():
+    for runs in grouped(settings_on_fresh_text(records, experiment, preset), budget_of).values():
         best = {row: own for row, own in at_their_best(runs).items() if any(map(on_test_text, own.runs))}
         found.append(dict(sorted(best.items(), key=lambda item: -item[1].runs[0].attention_parameters)))
     return [best for best in found if best]
@@ -111,10 +125,62 @@ def trend(records: list[Record]) -> dict[str, list[tuple[float, Estimate]]]:
         where no two budgets have one.
     """
     points: dict[str, list[tuple[float, Estimate]]] = {}
-    for preset in ("gpu-fresh", "gpu-fresh-narrow"):
-        for best in at_best(records, "table2", preset):
-            base = best[BASE].runs if BASE in best else []
-            for row, own in best.items():
-                if base and row != BASE and (estimate := loss_difference(own.runs, base)):
-                    points.setdefault(row, []).append((tokens_per_parameter(base[0]), estimate))
+    for best in (best for preset in SIZES for best in _with_base(records, preset)):
+        base = best[BASE].runs
+        for row, own in best.items():
+            if row != BASE and (estimate := loss_difference(own.runs, base)):
+                points.setdefault(row, []).append((tokens_per_parameter(base[0]), estimate))
     return {row: sorted(own, key=lambda point: point[0]) for row, own in points.items() if len(own) > 1}
+
+
+def _with_base(records: list[Record], preset: str) -> list[dict[str, Best]]:
+    """Table 2's budgets in which multi-head attention read a test text, from few tokens to many."""
+    found = [best for best in at_best(records, "table2", preset) if BASE in best]
+    return sorted(found, key=lambda best: tokens_per_parameter(best[BASE].runs[0]))
+
+
+@dataclass(frozen=True)
+class Move:
+    """A row's difference to multi-head attention where there are few tokens for each parameter, and where there are many.
+
+    Args:
+        row: which.
+        along: what differs between the two.
+        tokens: of both, those for each parameter of the multi-head model.
+        few, many: by seed, the difference of test losses.
+    """
+
+    row: str
+    along: str
+    tokens: tuple[float, float]
+    few: dict[int | None, float]
+    many: dict[int | None, float]
+
+    @property
+    def by(self) -> list[float]:
+        """Of each seed that both have, by how much the difference is larger with many tokens."""
+        return [self.many[seed] - self.few[seed] for seed in self.many if seed in self.few]
+
+
+def moves(records: list[Record]) -> list[Move]:
+    """Whether the difference to multi-head attention moves with tokens per parameter, by a rule that stood before the runs.
+
+    Within a size the budget with the most tokens is set beside that with the fewest. Between the sizes it is one pass over the text each.
+    Rows of which a run diverged there are left out.
+
+    Args:
+        records: all that there are.
+    """
+    budgets = {preset: _with_base(records, preset) for preset in SIZES}
+    pairs = [(own[0], own[-1], SIZES[preset]) for preset, own in budgets.items() if len(own) > 1]
+    for few, many in itertools.product(*budgets.values()):
+        if budget_of(one := few[BASE].runs[0]) == budget_of(many[BASE].runs[0]) and one.steps == FRESH.train.steps:
+            pairs.append((few, many, "between the sizes"))
+    found = []
+    for few, many, along in pairs:
+        tokens = tokens_per_parameter(few[BASE].runs[0]), tokens_per_parameter(many[BASE].runs[0])
+        for row in [row for row in few if row != BASE and row in many]:
+            sides = [(best[row].runs, best[BASE].runs) for best in (few, many)]
+            if not any(broken(*side) for side in sides):
+                found.append(Move(row, along, tokens, *(differences_by_seed(*side) for side in sides)))
+    return found

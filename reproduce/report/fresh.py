@@ -1,50 +1,53 @@
-"""Tables of Muon on fresh text: each row by learning rate, each at its best on text that was held back, and what else its parameters
-could be spent on."""
+"""Tables of Muon on fresh text: each row by learning rate, each at its best on text that was held back, and whether that moves with more
+tokens for each parameter."""
 
-from collections.abc import Callable
+import statistics
 
-from ..experiments import table2
-from ..models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST
+from ..experiments import table2, table3
+from ..models.rows import TABLE2_BEST
 from ..store.records import Record
-from .best import BASE, at_best, tokens_per_parameter
-from .cells import BOLD, above_cell, bold_if_best, bracketed, loss_cell, with_interval
-from .judge import SEEDS, Best, article_difference, away_from_zero, between_seeds, broken, loss_difference, test_losses
+from .best import BASE, SIZES, at_best, moves, tokens_per_parameter
+from .cells import BOLD, bold_if_best, bracketed, difference_cells, with_interval
+from .judge import SEEDS, Best, article_difference, away_from_zero, between_seeds, broken, test_losses
 from .markdown import Table, markdown
-from .query import BUDGETS, budget_of, fresh_runs, grouped, mean_loss, of_one_budget, runs_of
-from .words import divergence, mean_and_spread, seeds_in_words, tokens_of
+from .query import fresh_runs, grouped, mean_loss
+from .words import divergence, mean_and_spread, scale_in_words, seeds_in_words, signed, table_name, text_in_words
 
 OVER_ARTICLES = (
     "The last columns have the same differences with intervals over articles in place of seeds; a text without marks has stretches of "
     "64 KiB for articles. An article's loss is its mean over the seeds, articles count by their tokens, and the error comes from leaving "
     "out one at a time. These intervals came after the rule of judgement, which is by seeds, and change no word."
 )
-TITLES = {"table2": "GPT-2", "table3": "Llama"}
+EXPERIMENTS = {"table2": table2, "table3": table3}
 
 
-def fresh_tables(records: list[Record], preset: str) -> list[Table]:
-    """Of Table 2: rows by learning rate, each at its best, and these in pairs.
+def fresh_tables(records: list[Record], preset: str, experiment: str = "table2") -> list[Table]:
+    """Rows by learning rate, each at its best, and these in pairs; of Table 2 at the paper's shape, the trend too.
 
     Args:
         records: all that there are.
-        preset: of Table 2.
+        preset: of the experiment.
+        experiment: "table2" or "table3".
     """
-    by_rate = rates_table(records, preset)
-    return by_rate + [table for draw in (best_tables, pairs_tables) for table in draw("table2", preset, records)]
+    found = rates_table(records, preset, experiment)
+    found += [table for draw in (best_tables, pairs_tables) for table in draw(experiment, preset, records)]
+    return found + (moves_tables(records) if (experiment, preset) == ("table2", "gpu-fresh") else [])
 
 
 # By learning rate.
 
 
-def rates_table(records: list[Record], preset: str = "gpu-fresh") -> list[Table]:
-    """Table 2 with Muon, every token read once: each row by learning rate, its best in bold, and how many rates it was tried at.
+def rates_table(records: list[Record], preset: str = "gpu-fresh", experiment: str = "table2") -> list[Table]:
+    """A table with Muon, every token read once: each row by learning rate, its best in bold, and how many rates it was tried at.
 
     Other seeds than the preset's own came after a rate was chosen: the grid leaves them out, and there is none without the preset's own.
 
     Args:
         records: all that there are.
-        preset: of Table 2.
+        preset, experiment: as in `fresh_tables`.
     """
-    runs = [r for r in fresh_runs(records, preset) if r.seed in table2.PRESETS[preset].seeds]
+    module = EXPERIMENTS[experiment]
+    runs = [r for r in fresh_runs(records, preset, experiment) if r.seed in module.PRESETS[preset].seeds]
     if not runs:
         return []
     rates, lines, tried = sorted({r.rate for r in runs}), [], {}
@@ -54,39 +57,23 @@ def rates_table(records: list[Record], preset: str = "gpu-fresh") -> list[Table]
         shown = [bold_if_best(cells.get(rate, []), best) for rate in rates]
         lines.append([label, f"{group[0].attention_parameters / 1e6:.2f}M", *shown, f"{len(cells)}"])
         tried[label] = len(cells)
-    title = f"**Learning rates for {_scale('table2', runs)}: {_text(runs)}, {seeds_in_words(runs)}.** {BOLD}"
+    title = f"**Learning rates for {scale_in_words(experiment, runs)}: {text_in_words(runs)}, {seeds_in_words(runs)}.** {BOLD}"
     body = markdown(["peak learning rate", "attention", *(f"{rate:g}" for rate in rates), "rates tried"], lines)
-    as_they_are = sorted(tried.get(row.label, 0) for row in TABLE2_BEST)
-    note = f"Every row as it is was tried at as many rates: {as_they_are[0]}."
-    if as_they_are[0] < as_they_are[-1]:
-        note = f"The rows were not tried equally yet, at {as_they_are[0]} to {as_they_are[-1]} rates each, so no verdict is drawn here."
-    if missing := [row.label for row in table2.FRESH_ROWS if row.label not in tried]:
+    rows = module.ROWS[preset]
+    equally, which = (TABLE2_BEST, "Every row as it is") if set(TABLE2_BEST) <= set(rows) else (rows, "Every row")
+    counts = sorted(tried.get(row.label, 0) for row in equally)
+    note = f"{which} was tried at as many rates: {counts[0]}."
+    if counts[0] < counts[-1]:
+        note = f"The rows were not tried equally yet, at {counts[0]} to {counts[-1]} rates each, so no verdict is drawn here."
+    if missing := [row.label for row in rows if row.label not in tried]:
         note += f" Not run at any rate: {'; '.join(missing)}."
-    return [Table(_name("table2", preset), title, body, runs, note)]
+    return [Table(table_name(experiment, preset), title, body, runs, note)]
 
 
 def clipped_label(record: Record) -> str:
     """The row of a run, and the limit of its logits where it had one: with QK-clip it is another setting, not another seed."""
     clip = record.train.get("qk_clip")
     return record.method if clip is None else f"{record.method}, QK-clip {clip:g}"
-
-
-def _name(experiment: str, preset: str) -> str:
-    return f"{BUDGETS[experiment].title.split(',')[0]}, fresh text{preset.removeprefix('gpu-fresh').replace('-', ', ')}"
-
-
-def _scale(experiment: str, runs: list[Record]) -> str:
-    """ "GPT-2 at the paper's shape with Muon on fresh text, REDUCED BUDGET"."""
-    narrower = BUDGETS[experiment].narrower(runs[0].config)
-    shape = f"{narrower} times narrower than the paper's" if narrower > 1 else "at the paper's shape"
-    reduced = "REDUCED SCALE" if narrower > 1 else "REDUCED BUDGET"
-    return f"{TITLES[experiment]} {shape} with Muon on fresh text, {reduced}"
-
-
-def _text(runs: list[Record]) -> str:
-    """ "64.9M training tokens, no token read twice"."""
-    passes = max(r.config.get("passes", 1) for r in runs)
-    return f"{tokens_of(runs)}, {'no token read twice' if passes == 1 else f'every token read {passes} times'}"
 
 
 # Each row at its best.
@@ -113,9 +100,12 @@ def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
         + [articles_cell(own.runs, base, name) for name in texts]
         for row, own in best.items()
     ]
+    chosen = "Settings were chosen on validation text, with a seed that does not count here."
+    if all(own.settings == 1 for own in best.values()):
+        chosen = "Settings are those that were chosen for one pass over the text."
     title = (
-        f"**{_scale(experiment, runs)}: each row at its best, on {texts[0]}.** Nats per token; {_text(runs)}. Settings were chosen on "
-        "validation text, with a seed that does not count here. Differences are paired by seed and carry 95 % intervals."
+        f"**{scale_in_words(experiment, runs)}: each row at its best, on {texts[0]}.** Nats per token; {text_in_words(runs)}. "
+        f"{chosen} Differences are paired by seed and carry 95 % intervals."
     )
     header = [
         "row",
@@ -129,7 +119,7 @@ def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
     ]
     header += [f"minus {BASE}'s on {name}" for name in texts[1:]]
     header += [f"over {_articles(runs, name)} articles of {name}" for name in texts]
-    return Table(f"{_name(experiment, preset)}, at best", title, markdown(header, lines), runs, OVER_ARTICLES)
+    return Table(f"{table_name(experiment, preset)}, at best", title, markdown(header, lines), runs, OVER_ARTICLES)
 
 
 def _articles(runs: list[Record], name: str) -> int:
@@ -154,7 +144,7 @@ def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
         "or *above* with a star would stand if all rows of its table were judged together (Holm); the other words are each by itself."
     )
     body = "\n\n".join(_pairs(best, name) for name in _texts(runs))
-    return Table(f"{_name(experiment, preset)}, in pairs", title, body, runs)
+    return Table(f"{table_name(experiment, preset)}, in pairs", title, body, runs)
 
 
 def _texts(runs: list[Record]) -> list[str]:
@@ -188,24 +178,12 @@ def setting_of(best: Best) -> str:
     """
     first = best.runs[0]
     norms = [name for norm, name in (("qk_norm", "QK-norm"), ("latent_norm", "latent norms")) if first.config["row"].get(norm)]
-    clip = first.train.get("qk_clip")
-    return ", ".join([*norms, *([f"QK-clip {clip:g}"] if clip is not None else []), f"{first.rate:g}"])
+    return ", ".join([*norms, f"{first.rate:g}"])
 
 
 def test_loss_cell(runs: list[Record]) -> str:
     """Mean and spread of the test loss, or which runs diverged."""
     return divergence(runs) or mean_and_spread(test_losses(runs), 3)
-
-
-def difference_cells(runs: list[Record], base: list[Record]) -> list[str]:
-    """By how much a row's test loss is above the base's, and the word for it.
-
-    Args:
-        runs, base: those that judge each.
-    """
-    if runs is base or not base or broken(runs, base) or not (estimate := loss_difference(runs, base)):
-        return ["", ""]
-    return [with_interval(estimate), estimate.word if estimate.of_seeds else f"{estimate.word}, these models"]
 
 
 def transfer_cell(runs: list[Record], base: list[Record], name: str) -> str:
@@ -242,43 +220,34 @@ def seedwise(runs: list[Record], base: list[Record], name: str) -> list[float]:
     return [own[seed] - others[seed] for seed in own if seed in others]
 
 
-# Where the parameters should go.
+# More tokens for each parameter.
 
 
-def allocation_tables(records: list[Record]) -> list[Table]:
-    """For each Tucker row of Table 2: as many parameters spent otherwise, from the lowest loss to the highest.
+def moves_tables(records: list[Record]) -> list[Table]:
+    """Whether each row's difference to multi-head attention moves with tokens per parameter.
 
     Args:
         records: all that there are.
+
+    Returns:
+        One table; none where no two budgets can be set side by side.
     """
-    found = of_one_budget(runs_of(records, "table2", "gpu-fresh-allocations"))
-    tables = []
-    for triple, rows in TABLE2_ALLOCATIONS.items():
-        labels = {row.normed().label for row in rows}
-        own = [r for r in found if r.method in labels]
-        if own:
-            tables.append(_allocation_table(triple, own, _as_the_paper(records, triple, own)))
-    return tables
-
-
-def _as_the_paper(records: list[Record], triple: str, like: list[Record]) -> list[Record]:
-    """The runs of the paper's own triple for both tensors that differ in nothing else."""
-    trained, budget, seeds = like[0].train, budget_of(like[0]), {r.seed for r in like}
-    wanted: Callable[[Record], bool] = lambda r: (r.train, budget_of(r)) == (trained, budget) and r.seed in seeds  # noqa: E731
-    return [r for r in runs_of(records, "table2", "gpu-fresh") if r.method == f"{triple} QK-norm" and wanted(r)]
-
-
-def _allocation_table(triple: str, own: list[Record], base: list[Record]) -> Table:
-    groups = grouped([*base, *own], lambda r: r.method)
-    order = sorted(groups, key=lambda row: (mean_loss(groups[row]) is None, mean_loss(groups[row]) or 0.0))
-    lines = [
-        [f"{row} (the paper's)" if groups[row][0] in base else row, f"{groups[row][0].attention_parameters / 1e6:.2f}M"]
-        + [loss_cell(groups[row]), above_cell(groups[row], groups[base[0].method]) if base else ""]
-        for row in order
-    ]
+    found = [move for move in moves(records) if move.by]
+    told = away_from_zero({(move.row, move.along): move.by for move in found if len(move.by) >= SEEDS})
+    lines = []
+    for move in found:
+        shared = [statistics.mean(side[seed] for seed in move.many if seed in move.few) for side in (move.few, move.many)]
+        estimate = between_seeds(move.by, seeds=2)
+        word = f"{estimate.word}{'*' * ((move.row, move.along) in told)}" if estimate and len(move.by) >= SEEDS else ""
+        cells = [f"{tokens:.2g}: {signed(mean, 3)}" for tokens, mean in zip(move.tokens, shared)]
+        by = with_interval(estimate) if estimate else signed(move.by[0], 3)
+        lines.append([move.row, move.along, *cells, f"{by} ({len(move.by)})", word])
     title = (
-        f"**The parameters of {triple} spent otherwise: {_scale('table2', own)}, {_text(own)}, {seeds_in_words(own)}.** "
-        f"Rate {own[0].rate:g}, with QK-norm. Ranks before and after the softmax, where they differ. Validation loss in nats per token."
+        f"**Does the difference to {BASE} move with tokens per parameter?** Nats per token on the first test text, minus {BASE}'s with as "
+        f"many tokens; tokens for each parameter of {BASE} beside the embedding stand before the colon. In brackets 95 % intervals over "
+        f"seeds, paired, and how many there are: from {SEEDS} on there is a word. *Above*: the row loses ground with more tokens. A star "
+        "would stand if all words were judged together (Holm)."
     )
-    body = markdown(["row", "attention", "validation loss", "minus the paper's"], lines)
-    return Table(_name("table2", "gpu-fresh-allocations"), title, body, [*base, *own])
+    header = ["row", "along", "few tokens", "many tokens", "many minus few", "that is"]
+    runs = [r for preset in SIZES for best in at_best(records, "table2", preset) for own in best.values() for r in own.runs]
+    return [Table(f"{table_name('table2', 'gpu-fresh')}, trend", title, markdown(header, lines), runs)] if lines else []

@@ -306,6 +306,30 @@ def _test_text(record: Record) -> tuple[str, int]:
     return name, found["tokens"]
 
 
+def differences_by_seed(row: list[Record], base: list[Record]) -> dict[int | None, float]:
+    """By how many nats per token a row's test loss is above another row's with the same seed.
+
+    Args:
+        row, base: as in `loss_difference`.
+
+    Returns:
+        By seed, of those with which both read a test text to its end.
+
+    Raises:
+        ValueError: as `loss_difference` does.
+    """
+    return {a.seed: on_test_text(a)["loss"] - on_test_text(b)["loss"] for a, b in _test_pairs(row, base)}
+
+
+def _test_pairs(row: list[Record], base: list[Record]) -> list[tuple[Record, Record]]:
+    """The pairs of which both read a test text, which must be the same one."""
+    pairs = [(a, b) for a, b in _pairs(row, base) if on_test_text(a) and on_test_text(b)]
+    if len(texts := {_test_text(r) for pair in pairs for r in pair}) > 1:
+        said = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in sorted(texts))
+        raise ValueError(f"losses are of different test texts: {said}; they cannot be paired")
+    return pairs
+
+
 def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
     """By how many nats per token a row's test loss is above another row's: between seeds where there are enough, else over articles.
 
@@ -319,10 +343,7 @@ def loss_difference(row: list[Record], base: list[Record]) -> Estimate | None:
     Raises:
         ValueError: if they read different test texts.
     """
-    pairs = [(a, b) for a, b in _pairs(row, base) if on_test_text(a) and on_test_text(b)]
-    if len(texts := {_test_text(r) for pair in pairs for r in pair}) > 1:
-        said = ", ".join(f"{name} ({tokens:,} tokens)" for name, tokens in sorted(texts))
-        raise ValueError(f"losses are of different test texts: {said}; they cannot be paired")
+    pairs = _test_pairs(row, base)
     if estimate := between_seeds([on_test_text(a)["loss"] - on_test_text(b)["loss"] for a, b in pairs]):
         return estimate
     if not pairs:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Container
 from functools import partial
 
 from ..store.records import Record
+from .allocations import allocation_tables
 from .breakdown import breakdown_tables, latent_breakdown
 from .budgets import budget_tables
 from .compression import compress_runs, compress_speed_runs
 from .decoding import decode_runs, generation_tables
 from .exactness import exactness_cells
-from .fresh import allocation_tables, best_tables, fresh_tables
+from .fresh import fresh_tables
 from .gains import gains_tables
 from .gpu import ablation_table, best_table, cures_table, sweep_table
 from .healing import heal_tables
@@ -73,7 +74,7 @@ TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' rec
     ),
     ("table2", "gpu-fresh-narrow"): partial(fresh_tables, preset="gpu-fresh-narrow"),
     ("table2", "gpu-fresh-allocations"): allocation_tables,
-    ("table3", "gpu-fresh"): partial(best_tables, "table3", "gpu-fresh"),
+    ("table3", "gpu-fresh"): partial(fresh_tables, preset="gpu-fresh", experiment="table3"),
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
     ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),
