@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from helpers import a_record, run_here
 from reproduce.__main__ import EXPERIMENTS
 from reproduce.experiments import table2, table3
 from reproduce.models.block import Block
-from reproduce.models.rows import TABLE3_BEST, Row
+from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE3_BEST, Row
 from reproduce.report import plans
 from reproduce.store import records
 from reproduce.train import dry_run
 from reproduce.train.arguments import labels, rate
 from reproduce.train.distributed import Workers
+from reproduce.train.language import passes_of, settings_of
 from reproduce.train.loop import train
 from reproduce.train.options import Options
 from reproduce.train.recipes import Recipe
@@ -58,6 +60,47 @@ def test_llama_on_fresh_text_trains_five_rows_and_others_by_name(tmp_path, capsy
     assert shown("Tucker [32,128,64] QK-norm", "MHA") == ["MHA", "Tucker [32,128,64] QK-norm"]
     with pytest.raises(ValueError, match="no row is called MHA QK-norm"):  # control: at the other presets
         plan(tmp_path, capsys, table3, Workers(), preset="gpu", rows=("MHA QK-norm",))
+
+
+TRAINING = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+STILL_TO_RUN = re.search(r"^## What is still to run\n.*?```sh\n(.*?)```", TRAINING, re.MULTILINE | re.DOTALL)[1]
+PLANNED = re.findall(r"^python -m reproduce (.*)\n#   (\d+) runs, (\d+) minutes$", STILL_TO_RUN, re.MULTILINE)
+MINUTES = {
+    "table2 gpu-fresh": 2.45,
+    "table2 gpu-fresh-narrow": 0.7,
+    "table2 gpu-fresh-allocations": 2.45,
+    "table3 gpu-fresh": 2.3,
+}
+
+
+@pytest.mark.parametrize("command, count, minutes", PLANNED)
+def test_the_page_of_training_plans_runs_that_can_be_made(command, count, minutes, tmp_path, monkeypatch):
+    """As many as it says, each at settings that are not refused; one way to spend parameters of each size stands for the chosen one."""
+    given = dict(re.findall(r'^(\w+)="(.*)"$', STILL_TO_RUN, re.MULTILINE))
+    given |= {"TEXT": "--text wiki", "CHOSEN": ",".join(rows[0].normed().label for rows in TABLE2_ALLOCATIONS.values())}
+    words = shlex.split(re.sub(r"\$(\w+)", lambda found: given[found[1]], command))
+    made = []
+
+    def noted(experiment, rows, model, preset, options):
+        for row, recipe in rows:
+            for at_rate in options.at_each_rate():
+                settings = settings_of(row, recipe, preset, at_rate)
+                made.extend((row.label, settings, seed, passes_of(preset, at_rate)) for seed in options.seeds or preset.seeds)
+
+    for module in (table2, table3):
+        monkeypatch.setattr(module, "train_rows", noted)
+    monkeypatch.setattr("reproduce.__main__.check_places", lambda places: None)
+    assert run_here(*words, "--out", tmp_path / "out", "--records", tmp_path / "records", "--device", "cpu") == 0
+    assert len(made) == len(set(map(str, made))) == int(count)
+    full = table2.FRESH.train.steps
+    took = sum(MINUTES[f"{words[0]} {words[2]}"] * settings.steps / full for _, settings, _, _ in made)
+    assert abs(took - int(minutes)) < 1
+    judges = "--test" in words
+    assert {seed for _, _, seed, _ in made} <= (set(range(1, 7)) if judges else {0})  # the seed that chooses reads no test text
+
+
+def test_every_planned_command_is_read():
+    assert len(PLANNED) == STILL_TO_RUN.count("python -m reproduce") == 16
 
 
 def test_a_plan_says_what_the_passes_change(tmp_path, capsys):

@@ -540,7 +540,8 @@ def test_what_was_found_is_read_from_records_and_never_typed():
 
 
 def later(records: list[Record]) -> list[Record]:
-    """These and what may come: two rows at their best with other seeds on a test text, a run that diverged, a row of the plan."""
+    """These and what may come: two rows at their best with other seeds on a test text, a run that diverged, a row of the plan; and what
+    belongs in no line of theirs, and ends lower: half a pass, AdamW, the seed that judges a row of the plan."""
     best = {r.method: r for r in records if r.preset == "gpu-fresh" and r.rate == 9.6e-3 and not r.train.get("qk_clip")}
     found, mha = [], best["MHA QK-norm"]
     for name, above in LATER.items():
@@ -553,8 +554,16 @@ def later(records: list[Record]) -> list[Record]:
     broken = without(mha.metrics, "validation_loss") | {"diverged_at": 700}
     config = mha.config | {"train": mha.train | {"learning_rate": 0.5}}
     found.append(dataclasses.replace(mha, id="broken", config=config, metrics=broken))
+    half = mha.config | {"train": mha.train | {"steps": mha.steps // 2}}
+    low = mha.metrics | {"validation_loss": 1.0, "test": {"kept": test | {"loss": 1.0}}}
+    found += [dataclasses.replace(mha, id=f"half {seed}", seed=seed, config=half, metrics=low) for seed in range(1, 6)]
+    adamw = mha.config | {"train": mha.train | {"optimizer": "adamw"}}
+    found.append(dataclasses.replace(mha, id="adamw", config=adamw, metrics=mha.metrics | {"validation_loss": 1.0}))
     planned = {"preset": "gpu-fresh-allocations", "method": "Tucker [8,64,216] QK-norm"}
-    return [*records, *found, dataclasses.replace(mha, id="planned", **planned)]
+    found += [
+        dataclasses.replace(mha, id=f"{seed}", seed=seed, metrics=m, **planned) for seed, m in ((0, mha.metrics), (1, low))
+    ]
+    return [*records, *found]
 
 
 def without(metrics: dict, name: str) -> dict:
