@@ -502,6 +502,9 @@ def test_the_sentence_on_competitive_says_the_losses_that_were_judged():
         )
     before = said([])  # control
     assert before.startswith("- **Not resolved.** ") and "(RESULTS.md#table-2-gpt-2) is 0.5 % above" in before
+    left = {"diverged_at": 7, "attention_parameters": 100, "cache_per_token": 10}
+    broken = [dataclasses.replace(r, metrics=left) if r.method.startswith("Tucker") else r for r in own]
+    assert "competitive" not in headline.six_verdicts(COMMITTED_BUT_FRESH + broken)  # none ended
 
 
 def llamas(losses: dict[str, float]) -> list[Record]:

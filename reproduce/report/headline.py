@@ -164,9 +164,9 @@ def _sizes(records: list[Record], judged: Judged) -> str:
 
 def _competitive(records: list[Record], judged: Judged) -> str:
     pair = beside(records, "table2", BASE).get(ROW)
-    if not pair:
+    own, level, where = _losses(pair, "RESULTS.md#table-2-gpt-2") if pair else ([], [], "")
+    if not (pair and own and level):
         return ""
-    own, level, where = _losses(pair, "RESULTS.md#table-2-gpt-2")
     share = pair.own[0].attention_parameters / pair.other[0].attention_parameters
     return (
         f"{_word(judged, ('Sec. 4.2, GPT-2', 'with MHA'))} [8,128,64] “competitive” with MHA: its [loss]({where}) is "
