@@ -9,7 +9,7 @@ from paper_figures import __main__ as figures
 from paper_figures import trend
 from reproduce.experiments import table2
 from reproduce.models.rows import TABLE2_ALLOCATIONS, TABLE2_BEST, TABLE2_JUDGED, TABLE3_BEST, Row
-from reproduce.report import again, allocations, best, claims, fresh, headline, results
+from reproduce.report import again, allocations, best, claims, fresh, headline, pages, results
 from reproduce.report.judge import ABOVE, BELOW, LEVEL, SEEDS, UNRESOLVED, away_from_zero, between_seeds
 from reproduce.store.records import COMMITTED, Record, append, load_some
 
@@ -273,12 +273,10 @@ def narrow_study(gap: float = 0.02) -> list[Record]:
 
 def test_a_narrow_study_has_its_tables_and_tells_seeds_and_passes_apart():
     found = narrow_study()
-    named = {}
-    for table in fresh.fresh_tables(found, "gpu-fresh-narrow"):
-        named.setdefault(table.name, []).append(table)
-    (rates,) = named["Table 2, fresh text, narrow"]
+    rates, once, half, twice, pairs = fresh.fresh_tables(found, "gpu-fresh-narrow")
+    assert {table.name for table in (rates, once, half, twice, pairs)} == {"Table 2, fresh text, narrow"}  # under one mark
     assert rates.note == "Every row was tried at as many rates: 3." and len(rates.runs) == 18  # seed 0 and one pass alone
-    once, half, twice = named["Table 2, fresh text, narrow, at best"]
+    assert "minus each larger one" in pairs.title  # of one pass alone: elsewhere there are too few seeds
     assert cells(once.body, "GQA n_KV=4")[:2] == ["QK-norm, 0.0096", "3"] and cells(once.body, "GQA n_KV=4")[6] == ABOVE
     assert cells(once.body, "GQA n_KV=4")[4].endswith("(6)") and "with a seed that does not count here" in once.title
     assert "four" not in once.title and "4 times narrower" in once.title and "REDUCED SCALE" in once.title
@@ -287,7 +285,6 @@ def test_a_narrow_study_has_its_tables_and_tells_seeds_and_passes_apart():
             "these models"
         )
         assert "chosen for one pass" in table.title and said in table.title
-    (table,) = named["Table 2, fresh text, narrow, in pairs"]  # too few seeds elsewhere
     without = [r for r in found if not (r.method == "MHA QK-norm" and r.rate == 4.8e-3)]
     (unequal,) = fresh.rates_table(without, "gpu-fresh-narrow")
     assert "at 2 to 3 rates each" in unequal.note  # control
@@ -463,7 +460,7 @@ def test_all_of_them_are_drawn_for_the_pages():
     assert names == [
         "Table 2, fresh text", "Table 2, fresh text, at best", "Table 2, fresh text, trend", "What norms give",
         "Table 2, fresh text, narrow",
-        "Table 2, fresh text, narrow, at best", "Table 2, fresh text, allocations",
+        "Table 2, fresh text, narrow", "Table 2, fresh text, allocations",
     ]  # fmt: skip
 
 
@@ -520,21 +517,29 @@ def llamas(losses: dict[str, float]) -> list[Record]:
 
 
 def test_llamas_on_fresh_text_have_their_tables():
-    named = {table.name: table for table in results.tables(llamas({}))["table3"]}
-    assert list(named) == ["Table 3, fresh text", "Table 3, fresh text, at best", "Table 3, fresh text, in pairs"]
-    assert named["Table 3, fresh text"].note.startswith("Every row was tried at as many rates: 2. Not run") is False
-    assert named["Table 3, fresh text"].note == "Every row was tried at as many rates: 2."
-    assert "Llama 2 times narrower than the paper's with Muon" in named["Table 3, fresh text, at best"].title
-    assert cells(named["Table 3, fresh text, at best"].body, "Tucker [32,64,64]")[:2] == ["QK-norm, 0.0096", "2"]
+    rates, best_of, pairs = results.tables(llamas({}))["table3"]
+    assert {table.name for table in (rates, best_of, pairs)} == {"Table 3, fresh text"}
+    assert rates.note == "Every row was tried at as many rates: 2."
+    assert "Llama 2 times narrower than the paper's with Muon" in best_of.title and "minus each larger one" in pairs.title
+    assert cells(best_of.body, "Tucker [32,64,64]")[:2] == ["QK-norm, 0.0096", "2"]
+
+
+def test_what_is_to_come_has_its_marks_and_says_that_there_is_no_record():
+    assert set(pages.texts_of(pages.TO_COME, []).values()) == {pages.NONE_YET}
+    found = whole(0.01, 0.002) + narrow_study() + judged_way("Tucker [8,64,64]", 1, 0.02) + llamas({})
+    shown = pages.texts_of(pages.TO_COME, found)
+    assert all(text.startswith("**") and pages.NONE_YET not in text for text in shown.values())
+    assert shown["Table 2, fresh text, narrow"].count("each row at its best") == 3
+    assert [name for name, text in shown.items() if "difference_against_tokens.png" in text] == ["Table 2, fresh text, trend"]
 
 
 @pytest.mark.parametrize("above, word, said", [(0.0, "Not resolved.", "0.0 % above"), (0.036, "Fails here.", "1.0 % above")])
 def test_the_sentence_on_a_tenth_says_the_losses_that_were_judged(above, word, said):
     own = llamas({"Tucker [32,64,64] QK-norm": 3.5 + above})
     shown = lambda found: headline.six_verdicts(COMMITTED_BUT_FRESH + found).splitlines()[3]  # noqa: E731
-    assert shown(own).startswith(f"- **{word}**") and f"[loss](docs/training.md#muon-on-fresh-text) {said} in a small" in shown(
-        own
-    )
+    assert shown(own).startswith(
+        f"- **{word}**"
+    ) and f"[loss](docs/training.md#llama-on-fresh-text) {said} in a small" in shown(own)
     assert "[loss](RESULTS.md#table-3-llama) 2.2 % above" in shown([])  # control
     broken = [r if (r.method, r.seed) != (TABLE3_BEST[-1].label, 3) else dataclasses.replace(r, metrics={
         "diverged_at": 7, "attention_parameters": 100, "cache_per_token": 10}) for r in own]  # fmt: skip

@@ -34,6 +34,12 @@ def fresh_tables(records: list[Record], preset: str, experiment: str = "table2")
     return found + (moves_tables(records) if (experiment, preset) == ("table2", "gpu-fresh") else [])
 
 
+def _mark(experiment: str, preset: str, kind: str) -> str:
+    """Of Table 2 at the paper's shape each kind of table has a mark of its own; all others of one preset stand together."""
+    name = table_name(experiment, preset)
+    return f"{name}, {kind}" if (experiment, preset) == ("table2", "gpu-fresh") else name
+
+
 # By learning rate.
 
 
@@ -119,7 +125,7 @@ def _best_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
     ]
     header += [f"minus {BASE}'s on {name}" for name in texts[1:]]
     header += [f"over {_articles(runs, name)} articles of {name}" for name in texts]
-    return Table(f"{table_name(experiment, preset)}, at best", title, markdown(header, lines), runs, OVER_ARTICLES)
+    return Table(_mark(experiment, preset, "at best"), title, markdown(header, lines), runs, OVER_ARTICLES)
 
 
 def _articles(runs: list[Record], name: str) -> int:
@@ -144,7 +150,7 @@ def _pairs_table(experiment: str, preset: str, best: dict[str, Best]) -> Table:
         "or *above* with a star would stand if all rows of its table were judged together (Holm); the other words are each by itself."
     )
     body = "\n\n".join(_pairs(best, name) for name in _texts(runs))
-    return Table(f"{table_name(experiment, preset)}, in pairs", title, body, runs)
+    return Table(_mark(experiment, preset, "in pairs"), title, body, runs)
 
 
 def _texts(runs: list[Record]) -> list[str]:
@@ -250,4 +256,4 @@ def moves_tables(records: list[Record]) -> list[Table]:
     )
     header = ["row", "along", "few tokens", "many tokens", "many minus few", "that is"]
     runs = [r for preset in SIZES for best in at_best(records, "table2", preset) for own in best.values() for r in own.runs]
-    return [Table(f"{table_name('table2', 'gpu-fresh')}, trend", title, markdown(header, lines), runs)] if lines else []
+    return [Table(_mark("table2", "gpu-fresh", "trend"), title, markdown(header, lines), runs)] if lines else []

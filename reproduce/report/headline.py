@@ -164,7 +164,7 @@ def _sizes(records: list[Record], judged: Judged) -> str:
 
 def _competitive(records: list[Record], judged: Judged) -> str:
     pair = beside(records, "table2", BASE).get(ROW)
-    own, level, where = _losses(pair, "RESULTS.md#table-2-gpt-2") if pair else ([], [], "")
+    own, level, where = _losses(pair, "muon-on-fresh-text", "table-2-gpt-2") if pair else ([], [], "")
     if not (pair and own and level):
         return ""
     share = pair.own[0].attention_parameters / pair.other[0].attention_parameters
@@ -174,15 +174,15 @@ def _competitive(records: list[Record], judged: Judged) -> str:
     )
 
 
-def _losses(pair: Pair, older: str) -> tuple[list[float], list[float], str]:
+def _losses(pair: Pair, judged: str, shown: str) -> tuple[list[float], list[float], str]:
     """Those by which a row and the one beside it are judged, and where they stand: on a test text if both read one.
 
-    older: where validation losses stand.
+    judged, shown: sections of test losses, and of validation losses.
     """
     own, level = test_losses(pair.own), test_losses(pair.other)
     if own and level:
-        return own, level, "docs/training.md#muon-on-fresh-text"
-    return losses_of(pair.own), losses_of(pair.other), older
+        return own, level, f"docs/training.md#{judged}"
+    return losses_of(pair.own), losses_of(pair.other), f"RESULTS.md#{shown}"
 
 
 def _above(own: list[float], base: list[float]) -> str:
@@ -194,7 +194,7 @@ def _a_tenth(records: list[Record], judged: Judged) -> str:
     pair, vit = beside(records, "table3", LARGE).get(SMALL), _accuracies_at_a_tenth(records)
     if not (pair and not pair.verdict and vit):
         return ""
-    own, level, where = _losses(pair, "RESULTS.md#table-3-llama")
+    own, level, where = _losses(pair, "llama-on-fresh-text", "table-3-llama")
     metric, classes, (ours, theirs) = vit
     return (
         f"{_word(judged, ('Abstract', 'to GQA'), ('Fig. 3, ViT', 'than GQA'))} A tenth of GQA's parameters: "
