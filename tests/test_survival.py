@@ -76,21 +76,19 @@ def ended(code: int, saying: str = "") -> SimpleNamespace:
     os.write(write, saying.encode())
     os.close(write)
     said = SimpleNamespace(fileno=lambda: read, close=lambda: os.close(read))
-    return SimpleNamespace(
-        exitcode=code, is_alive=lambda: False, kill=nothing, join=nothing, pid=2**30, began=time.perf_counter(), said=said
-    )
+    return SimpleNamespace(exitcode=code, kill=nothing, join=nothing, pid=2**30, began=time.perf_counter(), said=said)
 
 
 def failing(*_):
     return ended(3)
 
 
-def forgetting(writer, folder, example, number, known, turn):
+def forgetting(writer, folder, example, number, known):
     known.value = survival.APPENDS
     return ended(0)
 
 
-def losing(writer, folder, example, number, known, turn):
+def losing(writer, folder, example, number, known):
     known.value = 1
     return ended(-signal.SIGKILL)
 

@@ -464,12 +464,9 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
     while tally.kills < kills:
         attempt = folder / str(tally.ends)
         known = [CONTEXT.RawValue("i", 0) for _ in range(2)]  # records that are surely on disk
-        turns = [CONTEXT.RawValue("i", 0) for _ in range(2)]  # appends of the process that runs now
-        writers = [start(writer, attempt, example, n, known[n], turns[n]) for n in range(2)]
+        writers = [start(writer, attempt, example, n, known[n]) for n in range(2)]
         while any(known_of.value < APPENDS for known_of in known):
             victim = chance.randrange(2)
-            while turns[victim].value == 0 and writers[victim].is_alive():
-                time.sleep(0.001)
             time.sleep(chance.random() * 0.02)
             if tally.kills < kills:
                 writers[victim].kill()
@@ -480,8 +477,7 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
                 kept = {r.seed for r in whole(records.load, attempt) if r.method == f"writer {victim}"}
                 if not set(range(known[victim].value)) <= kept:
                     raise ValueError(f"{attempt}: writer {victim} lost a record when it was killed")
-                turns[victim].value = 0
-                writers[victim] = start(writer, attempt, example, victim, known[victim], turns[victim])
+                writers[victim] = start(writer, attempt, example, victim, known[victim])
             elif writers[victim].exitcode not in (None, 0):
                 raise ValueError(f"{attempt}: writer {victim} failed; the file was damaged")
         for process in writers:
@@ -495,7 +491,7 @@ def recording(place: Path, kills: int, chance: random.Random, writer: Callable |
     return tally
 
 
-def write_records(folder: Path, example: records.Record, writer: int, known, turns) -> None:
+def write_records(folder: Path, example: records.Record, writer: int, known) -> None:
     """Append APPENDS records, the last one again that is there already.
 
     Args:
@@ -503,10 +499,8 @@ def write_records(folder: Path, example: records.Record, writer: int, known, tur
         example: what they are but for id, method and seed.
         writer: its number.
         known: shared with the killer: how many records are surely on disk.
-        turns: shared with the killer: appends that were begun.
     """
     for seed in range(max(0, known.value - 1), APPENDS):
-        turns.value += 1
         records.append(folder, dataclasses.replace(example, id=f"{writer}-{seed}", method=f"writer {writer}", seed=seed))
         known.value = max(known.value, seed + 1)
 
