@@ -172,9 +172,14 @@ def test_another_file_is_refused(tmp_path):
 
 
 def test_each_rate_is_a_run_of_its_own(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        figure3.figure3_paper, "run", lambda options: asked.append(options.learning_rate) or [options.learning_rate]
-    )
-    options = Options("paper", tmp_path, tmp_path / "records", learning_rates=(1e-3, 2e-3))
-    assert figure3.run(options) == asked == [1e-3, 2e-3]
+    """The images are read once for all of them."""
+    asked, read, load = [], [], figure3.load_images
+    monkeypatch.setattr(figure3, "load_images", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(figure3, "pretrained", lambda *_: None)
+    monkeypatch.setattr(figure3, "fine_tune", lambda model, row, this, settings, *_: asked.append(settings.learning_rate))
+    monkeypatch.setattr(figure3.figure3_paper, "fine_tune", lambda *a: asked.append(a[-1].learning_rate))
+    for preset, models in (("smoke", 1), ("paper", 2)):
+        asked.clear()
+        figure3.run(Options(preset, tmp_path, tmp_path, rows=("MHA",), seeds=(0,), learning_rates=(1e-3, 2e-3)))
+        assert asked == models * [1e-3, 2e-3]
+    assert len(read) == 1

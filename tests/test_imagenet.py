@@ -281,6 +281,12 @@ def test_model_and_photographs_are_opened_once_and_what_is_on_record_opens_no_mo
     monkeypatch.setattr(figure3_paper, "PRESET", dataclasses.replace(tiny, models=2 * tiny.models))
     figure3.run(options)
     assert calls == 2 * ["load_photographs"]  # once for two models of one image size
+    calls.clear()
+    monkeypatch.setattr(figure3_paper, "PRESET", tiny)
+    more = dataclasses.replace(options, records=tmp_path / "more", seeds=(0,), rows=("MHA",), learning_rates=(1e-3, 2e-3))
+    figure3.run(more)
+    assert sorted(calls) == ["load_photographs", "open_model"]  # for two rates
+    assert [r.config["train"]["learning_rate"] for r in records.load(tmp_path / "more")] == [1e-3, 2e-3]
     found = records.load(tmp_path / "records")
     alone = dataclasses.replace(options, records=tmp_path / "alone", seeds=(1,), rows=("GQA n_KV=2",))
     figure3.run(alone)

@@ -5,6 +5,7 @@ are converted to GQA, MLA and Tucker at several budgets, and each conversion is 
 
 import copy
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 
@@ -120,8 +121,6 @@ def run(options: Options) -> list[Plan]:
     check_options(options)
     if options.preset in figure3_tiny.PRESETS:
         return figure3_tiny.run(options)
-    if options.learning_rates:
-        return [plan for at_rate in options.at_each_rate() for plan in run(at_rate)]
     if options.preset == "paper":
         return figure3_paper.run(options)
     preset = PRESETS[options.preset]
@@ -133,10 +132,10 @@ def run(options: Options) -> list[Plan]:
         raise ValueError(
             f"{data.name} holds {len(data.x_train)} training images; {preset.epochs} epochs need one batch of {batch}"
         )
-    settings = override(dataclasses.replace(preset.finetune, steps=steps), options)
     shape = {"image_size": data.x_train.shape[1], "channels": data.x_train.shape[3], "n_classes": data.n_classes}
     shape |= {name: getattr(preset, name) for name in ("patch_size", "d_model", "n_heads", "n_layers")}
-    for seed in options.seeds or preset.seeds:
+    for at_rate, seed in itertools.product(options.at_each_rate(), options.seeds or preset.seeds):
+        settings = override(dataclasses.replace(preset.finetune, steps=steps), at_rate)
         config = {**shape, "pretrain": preset.pretrain.config()}
         if preset.augmented:
             config["augmented"] = True

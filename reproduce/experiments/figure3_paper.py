@@ -6,6 +6,7 @@ ViT-G/14, which the figure shows as well, is not among the models here; any visi
 import copy
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,9 +156,8 @@ def run(options: Options) -> list[Plan]:
     photographs_of = functools.cache(lambda side: load_photographs(options.images, options.out / "cache", side))
     for pretrained, rows in chosen:
         subject = Subject(pretrained.name, photographs_of, options.trust_layers)
-        for seed in options.seeds or PRESET.seeds:
-            for row in rows:
-                fine_tune(subject, row, seed, options)
+        for at_rate, seed, row in itertools.product(options.at_each_rate(), options.seeds or PRESET.seeds, rows):
+            fine_tune(subject, row, seed, at_rate)
     return []
 
 
