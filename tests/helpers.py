@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import torch
 
+from reproduce.data import text
 from reproduce.experiments.exactness import with_large_weights  # noqa: F401  (tests take it from here)
 from reproduce.store.records import FIELDS, Record
 
@@ -63,6 +64,13 @@ def times_tables(folder, numbers=range(20), lines: int = 100):
         multiples = "".join(f"{n} times {k} makes {n * k}.\n" for k in range(lines))
         (folder / f"{n:02}.txt").write_text(multiples, encoding="utf-8")
     return folder
+
+
+def files_read(monkeypatch) -> list[str]:
+    """The name of each file of text, every time that one is read from now on."""
+    read, plain = [], text._read
+    monkeypatch.setattr(text, "_read", lambda path: read.append(path.name) or plain(path))
+    return read
 
 
 def run_here(*arguments) -> int:

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import a_record, run_here, tokens, with_large_weights
+from helpers import a_record, files_read, run_here, tokens, with_large_weights
 from made_records import a_mode
 from tokenizers import Tokenizer, decoders
 
+from reproduce.data.text import read_documents
 from reproduce.experiments import compress_models, samples, spectra
 from reproduce.models.sizes import count_parameters
 from reproduce.report import pages, results, room, unfoldings
@@ -60,8 +61,10 @@ def options(made, kind, tmp_path, **more) -> Options:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_row_is_smaller_and_what_it_keeps_is_on_record(kind, made, small, tmp_path, capsys):
+def test_every_row_is_smaller_and_what_it_keeps_is_on_record(kind, made, small, tmp_path, capsys, monkeypatch):
+    read = files_read(monkeypatch)
     compress_models.run(options(made, kind, tmp_path))
+    assert sorted(read) == ["read.txt", "test.txt"]  # once, for all that is made of them
     rows = records.load(tmp_path / "records", "compress_models")
     labels = [r.method for r in rows]
     assert sum(label.startswith("Tucker by layer") for label in labels) == 2 and any(
@@ -283,42 +286,40 @@ def test_a_record_without_squares_and_values_has_no_second_measure():
     assert unfoldings.shares([], "pre", "head") == [None, None] and room.commands([]) == ""
 
 
-def test_windows_lie_far_apart_and_bytes_are_counted(made, tmp_path):
+def test_windows_lie_far_apart_and_bytes_are_counted(made):
     opened = open_model(str(made / "gpt2"))
     learned = Tokenizer.from_str(opened.tokenizer)
     learned.decoder = decoders.ByteLevel()
     opened.tokenizer = learned.to_str()
     text = "".join(f"{n:05d} " for n in range(2000))
-    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
-    found = samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+    read = ("t.txt", [text])
+    found = samples.spread(opened, read, 3, 20)
     texts = [learned.decode(row.tolist()[1:]) for row in found.tokens]
     places = [text.index(part) for part in texts]
     assert places[0] == 0 and places[1] - places[0] > 4000 < places[2] - places[1]
     assert found.n_bytes == sum(map(len, texts)) and found.tokens.shape == (3, 20)
-    assert samples.spread(opened, str(tmp_path / "t.txt"), 10**6, 20).tokens.shape[0] > 100
+    assert samples.spread(opened, read, 10**6, 20).tokens.shape[0] > 100
     learned.post_processor = None  # a first token with nothing before it is not predicted
     opened.tokenizer = learned.to_str()
-    bare = samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+    bare = samples.spread(opened, read, 3, 20)
     assert bare.n_bytes == sum(len(learned.decode(row.tolist()[1:])) for row in bare.tokens)
-    (tmp_path / "few.txt").write_text("a", encoding="utf-8")
     with pytest.raises(ValueError, match="fewer than one window of 20 tokens"):
-        samples.spread(opened, str(tmp_path / "few.txt"), 3, 20)
+        samples.spread(opened, ("few.txt", ["a"]), 3, 20)
     opened.vocabulary = 3
     with pytest.raises(ValueError, match="beyond the 3 of its embedding"):
-        samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+        samples.spread(opened, read, 3, 20)
     opened.tokenizer = None
     with pytest.raises(ValueError, match="text needs its tokenizer"):
-        samples.spread(opened, str(tmp_path / "t.txt"), 3, 20)
+        samples.spread(opened, read, 3, 20)
 
 
-def test_sentences_come_in_pairs_that_follow_each_other(made, tmp_path):
+def test_sentences_come_in_pairs_that_follow_each_other(made):
     opened = open_model(str(made / "bert"))
-    name, _, sentences = samples.sentence_pairs(opened, str(made / "test.txt"), 4)
+    name, _, sentences = samples.sentence_pairs(opened, read_documents(str(made / "test.txt")), 4)
     assert name == "test.txt" and len(sentences) == 8
     assert sentences[0].startswith("Some words") and sentences[1].startswith("Other words")
-    (tmp_path / "none.txt").write_text("too short. It is.\n" * 30, encoding="utf-8")
     with pytest.raises(ValueError, match="holds no two sentences of 6 to 40 words"):
-        samples.sentence_pairs(opened, str(tmp_path / "none.txt"), 4)
+        samples.sentence_pairs(opened, ("none.txt", ["too short. It is.\n" * 30]), 4)
 
 
 def test_a_layer_without_key_heads_is_refused(made, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from reproduce.data import text
 from reproduce.data.images import load_images
-from reproduce.data.text import check_places, load_text, read_both, read_documents
+from reproduce.data.text import check_places, load_text, read_documents, read_tests, train_and_held_out
 from reproduce.models.public.transformers_models import known_as
 from reproduce.store.files import called
 from reproduce.store.records import run_id
@@ -130,9 +130,9 @@ def test_a_held_out_text_has_something_new(folder, tmp_path_factory):
     for name in ("one.txt", "two.txt"):
         (there / name).write_text("".join(STORY), encoding="utf-8")
     with pytest.raises(ValueError, match="all of it stands in the text to train on, one.txt"):
-        read_both(str(there / "one.txt"), str(there / "two.txt"))
+        train_and_held_out(read_documents(str(there / "one.txt")), str(there / "two.txt"))
     (there / "more.txt").write_text("<|endoftext|>".join([*STORY, "quite another text\n"]), encoding="utf-8")
-    (_, train), (name, held_out) = read_both(str(folder), str(there / "more.txt"))
+    (_, train), (name, held_out) = train_and_held_out(read_documents(str(folder)), str(there / "more.txt"))
     assert (train, name, held_out) == (STORY, "more.txt", [*STORY, "quite another text\n"])
 
 
@@ -161,12 +161,12 @@ def test_a_part_that_was_copied_out_of_a_text_judges_no_model_that_read_it(folde
     seen = "--test part.txt is a text that models are made with, trained or chosen on, or stands in one; what judges"
     for validation in (None, other):
         with pytest.raises(ValueError, match=seen):
-            load_text(text, 300, there / "cache", validation, tests=[new, given])
+            load_text(text, 300, there / "cache", validation, tests=read_tests([new, given]))
     with pytest.raises(ValueError, match=seen):  # of the text that models are chosen on
-        read_both(other, text, [given])
+        train_and_held_out(read_documents(other), text, read_tests([given]))
     assert not (there / "cache").exists()
-    read_both(text, new, [other])  # controls
-    read_both(other, None, [given])
+    train_and_held_out(read_documents(text), new, read_tests([other]))  # controls
+    train_and_held_out(read_documents(other), None, read_tests([given]))
 
 
 def bad_text(tmp_path, kind):

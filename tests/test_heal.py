@@ -6,9 +6,10 @@ import functools
 
 import pytest
 import torch
-from helpers import DIFFERENT, relative_error, run_here
+from helpers import DIFFERENT, files_read, relative_error, run_here
 from made_records import MLA, a_row
 
+from reproduce.data.text import read_documents
 from reproduce.experiments import compress_models, heal, samples
 from reproduce.models.sizes import count_parameters
 from reproduce.report import healing, pages, results
@@ -231,12 +232,14 @@ def test_a_rate_that_breaks_off_in_its_last_step_is_not_chosen(made, tmp_path):
         assert row.metrics.get("chosen") == chosen and all(tried["validation_loss"] > 0 for tried in tame)
 
 
-def test_other_rates_and_steps_and_every_tenth_document_held_out(made, tmp_path):
+def test_other_rates_and_steps_and_every_tenth_document_held_out(made, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match="read.txt holds .* tokens to train on; 4,000 windows of 23 need 92,000: name a longer text"
     ):
         heal.run(options(made, tmp_path, steps=1000))
+    read = files_read(monkeypatch)
     heal.run(options(made, tmp_path, rows=("as it is",), validation=None, learning_rates=(1e-4,), steps=2, seeds=(3,)))
+    assert sorted(read) == ["read.txt", "test.txt"]  # once, for all that is made of them
     (record,) = records.load(tmp_path / "records")
     assert record.seed == 3 and record.config["healing"]["rates"] == [1e-4] and record.config["healing"]["steps"] == 2
     assert record.data["validation"]["name"] == "read.txt" and record.data["tokens"] == 2 * 4 * 24
@@ -244,17 +247,18 @@ def test_other_rates_and_steps_and_every_tenth_document_held_out(made, tmp_path)
 
 def test_windows_to_train_on_are_the_text_in_its_order(made, monkeypatch):
     opened = open_model(str(made / "gemma3"))
+    read = read_documents(str(made / "read.txt"))
     monkeypatch.setattr(samples, "BATCH", 2)  # documents: what is beyond the windows is not read
-    few, more = (samples.corpus(opened, str(made / "read.txt"), None, n, 24, 5) for n in (3, 9))
+    few, more = (samples.corpus(opened, read, None, n, 24, 5) for n in (3, 9))
     assert few.tokens.shape == (3, 24) and torch.equal(few.tokens, more.tokens[:3]) and few.sha256 == more.sha256
-    other = samples.corpus(opened, str(made / "read.txt"), str(made / "val.txt"), 3, 24, 5)
+    other = samples.corpus(opened, read, str(made / "val.txt"), 3, 24, 5)
     assert other.held_out.name == "val.txt" and other.sha256 != few.sha256 and len(other.held_out.tokens) == 5
     opened.vocabulary = 3
     with pytest.raises(ValueError, match="beyond the 3 of its embedding"):
-        samples.corpus(opened, str(made / "read.txt"), None, 3, 24, 5)
+        samples.corpus(opened, read, None, 3, 24, 5)
     opened.tokenizer = None
     with pytest.raises(ValueError, match="text needs its tokenizer"):
-        samples.corpus(opened, str(made / "read.txt"), None, 3, 24, 5)
+        samples.corpus(opened, read, None, 3, 24, 5)
 
 
 def test_what_is_refused(made, tmp_path, capsys):

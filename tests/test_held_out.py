@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import run_here, times_tables
+from helpers import files_read, run_here, times_tables
 
-from reproduce.data.text import load_text, sha256_of
+from reproduce.data.text import load_text, read_tests, sha256_of
 from reproduce.experiments import table2
 from reproduce.models.gpt2 import GPT2
 from reproduce.models.rows import TABLE2
@@ -84,7 +84,7 @@ def test_of_very_many_documents_neighbours_stand_together(monkeypatch):
 
 def test_the_tokens_are_those_of_the_models_byte_pairs(text):
     data = load_text(str(text / "text"), 300, text / "cache")
-    (read,) = read_unseen((str(text / "unseen"),), data)
+    (read,) = read_unseen(read_tests([str(text / "unseen")]), data)
     documents = [path.read_text(encoding="utf-8") for path in sorted((text / "unseen").iterdir())]
     assert read.name == "unseen" and read.sha256 == sha256_of(documents) != sha256_of(documents[::-1])
     assert len(read.documents) == 17 and all(document[-1] == read.end for document in read.documents)
@@ -95,15 +95,15 @@ def test_a_test_text_that_was_seen_or_is_named_twice_is_refused(text):
     data = load_text(str(text / "text"), 300, text / "cache", validation=str(text / "unseen"))
     for seen in ("text", "unseen"):
         with pytest.raises(ValueError, match=f"--test {seen} is a text that models are made with, trained or chosen on"):
-            read_unseen((str(text / seen),), data)
+            read_unseen(read_tests([str(text / seen)]), data)
     other = load_text(str(text / "text"), 300, text / "cache")
     with pytest.raises(ValueError, match="--test text is a text that models are made with, trained or chosen on"):
-        read_unseen((str(text / "text"),), other)  # of which a tenth is held out
-    assert len(read_unseen((str(text / "unseen"),), other)) == 1  # control
+        read_unseen(read_tests([str(text / "text")]), other)  # of which a tenth is held out
+    assert len(read_unseen(read_tests([str(text / "unseen")]), other)) == 1  # control
     with pytest.raises(ValueError, match="--test: two test texts are called unseen"):
-        read_unseen((str(text / "unseen"),) * 2, other)
+        read_unseen(2 * read_tests([str(text / "unseen")]), other)
     with pytest.raises(ValueError, match="--test .*nowhere: no such file"):
-        read_unseen((str(text / "nowhere"),), other)
+        read_tests([str(text / "nowhere")])
 
 
 def test_a_part_of_tokens_that_were_seen_is_refused_too(text):
@@ -113,10 +113,10 @@ def test_a_part_of_tokens_that_were_seen_is_refused_too(text):
         seen = [(text / "text" / f"{n:02}.txt").read_text(encoding="utf-8") for n in numbers]
         (text / f"{name}.txt").write_text("<|endoftext|>".join(seen), encoding="utf-8")
         with pytest.raises(ValueError, match=f"--test {name}.txt is a text that models are made with, .* or stands in one"):
-            read_unseen((str(text / f"{name}.txt"),), data)
+            read_unseen(read_tests([str(text / f"{name}.txt")]), data)
         with open(text / f"{name}.txt", "a", encoding="utf-8") as file:
             file.write("<|endoftext|>quite another text, and a longer one than that\n")
-        read_unseen((str(text / f"{name}.txt"),), data)  # control
+        read_unseen(read_tests([str(text / f"{name}.txt")]), data)  # control
 
 
 @pytest.mark.parametrize("at_a_time", [7, 40, 2**24])
@@ -151,7 +151,11 @@ def test_a_run_reads_it_once_and_is_otherwise_the_same(text, monkeypatch):
 
     test = ("--test", str(text / "unseen"))
     assert run("without") == 0 and not read
+    files = files_read(monkeypatch)
     assert run("with", *test) == 0 and len(read) == 1
+    assert sorted(files) == sorted(
+        path.name for folder in ("text", "unseen") for path in (text / folder).iterdir()
+    )  # each once
     save = loop._save
     monkeypatch.setattr(loop, "_save", lambda *a: save(*a) or (_ for _ in ()).throw(KeyboardInterrupt))
     assert run("resumed", *test) == 130 and not trained("resumed") and len(read) == 1  # stopped after a checkpoint

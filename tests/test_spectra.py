@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from reproduce.experiments import spectra, table2
+from reproduce.experiments import samples, spectra, table2
 from reproduce.models.rows import TABLE2
 from reproduce.report import results, unfoldings
 from reproduce.store import records
@@ -83,7 +83,9 @@ def test_models_of_two_optimisers_are_trained_kept_and_looked_at(tmp_path, monke
     for rate in (1e-3, 2e-3):
         table2.run(dataclasses.replace(options, optimizer="adamw", learning_rates=(rate,)))
     assert len(list((tmp_path / "models").glob("*.safetensors"))) == 6  # those of one name lie side by side
+    samples._ids.cache_clear()
     spectra.run(options)
+    assert samples._ids.cache_info().misses == 1  # they have one tokenizer
     found = records.load(tmp_path / "records", "spectra", to_show=True)
     assert {(r.method, r.train.get("optimizer"), r.rate) for r in found} == {
         ("MHA", "muon", 2.4e-3), ("MHA QK-norm", "muon", 9.6e-3),

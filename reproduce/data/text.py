@@ -33,6 +33,7 @@ VALIDATION_SHARE = 10  # every tenth document is held out
 OPENERS = {".txt": open, ".py": open, ".gz": gzip.open, ".xz": lzma.open}
 # Not library code but its tests, demos, tables and whatever else was installed beside it.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo", "encodings", "pydoc_data"}
+Text = tuple[str, list[str]]  # that was read: its name and its documents
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def load_text(
     cache: Path,
     validation: str | None = None,
     bpe: str | None = None,
-    tests: Iterable[str] = (),
+    tests: Iterable[Text] = (),
 ) -> TextData:
     """Read, split and tokenise text; the tokens are kept and found again by content hash.
 
@@ -88,13 +89,13 @@ def load_text(
         cache: the folder where tokens are kept.
         validation: the held-out text, likewise; None to hold out every tenth document of `path`.
         bpe: a folder with GPT-2's own tables (vocab.json and merges.txt); None to learn byte pairs from the text.
-        tests: as in `read_both`.
+        tests: as in `train_and_held_out`.
 
     Raises:
         ValueError: for a path that holds no text, too few documents to hold one out, tables that do not fit, or damaged tokens, and
-            as `read_both` does.
+            as `train_and_held_out` does.
     """
-    (name, train), (_, held_out) = read_both(path, validation, tests)
+    (name, train), (_, held_out) = train_and_held_out(read_documents(path), validation, tests)
     if not train or not held_out:
         raise ValueError(f"{name} holds {len(train)} documents; at least {VALIDATION_SHARE} are needed to hold one out")
     sha256 = sha256_of_both(train, held_out)
@@ -122,19 +123,18 @@ def load_text(
         raise ValueError(f"{kept} is damaged ({type(error).__name__}); delete it and the text is tokenised again") from None
 
 
-def read_both(
-    path: str | None, validation: str | None, tests: Iterable[str] = ()
-) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
-    """A text to train on and what is held out to judge by, as `read_documents` gives them.
+def train_and_held_out(text: Text, validation: str | None, tests: Iterable[Text] = ()) -> tuple[Text, Text]:
+    """A text to train on and what is held out to judge by.
 
     Args:
-        path, validation: as in `load_text`.
-        tests: paths of texts for finished models.
+        text: all of the first.
+        validation: the path of the second; None for every tenth document of the first.
+        tests: texts for finished models.
 
     Raises:
         ValueError: as `read_documents` does, for a held-out text of which nothing is new, and as `check_unread` does.
     """
-    name, documents = read_documents(path)
+    name, documents = text
     in_text = standing_in(documents)
     if validation is None:
         check_unread(tests, in_text)
@@ -192,21 +192,25 @@ def check_apart(tests: Iterable[tuple[str, bool]]) -> None:
         names.add(name)
 
 
-def check_unread(tests: Iterable[str], *read: Callable[[list[str]], bool]) -> None:
-    """`check_apart` of test texts by their paths.
+def check_unread(tests: Iterable[Text], *read: Callable[[list[str]], bool]) -> None:
+    """`check_apart` of test texts.
 
     Args:
-        tests: the paths.
+        tests: the texts.
         read: `standing_in` of each text that models are made with, trained or chosen on.
 
     Raises:
-        ValueError: as `check_apart` and `read_documents` do.
+        ValueError: as `check_apart` does.
     """
-    found = (read_documents(path, "--test") for path in tests)
-    check_apart((name, any(stands(documents) for stands in read)) for name, documents in found)
+    check_apart((name, any(stands(documents) for stands in read)) for name, documents in tests)
 
 
-def read_documents(path: str | None, option: str = "--text") -> tuple[str, list[str]]:
+def read_tests(paths: Iterable[str]) -> list[Text]:
+    """The texts of --test.  Raises ValueError as `read_documents` does."""
+    return [read_documents(path, "--test") for path in paths]
+
+
+def read_documents(path: str | None, option: str = "--text") -> Text:
     """The name of a text and its documents in a fixed order: one per file, and within a file one per end-of-text mark.
 
     Fewer than ten documents are cut at line ends, or else between words, into twenty or more stretches of at most 64 KiB, so

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tucker_ref import gqa_cost, relative_errors
 
 from ..data.images import load_images
-from ..data.text import read_both
+from ..data.text import read_documents, train_and_held_out
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import CLASS, MASKED, NEXT, OpenModel
 from ..models.rows import Row
@@ -226,7 +226,7 @@ def text_samples(opened: OpenModel, options: Options) -> Samples:
         ValueError: if there is not one window of either, or no tokenizer.
     """
     check_reads_text(opened)
-    (name, train), (_, held_out) = read_both(options.text, options.validation)
+    (name, train), (_, held_out) = train_and_held_out(read_documents(options.text), options.validation)
     tokenizer, digest = whole(opened.tokenizer), hashlib.sha256()
     first, last = surrounding(tokenizer)
     last = [] if opened.predicts == NEXT else last  # a window of text that goes on does not end

@@ -21,7 +21,7 @@ from tucker_ref import compress, mla_cost, to_gqa
 from tucker_ref.compression.model_ranks import choose_model_ranks
 from tucker_ref.compression.normed import compress_normed
 
-from ..data.text import check_unread, read_documents, standing_in
+from ..data.text import Text, check_unread, read_documents, read_tests, standing_in
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
@@ -72,12 +72,13 @@ def run(options: Options) -> None:
         raise ValueError("compress_models needs --model, and --test texts to judge by")
     opened = open_model(options.model, trust_layers=options.trust_layers)
     check_compressible(opened)
-    check_unread(options.test, standing_in(read_documents(options.text)[1]))
+    tests, text = read_tests(options.test), read_documents(options.text)
+    check_unread(tests, standing_in(text[1]))
     opened.model.to(options.device)
     layers = {place: layer.to(options.device) for place, layer in opened.layers.items()}
-    read = spread(opened, options.text, WINDOWS, WINDOW)
+    read = spread(opened, text, WINDOWS, WINDOW)
     known = moments(opened, layers, list(read.tokens.to(options.device).split(1)))
-    judge = judge_of(opened, options.test)
+    judge = judge_of(opened, tests)
     before, judged = judge(None)
     own = {"attention_parameters": count_parameters(layers.values()), "cache": count_cached(list(layers.values())), **judged}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
@@ -233,15 +234,15 @@ def even(width: float) -> int:
     return max(2, 2 * int(width / 2))
 
 
-def judge_of(opened: OpenModel, tests: tuple[str, ...]) -> Callable:
+def judge_of(opened: OpenModel, tests: list[Text]) -> Callable:
     """What the model as it stands makes of the test texts: (its answers from before, None at first) -> (its answers, what a record says).
 
     opened: predicts the next token, or gives hidden states.
     """
     if opened.predicts == NEXT:
-        texts = [spread(opened, path, TEST_WINDOWS, TEST_WINDOW, "--test") for path in tests]
+        texts = [spread(opened, text, TEST_WINDOWS, TEST_WINDOW, "--test") for text in tests]
         return lambda before: (None, {"tests": {text.name: losses(opened, text) for text in texts}})
-    pairs = [sentence_pairs(opened, path, PAIRS) for path in tests]
+    pairs = [sentence_pairs(opened, text, PAIRS) for text in tests]
 
     def judge(before):
         found = {name: embeddings(opened, sentences) for name, _, sentences in pairs}

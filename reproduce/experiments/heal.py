@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..data.text import read_documents, read_tests
 from ..models.language_model import cross_entropy
 from ..models.public.opened import NEXT, OpenModel
 from ..models.sizes import count_cached, count_parameters
@@ -109,8 +110,7 @@ def run(options: Options) -> None:
     layers = {
         place: copy.deepcopy(layer).cpu() for place, layer in opened.layers.items()
     }  # converted there, trained on the device
-    read = spread(opened, options.text, WINDOWS, WINDOW)
-    known = {place: moment.cpu() for place, moment in moments(opened, layers, list(read.tokens.split(1))).items()}
+    known = {place: moment.cpu() for place, moment in moments(opened, layers, list(study.read.tokens.split(1))).items()}
     tensors = {place: trilinear(layer, known[place]) for place, layer in layers.items()}
     control = Way(AS_IT_IS, 1.0, lambda place: copy.deepcopy(layers[place]))
     halved = [way for way in ways(layers, tensors, known) if way.share == SHARE and ELSEWHERE not in way.label]
@@ -151,6 +151,7 @@ class Study:
         preset: the scale.
         settings: of the training, but for the rate.
         text: to train on, and to choose by.
+        read: windows of it, which the layers read before they are converted.
         tests: what is read before, between and after.
     """
 
@@ -159,6 +160,7 @@ class Study:
     preset: Preset
     settings: TrainConfig
     text: Corpus
+    read: Windows
     tests: list[Windows]
 
     @classmethod
@@ -167,10 +169,11 @@ class Study:
         preset = PRESETS[options.preset]
         settings = override(preset.train, options)
         windows = settings.steps * settings.batch_size
-        text = corpus(opened, options.text, options.validation, windows, preset.window, preset.judged, options.test)
-        tests = [spread(opened, path, preset.judged, preset.window, "--test") for path in options.test]
+        tests, text = read_tests(options.test), read_documents(options.text)
+        trains = corpus(opened, text, options.validation, windows, preset.window, preset.judged, tests)
+        judges = [spread(opened, test, preset.judged, preset.window, "--test") for test in tests]
         opened.model.to(options.device).requires_grad_(False)
-        return cls(opened, options, preset, settings, text, tests)
+        return cls(opened, options, preset, settings, trains, spread(opened, text, WINDOWS, WINDOW), judges)
 
     @property
     def rates(self) -> tuple[float, ...]:

@@ -1,7 +1,9 @@
 """Windows and sentences of a text for a model that was opened, spread evenly over it, in the model's own tokens."""
 
+import functools
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from ..data.text import read_both, read_documents, sha256_of_both
+from ..data.text import Text, sha256_of_both, train_and_held_out
 from ..models.public.inputs import surrounding, whole
 from ..models.public.opened import OpenModel
 
@@ -46,27 +48,24 @@ class Windows:
         }
 
 
-def spread(opened: OpenModel, path: str | None, windows: int, length: int, option: str = "--text") -> Windows:
+def spread(opened: OpenModel, text: Text, windows: int, length: int, option: str = "--text") -> Windows:
     """So many windows of a text, as far from one another as it allows; fewer where it is short.
 
     Args:
         opened: whose tokenizer and context count.
-        path, option: as in `read_documents`.
+        text: as `read_documents` gives it.
+        option: what named it, for error messages.
         windows: how many.
         length: tokens of each, special ones included; at most the model's context.
 
     Raises:
         ValueError: for a model without a tokenizer, a text shorter than one window, or tokens that the model does not have.
     """
-    return spread_over(opened, *_read(opened, path, option), windows, length, option)
-
-
-def spread_over(opened: OpenModel, name: str, text: str, windows: int, length: int, option: str) -> Windows:
-    """`spread` of a text that was read.  name: of the text."""
+    name, content = _joined(opened, text)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids)
+    ids = _ids(opened.tokenizer or "", content)
     there = len(ids) // stretch
     if there == 0:
         raise ValueError(f"{option} {name} holds fewer than one window of {stretch} tokens")
@@ -75,7 +74,13 @@ def spread_over(opened: OpenModel, name: str, text: str, windows: int, length: i
     rows = ids[: there * stretch].reshape(there, stretch)[chosen]  # (windows, stretch)
     scored = rows if before else rows[:, 1:]  # a first token with nothing before it is not predicted
     n_bytes = sum(len(tokenizer.decode(row.tolist()).encode()) for row in scored)
-    return Windows(name, hashlib.sha256(text.encode()).hexdigest(), _within(rows, before, after), n_bytes)
+    return Windows(name, hashlib.sha256(content.encode()).hexdigest(), _within(rows, before, after), n_bytes)
+
+
+@functools.lru_cache(maxsize=1)  # of many models with one tokenizer, which read one text
+def _ids(tokenizer: str, text: str) -> np.ndarray:
+    """(tokens,), not to be changed.  tokenizer: its JSON."""
+    return np.array(whole(tokenizer).encode(text, add_special_tokens=False).ids)
 
 
 def _within(rows: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
@@ -110,28 +115,27 @@ class Corpus:
 
 def corpus(
     opened: OpenModel,
-    path: str | None,
+    text: Text,
     validation: str | None,
     windows: int,
     length: int,
     held_out: int,
-    tests: tuple[str, ...] = (),
+    tests: Iterable[Text] = (),
 ) -> Corpus:
     """The first windows of a text, one after the other, and windows of a held-out text.
 
     Args:
-        opened, path: as in `spread`.
-        validation: the held-out text; None for every tenth document of the first.
+        opened, text: as in `spread`.
+        validation, tests: as in `train_and_held_out`.
         windows: how many to train on.
         length: tokens of each, special ones included.
         held_out: how many windows to choose by, spread evenly.
-        tests: as in `read_both`.
 
     Raises:
-        ValueError: for a text that is too short, and as `read_both` and `spread` do.
+        ValueError: for a text that is too short, and as `train_and_held_out` and `spread` do.
     """
     check_reads_text(opened)
-    (name, train), (other, chooses) = read_both(path, validation, tests)
+    (name, train), chooses = train_and_held_out(text, validation, tests)
     tokenizer = whole(opened.tokenizer or "")
     before, after = surrounding(tokenizer)
     stretch = min(length, opened.context or length) - len(before) - len(after)
@@ -142,12 +146,11 @@ def corpus(
             "name a longer text, or fewer --steps"
         )
     _check_vocabulary(opened, ids)
-    text = "\n\n".join(chooses)[:LONGEST]
     return Corpus(
         name,
-        sha256_of_both(train, chooses),
+        sha256_of_both(train, chooses[1]),
         _within(ids.reshape(windows, stretch), before, after),
-        spread_over(opened, other, text, held_out, length, "--validation"),
+        spread(opened, chooses, held_out, length, "--validation"),
     )
 
 
@@ -166,11 +169,11 @@ def _first_tokens(tokenizer: Tokenizer, documents: list[str], count: int) -> np.
     return np.concatenate(pieces)[:count]
 
 
-def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str = "--test") -> tuple[str, str, list[str]]:
-    """Pairs of sentences that follow each other, spread evenly over a text.
+def sentence_pairs(opened: OpenModel, text: Text, pairs: int) -> tuple[str, str, list[str]]:
+    """Pairs of sentences that follow each other, spread evenly over a text of --test.
 
     Args:
-        opened, path, option: as in `spread`.
+        opened, text: as in `spread`.
         pairs: how many.
 
     Returns:
@@ -179,8 +182,8 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
     Raises:
         ValueError: for a text without one pair.
     """
-    name, text = _read(opened, path, option)
-    lines = [SENTENCE.split(line) for line in text.splitlines()]
+    name, content = _joined(opened, text)
+    lines = [SENTENCE.split(line) for line in content.splitlines()]
     found = [
         pair
         for sentences in lines
@@ -188,15 +191,15 @@ def sentence_pairs(opened: OpenModel, path: str | None, pairs: int, option: str 
         if all(WORDS[0] <= len(sentence.split()) <= WORDS[1] for sentence in pair)
     ]
     if not found:
-        raise ValueError(f"{option} {name} holds no two sentences of {WORDS[0]} to {WORDS[1]} words that follow each other")
+        raise ValueError(f"--test {name} holds no two sentences of {WORDS[0]} to {WORDS[1]} words that follow each other")
     chosen = np.linspace(0, len(found) - 1, min(pairs, len(found))).round().astype(int)
-    return name, hashlib.sha256(text.encode()).hexdigest(), [sentence for n in chosen for sentence in found[n]]
+    return name, hashlib.sha256(content.encode()).hexdigest(), [sentence for n in chosen for sentence in found[n]]
 
 
-def _read(opened: OpenModel, path: str | None, option: str) -> tuple[str, str]:
+def _joined(opened: OpenModel, text: Text) -> tuple[str, str]:
     """A text's name, and its documents one after the other."""
     check_reads_text(opened)
-    name, documents = read_documents(path, option)
+    name, documents = text
     return name, "\n\n".join(documents)[:LONGEST]
 
 

@@ -19,6 +19,7 @@ from tucker_ref.compression.moments import centred
 from tucker_ref.compression.normed import between_norms
 from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_floor
 
+from ..data.text import read_documents
 from ..models.public.opened import OpenModel
 from ..models.rows import TABLE2
 from ..store.records import append, new_record
@@ -28,7 +29,7 @@ from ..train.options import Options
 from ..train.public_models import open_model
 from ..train.runs import selected
 from .moments import received
-from .samples import Windows, spread
+from .samples import Windows, check_reads_text, spread
 from .table2 import PAPER_SHAPE, ROWS
 from .table2 import PRESETS as LANGUAGE_PRESETS
 
@@ -154,7 +155,8 @@ def measured(opened: OpenModel, fresh: list[nn.Module], options: Options, values
     trained, read = list(opened.layers.values()), None
     metrics = {"trained": of_layers(trained, options.device, values), "initial": of_layers(fresh, options.device, values=False)}
     if options.text:
-        read = spread(opened, options.text, WINDOWS, WINDOW)
+        check_reads_text(opened)
+        read = spread(opened, read_documents(options.text), WINDOWS, WINDOW)
         opened.model.to(options.device)
         inputs = list(received(opened, opened.layers, list(read.tokens.to(options.device).split(1))).values())
         known = [second_moment(layer, x) for layer, x in zip(trained, inputs)]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from tqdm import tqdm
 
-from ..data.text import END_OF_TEXT, TextData, check_apart, encode, read_documents, sha256_of
+from ..data.text import END_OF_TEXT, Text, TextData, check_apart, encode, sha256_of
 
 MOST_ENTRIES = 500  # per test text on record; of more documents, neighbours share one
 NO_TARGET = -100  # cross_entropy leaves it out
@@ -104,20 +104,19 @@ class UnseenText:
     token_bytes: np.ndarray
 
 
-def read_unseen(paths: tuple[str, ...], data: TextData) -> list[UnseenText]:
+def read_unseen(tests: list[Text], data: TextData) -> list[UnseenText]:
     """The texts of --test in the byte pairs of the training text.
 
     Args:
-        paths: as in `read_documents`.
+        tests: as `read_tests` gives them.
         data: the training text.
 
     Raises:
-        ValueError: for a path without text, and as `check_apart` does.
+        ValueError: as `check_apart` does.
     """
     texts, known = [], []
-    for path in paths:
+    for name, documents in tests:
         tokenizer = Tokenizer.from_str(data.tokenizer)
-        name, documents = read_documents(path, "--test")
         tokens, end = encode(tokenizer, documents, f"tokenising {name}"), tokenizer.token_to_id(END_OF_TEXT)
         each = np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]  # after the last mark there is nothing
         known.append((name, all(holds(data.train, document) or holds(data.validation, document) for document in each)))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from ..data.prepared import is_prepared, open_prepared
-from ..data.text import TextData, load_text
+from ..data.text import Text, TextData, load_text, read_tests
 from ..models.gpt2 import GPT2
 from ..models.language_model import LanguageModel
 from ..models.llama import Llama
@@ -163,12 +163,13 @@ def config_of(row: Row, model: dict, preset: LanguagePreset, vocab_size: int) ->
     }
 
 
-def read_text(preset: LanguagePreset, options: Options) -> TextData:
+def read_text(preset: LanguagePreset, options: Options, tests: Iterable[Text] = ()) -> TextData:
     """The tokens to train on: those of a prepared folder, or of a text that fits into memory.
 
     Args:
         preset: which text it wants, if one.
         options: paths of the command line.
+        tests: as in `load_text`; `read_unseen` looks for them in prepared tokens.
 
     Raises:
         ValueError: if the preset's text is not named, an option does not go with a prepared one, or the text cannot be read.
@@ -182,7 +183,7 @@ def read_text(preset: LanguagePreset, options: Options) -> TextData:
         if unused := [name for name in ("validation", "bpe") if getattr(options, name)]:
             raise ValueError(f"--{unused[0]}: {options.text} is prepared, with byte pairs and a held-out part of its own")
         return open_prepared(options.text)
-    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe, options.test)
+    return load_text(options.text, preset.vocab_size, options.out / "cache", options.validation, options.bpe, tests)
 
 
 def plan_of(
@@ -250,11 +251,12 @@ def train_rows(
     Raises:
         ValueError: if the text is too short for one window, as `read_text` and `train_one` do, and at the end for runs that failed.
     """
-    data = read_text(preset, options)
+    tests = read_tests(options.test)
+    data = read_text(preset, options, tests)
     for part in ("train", "validation"):
         if (length := len(getattr(data, part))) <= preset.context:
             raise ValueError(f"{data.name}: {length} {part} tokens are fewer than one window of {preset.context + 1}")
-    unseen = read_unseen(options.test, data)
+    unseen = read_unseen(tests, data)
     cases = [
         (row, recipe, settings_of(row, recipe, preset, at_rate))
         for (row, recipe), at_rate in itertools.product(rows, options.at_each_rate())

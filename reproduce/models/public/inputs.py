@@ -1,5 +1,6 @@
 """The text or the images that a model takes, as it was trained on them: its tokens, its pixels."""
 
+import functools
 from typing import Annotated
 
 import torch
@@ -32,8 +33,9 @@ def tokenizer_of(name: str) -> str:
     return tokenizer.to_str()
 
 
+@functools.lru_cache(maxsize=1)  # a large vocabulary takes a second to read
 def whole(tokenizer: str) -> Tokenizer:
-    """Without the truncation and the padding that many files keep from training: a document is what it is."""
+    """Without the truncation and the padding that many files keep from training: a document is what it is.  Not to be changed."""
     tokenizer = Tokenizer.from_str(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
