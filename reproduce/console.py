@@ -54,7 +54,8 @@ def leave_at_once() -> None:
 
 
 def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
-    """What a program's `main` needs around it: output in UTF-8, one line and status 130 after Ctrl-C, and a note to what it raises.
+    """What a program's `main` needs around it: output in UTF-8, one line and status 130 after Ctrl-C, one line and status 1 where
+    something given cannot be used, and a note to whatever else it raises.
 
     Args:
         main: returns the exit status.
@@ -71,7 +72,7 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
                 signal.signal(signal.SIGINT, _stop)
             speak_utf8()
             with patient() as output:
-                status = main()
+                status = _in_one_line(main)
             if output.lost is None:
                 return status
             with contextlib.suppress(OSError):
@@ -94,12 +95,25 @@ def at_the_terminal(main: Callable[[], int]) -> Callable[[], int]:
     return answering
 
 
+def _in_one_line(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if is_interrupt(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether this is Ctrl-C, or what a library made of it: one that is stopped while it loads its compiled parts is an ImportError.
+    """Whether this is Ctrl-C, or what a library made of it: one that is stopped while it loads its compiled parts is an ImportError,
+    and some compiled parts make an error of their own that forgets what it came from.
 
     Args:
         error: with what it was raised from, or in the course of.
     """
+    if _stop.came:
+        return True
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -136,6 +150,7 @@ def _stop(_signal, frame: FrameType | None) -> None:
     Raises:
         KeyboardInterrupt: everywhere else, and where a file is being written, whose part is to be removed.
     """
+    _stop.came = True
     loads = False
     while frame is not None:
         if frame.f_code.co_name == "write_atomically":
@@ -145,6 +160,9 @@ def _stop(_signal, frame: FrameType | None) -> None:
     if loads:
         _leave()
     raise KeyboardInterrupt
+
+
+_stop.came = False  # from Ctrl-C on the program only ends, whatever error it ends with
 
 
 def _leave_or_tell(kind, error, where) -> None:

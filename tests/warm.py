@@ -64,7 +64,7 @@ class Warm:
         return self
 
     def __exit__(self, *_) -> None:
-        self.process.communicate()
+        self.process.communicate(b"end")  # said, since a process that a test left may hold this pipe open
         self.folder.cleanup()
 
     def run(self, *arguments, **environment: str) -> subprocess.CompletedProcess:
@@ -126,7 +126,7 @@ def tell_ends(asking: dict[socket.socket, int]) -> None:
 
 
 def main() -> None:
-    """Fork a program for everyone who asks at the door, until stdin ends; who asked and is gone is followed by its program."""
+    """Fork a program for everyone who asks at the door, until stdin speaks or ends; who asked and is gone is followed by its program."""
     for module in ("reproduce.__main__", *sys.argv[2:]):
         importlib.import_module(module)
         if "triton" not in sys.modules:  # whose binding reports what is frozen at the end as leaked

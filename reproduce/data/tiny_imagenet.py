@@ -59,12 +59,8 @@ def main() -> int:
     if len(sys.argv) != 3:
         print("usage: python -m reproduce.data.tiny_imagenet FOLDER images.npz", file=sys.stderr)
         return 2
-    try:
-        found = arrays_of(Path(sys.argv[1]))
-        write_atomically(Path(sys.argv[2]), lambda file: np.savez(file, **found))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = arrays_of(Path(sys.argv[1]))
+    write_atomically(Path(sys.argv[2]), lambda file: np.savez(file, **found))
     print(f"{sys.argv[2]}: {len(found['y_train']):,} training and {len(found['y_test']):,} test images")
     return 0
 
