@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..experiments.spectra import MODES as MODES
 from ..store.records import Record
-from .query import model_names, of_one_budget, optimizer_of, runs_of
+from .query import grouped, model_names, of_one_budget, optimizer_of, runs_of
 
 WAYS = {"trained": "weights", "inputs": "on inputs", "centred": "on inputs, keys about their mean"}
 STARTS = {"trained": "initial", "inputs": "initial_inputs", "centred": "none"}
@@ -47,13 +47,8 @@ def models_of(records: list[Record]) -> dict[str, list[Record]]:
     Returns:
         Records of spectra by what the model is called.
     """
-    models: dict[str, list[Record]] = {}
-    for record in runs_of(records, "spectra", "gpu"):
-        if record.method == "MHA":
-            models.setdefault(name_of(record), []).append(record)
-    for name, runs in others_of(records).items():
-        models.setdefault(name, []).extend(runs)
-    return models
+    ours = [r for r in runs_of(records, "spectra", "gpu") if r.method == "MHA"]
+    return grouped(ours, name_of) | others_of(records)
 
 
 def others_of(records: list[Record]) -> dict[str, list[Record]]:
@@ -65,8 +60,8 @@ def others_of(records: list[Record]) -> dict[str, list[Record]]:
     Returns:
         Records of spectra by what the model is called.
     """
-    models: dict[str, list[Record]] = {}
     others = runs_of(records, "spectra", "models")
+    models: dict[str, list[Record]] = {}
     for name, record in zip(model_names(others), others):
         models.setdefault(name, []).append(record)
     return models
