@@ -157,9 +157,14 @@ class Move:
     many: dict[int | None, float]
 
     @property
+    def seeds(self) -> list[int | None]:
+        """Those that both have."""
+        return [seed for seed in self.many if seed in self.few]
+
+    @property
     def by(self) -> list[float]:
-        """Of each seed that both have, by how much the difference is larger with many tokens."""
-        return [self.many[seed] - self.few[seed] for seed in self.many if seed in self.few]
+        """Of each of these seeds, by how much the difference is larger with many tokens."""
+        return [self.many[seed] - self.few[seed] for seed in self.seeds]
 
 
 def moves(records: list[Record]) -> list[Move]:

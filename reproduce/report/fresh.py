@@ -242,7 +242,7 @@ def moves_tables(records: list[Record]) -> list[Table]:
     told = away_from_zero({(move.row, move.along): move.by for move in found if len(move.by) >= SEEDS})
     lines = []
     for move in found:
-        shared = [statistics.mean(side[seed] for seed in move.many if seed in move.few) for side in (move.few, move.many)]
+        shared = [statistics.mean(side[seed] for seed in move.seeds) for side in (move.few, move.many)]
         estimate = between_seeds(move.by, seeds=2)
         word = f"{estimate.word}{'*' * ((move.row, move.along) in told)}" if estimate and len(move.by) >= SEEDS else ""
         cells = [f"{tokens:.2g}: {signed(mean, 3)}" for tokens, mean in zip(move.tokens, shared)]

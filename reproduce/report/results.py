@@ -41,7 +41,7 @@ def each(draw: Draw, split: Callable[[list[Record]], list[list[Record]]] = alike
     return lambda records: [table for group in split(records) for table in draw(group)]
 
 
-def both(*draws: Draw) -> Draw:
+def in_turn(*draws: Draw) -> Draw:
     """Draws the tables of each of them, one after the other.  draws: of the same records."""
     return lambda records: [table for draw in draws for table in draw(records)]
 
@@ -60,7 +60,7 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
     "opening": ("Architectures that open", {"tests": opening_table}),
     "figure3": (
         "Figure 3: vision transformers",
-        {"runs": each(figure3_runs), "gpu-tiny-imagenet": both(chosen_runs, paired_tables)},
+        {"runs": each(figure3_runs), "gpu-tiny-imagenet": in_turn(chosen_runs, paired_tables)},
     ),
     "decode": ("Decoding", {"runs": each(decode_runs, by_command)}),
     "speed": ("Speed on a GPU", {"runs": each(speed_tables, by_device)}),
@@ -69,16 +69,14 @@ DRAW: dict[str, tuple[str, dict[str, Draw]]] = {  # the heading, and what draws 
 }
 TOGETHER: dict[tuple[str, str], Draw] = {  # drawn from several experiments' records
     ("table2", "gpu-sweep"): sweep_table,
-    ("table2", "gpu-fresh"): lambda records: (
-        fresh_tables(records, "gpu-fresh") + gains_tables(records) + latent_breakdown(records)
-    ),
+    ("table2", "gpu-fresh"): in_turn(partial(fresh_tables, preset="gpu-fresh"), gains_tables, latent_breakdown),
     ("table2", "gpu-fresh-narrow"): partial(fresh_tables, preset="gpu-fresh-narrow"),
     ("table2", "gpu-fresh-allocations"): allocation_tables,
     ("table3", "gpu-fresh"): partial(fresh_tables, preset="gpu-fresh", experiment="table3"),
     ("table2", "gpu"): lambda records: budget_tables(records, "table2"),
     ("table3", "gpu"): lambda records: budget_tables(records, "table3"),
-    ("ablations", "gpu-sweep"): lambda records: ablation_table(records) + breakdown_tables(records),
-    ("ablations", "gpu"): lambda records: cures_table(records) + best_table(records),
+    ("ablations", "gpu-sweep"): in_turn(ablation_table, breakdown_tables),
+    ("ablations", "gpu"): in_turn(cures_table, best_table),
     ("table2", "gpu-fresh-optimizers"): loss_table,
     ("spectra", "gpu-fresh-optimizers"): optimizer_tables,
     ("spectra", "models"): room_tables,
