@@ -66,7 +66,7 @@ def chosen_accuracy_against_parameters(records: list[Record], path: Path) -> Non
     title = "Figure 3: accuracy of a converted vision transformer against its attention parameters"
     caption = (
         f"ViT d {c['d_model']}, REDUCED SCALE, pretrained with MHA on {data['name']} ({data['classes']} classes), converted, fine-tuned "
-        f"for {epochs_of(example)}. Each row at the rate that held-out images chose. Means of up to {n_seeds} seeds on "
+        f"for {epochs_of(example)}. Each row at the rate that is best by held-out top-5. Means of up to {n_seeds} seeds on "
         f"{data['test_images']:,} images; bars: 95 % intervals over seeds and images. Hollow: as many parameters, but unequal ranks before "
         "and after the softmax. The axes differ. Dotted: before it was converted."
     )

@@ -77,17 +77,17 @@ def rates_of(found, method: str, seed: int) -> list[float]:
 @pytest.mark.no_cover
 def test_one_seed_tries_every_rate_and_the_others_take_the_best(tiny, path, tmp_path):
     found = run(path, tmp_path)
-    by_loss = lambda runs: min(runs, key=lambda r: r.metrics["validation_loss"])  # noqa: E731
+    by_top5 = lambda runs: min(runs, key=lambda r: (-r.metrics["validation_top5"], r.metrics["validation_loss"]))  # noqa: E731
     starts = [r for r in found if r.method == PRETRAINED and r.seed == 0]
     assert rates_of(found, PRETRAINED, 0) == [1e-3, 3e-3]
-    best = by_loss(starts).config["pretrain"]
+    best = by_top5(starts).config["pretrain"]
     assert rates_of(found, PRETRAINED, 1) == rates_of(found, PRETRAINED, 2) == [best["learning_rate"]]
     for row in tiny.rows:
         tried = [r for r in found if r.method == row.label and r.seed == 0]
         assert rates_of(found, row.label, 0) == [1e-3, 2e-3] and {r.metrics["start"] for r in tried} == {
             tried[0].metrics["start"]
         }
-        assert rates_of(found, row.label, 1) == rates_of(found, row.label, 2) == [by_loss(tried).rate]
+        assert rates_of(found, row.label, 1) == rates_of(found, row.label, 2) == [by_top5(tried).rate]
     assert len(found) == (2 + 1 + 1) + 5 * (2 + 1 + 1)
     assert all(r.config["pretrain"] == best for r in found if r.is_trained)  # every row starts from the best pretraining
     assert best["steps"] == 2 * 108 // 16 and found[-1].config["train"]["steps"] == 108 // 16
@@ -162,6 +162,28 @@ def test_a_rate_that_is_not_chosen_yet_is_named(tiny, path, tmp_path):
     assert rates_of(found, "MHA", 1) == [5e-4] and found[-1].config["train"]["warmup_steps"] == 2
     found = run(path, tmp_path, rows=("MHA",), seeds=(1,), learning_rates=(5e-4,), pretrain_rates=(1e-3, 3e-3), steps=2)
     assert len(rates_of(found, "MHA", 1)) == 3 and found[-1].steps == 2  # from both
+
+
+def test_held_out_top_5_chooses_the_rates_whatever_the_loss_says(tiny, path, tmp_path):
+    run(path, tmp_path, rows=("MHA",), seeds=(0,), learning_rates=(1e-3,), pretrain_rates=(1e-3, 3e-3))
+    run(path, tmp_path, rows=("MHA",), seeds=(0,), learning_rates=(2e-3,), pretrain_rates=(1e-3, 3e-3))
+    (file,) = (tmp_path / "records").glob("*.json")
+    study = figure3_tiny.Study(tiny, options_of(path, tmp_path), load_images(str(path)).holding_out(12))
+
+    def chosen(**reached) -> tuple[float, ...]:
+        """Of the pretraining and of a row, where the lower rates reach a top-5 of 0.5 and a loss of 1, the higher ones this."""
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for r in found:
+            rate = r["config"].get("train", r["config"]["pretrain"])["learning_rate"]
+            r["metrics"] |= {"validation_top5": 0.5, "validation_loss": 1.0} | (reached if rate > 1e-3 else {})
+        file.write_text(json.dumps(found), encoding="utf-8")
+        start = study.start_rates(1)
+        return start + study.rates(tiny.rows[0], 1, start[0])
+
+    assert chosen(validation_top5=0.6, validation_loss=2.0) == (3e-3, 2e-3)
+    assert chosen(validation_top5=0.4, validation_loss=0.5) == (1e-3, 1e-3)
+    assert chosen(validation_loss=0.5) == (3e-3, 2e-3)  # of equals the lower loss
+    assert chosen() == (1e-3, 1e-3)  # of these the lower rate
 
 
 def test_a_run_that_diverged_is_on_record_and_is_not_chosen(tiny, path, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """How differences become words and verdicts: intervals that cover, words that need them, and noise that helps no claim."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -337,6 +338,24 @@ def test_settings_of_which_the_sweep_s_run_diverged_or_is_missing_are_not_chosen
     lucky = [run(1, 3.0, rate=8e-3), run(1, 3.0, rate=4e-3)]
     assert at_their_best(sweep + lucky)["MHA"].runs == sweep[:1]
     assert at_their_best(sweep[2:])["MHA"].runs == sweep[2:]  # all of it diverged: that is what it reaches
+
+
+def test_images_choose_by_top_5_then_by_loss_then_the_lower_rate_and_text_by_loss():
+    def chosen(*tried, experiment="figure3"):
+        names = ("rate", "validation_top5", "loss")
+        own = [replace(run(**dict(zip(names, values))), experiment=experiment) for values in tried]
+        return at_their_best(own)["MHA"].chooser.rate
+
+    assert chosen((1e-4, 0.77, 2.0), (3e-4, 0.78, 2.1)) == 3e-4
+    assert chosen((1e-4, 0.77, 2.0), (3e-4, 0.78, 2.1), experiment="table2") == 1e-4  # control
+    for order in (1, -1):
+        assert chosen(*((1e-4, 0.78, 2.1), (3e-4, 0.78, 2.0), (1e-3, 0.77, 1.9))[::order]) == 3e-4  # of equals the lower loss
+        assert chosen(*((1e-4, 0.78, 2.0), (3e-4, 0.78, 2.0))[::order]) == 1e-4  # of these the lower rate
+        gone = replace(run(rate=1e-5, diverged_at=3), experiment="figure3", metrics={"diverged_at": 3})
+        left = replace(run(rate=1e-4, loss=9.0, validation_top5=0.0), experiment="figure3")
+        assert at_their_best([gone, left][::order])["MHA"].runs == [left]  # one that diverged comes last
+    start = replace(run(loss=2.0, validation_top5=0.78), experiment="figure3", config={"pretrain": {"learning_rate": 2e-3}})
+    assert start.on_held_out == (-0.78, 2.0, 2e-3)
 
 
 def test_norms_are_settings_of_a_row_and_ranks_are_not():

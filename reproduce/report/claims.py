@@ -72,10 +72,11 @@ HOW = (
     "about what eight pairs of seeds of these runs can resolve. Anything else is *not resolved*. Of two rows that do not differ at "
     "all one is called *below* or *above* the other in about 5 % of trials; a test simulates it. Words and verdicts are each by "
     "themselves: none is stricter for how many others there are.\n\n"
-    "A row is judged at the setting with the lowest validation loss, and under its table stands how many there were. That choice is "
-    f"made on one seed, which then does not judge: {SEEDS} others are asked for. The result is read from the test text, once. A "
-    "validation loss by which a rate was chosen never judges. Where a run of a row diverged at its setting, claims about this row are not "
-    "reproduced, however many seeds there are. Claims that set another row beside it are not resolved."
+    "A row is judged at the setting with the lowest validation loss, and under its table stands how many there were; of images, at that "
+    f"with the best held-out top-5. That choice is made on one seed, which then does not judge: {SEEDS} others are asked for. The result "
+    "is read from the test text, once. A validation loss by which a rate was chosen never judges. Where a run of a row diverged at its "
+    "setting, claims about this row are not reproduced, however many seeds there are. Claims that set another row beside it are not "
+    "resolved."
 )
 
 

@@ -208,14 +208,9 @@ def of_a_tenth(rival: str) -> Callable[[list[Record]], Sequence[str]]:
             row: group[0].attention_parameters / size for row, group in runs.items() if group[0].method.startswith("Tucker")
         }
         found = [row for row, share in shares.items() if TENTH[0] <= share <= TENTH[1]]
-        return [max(found, key=lambda row: _held_out_accuracy(best[row]))] if best and found else found
+        return [min(found, key=lambda row: best[row].chooser.on_held_out)] if best and found else found
 
     return rows
-
-
-def _held_out_accuracy(best: Best) -> float:
-    """Top-5 of the run that chose; a row without one is not preferred."""
-    return best.chooser.metrics.get("validation_top5", -1.0) if best.chooser else -1.0
 
 
 def _accuracy(rival: str, metric: str, tried: bool = False) -> Callable[[list[Record], str], Finding]:

@@ -246,29 +246,30 @@ class Best:
 
     runs: list[Record]
     settings: int
-    chooser: Record | None = None
+    chooser: Record
 
 
 def at_their_best(runs: list[Record]) -> dict[str, Best]:
-    """Each row at the setting that the validation text prefers: its rate, its norms, what else was changed in its training.
+    """Each row at the setting that is best on held-out data: its rate, its norms, what else was changed in its training.
 
     Settings are compared on one seed, that of which most of them were run. Where there was something to choose it does not judge: the
-    luck that made its validation loss the lowest is in its test loss too. It is shown where no other seed was run, and counts where it
-    diverged.
+    luck that made it best on held-out data is in what it reaches on test data too. It is shown where no other seed was run, and counts
+    where it diverged.
 
     Args:
         runs: of one budget.
     """
     best = {}
     for label, group in grouped(runs, _bare_label).items():
-        settings = list(grouped(group, lambda r: json.dumps(r.config, sort_keys=True)).values())
+        settings = grouped(group, lambda r: json.dumps(r.config, sort_keys=True))
         seeds = [r.seed for r in group]
         chooses = max(sorted(set(seeds)), key=seeds.count)
-        chosen = min(settings, key=lambda own: _validation_loss(own, chooses))
+        chooser = min((r for r in group if r.seed == chooses), key=lambda r: r.on_held_out)
+        chosen = [r for r in group if r.config == chooser.config]
         others = [r for r in chosen if r.seed != chooses]
         broken_off = [r for r in chosen if r.seed == chooses and r.diverged_at is not None]
         judges = [*broken_off, *others] if others and len(settings) > 1 else chosen
-        best[label] = Best(judges, len(settings), next((r for r in chosen if r.seed == chooses), None))
+        best[label] = Best(judges, len(settings), chooser)
     return best
 
 
@@ -276,11 +277,6 @@ def _bare_label(record: Record) -> str:
     """The row's name without its norms."""
     row = {name: value for name, value in record.config["row"].items() if name not in NORMS}
     return Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}).label
-
-
-def _validation_loss(setting: list[Record], seed: int) -> float:
-    """Infinite where it diverged or this seed was not run."""
-    return next((r.metrics.get("validation_loss", np.inf) for r in setting if r.seed == seed), np.inf)
 
 
 # What was found.

@@ -45,8 +45,9 @@ RULES = {
     f"point, not reproduced where it is below that, else not resolved. With fewer classes, or fewer than {SEEDS} seeds, always not "
     "resolved. Of several studies the one with the most classes judges of which every row has its seeds. "
     f"A row that is tried has {100 * TENTH[0]:g} to {100 * TENTH[1]:g} % of the other's parameters. Where training images were "
-    "held out, they choose every rate, by loss, and which of these rows is judged, by top-5: all by the runs of one seed that then does "
-    "not judge. "
+    "held out, their top-5 chooses every rate, and which of these rows is judged; of equals the lower loss, then the lower rate. All by "
+    "the runs of one seed that then does not judge. That was settled before any seed that judges ran, with runs of the seed that chooses "
+    "on record. "
     "The interval knows of other seeds and of other images. Otherwise every such row is tried, and the best counts; each interval is "
     "wider by so much that all hold together (Bonferroni). Against every rate of the other row it must then hold.",
     "heads": "Judged as accuracy is, and by the same images: a Tucker row with fewer heads than the model, beside the largest row with all "

@@ -78,39 +78,15 @@ def _chosen_table(runs: list[Record]) -> Table:
         _chosen_title(runs[0], best),
         markdown(CHOSEN, [_chosen_line(row, its, best.get("MHA")) for row, its in best.items()]),
         runs,
-        NOTE + _by_top5(runs, best) + several_starts(runs) + _not_run(runs, list(best)),
+        NOTE + several_starts(runs) + _not_run(runs, list(best)),
     )
 
 
 NOTE = (
-    "In brackets 95 % intervals, in points: they know of other seeds and of other images. Every rate was chosen on training images that "
-    "were held out, by their loss, in the runs of one seed. These are shown where no other seed was run, without an interval, and else "
-    "judge nothing."
+    "In brackets 95 % intervals, in points: they know of other seeds and of other images. Every rate was chosen by top-5 on "
+    "training images that were held out, in the runs of one seed. These are shown where no other seed was run, without an interval, and "
+    "else judge nothing."
 )
-
-
-def _by_top5(runs: list[Record], best: dict[str, Best]) -> str:
-    """Which rows would stand at another rate, had held-out top-5 chosen it."""
-    others: dict[float, list[str]] = {}
-    gains = []
-    for row, own in best.items():
-        its = own.chooser
-        tried = {
-            r.rate: r.metrics["validation_top5"]
-            for r in runs
-            if its and (r.method, r.seed) == (its.method, its.seed) and r.diverged_at is None
-        }
-        rate = max(tried, key=tried.__getitem__, default=None)
-        if its and rate is not None and tried[rate] > tried[its.rate]:
-            others.setdefault(rate, []).append(row)
-            gains.append(tried[rate] - tried[its.rate])
-    if not gains:
-        return ""
-    rates = "; ".join(f"{rate:g} for {', '.join(rows)}" for rate, rows in others.items())
-    return (
-        f" By held-out top-5 {len(gains)} of {len(best)} rows would take another rate ({rates}). There it is at most "
-        f"{100 * max(gains):.1f} points higher."
-    )
 
 
 def several_starts(runs: list[Record]) -> str:

@@ -1,7 +1,7 @@
 """Two questions beside Figure 3: does it matter how a row is started, and do unequal ranks pay? By a rule that stood before its runs.
 
 A row is set beside the same one started from the HOSVD, or a row with unequal ranks beside the one of its size with equal ranks. Each
-stands at the rate that held-out images prefer; seeds 1 to 5 judge, paired by seed and by image, as everywhere in Figure 3. What counts
+stands at the rate that is best by held-out top-5; seeds 1 to 5 judge, paired by seed and by image, as everywhere in Figure 3. What counts
 is top-5 after fine-tuning; what it was before is shown, and top-1.
 
 * Intervals are wider by so much that all rows of one start, or all with unequal ranks, hold together (Bonferroni).
@@ -143,7 +143,7 @@ def _runs(pairs: Pairs) -> list[Record]:
 
 def _table(name: str, title: str, lines: list[list[str]], answers: list[str], runs: list[Record]) -> Table:
     how = (
-        f"{title} Paired by seed and by image; each row at the rate that held-out images prefer. In brackets 95 % intervals, in points: "
+        f"{title} Paired by seed and by image; each row at the rate that is best by held-out top-5. In brackets 95 % intervals, in points: "
         "those of differences are so wide that all rows of one start, or all with unequal ranks, hold together. The words follow a rule "
         "that stood before the runs."
     )

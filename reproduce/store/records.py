@@ -8,6 +8,7 @@ how the rest of the program sees one.
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -102,6 +103,18 @@ class Record:
     def diverged_at(self) -> int | None:
         """The step at which it broke off, None if it did not."""
         return self.metrics.get("diverged_at")
+
+    @property
+    def on_held_out(self) -> tuple[float, ...]:
+        """By what settings are chosen, on data that is held out: the smallest is best, and a run that diverged comes last.
+
+        Of text it is the loss. Of images it is top-5 accuracy, the paper's measure; of equal ones the lower loss, then the lower rate.
+        """
+        loss = self.metrics.get("validation_loss", math.inf)
+        if self.experiment != "figure3":
+            return (loss,)
+        phase = self.train if self.is_trained else self.config["pretrain"]
+        return -self.metrics.get("validation_top5", -math.inf), loss, phase["learning_rate"]
 
     @property
     def attention_parameters(self) -> int:
