@@ -114,7 +114,8 @@ def nudged(measured):
     """The same metrics with every number changed, but those that name a case of `speed` or a step."""
     if isinstance(measured, dict):
         return {
-            key: value if key in ("context", "batch", "step", "tokens") else nudged(value) for key, value in measured.items()
+            key: value if key in ("context", "batch", "step", "tokens", "value") else nudged(value)
+            for key, value in measured.items()
         }
     if isinstance(measured, list):
         return [nudged(value) for value in measured]
