@@ -61,3 +61,19 @@ def test_a_failed_test_is_not_counted(monkeypatch, tmp_path, module, option):
     with pytest.raises(ValueError, match="1 failed"):
         module.run(Options("smoke", tmp_path, tmp_path))
     assert not records.load(tmp_path)
+
+
+def test_what_failed_is_the_first_failure_whole_and_the_end_of_the_summary():
+    """As pytest writes them: an error of a fixture comes before what a test fails by; a rule of its own divides a traceback."""
+    long = "\n".join(f"E   worker 0 says {n}" for n in range(1000))
+    rule = "_ " * 40
+    error = f"{'=' * 34} ERRORS {'=' * 34}\n{'_' * 27} ERROR at setup of test_a {'_' * 27}\n{long}\n{rule}\n\ntest_x.py:3: ValueError\n"
+    failure = f"{'=' * 33} FAILURES {'=' * 33}\n{'_' * 36} test_b {'_' * 36}\nE   KeyError: second\n"
+    summary = (
+        f"{'=' * 27} short test summary info {'=' * 27}\nFAILED test_x.py::test_b\nERROR test_x.py::test_a\n1 failed, 1 error\n"
+    )
+    said = coverage.what_failed(f"FE [100%]\n{error}{failure}{'=' * 30} coverage {'=' * 30}\n{'.' * 3000}\n{summary}")
+    assert said.startswith(error) and "second" not in said and said.endswith("ERROR test_x.py::test_a\n1 failed, 1 error\n")
+    assert len(said) < len(error) + 2100
+    assert coverage.what_failed(f"FE [100%]\n{failure}{summary}").startswith(failure)
+    assert coverage.what_failed("no such option") == "\nno such option"

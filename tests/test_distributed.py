@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -33,24 +32,43 @@ def furthest(curve, expected) -> float:
     return max(abs(a - b) / b for a, b in zip(curve, expected))
 
 
+def torchrun(arguments, warm, **environment: str) -> subprocess.Popen:
+    """Two workers; where they meet is torchrun's to find: it listens on a free port at once, and tells them which."""
+    launcher = [warm.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    environment = {**ENVIRONMENT, **environment, "PYTHON_EXEC": warm.python}  # with which torchrun starts its workers
+    return subprocess.Popen([*launcher, *map(str, arguments)], env=environment, cwd=ROOT, **pipes)
+
+
+def succeeded(process, seconds: float) -> tuple[str, str]:
+    """What a program that must succeed in time wrote; if it does not, the failure shows all errors of all workers."""
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its workers, who would keep the pipes open
+        raise AssertionError(f"not done in {seconds} s: {process.communicate()[1]}") from None
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+@pytest.mark.parametrize("last, seconds, how", [("ends", 300, ""), ("waits", 0.1, "not done in 0.1 s")])
+def test_a_failure_shows_all_that_the_workers_wrote(warm, tmp_path, last, seconds, how):
+    process, deadline = torchrun(["wordy", last, tmp_path], warm), time.time() + 200
+    while len(list(tmp_path.iterdir())) < 2 and time.time() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(AssertionError) as failure:
+        succeeded(process, seconds)
+    written = {line.strip() for line in str(failure.value).splitlines()}
+    assert how in str(failure.value) and {f"{rank} says {n}" for rank in (0, 1) for n in range(1000)} <= written
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, warm):
     """What two processes trained, beginning with a checkpoint that one left behind."""
     folder = tmp_path_factory.mktemp("together")
     with pytest.raises(toy.Stopped):
         toy.run(Workers(), torch.float64, folder / "alone.pt", stop=14)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in ("0", "1"):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**ENVIRONMENT, **place, "TORCHELASTIC_RUN_ID": "test"}
-        command = [warm.python, PROGRAM, "together", str(folder)]
-        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8"))
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    succeeded(torchrun(["together", folder], warm), 300)
     return folder
 
 
@@ -127,12 +145,9 @@ def arguments(text, folder) -> list[str]:
     return ["table2", "--device", "cpu", "--rows", "Tucker [8,64,64]", *places]
 
 
-def torchrun(text, folder, warm) -> subprocess.Popen:
+def table2_by_two(text, folder, warm) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    launcher = [warm.python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-    environment = {**ENVIRONMENT, "PIDS": str(folder), "PYTHON_EXEC": warm.python}  # with which torchrun starts its workers
-    return subprocess.Popen([*launcher, *arguments(text, folder)], env=environment, cwd=ROOT, **pipes)
+    return torchrun(arguments(text, folder), warm, PIDS=str(folder))
 
 
 def pids(folder) -> list[int]:
@@ -182,7 +197,7 @@ def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_
     assert expected.metrics["validation_loss"] < 0.8 * expected.metrics["curve"][0][1]  # it learned
 
     killed = tmp_path / "killed"
-    process = torchrun(text, killed, warm)
+    process = table2_by_two(text, killed, warm)
     written = await_checkpoint(killed, process)
     os.kill(pids(killed)[1], signal.SIGKILL)  # one worker
     process.communicate(timeout=100)
@@ -191,14 +206,13 @@ def test_killed_workers_leave_a_run_that_any_number_of_workers_finish(text, tmp_
     stopped = tmp_path / "stopped"
     shutil.copytree(killed, stopped)
 
-    process = torchrun(text, killed, warm)  # the same command
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    process = table2_by_two(text, killed, warm)  # the same command
+    output, errors = succeeded(process, 200)
     assert " 0/150" not in errors  # it did not start again
     assert output.count("records are in") == 1  # the first worker alone speaks
     assert_same_run(only_record(killed), expected, workers=2)
 
-    process = torchrun(text, stopped, warm)
+    process = table2_by_two(text, stopped, warm)
     await_checkpoint(stopped, process, since=written)
     for pid in (process.pid, *pids(stopped)):  # all at once
         os.kill(pid, signal.SIGKILL)

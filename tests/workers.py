@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def run(
     curve = workers.mean(steps).tolist()
     whole = workers.unsharded(model, fresh)
     if workers.is_first:
-        curve.append(loss_of(whole, batch_of(TEXT, 0, 0, CONFIG.batch_size, CONTEXT)).item())
+        with torch.compiler.set_stance("force_eager"):  # or the whole batch, of another size, would be compiled for
+            curve.append(loss_of(whole, batch_of(TEXT, 0, 0, CONFIG.batch_size, CONTEXT)).item())
     return curve
 
 
@@ -128,6 +130,17 @@ def together(folder: Path) -> None:
             (folder / "curves.json").write_text(json.dumps(curves), encoding="utf-8")
 
 
+def wordy(last: str, folder: Path) -> None:
+    """Many errors from every worker; when both have written them, they fail, or wait until they are ended."""
+    for n in range(1000):
+        sys.stderr.write(f"\n{os.environ['RANK']} says {n}\n")
+    sys.stderr.flush()
+    (folder / os.environ["RANK"]).touch()
+    while last == "waits" or len(list(folder.iterdir())) < 2:
+        time.sleep(0.02)
+    sys.exit(1)
+
+
 def command_line() -> None:
     """`python -m reproduce` with the toy preset.
 
@@ -150,5 +163,7 @@ def batch_or_death(last: int, tokens: np.ndarray, step: int, *more) -> torch.Ten
 if __name__ == "__main__":
     if sys.argv[1] == "together":
         together(Path(sys.argv[2]))
+    elif sys.argv[1] == "wordy":
+        wordy(sys.argv[2], Path(sys.argv[3]))
     else:
         command_line()

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,11 +44,22 @@ def run(options: Options) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
         if done.returncode:
-            raise ValueError(f"the tests do not pass: {(done.stdout + done.stderr)[-2000:]}")
+            raise ValueError(f"the tests do not pass: {what_failed(done.stdout + done.stderr)}")
         metrics = count(json.loads(report.read_text(encoding="utf-8")))
     print(table(metrics))
     wall = time.perf_counter() - started
     append(options.records, new_record("coverage", "tests", "coverage.py", {}, metrics, wall_seconds=wall), replace=True)
+
+
+def what_failed(said: str) -> str:
+    """The first failure that pytest tells of, whole, and the end of its summary.
+
+    Args:
+        said: all that pytest wrote.
+    """
+    title = r"^(?:__+|==+) [^\n]+ (?:__+|==+)$"
+    first = re.search(rf"^==+ (?:ERRORS|FAILURES) ==+\n{title}.*?(?={title})", said, re.DOTALL | re.MULTILINE)
+    return (first[0] if first else "") + "\n" + said.rpartition("short test summary info")[2][-2000:]
 
 
 def count(report: dict) -> dict:

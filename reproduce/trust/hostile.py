@@ -18,6 +18,7 @@ from pathlib import Path
 from ..report.markdown import markdown
 from ..store.records import append, new_record
 from ..train.options import Options
+from .coverage import what_failed
 
 TAKES = ()
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def run(options: Options) -> None:
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *FILES]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env=os.environ | {TALLY: str(tally)})
         if done.returncode:
-            raise ValueError(f"not every hostile input met its end: {(done.stdout + done.stderr)[-2000:]}")
+            raise ValueError(f"not every hostile input met its end: {what_failed(done.stdout + done.stderr)}")
         metrics = count(report) | changed_records(tally)
     print(table(metrics))
     wall = time.perf_counter() - started
