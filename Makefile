@@ -56,7 +56,7 @@ smoke-images: install
 # nbval takes two seconds to start in every process, and the notebooks alone need it.
 test: lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:nbval -n 2 --dist worksteal --cov
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --nbval-lax tutorials
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN) -m pytest -p quick_nbval -n 2 --dist loadfile --nbval-lax tutorials
 
 book: install
 	$(PIP) -e '.[book]'

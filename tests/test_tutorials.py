@@ -394,7 +394,7 @@ def test_nbval_fails_on_a_broken_identity_and_on_a_changed_output(tmp_path):
     altered["outputs"][0]["text"] = "another output"
     (tmp_path / "broken.ipynb").write_text(json.dumps(notebook | {"cells": cells}), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-p", "no:cacheprovider", "-rfp", str(tmp_path / "broken.ipynb")]
-    command += ["-p", "tutorials.conftest"]  # its kernel is forked as the kernels of the lessons are
+    command += ["-p", "quick_nbval", "-p", "tutorials.conftest"]  # its kernel is forked as the kernels of the lessons are
     environment = unmeasured() | {"PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT / "tests")])}
     report = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8").stdout
     failed = {source(cells[int(number)]) for number in re.findall(r"^FAILED .*::Cell (\d+)", report, re.MULTILINE)}
