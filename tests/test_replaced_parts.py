@@ -26,6 +26,7 @@ from tucker_ref import (
 )
 from tucker_ref.compression.normed import between_norms
 from tucker_ref.norms import QKNorm
+from tucker_ref.tucker_weights import TuckerWeights
 
 X = tokens(2, 5, 24)
 LAYERS = {
@@ -295,6 +296,132 @@ def test_a_rotary_embedding_that_turns_by_code_of_its_own_is_refused():
     for reader in READERS.values():
         with pytest.raises(ValueError, match="^rotary is Slow, which turns by code of its own that is not known here$"):
             reader(layer)
+
+
+def test_so_is_one_that_only_has_other_angles_and_one_that_is_no_module_of_torch():
+    class Slow(Rotary):
+        def cos_sin(self, positions, dtype):
+            return super().cos_sin(positions // 2, dtype)
+
+    class Alone:
+        width = 4
+
+        def __call__(self, x, _positions):
+            return x.flip(-1)
+
+    plain = with_large_weights(GroupedQueryAttention(24, 6, 2, rotary=Rotary([1.0, 0.1])))
+    for rotary in (Slow([1.0, 0.1]), Alone()):
+        layer = with_large_weights(GroupedQueryAttention(24, 6, 2, rotary=rotary))
+        assert relative_error(layer(X), plain(X)) > DIFFERENT  # control
+        for reader in READERS.values():
+            with pytest.raises(ValueError, match=f"^rotary is {type(rotary).__name__}, which turns by code of its own"):
+                reader(layer)
+
+
+def with_method(layer: nn.Module, name: str, method) -> nn.Module:
+    """Of a class of its own, which has this method and is else the layer's."""
+    layer.__class__ = type("Own", (type(layer),), {name: method})
+    return layer
+
+
+def doubled(kind: type[nn.Module], name: str):
+    """The method of this class, with all that it gives twice as large."""
+
+    def method(self, *given, **options):
+        y = getattr(kind, name)(self, *given, **options)
+        return 2 * y if isinstance(y, torch.Tensor) else tuple(2 * part for part in y)
+
+    return method
+
+
+COMPUTING = {
+    "MHA": ("forward", "_attention", "__call__"),
+    "GQA": ("forward", "_attention"),
+    "MLA": ("forward", "_queries", "_latents", "up_projections", "__call__"),
+    "MLA separated": ("forward", "up_projections"),
+    "Tucker": ("forward", "_attention", "_latents", "__call__"),
+    "Tucker turned": ("forward", "_turned", "_keys_and_values"),
+}
+OWN = {
+    "Tucker": lambda: TuckerAttention(24, 6, (4, 9, 8)),
+    "Tucker turned": lambda: TuckerAttention(24, 6, (4, 9, 8), rotary=Rotary.latent(8)),
+} | LAYERS
+
+
+@pytest.mark.parametrize("name, method", [(name, method) for name in OWN for method in COMPUTING[name]])
+def test_a_subclass_that_computes_by_code_of_its_own_is_refused(name, method):
+    layer = with_large_weights(OWN[name]())
+    before, kind = layer(X), type(layer)
+    with_method(layer, method, doubled(kind, method))
+    assert relative_error(layer(X), before) > DIFFERENT  # control
+    refused = [reader for called, reader in READERS.items() if not (kind is TuckerAttention and called == "as_tucker")]
+    conversions = [
+        lambda layer: to_gqa(layer, 2),
+        lambda layer: to_gqa(layer, 2, method="mean"),
+        lambda layer: to_mla(layer, 4, 4),
+    ]
+    for reader in refused + (conversions if kind is MultiHeadAttention else []):
+        with pytest.raises(
+            ValueError,
+            match=f"^layer is Own, whose {method} is code of its own that is not read here; only those of MultiHeadAttention, ",
+        ):
+            reader(layer)
+    if kind is TuckerAttention:  # a copy computes what the layer computes
+        assert torch.equal(as_tucker(layer)(X), layer(X))
+
+
+def test_so_is_a_layer_itself_with_such_a_method_and_one_between_norms():
+    layer = layer_of("MHA")
+    layer._attention = lambda *given, **options: 2 * MultiHeadAttention._attention(layer, *given, **options)
+    with pytest.raises(ValueError, match="^layer is MultiHeadAttention, whose _attention is code of its own"):
+        as_tucker(layer)
+    layer = with_method(with_large_weights(NORMED["GQA"](normed=True)), "forward", doubled(GroupedQueryAttention, "forward"))
+    with pytest.raises(ValueError, match="^layer is Own, whose forward is code of its own"):
+        between_norms(layer)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_subclass_that_computes_as_its_layer_does_is_read(name):
+    layer = with_large_weights(OWN[name]())
+    wanted = [reader(layer) for reader in (as_tucker, lambda layer: compress(layer, (2, 4, 4)))]
+    with_method(layer, "reset_parameters", lambda self: None).more = 1
+    for reader, expected in zip((as_tucker, lambda layer: compress(layer, (2, 4, 4))), wanted):
+        assert torch.equal(reader(layer)(X), expected(X))
+
+
+class Softmaxed(TuckerWeights):
+    def head_cores(self):
+        return torch.einsum("rst,hr->hst", self.core, self.head.softmax(-1))
+
+
+@pytest.mark.parametrize("part", ["pre", "post"])
+def test_a_tensor_that_is_made_by_code_of_its_own_is_refused(part):
+    layer = with_large_weights(OWN["Tucker"]())
+    before, weights = layer(X), getattr(layer, part)
+    setattr(layer, part, Softmaxed(weights.core, dict(zip(weights.names, weights.factors))))
+    assert relative_error(layer(X), before) > DIFFERENT  # control
+    for reader in READERS.values():
+        if reader is not as_tucker:
+            with pytest.raises(
+                ValueError,
+                match=f"^{part} is Softmaxed, whose head_cores is code of its own that is not read here; only those of Tucker",
+            ):
+                reader(layer)
+
+
+def test_a_shared_latent_that_was_replaced_is_the_one_that_is_read():
+    layer = with_large_weights(TuckerAttention(24, 6, (6, 24, 24), shared_kv=True))
+    before = layer(X)
+    layer.pre = with_large_weights(TuckerAttention(24, 6, (6, 24, 24)), seed=1).pre
+    assert relative_error(layer(X), before) > DIFFERENT  # control
+    assert relative_error(compress(layer, (6, 24, 24))(X), layer(X)) < 1e-9
+
+
+def test_a_rotary_embedding_that_latent_attention_was_made_without_turns_nothing():
+    layer, other = (with_large_weights(MultiHeadLatentAttention(24, 6, 10, 8, rotary=r)) for r in (None, Rotary.latent(8)))
+    layer.rotary = Rotary.latent(8)
+    assert relative_error(layer(X), other(X)) > DIFFERENT  # control
+    assert relative_error(as_tucker(layer)(X), layer(X)) < EXACT
 
 
 @pytest.mark.parametrize("name", ["GQA", "MLA"])

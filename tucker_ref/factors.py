@@ -20,18 +20,28 @@ appended to every token.
 """
 
 from dataclasses import dataclass, replace
+from types import FunctionType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .cached_attention import plain_weight
+from .gqa import GroupedQueryAttention
 from .mha import MultiHeadAttention
 from .mla import MultiHeadLatentAttention
 from .norms import LatentNorm, QKNorm, side_by_side
 from .rotary import Rotary
 from .tucker import TuckerAttention
-from .tucker_weights import TuckerWeights
+from .tucker_weights import SharedLatentWeights, TuckerWeights
+
+Kinds = tuple[type[nn.Module], ...]
+MECHANISMS = (MultiHeadAttention, GroupedQueryAttention, MultiHeadLatentAttention, TuckerAttention)
+WEIGHTS: Kinds = (TuckerWeights, SharedLatentWeights)
+# Methods that a subclass may have of its own: no number of a layer's output hangs on them.
+COMPUTE_NOTHING = {
+    "__init__", "reset_parameters", "extra_repr", "new_cache", "cache_streams", "check_call", "_example", "compile",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,10 @@ def factors_of(layer: nn.Module) -> LayerFactors:
         Tensors without gradient that share memory with the layer's weights wherever they are those weights.
 
     Raises:
-        ValueError: for another module, or where a part of a layer has a hook, or was replaced by what computes something else.
+        ValueError: for another module, a subclass that computes by code of its own, or where a part of a layer has a hook, or was
+            replaced by what computes something else.
     """
-    if not isinstance(layer, (TuckerAttention, MultiHeadAttention, MultiHeadLatentAttention)):
+    if not isinstance(layer, MECHANISMS):
         raise ValueError(
             f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
             "MultiHeadLatentAttention or TuckerAttention"
@@ -115,25 +126,38 @@ def factors_of(layer: nn.Module) -> LayerFactors:
 def _check_parts(layer: nn.Module) -> None:
     """Raise ValueError for what a call runs and nobody reads here: hooks, and parts of another kind than the layer was made with."""
     made = vars(layer)
-    of_heads: list[type[nn.Module]] = [QKNorm if made.get("qk_norm") else nn.Identity]
-    of_latents: list[type[nn.Module]] = [nn.Identity, *((nn.RMSNorm, LatentNorm) if made.get("latent_norm") else ())]
+    of_heads: Kinds = (QKNorm if made.get("qk_norm") else nn.Identity,)
+    of_latents: Kinds = (nn.Identity, *((nn.RMSNorm, LatentNorm) if made.get("latent_norm") else ()))
     for name, part in (("layer", layer), *layer.named_children()):
         for what, there in (
             ("hook", part._forward_hooks), ("pre-hook", part._forward_pre_hooks), ("method of its own", "forward" in vars(part)),
         ):  # fmt: skip
             if there:
                 raise ValueError(f"{name} has a forward {what}, which is not read here and would be left out: remove it first")
-        if name == "rotary" and not _calls_as(part, [Rotary]):
-            raise ValueError(f"rotary is {type(part).__name__}, which turns by code of its own that is not known here")
-        if name.endswith("norm") and not _calls_as(part, of_heads if name in ("q_norm", "k_norm") else of_latents):
+        if name.endswith("norm") and _own_code(part, of_heads if name in ("q_norm", "k_norm") else of_latents):
             raise ValueError(
                 f"{name} is {type(part).__name__}, a norm that this layer was not made with, and that is not known here"
             )
+    if layer.rotary is not None and _own_code(layer.rotary, (Rotary,)):
+        raise ValueError(f"rotary is {type(layer.rotary).__name__}, which turns by code of its own that is not known here")
+    weights = ((name, getattr(layer, name), WEIGHTS) for name in ("pre", "post") if isinstance(layer, TuckerAttention))
+    for name, part, kinds in (("layer", layer, MECHANISMS), *weights):
+        if method := _own_code(part, kinds):
+            raise ValueError(
+                f"{name} is {type(part).__name__}, whose {method} is code of its own that is not read here; only those of "
+                f"{', '.join(kind.__name__ for kind in kinds)} are"
+            )
 
 
-def _calls_as(part: nn.Module, kinds: list[type[nn.Module]]) -> bool:
-    """Whether it runs the forward of one of these classes, as parametrised parts do and a subclass may not."""
-    return type(part).forward in [kind.forward for kind in kinds]
+def _own_code(part: object, kinds: Kinds) -> str | None:
+    """The first method in which a part is not the nearest of these classes; None where it is, as parametrised parts are."""
+    known = next((kind for kind in type(part).__mro__ if kind in kinds), None)
+    if known is None:
+        return "forward"
+    theirs = known.__mro__[: known.__mro__.index(nn.Module)]
+    methods = {name for kind in theirs for name, method in vars(kind).items() if isinstance(method, (FunctionType, property))}
+    computing = sorted(methods - COMPUTE_NOTHING) + ["__call__"]
+    return next((m for m in computing if m in vars(part) or getattr(type(part), m) is not getattr(known, m)), None)
 
 
 def _of_grouped(layer: MultiHeadAttention) -> LayerFactors:
@@ -179,7 +203,7 @@ def _of_latent(layer: MultiHeadLatentAttention) -> LayerFactors:
     return LayerFactors(
         Factors(w_dq.T, left, key.T, right),
         Factors(w_o, torch.arange(h, device=w_o.device), value.T, w_uv.mT),
-        rotary=layer.rotary.after_unrotated(t + odd) if rope else layer.rotary,
+        rotary=layer.rotary.after_unrotated(t + odd) if rope else layer.rotary if layer.coupled else None,
         shared_kv=layer.shared_kv,
         norms=_norms(layer) if layer.latent_norm else None,
     )
@@ -209,9 +233,10 @@ def _of_tucker(layer: TuckerAttention) -> LayerFactors:
         identity = torch.eye(cores.shape[2]).to(cores).expand(len(cores), -1, -1)  # (h, t, t)
         return Factors(weights.factors[1].detach(), cores, weights.factors[2].detach(), identity)
 
+    pre, post = factors(layer.pre), factors(layer.post)
     return LayerFactors(
-        factors(layer.pre),
-        factors(layer.post),
+        pre,
+        replace(post, columns=pre.columns) if layer.shared_kv else post,  # `pre` may have been replaced since
         rotary=layer.rotary,
         shared_kv=layer.shared_kv,
         norms=(layer.query_norm, layer.key_norm, layer.value_norm) if layer.latent_norm else None,
