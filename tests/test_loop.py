@@ -79,6 +79,7 @@ def test_a_checkpoint_from_before_that_holds_a_shared_latent_twice_is_taken_up(t
     with pytest.raises(Crash):
         train(fresh(), died, loss, CONFIG, tmp_path / "before.pt", "before")
     state = torch.load(tmp_path / "before.pt", weights_only=True)
+    del state["seal"]
     state["model"]["0.post.value"] = state["model"]["0.pre.key"].clone()
     torch.save(state, tmp_path / "before.pt")
     assert train(fresh(), tokens_at, loss, CONFIG, tmp_path / "before.pt", "after").curve == whole.curve
@@ -125,6 +126,66 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
     assert checkpoint.read_bytes() == damaged
 
 
+WEIGHT = lambda state: state["model"]["0.weight"]  # noqa: E731
+GROUP = lambda state: state["optimizer"]["param_groups"][0]  # noqa: E731
+MOMENTS = lambda state: state["optimizer"]["state"]  # noqa: E731
+CHANGES = {
+    "weights of less precision": lambda state: state["model"].update({"0.weight": WEIGHT(state).half()}),
+    "weights in whole numbers": lambda state: state["model"].update({"0.weight": WEIGHT(state).long()}),
+    "a weight that is not finite": lambda state: WEIGHT(state).view(-1)[:1].fill_(torch.inf),
+    "two weights exchanged": lambda state: WEIGHT(state).copy_(WEIGHT(state).flip(0)),
+    "weights of which none has a value": lambda state: state["model"].update({"0.weight": WEIGHT(state).to("meta")}),
+    "sparse weights": lambda state: state["model"].update({"0.weight": WEIGHT(state).to_sparse()}),
+    "no moments": lambda state: MOMENTS(state).clear(),
+    "moments of another name": lambda state: MOMENTS(state)[0].update(mean=MOMENTS(state)[0].pop("exp_avg")),
+    "moments of another shape": lambda state: MOMENTS(state)[0].update(exp_avg=MOMENTS(state)[0]["exp_avg"][:, :1]),
+    "moments that began later": lambda state: MOMENTS(state)[0].update(step=torch.tensor(3.0)),
+    "another decay": lambda state: GROUP(state).update(weight_decay=1.0),
+    "parameters of no number": lambda state: GROUP(state).pop("params"),
+    "an earlier step": lambda state: state.update(step=10, curve=state["curve"][:2]),
+    "another curve": lambda state: state["curve"][0].__setitem__(1, 0.5),
+    "another machine": lambda state: state["machines"].append("a faster one"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_that_was_changed_since_it_was_written_is_refused(tmp_path, change):
+    with pytest.raises(Crash):
+        train(fresh_model(), crash_at(21), loss_of, CONFIG, tmp_path / "c.pt", "first")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    torch.save(state, tmp_path / "same.pt")
+    assert len(train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "same.pt", "control").curve) == 6
+    CHANGES[change](state)
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(
+        ValueError, match="c.pt is not a readable checkpoint: it is not as it was written; delete it to start again"
+    ):
+        train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "again")
+
+
+def test_so_is_one_of_which_a_bit_was_lost_on_disk(tmp_path):
+    model = fresh_model()
+    train(model, batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
+    content = (tmp_path / "c.pt").read_bytes()
+    weight = model[0].weight.detach().numpy().tobytes()
+    lost = bytearray(weight)
+    lost[3] ^= 4
+    assert content.count(weight) == 1
+    (tmp_path / "c.pt").write_bytes(content.replace(weight, bytes(lost)))
+    with pytest.raises(ValueError, match="it is not as it was written"):
+        train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "again")
+
+
+def test_a_seal_knows_the_numbers_and_not_how_they_lie_in_memory():
+    a = torch.arange(6.0).view(2, 3)
+    seal = loop.seal_of({"a": a, "b": [1, (2.5, None)]})
+    assert seal == loop.seal_of({"a": nn.Parameter(a.T.contiguous().T), "b": [1, (2.5, None)]})
+    for other in ({"a": a.view(3, 2)}, {"a": a.double()}, {"a": -a}, {"c": a}):
+        assert loop.seal_of({"b": [1, (2.5, None)]} | other) != seal
+    assert loop.seal_of({"a": torch.zeros(())}) != loop.seal_of({"a": -torch.zeros(())})
+    assert len(loop.seal_of({"a": torch.zeros(0), "b": torch.zeros(2, dtype=torch.bfloat16), "c": True})) == 16
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
     other = dataclasses.replace(CONFIG, learning_rate=2e-2, steps=40)
@@ -136,7 +197,7 @@ def test_checkpoints_hold_no_code(tmp_path):
     """They load with weights_only=True, which refuses pickled objects."""
     train(fresh_model(), batch_at, loss_of, CONFIG, tmp_path / "c.pt", "first")
     assert set(torch.load(tmp_path / "c.pt", weights_only=True)) == {
-        *("config", "step", "curve", "seconds", "observations", "machines", "model", "optimizer")
+        *("config", "step", "curve", "seconds", "observations", "machines", "model", "optimizer", "seal")
     }
 
 

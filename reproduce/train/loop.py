@@ -5,10 +5,11 @@ that was killed and resumed takes the same steps as one that was not.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,32 @@ def _save(path, model, optimizer, config, step, result, workers) -> None:
         "optimizer": gathered(optimizer.state_dict(), keep=workers.is_first),
     }
     if workers.is_first:
+        state["seal"] = seal_of(state)
         write_atomically(path, lambda file: torch.save(state, file))
+
+
+def seal_of(state: dict) -> str:
+    """What tells a state from any other, as 16 hex digits: numbers that were changed in a file would be trained on like others.
+
+    Args:
+        state: tensors, numbers and text in dicts and lists.
+    """
+    digest = hashlib.sha256()
+    for place, value in _leaves(state):
+        holds_numbers = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+        digest.update(f"{place}: {(value.dtype, tuple(value.shape)) if holds_numbers else value!r}\n".encode())
+        if holds_numbers:
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """What is no dict and no list, each with its place."""
+    if not isinstance(value, (dict, list, tuple)):
+        yield place, value
+        return
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(part, f"{place}/{name}")
 
 
 class Moments(Part):
@@ -195,6 +221,7 @@ class Checkpoint(Part):
     machines: list[str] = []
     model: dict[str, Any]
     optimizer: Moments
+    seal: str | None = None  # which older ones do not have
 
 
 def _second(model: nn.Module, name: str) -> torch.Tensor:
@@ -223,6 +250,8 @@ def _load(path, model, optimizer, config) -> tuple[int, TrainResult]:
     if kept != config.config():
         changed = [k for k in {**kept, **config.config()} if kept.get(k) != config.config().get(k)]
         raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}; delete it to start again")
+    if state.pop("seal", None) not in (None, seal_of(state)):
+        raise ValueError(f"{path} is not a readable checkpoint: it is not as it was written; delete it to start again")
     own = model.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
