@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from torch import nn
 import paper_figures.__main__
 from reproduce import console
 from reproduce.data import images, prepared, text
+from reproduce.experiments import spectra
 from reproduce.models.generation import generate, next_token
 from reproduce.models.llama import Llama
 from reproduce.models.public import checkpoint
@@ -454,6 +456,7 @@ def tiny() -> tuple[Llama, dict, str]:
         model="llama", attention=row.config(), d_model=8, n_heads=2, n_layers=2, context=16, vocab_size=257, rope_base=1e4
     )
     tokenizer = text._learn_byte_pairs([STORY], 257)
+    torch.manual_seed(0)
     return Llama(257, 8, 2, 2, lambda d, h: row.build(d, h, 1e4)), config, tokenizer.to_str()
 
 
@@ -525,6 +528,41 @@ def test_numbers_that_stand_for_others_fill_no_model(tmp_path, kind):
         ValueError, match=f"m.safetensors: {name} is {kind} in the file, and torch.float32 in the model that it"
     ):
         load_model(path)
+
+
+@pytest.mark.parametrize("name", ["token_embedding.weight", "blocks.1.mlp.up.weight", "blocks.0.attention.q_proj.weight"])
+def test_weights_that_are_not_finite_fill_no_model(tmp_path, name):
+    """Of a model's spectra, say, those outside of its attention are no part."""
+    model, config, tokenizer = tiny()
+    path = tmp_path / "m.safetensors"
+    save_model(path, model, config, tokenizer)
+    metadata, tensors = saved.read_model(path)
+    for value, kind in ((math.nan, torch.float32), (-math.inf, torch.float32), (1e300, torch.float64)):
+        weight = tensors[name].to(kind)
+        weight[1, 2] = value
+        save_file(tensors | {name: weight}, path, metadata)
+        with pytest.raises(ValueError, match=f"m.safetensors: NaN or infinity is in {name}$"):
+            load_model(path)
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"validation_loss": '"low"'}, 'what it says of its run has validation_loss "low"; it must be a number'),
+        ({"validation_loss": "-1.0"}, "what it says of its run has validation_loss -1.0; it must be at least 0"),
+        ({"validation_loss": "NaN"}, "its validation_loss: it holds NaN, which is no number"),
+        ({"data": "[]"}, r"what it says of its run has data \[\]; it must be a dict"),
+        ({"data": '{"name": "novel"}'}, "what it says of its run lacks data.sha256"),
+    ],
+)
+def test_what_a_model_says_of_its_run_is_checked_before_it_is_on_record(tmp_path, said, message):
+    model, config, tokenizer = tiny()
+    path = tmp_path / "m.safetensors"
+    save_model(path, model, config, tokenizer, validation_loss="2.5")
+    assert spectra.of_its_run(path) == {"validation_loss": 2.5}
+    save_model(path, model, config, tokenizer, **said)
+    with pytest.raises(ValueError, match=f"m.safetensors: {message}"):
+        spectra.of_its_run(path)
 
 
 class Config:
@@ -601,6 +639,13 @@ def test_none_of_several_is_not_all_of_them(capsys, option, value):
 def test_a_rate_beyond_float32_is_refused(capsys, value):
     assert run_here("table2", f"--learning-rate={value}") == 2
     assert f"'{value}' is not a positive number of at most 3.40282e+38" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["table2", "compress_models"])
+def test_test_texts_in_two_options_are_refused(capsys, command):
+    """Of two options the first would be forgotten, and a finished model would not be judged by its text."""
+    assert run_here(command, "--test", "a.txt", "--test=b.txt") == 2
+    assert "argument --test: it is given twice, and the first would be forgotten: " in capsys.readouterr().err
 
 
 def test_numbers_beyond_what_is_counted_are_refused():

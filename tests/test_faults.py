@@ -10,6 +10,7 @@ import torch
 from helpers import run_here
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from torch import nn
 
 from reproduce import console
 from reproduce.models.public import agreement, checkpoint, inputs, transformers_models
@@ -183,6 +184,29 @@ def test_a_description_of_no_layer_is_said_before_one_is_made(name):
     assert isinstance(model.attention.k_norm, QKNorm) and model.attention.ranks == (4, 9, 8)
     with pytest.raises(ValueError, match=message):
         saved.put_layers(Model(), described(change))
+
+
+def test_a_layer_that_computes_more_than_a_file_can_say_is_not_written(tmp_path):
+    class Twice(TuckerAttention):
+        def forward(self, x, **options):
+            return 2 * super().forward(x, **options)
+
+    class Slow(Rotary):
+        def cos_sin(self, positions, dtype):
+            return super().cos_sin(positions // 2, dtype)
+
+    hooked, path = TuckerAttention(8, 2, (2, 3, 4)), tmp_path / "m.safetensors"
+    saved.write_model(path, nn.Sequential(hooked), {})  # control
+    before = path.read_bytes()
+    hooked.register_forward_hook(lambda _module, _given, y: 2 * y)
+    for layer, message in (
+        (hooked, "layer has a forward hook"),
+        (Twice(8, 2, (2, 3, 4)), "layer is Twice, whose forward is code of its own"),
+        (TuckerAttention(8, 2, (2, 3, 4), rotary=Slow([1.0, 0.1])), "rotary is Slow, which turns by code of its own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            saved.write_model(path, nn.Sequential(layer), {})
+    assert path.read_bytes() == before
 
 
 def test_a_norm_is_described_by_its_kind():

@@ -117,13 +117,13 @@ def factors_of(layer: nn.Module) -> LayerFactors:
             f"layer is {type(layer).__name__}; it must be MultiHeadAttention, GroupedQueryAttention, "
             "MultiHeadLatentAttention or TuckerAttention"
         )
-    _check_parts(layer)
+    check_parts(layer)
     if isinstance(layer, TuckerAttention):
         return _of_tucker(layer)
     return _of_latent(layer) if isinstance(layer, MultiHeadLatentAttention) else _of_grouped(layer)
 
 
-def _check_parts(layer: nn.Module) -> None:
+def check_parts(layer: nn.Module) -> None:
     """Raise ValueError for what a call runs and nobody reads here: hooks, and parts of another kind than the layer was made with."""
     made = vars(layer)
     of_heads: Kinds = (QKNorm if made.get("qk_norm") else nn.Identity,)

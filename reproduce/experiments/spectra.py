@@ -6,6 +6,7 @@ this preset. With --text every layer is looked at once more, as it acts on what 
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from tucker_ref.compression.spectra import Spectra, numerical_rank, rounding_flo
 from ..data.text import read_documents
 from ..models.public.opened import OpenModel
 from ..models.rows import TABLE2
+from ..store.checked import Amount, Part, check, read_json
 from ..store.records import append, new_record
 from ..store.saved import read_metadata
+from ..store.schema import Data
 from ..train.language import LanguagePreset, build_model, models_of
 from ..train.options import Options
 from ..train.public_models import open_model
@@ -79,11 +82,25 @@ def preferred(models: list[tuple[str, int, Path]]) -> list[Path]:
     """
     best: dict[tuple, tuple[float, Path]] = {}
     for label, seed, path in models:
-        said = read_metadata(path)
-        optimizer = json.loads(said["config"])["train"].get("optimizer")
-        found = (json.loads(said["validation_loss"]), path)
+        optimizer = json.loads(read_metadata(path)["config"])["train"].get("optimizer")
+        found = (of_its_run(path).get("validation_loss", math.inf), path)
         best[label, seed, optimizer] = min(best.get((label, seed, optimizer), found), found)
     return [path for _, path in best.values()]
+
+
+class OfItsRun(Part):
+    """What a file of table2 says of the run that trained it, for a record; older ones say less."""
+
+    validation_loss: Amount = 0.0
+    data: Data | None = None
+
+
+def of_its_run(path: Path) -> dict:
+    """The same, as JSON has it.  Raises ValueError for what no record could hold."""
+    metadata = read_metadata(path)
+    said = {name: read_json(metadata[name], f"{path}: its {name}") for name in OfItsRun.model_fields if name in metadata}
+    check(OfItsRun, said, f"{path}: what it says of its run")
+    return said
 
 
 def of_trained(label: str, seed: int, path: Path, width: int, values: bool, options: Options) -> None:
@@ -100,15 +117,15 @@ def of_trained(label: str, seed: int, path: Path, width: int, values: bool, opti
         ValueError: for a model of another width.
     """
     opened, started = open_model(str(path)), time.perf_counter()
-    config, said = json.loads(opened.metadata["config"]), read_metadata(path)
+    config, said = json.loads(opened.metadata["config"]), of_its_run(path)
     if config["d_model"] != width:
         raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
     torch.manual_seed(seed)
     fresh = [block.attention for block in build_model(config).blocks]
     metrics, read = measured(opened, fresh, options, values)
     metrics |= {"read": read.describe()} if read else {}
-    metrics |= {"validation_loss": json.loads(said["validation_loss"])} if "validation_loss" in said else {}
-    data, seconds = json.loads(said.get("data", "null")), time.perf_counter() - started
+    metrics |= {"validation_loss": said["validation_loss"]} if "validation_loss" in said else {}
+    data, seconds = said.get("data"), time.perf_counter() - started
     record = new_record(
         "spectra", options.preset, label, config, metrics, seed=seed, data=data, device=options.device, wall_seconds=seconds
     )

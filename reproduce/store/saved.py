@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tucker_ref import LatentNorm, Rotary, TuckerAttention
+from tucker_ref.factors import check_parts
 from tucker_ref.initialisation import shapes_alone
 from tucker_ref.norms import QKNorm
 
@@ -190,7 +191,8 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
         The same model, in evaluation mode.
 
     Raises:
-        ValueError: if they do not fit, or the description is not the one that was written with them; older files do not say that.
+        ValueError: if they do not fit, the description is not the one that was written with them, which older files do not say, or
+            one of them is not finite.
     """
     if metadata.get("seal") not in (None, seal_of(metadata)):
         raise ValueError(f"{path}: the description of its model was changed after it was written; its weights may be another's")
@@ -204,6 +206,8 @@ def fill(model: nn.Module, metadata: dict[str, str], tensors: dict[str, torch.Te
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path}: NaN or infinity is in {name}")
     return model.eval()
 
 
@@ -264,7 +268,8 @@ def run_of(path: Path) -> str:
 
 
 def describe(layer: TuckerAttention) -> dict:
-    """The arguments that build a layer of this shape."""
+    """The arguments that build a layer of this shape.  Raises ValueError for one that computes more than they say (`check_parts`)."""
+    check_parts(layer)
     rotary = layer.rotary
     return {
         "d_model": layer.d_model,

@@ -16,6 +16,19 @@ from .settings import OPTIMIZERS
 
 LARGEST_RATE = 1e30  # AdamW divides it by 1 - beta, Muon multiplies it by the root of a width
 
+
+class Once(argparse._StoreAction):
+    """Of an option that is not to be given twice: argparse forgets what was said first, and a run would end without it."""
+
+    given = False
+
+    def __call__(self, *arguments, **options):
+        if self.given:
+            raise argparse.ArgumentError(self, "it is given twice, and the first would be forgotten: separate paths by commas")
+        self.given = True
+        super().__call__(*arguments, **options)
+
+
 # The groups for training language models.
 LANGUAGE = ("device", "rows", "seeds", "training", "optimizer", "passes", "text", "validation", "test", "bpe")
 
@@ -131,6 +144,7 @@ def add_validation(parser: argparse.ArgumentParser) -> None:
 def add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test",
+        action=Once,
         metavar="PATH[,PATH]",
         type=some_labels,
         default=(),
