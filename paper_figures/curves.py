@@ -51,7 +51,8 @@ def learning_curves(records: list[Record], experiment: str, path: Path) -> None:
     caption = (
         f"{setting(experiment, config)}: {tokens_of(records)}, {passes_over(records):.1f} for each of the text's, each row at its own "
         f"learning rate; {seeds_each(groups)}. Lines: means over seeds, smoothed over {SMOOTHED} entries of the log. Right: runs of "
-        "one seed see the same batches; bands: lowest to highest seed; the first tenth may leave the panel; at the ends: validation loss."
+        "one seed see the same batches; bands: lowest to highest seed; the first tenth may leave the panel. At the ends: validation loss, "
+        "whose order may differ."
     )
     if ends:
         low, high = (f([f(values) for values in later]) for f in (np.min, np.max))

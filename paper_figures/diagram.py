@@ -63,7 +63,11 @@ def draw(path: Path) -> None:
 
     ax.add_patch(Polygon([(7.0, 3.15), (7.85, 3.15), (8.75, 3.9), (7.9, 3.9)], facecolor=factor, alpha=0.9))
     ax.text(7.88, 3.52, "$U_1$", color="white", ha="center", va="center", fontsize=11)
-    ax.text(8.95, 3.52, "$n_H \\times r_1$: the heads share a basis.\nOnly Tucker Attention compresses this mode.", va="center")
+    ax.text(
+        8.95, 3.52,
+        "$n_H \\times r_1$: the heads share a basis. Of these\nmechanisms only Tucker Attention compresses this mode.",
+        va="center",
+    )  # fmt: skip
 
     ax.text(
         0.0, 4.75, "Before the softmax, attention is one third-order tensor. Tucker Attention trains it in this form.",

@@ -83,7 +83,7 @@ def decoding_on_gpu(records: list[Record], path: Path) -> None:
         logarithmic(ax.xaxis)
     axes[-1, 0].set_xlabel("microseconds")
     c = records[0].config
-    beside = f": latents are read {min(gains):.2g} to {max(gains):.2g} times as fast as MHA's cache" if gains else ""
+    beside = f": {min(gains):.2g} to {max(gains):.2g} times as fast from latents as from MHA's cache" if gains else ""
     save(
         figure, path,
         f"Decoding on {records[0].device}{beside}",

@@ -24,7 +24,7 @@ from .since import of_older_code
 from .words import passes_over, tokens_of
 
 LOGITS = (
-    "The largest logit is that of every 100th step, over all layers and seeds: hundreds are usual, thousands say that the attention of "
+    "The largest logit was looked for in all layers and seeds at every 100th step. Hundreds are usual; thousands say that the attention of "
     "some layer has run away."
 )
 
@@ -84,7 +84,7 @@ def _rates_tried(budget: Budget, tried: dict[str, set[float]]) -> str:
     order = [row.label for row in budget.rows if row.label in tried]
     by_count = grouped(order, lambda row: len(tried[row]))
     said = [f"{count} rate{'s' * (count > 1)}: {'; '.join(rows)}" for count, rows in sorted(by_count.items())]
-    return f"How many rates a row had here is unequal. {'. '.join(said)}."
+    return f"Rows had unequal numbers of rates here. {'. '.join(said)}."
 
 
 def _others_table(budget: Budget, others: list[Record]) -> Table:

@@ -312,9 +312,9 @@ def _decay(records: list[Record], row: str, tried: bool = False) -> Finding:
     found = {mode: decays(shares) for mode, shares in ranks.items()}
     said = []
     for verdict, words in ((REPRODUCED, "decay"), (UNRESOLVED, "depend on the measure"), (FAILED, "do not decay")):
-        modes = [f"{mode} {ranks[mode][0]:.0%} and {ranks[mode][1]:.0%}" for mode in ranks if found[mode] == verdict]
+        modes = [f"{mode} {ranks[mode][0]:.0%} / {ranks[mode][1]:.0%}" for mode in ranks if found[mode] == verdict]
         said += [f"{words}: {', '.join(modes)}"] if modes else []
-    return f"{'; '.join(said)} (of their size, by the values and by their squares)", together(found.values())
+    return f"effective ranks over their size, by values / by squares; {'; '.join(said)}", together(found.values())
 
 
 def mode_ranks(records: list[Record], row: str = "MHA", tried: bool = False) -> dict[str, list[float]]:

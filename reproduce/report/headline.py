@@ -80,7 +80,7 @@ def _at_best(best: dict[str, Best]) -> str:
     settings = sorted({own.settings for own in best.values()})
     title = (
         f"**GPT-2 with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: {tokens_of(base)}, "
-        "read once.** Losses on a test text."
+        "read once.** Test loss, nats per token."
     )
     header = ["row", *_whole(base[0]), "norms, rate", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
     own, rivals = best[LEAST].runs, [row for row in best if row.startswith(("GQA", "MLA"))]
@@ -244,5 +244,5 @@ def _heads(records: list[Record], judged: Judged) -> str:
     beside = f" In others' models {'no more' if max(others) <= ours else f'up to {max(others)}'}." if others else ""
     return (
         f"{_word(judged, ('Spectra figure', 'head mode'))} All [unfoldings](docs/ranks.md) decay: {ours} of {len(ranks)} do "
-        f"(GPT-2).{beside} Effective head ranks: {values} of n_H, squared {squares}."
+        f"(GPT-2).{beside} Effective head rank {values} of n_H, by squares {squares}."
     )
