@@ -98,7 +98,7 @@ def loss_against_size(records: list[Record], experiment: str, what: str, path: P
     if any(mean > edge for mean in means.values()):
         caption += " Arrows: above the panel."
     if len(groups) > len(rows):
-        caption += f" Names of two lines: trained otherwise, the lowest of each row if below the row as it is; {len(tried)} settings tried."
+        caption += f" Names of two lines: a row trained otherwise, where that ended lower; the lowest of its settings, {len(tried)} in all."
     figure, ax = panels(1, 1, 5.8)
     points = [draw_losses(ax, places[label], label, losses_of(group), edge) for label, group in groups.items()]
     if base:
