@@ -386,7 +386,7 @@ def test_a_step_must_be_15_to_25_per_cent_shorter_beside_both():
     assert verdict(words, steps_of(mha=100, gqa=98, small=90)) == FAILED
     assert verdict(words, steps_of(mha=100, gqa=98, small=70)) == FAILED  # more than the paper says
     said, its = the_claim(words).finding(steps_of(mha=100, small=80, large=100))
-    assert said == "[32,128,128] +0.0 % beside MHA, one a card; [32,64,64] −20.0 % beside MHA, one a card" and its == REPRODUCED
+    assert said == "[32,128,128] +0.0 % beside MHA; [32,64,64] −20.0 % beside MHA. On one a card" and its == REPRODUCED
     assert verdict(words, steps_of(mha=100, gqa=98)) == verdict(words, steps_of(small=80)) == verdict(words, []) == UNTESTED
     assert verdict(words, [dataclasses.replace(r, preset="smoke") for r in steps_of(mha=100, small=80)]) == UNTESTED
 
@@ -398,6 +398,9 @@ def test_times_of_two_records_are_never_compared():
         verdict(words, slow + steps_of("a faster card", mha=50, gqa=49, small=40)) == UNRESOLVED
     )  # each card says something else
     assert verdict(words, slow + steps_of("a faster card", mha=50, gqa=49, small=48)) == FAILED
+    said, _ = the_claim(words).finding(steps_of(mha=100, small=80) + steps_of("a faster card", mha=50, small=45))
+    assert said == "−20.0 % beside MHA, one a card; −10.0 % beside MHA, one a faster card"  # each number names its own
+    assert the_claim(words).finding(steps_of(small=80)) == the_claim(words).finding(steps_of(mha=100)) == NO_RUN
     assert query.step_times(slow + steps_of("a faster card", small=79)) == {"MHA": 100, RIVAL: 98, SMALLEST: 95}
     assert query.step_times([]) == {}
 

@@ -386,18 +386,27 @@ TIMED_BESIDE = ("MHA", "GQA n_KV=8")
 
 def _step_time(records: list[Record], row: str) -> Finding:
     """Judge: a training step of the true 1B shape beside multi-head attention's and GQA-8's, each in one record."""
-    said, verdicts = [], set()
-    for r, times in timed_steps(records):
+    said, verdicts, timed = [], set(), timed_steps(records)
+    for r, times in timed:
         changes = {base: times[row] / times[base] - 1 for base in TIMED_BESIDE if {row, base} <= times.keys() and base != row}
         verdicts |= {Estimate(x, x - TIMING, x + TIMING, r.device).verdict(*FASTER) for x in changes.values()}
         if changes:
-            older = " with [older code](docs/speed.md#whole-models)" if of_older_code([r]) else ""
-            said.append(
-                ", ".join(f"{signed(100 * x, 1)} % beside {base}" for base, x in changes.items()) + f", one {r.device}{older}"
-            )
+            where = f", {_card(r)}" if len(timed) > 1 else ""
+            said.append(", ".join(f"{signed(100 * x, 1)} % beside {base}" for base, x in changes.items()) + where)
     if not said:
         return NO_RUN
     return "; ".join(said), verdicts.pop() if len(verdicts) == 1 else UNRESOLVED
+
+
+def _timed_on(records: list[Record]) -> str:
+    """Said once for all rows where one record timed them; of several, each number says its own."""
+    timed = timed_steps(records)
+    compared = [r for r, times in timed if times.keys() & {*TIMED_BESIDE} and times.keys() & {*TUCKER3}]
+    return f"On {_card(compared[0])}" if compared and len(timed) == 1 else ""
+
+
+def _card(run: Record) -> str:
+    return f"one {run.device}" + (" with [older code](docs/speed.md#whole-models)" if of_older_code([run]) else "")
 
 
 def _timed(records: list[Record]) -> list[str]:
@@ -425,7 +434,7 @@ FINDINGS = (
     Claim(
         "LLaMA text", "training iteration time down by up to 20 %", "time", _step_time,
         lambda records: [row for row in TUCKER3 if row in _timed(records)], "rows of Table 3, beside MHA and GQA n_KV=8", every=False,
-        others=lambda records: [row for row in _timed(records) if row != "MHA"],
+        others=lambda records: [row for row in _timed(records) if row != "MHA"], beside=_timed_on,
     ),
     _accuracy_claim("GQA n_KV=6"),
     _accuracy_claim("MLA shared d_c=128"),
