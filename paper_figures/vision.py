@@ -28,7 +28,7 @@ def accuracy_against_parameters(records: list[Record], path: Path) -> None:
     caption = (
         f"ViT d {c['d_model']}, REDUCED SCALE, pretrained with MHA on {example.data['name']} ({classes} classes), converted, "
         f"fine-tuned for {epochs_of(example)}. Means and standard deviations over {n_seeds} seeds; the axes differ. "
-        "Dotted: before it was converted."
+        "Grey line: before it was converted."
     )
     if classes <= 10:
         caption += f" Of {classes} classes, top-5 tells little."
@@ -68,7 +68,7 @@ def chosen_accuracy_against_parameters(records: list[Record], path: Path) -> Non
         f"ViT d {c['d_model']}, REDUCED SCALE, pretrained with MHA on {data['name']} ({data['classes']} classes), converted, fine-tuned "
         f"for {epochs_of(example)}. Each row at the rate that is best by held-out top-5. Means of up to {n_seeds} seeds on "
         f"{data['test_images']:,} images; bars: 95 % intervals over seeds and images. Hollow: as many parameters, but unequal ranks before "
-        "and after the softmax. The axes differ. Dotted: before it was converted."
+        "and after the softmax. The axes differ. Grey line: before it was converted."
     )
     figure, axes = panels(1, 3, 3.9)
     for ax, (name, metric, converted) in zip(
@@ -90,9 +90,9 @@ def chosen_accuracy_against_parameters(records: list[Record], path: Path) -> Non
 
 
 def finish(ax: Axes, name: str, metric: str, start: list[Record]) -> None:
-    """One panel's title and axis, and dotted what the models reached from which all others were made."""
+    """One panel's title and axis, and in grey what the models reached from which all others were made."""
     if start:
-        ax.axhline(statistics.mean(100 * r.metrics[metric] for r in start), color=GREY, linewidth=1, linestyle=":")
+        ax.axhline(statistics.mean(100 * r.metrics[metric] for r in start), color=GREY, linewidth=1.4)
     ax.set(xscale="log", xlabel="attention parameters", title=name)
     ax.margins(x=0.12, y=0.1)
     logarithmic(ax.xaxis, words=in_thousands)
