@@ -409,6 +409,16 @@ def test_a_tensor_that_is_made_by_code_of_its_own_is_refused(part):
                 reader(layer)
 
 
+@pytest.mark.parametrize("part", ["pre", "post"])
+def test_so_is_what_is_no_such_tensor(part):
+    layer = with_large_weights(OWN["Tucker"]())
+    setattr(layer, part, nn.Linear(24, 24))
+    with pytest.raises(
+        ValueError, match=f"^{part} is Linear, whose forward is code of its own that is not read here; only those of"
+    ):
+        compress(layer, (2, 4, 4))
+
+
 def test_a_shared_latent_that_was_replaced_is_the_one_that_is_read():
     layer = with_large_weights(TuckerAttention(24, 6, (6, 24, 24), shared_kv=True))
     before = layer(X)
