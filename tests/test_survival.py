@@ -46,6 +46,18 @@ def test_a_hundred_times_each_fault_and_every_command_that_writes():
     assert known == {arguments.split()[0] for arguments in survival.COMMANDS.values()} - {"paper_figures"}
 
 
+def test_an_interrupt_while_coverage_holds_its_lock_stops_nothing_for_ever(tmp_path):
+    """Of every program that a test starts: it would wait for a lock that it holds itself."""
+    twice = (
+        "from coverage import Coverage; own = Coverage.current()._collector; own.lock_data(); own.lock_data(); print('went on')"
+    )
+    measured = {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(tmp_path / "data")}
+    result = subprocess.run(
+        [sys.executable, "-c", twice], env=os.environ | measured, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert result.stdout == "went on\n", result.stderr
+
+
 def torn_write(path, write):
     """What `write_atomically` must not be: in place, and in two halves."""
     with open(path, "wb") as file:
@@ -111,6 +123,14 @@ def test_a_run_that_fails_by_itself_is_caught():
     survival.finish(ended(0))
     with pytest.raises(ValueError, match="a run that was not killed ended with exit status 3, saying: error: why"):
         survival.finish(ended(3, "begun\nerror: why"))
+
+
+def test_a_run_that_does_not_end_is_ended_and_said():
+    waits, asked = ended(0), []
+    waits.exitcode, waits.join, waits.kill = None, asked.append, lambda: asked.append("kill")
+    with pytest.raises(ValueError, match=f"a run did not end within {survival.PATIENCE} s"):
+        survival.finish(waits)
+    assert asked == [survival.PATIENCE, "kill"]
 
 
 LARGE = "error: [Errno 27] cannot be written: File too large: '/x/y.json'\n"

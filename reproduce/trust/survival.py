@@ -67,6 +67,7 @@ CLOCK = ("wall_seconds", "finished", "command", "commit")  # of a record, what t
 TIMED = ("decode", "speed")  # experiments whose numbers are times
 CONTEXT = multiprocessing.get_context("forkserver")
 BEGUN = "begun\n"
+PATIENCE = 300  # seconds for a run of toys, on a machine however busy
 WRITERS = "two writers of one file"
 COMMANDS = {  # as they are typed, in a folder of their own; {0} is the one with what they read
     "table2": "table2 --rows MHA --text {0}/text --out . --records records",
@@ -211,7 +212,7 @@ def survive(
         if waiting:
             time.sleep(moment * length)
             strike(process, waiting[0], chance)
-            process.join()
+            await_end(process)
             if process.exitcode != 0:
                 fault = waiting.pop(0)
                 check_end(fault, process)
@@ -270,10 +271,22 @@ def finish(process: multiprocessing.Process) -> float:
     Raises:
         ValueError: if it failed.
     """
-    process.join()
+    await_end(process)
     if process.exitcode != 0:
         raise ValueError(f"a run that was not killed ended with exit status {process.exitcode}, saying: {errors(process)}")
     return time.perf_counter() - process.began
+
+
+def await_end(process: multiprocessing.Process) -> None:
+    """Wait for a worker, but not for ever.
+
+    Raises:
+        ValueError: if it did not end by itself.
+    """
+    process.join(PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        raise ValueError(f"a run did not end within {PATIENCE} s, whether it was stopped or not")
 
 
 def strike(process: multiprocessing.Process, fault: str, chance: random.Random) -> None:
