@@ -103,6 +103,17 @@ def test_bad_requests_are_named(options, message):
         next(generate(model_of("gpt2 MHA"), arguments.pop("prompts"), arguments.pop("max_new_tokens"), **arguments))
 
 
+@torch.no_grad()
+def test_a_model_whose_weights_are_not_finite_writes_nothing():
+    model = model_of("gpt2 MHA")
+    assert len(list(generate(model, [[1, 2]], 4))) == 4  # control
+    next(model.parameters())[1] = float("nan")
+    with pytest.raises(
+        FloatingPointError, match="the model's logits hold NaN or infinity after 2 tokens; are its weights finite"
+    ):
+        next(generate(model, [[1, 2]], 4))
+
+
 TOKENIZER = Tokenizer(BPE()).to_str()
 CONFIG = {"model": "llama", "rope_base": 100.0, "d_model": 256, "n_heads": 32, "n_layers": 1, "context": 16, "vocab_size": 50}
 

@@ -97,10 +97,10 @@ def check_directions(answer) -> bool:
     return judge_value(answer, 6, mistakes, right, rtol=0.25)
 
 
-def check_halved(answer) -> bool:
-    told = "six patterns stand for twelve heads that have little in common, and nothing in the other modes makes up for that"
-    right = "two ranks less in the query and key mode cost less than six head patterns less"
-    return judge_value(answer, (12, 6, 6), {told: (6, 8, 8)}, right)
+def check_fewer(answer) -> bool:
+    told = "four patterns stand for twelve heads that have little in common, and nothing in the other modes makes up for that"
+    right = "three ranks less in the query and key mode cost less than eight head patterns less"
+    return judge_value(answer, (12, 6, 6), {told: (4, 9, 9)}, right)
 
 
 def check_spare(answer) -> bool:
