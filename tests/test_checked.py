@@ -559,10 +559,10 @@ def test_what_a_model_says_of_its_run_is_checked_before_it_is_on_record(tmp_path
     model, config, tokenizer = tiny()
     path = tmp_path / "m.safetensors"
     save_model(path, model, config, tokenizer, validation_loss="2.5")
-    assert spectra.of_its_run(path) == {"validation_loss": 2.5}
+    assert spectra.of_its_run(path, saved.read_metadata(path)) == {"validation_loss": 2.5}
     save_model(path, model, config, tokenizer, **said)
     with pytest.raises(ValueError, match=f"m.safetensors: {message}"):
-        spectra.of_its_run(path)
+        spectra.of_its_run(path, saved.read_metadata(path))
 
 
 class Config:

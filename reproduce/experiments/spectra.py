@@ -82,8 +82,9 @@ def preferred(models: list[tuple[str, int, Path]]) -> list[Path]:
     """
     best: dict[tuple, tuple[float, Path]] = {}
     for label, seed, path in models:
-        optimizer = json.loads(read_metadata(path)["config"])["train"].get("optimizer")
-        found = (of_its_run(path).get("validation_loss", math.inf), path)
+        metadata = read_metadata(path)
+        optimizer = json.loads(metadata["config"])["train"].get("optimizer")
+        found = (of_its_run(path, metadata).get("validation_loss", math.inf), path)
         best[label, seed, optimizer] = min(best.get((label, seed, optimizer), found), found)
     return [path for _, path in best.values()]
 
@@ -95,9 +96,8 @@ class OfItsRun(Part):
     data: Data | None = None
 
 
-def of_its_run(path: Path) -> dict:
-    """The same, as JSON has it.  Raises ValueError for what no record could hold."""
-    metadata = read_metadata(path)
+def of_its_run(path: Path, metadata: dict[str, str]) -> dict:
+    """The same, as JSON has it, of a file's metadata.  Raises ValueError for what no record could hold."""
     said = {name: read_json(metadata[name], f"{path}: its {name}") for name in OfItsRun.model_fields if name in metadata}
     check(OfItsRun, said, f"{path}: what it says of its run")
     return said
@@ -117,7 +117,7 @@ def of_trained(label: str, seed: int, path: Path, width: int, values: bool, opti
         ValueError: for a model of another width.
     """
     opened, started = open_model(str(path)), time.perf_counter()
-    config, said = json.loads(opened.metadata["config"]), of_its_run(path)
+    config, said = json.loads(opened.metadata["config"]), of_its_run(path, read_metadata(path))
     if config["d_model"] != width:
         raise ValueError(f"{path} is not of the preset {options.preset}: d is {config['d_model']}, not {width}")
     torch.manual_seed(seed)
