@@ -362,7 +362,7 @@ def test_few_rows_are_started_in_other_ways_and_the_page_says_how_many_runs_that
     }
     assert {label.split()[0] for label in labels["hooi"]} == {"Tucker"} < {label.split()[0] for label in labels["moment"]}
     runs = {how: len(rows) * (len(preset.rates) + len(preset.seeds) - 1) for how, rows in labels.items()}
-    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "vision.md").read_text(encoding="utf-8")
     said = re.findall(r"^python -m reproduce figure3 \$IMAGES *(?:--start (\w+))? +#(.*)$", page, re.MULTILINE)
     assert {how or "hosvd": int(re.search(r"\d+(?= fine|$)", words)[0]) for how, words in said} == runs
     assert f"{len(preset.pretrain_rates) + len(preset.seeds) - 1} pretrainings" in said[0][1]

@@ -13,8 +13,8 @@ from .query import grouped
 FIRST = "README.md"  # writing it writes those beside it too
 CLAIMS = "CLAIMS.md"
 BESIDE = (
-    "RESULTS.md", CLAIMS, "docs/training.md", "docs/speed.md", "docs/scale.md", "docs/compression.md", "docs/ranks.md",
-    "docs/exactness.md", "docs/testing.md", "docs/provenance.md",
+    "RESULTS.md", CLAIMS, "docs/training.md", "docs/adamw.md", "docs/vision.md", "docs/speed.md", "docs/scale.md",
+    "docs/compression.md", "docs/ranks.md", "docs/exactness.md", "docs/testing.md", "docs/provenance.md",
 )  # fmt: skip
 
 PARTS: dict[str, Callable[[list[Record]], str]] = {  # beside them every table has its own name
