@@ -477,9 +477,28 @@ def test_the_first_page_shows_fresh_text_as_soon_as_seeds_judge_all_rows_there()
     assert shown.splitlines()[-1] == " ".join(
         f"Tucker [8,128,128] minus {row}: +0.000 [+0.000, +0.000]." for row in ("GQA n_KV=4", "MLA separated d_c=128")
     )
+    assert "arrower" not in shown
     for left_out in ("MHA", "MLA", "Tucker [8,64,64]"):  # control: of one row too few seeds
         few = [r for r in found if not (r.method.startswith(left_out) and r.seed > 2)]
         assert headline.headline(few) == "" and len(best.fullest(few)) == len(best.COMPARED)
+
+
+def test_beside_it_stands_the_narrower_model_with_as_many_tokens():
+    """Not with half as many or twice; and not before seeds judge all of its rows."""
+    found, narrower = whole(-0.05, 0.01), narrow_study(0.02)
+    shown = headline.headline(found + narrower)
+    table = [line for line in shown.splitlines() if line.startswith("|")]
+    plain = [line for line in headline.headline(found).splitlines() if line.startswith("|")]
+    assert len(table) == len(plain) and all(line.startswith(before) for before, line in zip(plain, table))
+    assert cells(shown, "MHA")[-2:] == ["", ""] and "Best of 3 settings, 6 seeds." in shown
+    assert "12 tokens for each of MHA's parameters but the embedding's, not 0.76." in shown
+    assert cells(shown, "Tucker [8,64,64]")[-2:] == cells(shown, "GQA n_KV=4")[-2:] == ["+0.020 [+0.020, +0.020]", "above"]
+    for few in (  # controls
+        [r for r in narrower if r.steps != 1980 or not r.seed],  # no pass but half a one, and two
+        [r for r in narrower if not (r.method.startswith("MLA") and r.seed > 2)],
+    ):
+        assert best.judged_narrower(found + few) == {} and "arrower" not in headline.headline(found + few)
+    assert best.judged_narrower(narrower) == {}  # beside nothing
 
 
 def test_the_first_page_draws_the_rows_that_it_shows(tmp_path):

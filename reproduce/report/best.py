@@ -70,9 +70,33 @@ def judged_at_best(records: list[Record]) -> dict[str, Best]:
         As `fullest`; empty until all that are to be compared are among them, since a table of the rows that happen to be finished
         would mislead.
     """
-    enough = {row: own for row, own in fullest(records).items() if len(own.runs) >= SEEDS and not diverged(own.runs)}
+    return _if_all_are_there(fullest(records))
+
+
+def judged_narrower(records: list[Record]) -> dict[str, Best]:
+    """The same in the model four times narrower, which read as many tokens: more for each of its parameters.
+
+    Args:
+        records: all that there are.
+
+    Returns:
+        As `judged_at_best`.
+    """
+    wide = judged_at_best(records)
+    same = [own for own in _with_base(records, "gpu-fresh-narrow") if wide and _budget(own) == _budget(wide)]
+    return _if_all_are_there(same[0]) if same else {}
+
+
+def _if_all_are_there(best: dict[str, Best]) -> dict[str, Best]:
+    """Rows that enough seeds judge; none if one that is to be compared is not among them."""
+    enough = {row: own for row, own in best.items() if len(own.runs) >= SEEDS and not diverged(own.runs)}
     there = {"MLA" if row.startswith("MLA") else row for row in enough}
     return enough if there >= {*COMPARED} else {}
+
+
+def _budget(best: dict[str, Best]) -> object:
+    """What multi-head attention was trained on."""
+    return budget_of(best[BASE].runs[0])
 
 
 def settings_with_adamw(records: list[Record]) -> dict[str, list[list[Record]]]:
@@ -179,7 +203,7 @@ def moves(records: list[Record]) -> list[Move]:
     budgets = {preset: _with_base(records, preset) for preset in SIZES}
     pairs = [(own[0], own[-1], SIZES[preset]) for preset, own in budgets.items() if len(own) > 1]
     for few, many in itertools.product(*budgets.values()):
-        if budget_of(one := few[BASE].runs[0]) == budget_of(many[BASE].runs[0]) and one.steps == FRESH.train.steps:
+        if _budget(few) == _budget(many) and few[BASE].runs[0].steps == FRESH.train.steps:
             pairs.append((few, many, "between the sizes"))
     found = []
     for few, many, along in pairs:

@@ -3,12 +3,12 @@
 import statistics
 
 from ..store.records import Record
-from .best import BASE, judged_at_best
+from .best import BASE, judged_at_best, judged_narrower, tokens_per_parameter
 from .cells import above_cell, difference_cells
 from .claims import verdicts
 from .exactness import comparisons, worst_error
 from .findings import TIMED_BESIDE, Pair, beside, best_vision_runs, decayed, decays, mode_ranks, of_a_tenth
-from .fresh import setting_of, test_loss_cell
+from .fresh import test_loss_cell
 from .judge import FAILED, MARGIN, REPRODUCED, UNRESOLVED, UNTESTED, Best, test_losses, together
 from .ledger import SIZE_TOLERANCE, short
 from .markdown import markdown
@@ -53,7 +53,7 @@ def headline(records: list[Record]) -> str:
         A title and a table, empty without runs.
     """
     if best := judged_at_best(records):
-        return _at_best(best)
+        return _at_best(best, judged_narrower(records))
     groups = {row: runs for row, runs in settled(records, "table2").items() if len(runs) >= SEEDS and not diverged(runs)}
     base = groups.get(BUDGETS["table2"].base)
     if not base:
@@ -71,21 +71,34 @@ def headline(records: list[Record]) -> str:
     return f"{title}\n\n{markdown(header, lines)}"
 
 
-def _at_best(best: dict[str, Best]) -> str:
+def _at_best(best: dict[str, Best], narrower: dict[str, Best]) -> str:
     base = best[BASE].runs
     lines = [
-        [row, *_shares(own.runs[0], base[0]), setting_of(own), test_loss_cell(own.runs), *difference_cells(own.runs, base)]
+        [row, *_shares(own.runs[0], base[0]), test_loss_cell(own.runs), *difference_cells(own.runs, base)]
         for row, own in best.items()
     ]
-    settings = sorted({own.settings for own in best.values()})
     title = (
-        f"**GPT-2 with Muon, each row at the best of {'to '.join(f'{n} ' for n in settings)}settings, REDUCED BUDGET: {tokens_of(base)}, "
-        "read once.** Test loss, nats per token."
+        f"**GPT-2 with Muon, each row at the best of {_tried(best)}, REDUCED BUDGET: {tokens_of(base)}, read once.** Test loss, nats per "
+        "token."
     )
-    header = ["row", *_whole(base[0]), "norms, rate", "loss", f"minus {BASE}'s [95 % interval]", "that is"]
+    header = ["row", *_whole(base[0]), "loss", f"minus {BASE}'s [95 %]", "that is"]
+    if narrower:
+        few, many = (tokens_per_parameter(rows[BASE].runs[0]) for rows in (best, narrower))
+        title += (
+            f"\nNarrower: width and latents over four, {many:.2g} tokens for each of {BASE}'s parameters but the embedding's, not "
+            f"{few:.2g}. Best of {_tried(narrower)}, {len(narrower[BASE].runs)} seeds."
+        )
+        header += [f"narrower: minus {BASE}'s", "that is"]
+        for line in lines:
+            line += difference_cells(narrower[line[0]].runs, narrower[BASE].runs) if line[0] in narrower else ["", ""]
     own, rivals = best[LEAST].runs, [row for row in best if row.startswith(("GQA", "MLA"))]
     beside = " ".join(f"{LEAST} minus {row}: {difference_cells(own, best[row].runs)[0]}." for row in rivals)
     return f"{title}\n\n{markdown(header, lines)}\n\n{beside}"
+
+
+def _tried(best: dict[str, Best]) -> str:
+    """How many settings the rows were tried at: "8 settings", "3 to 8 settings"."""
+    return f"{' to '.join(map(str, sorted({own.settings for own in best.values()})))} settings"
 
 
 def _whole(base: Record) -> list[str]:
