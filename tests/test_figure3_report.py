@@ -285,7 +285,7 @@ def parts(found: list[Record]) -> dict[str, str]:
 
 def test_before_there_are_records_the_page_says_so():
     for found in ([], runs(ALL_STARTED), runs({"Tucker [12,20,20]": 0.8}, start="hooi")):  # of one side alone
-        assert parts(found) == {name: f"{name}: there is no record yet." for name in (vision_pairs.ANEW, vision_pairs.UNEQUAL)}
+        assert parts(found) == dict.fromkeys((vision_pairs.ANEW, vision_pairs.UNEQUAL), pages.NONE_YET)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_start_is_judged_by_all_its_rows(gains, said):
         found += runs({row: 0.8 + (gain or 0)}, start="hooi", seeds=range(1, 5 if gain is None else 6))
     shown = parts(found)[vision_pairs.ANEW]
     assert f"- To start from HOOI, the HOSVD refitted: {said}." in shown and "second moment" not in shown
-    assert shown.count(", start by HOOI | Tucker [") == 3 and "there is no record" in parts(found)[vision_pairs.UNEQUAL]
+    assert shown.count(", start by HOOI | Tucker [") == 3 and parts(found)[vision_pairs.UNEQUAL] == pages.NONE_YET
 
 
 def test_a_row_that_is_neither_told_apart_nor_level_leaves_the_start_open():

@@ -546,7 +546,7 @@ def test_llamas_on_fresh_text_have_their_tables():
 def test_what_is_to_come_has_its_marks_and_says_that_there_is_no_record():
     assert set(pages.texts_of(pages.TO_COME, []).values()) == {pages.NONE_YET}
     found = whole(0.01, 0.002) + narrow_study() + judged_way("Tucker [8,64,64]", 1, 0.02) + llamas({})
-    shown = pages.texts_of(pages.TO_COME, found)
+    shown = pages.texts_of([name for name in pages.TO_COME if name.startswith("Table")], found)
     assert all(text.startswith("**") and pages.NONE_YET not in text for text in shown.values())
     assert shown["Table 2, fresh text, narrow"].count("each row at its best") == 3
     assert [name for name, text in shown.items() if "difference_against_tokens.png" in text] == ["Table 2, fresh text, trend"]

@@ -2,7 +2,6 @@
 
 from ..store.records import Record
 from .markdown import Table, markdown
-from .query import by_device, runs_of
 
 HEADER = [
     "model",
@@ -16,16 +15,6 @@ HEADER = [
     "ratio",
     "paper's hours",
 ]
-
-
-def render(records: list[Record]) -> str:
-    """The tables of every kind of GPU, or that there are none yet.
-
-    Args:
-        records: all that there are.
-    """
-    found = [table.shown() for own in by_device(runs_of(records, "two_gpus", "gpu")) for table in two_gpus_table(own)]
-    return "\n\n".join(found) or "There is no record of it yet."
 
 
 def two_gpus_table(records: list[Record]) -> list[Table]:
@@ -49,4 +38,5 @@ def two_gpus_table(records: list[Record]) -> list[Table]:
         f"loss by up to {batch:.2f}. Hours are those of two GPUs for the tokens of the preset `paper`."
     )
     title = f"**One {records[0].device} and two: the same training steps.**"
-    return [Table("Two GPUs", title, markdown(HEADER, lines), records, note)]
+    name = "Two GPUs" if records[0].preset == "gpu" else "Two GPUs, a trial"
+    return [Table(name, title, markdown(HEADER, lines), records, note)]

@@ -30,12 +30,11 @@ from .judge import (
     broken,
 )
 from .markdown import Table, markdown
-from .query import diverged, grouped, runs_of
+from .query import diverged, grouped
 from .vision import in_points, percent, several_starts, studies, with_interval
 from .words import STARTS, divergence, each_once
 
 ANEW, UNEQUAL = "Figure 3, starts", "Figure 3, unequal ranks"  # the tables, and the parts of a page that hold them
-PRESET = "gpu-tiny-imagenet"
 HEADER = [
     "row", "beside", "rates", "top-5 %, converted only", "minus the other's", "top-5 %, fine-tuned", "minus the other's", "that is",
     "top-1 %, fine-tuned", "minus the other's",
@@ -50,17 +49,6 @@ def paired_tables(records: list[Record]) -> list[Table]:
         records: of one preset of Figure 3.
     """
     return [table for runs in studies(records) for table in (*_anew(runs), *_unequal(runs))]
-
-
-def render(name: str, records: list[Record]) -> str:
-    """Its tables, or that there is none yet.
-
-    Args:
-        name: ANEW or UNEQUAL.
-        records: all that there are.
-    """
-    shown = [table.shown() for table in paired_tables(runs_of(records, "figure3", PRESET)) if table.name == name]
-    return "\n\n".join(shown) or f"{name}: there is no record yet."
 
 
 def _anew(runs: list[Record]) -> list[Table]:
