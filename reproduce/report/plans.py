@@ -88,7 +88,10 @@ def _hours(plan: Plan, count: int) -> str:
     for label, (rate, device) in rates.items():
         hours = plan.all_tokens / rate / count / 3600
         said.append(f"{label} {hours:,.{0 if hours >= 1 else 2}f} ({rate:,} tokens/s on one {device})")
-    return f"Hours of one run on {counted(count, 'GPU')}, each as fast as the fastest committed run: {'; '.join(said)}."
+    return (
+        f"Hours of one run on {counted(count, 'GPU')}, each as fast as the fastest committed run: {'; '.join(said)}. "
+        "No record says whether its run had the card to itself: if others ran beside it, it is faster alone."
+    )
 
 
 def _estimate(plan: Plan, count: int) -> str:

@@ -107,7 +107,8 @@ def throughput(plan: Plan, label: str) -> tuple[int, str] | None:
         label: of its row.
 
     Returns:
-        Tokens a second of the fastest committed run of this row and model on one GPU, and that GPU; None if there is none.
+        Tokens a second of the fastest committed run of this row and model on one GPU, and that GPU; None if there is none. No record
+        says whether other runs shared the GPU.
     """
     runs = [
         (record.metrics["tokens_per_second"], record.device)
