@@ -641,11 +641,28 @@ def test_a_rate_beyond_float32_is_refused(capsys, value):
     assert f"'{value}' is not a positive number of at most 3.40282e+38" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["table2", "compress_models"])
-def test_test_texts_in_two_options_are_refused(capsys, command):
-    """Of two options the first would be forgotten, and a finished model would not be judged by its text."""
-    assert run_here(command, "--test", "a.txt", "--test=b.txt") == 2
-    assert "argument --test: it is given twice, and the first would be forgotten: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("table2", "--test", "a.txt"),
+        ("compress_models", "--test", "a.txt"),
+        ("table2", "--rows", "MHA"),
+        ("table2", "--seeds", "1"),
+        ("ablations", "--learning-rate", "1e-3"),
+        ("figure3", "--pretrain-rate", "1e-3"),
+        ("compress", "--ranks", "1,1,1"),
+    ],
+)
+def test_an_option_of_several_values_is_not_given_twice(capsys, command, option, value):
+    """The first would be forgotten, and a finished model not be judged by its text, or a row not be run."""
+    assert run_here(command, option, value, f"{option}={value}") == 2
+    assert f"argument {option}: it is given twice, and the first would be forgotten" in capsys.readouterr().err
+
+
+def test_an_option_of_one_value_may_be_given_again(capsys):
+    """Control for the test above."""
+    assert run_here("table2", "--text", "a.txt", "--text", "absent.txt", "--rows", "MHA", "--seeds", "0,1") == 1
+    assert "given twice" not in capsys.readouterr().err
 
 
 def test_numbers_beyond_what_is_counted_are_refused():

@@ -218,7 +218,8 @@ def model(file, message, command="generate"):
 
 
 def wrong(option, value, message, code=2):
-    return f"option: {option} {value}", [*TRAIN, f"{option}={value}"], code, message
+    options = dict(zip(TRAIN[1::2], TRAIN[2::2])) | {option: value}
+    return f"option: {option} {value}", ["table2", *map("=".join, options.items())], code, message
 
 
 def written(option, value, code=2, message=""):
@@ -227,7 +228,8 @@ def written(option, value, code=2, message=""):
 
 
 def compressed(option, value, code, message):
-    arguments = ["compress", "--model", "model.safetensors", "--text", "story.txt", "--ranks=4,4,4", f"{option}={value}"]
+    options = {"--ranks": "4,4,4", option: value}
+    arguments = ["compress", "--model", "model.safetensors", "--text", "story.txt", *map("=".join, options.items())]
     return f"option: compress {option} {value}", arguments, code, message
 
 

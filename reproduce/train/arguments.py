@@ -18,13 +18,13 @@ LARGEST_RATE = 1e30  # AdamW divides it by 1 - beta, Muon multiplies it by the r
 
 
 class Once(argparse._StoreAction):
-    """Of an option that is not to be given twice: argparse forgets what was said first, and a run would end without it."""
+    """Of an option that takes several values in one: argparse forgets what a first one said, and a run would end without it."""
 
     given = False
 
     def __call__(self, *arguments, **options):
         if self.given:
-            raise argparse.ArgumentError(self, "it is given twice, and the first would be forgotten: separate paths by commas")
+            raise argparse.ArgumentError(self, "it is given twice, and the first would be forgotten: give all in one")
         self.given = True
         super().__call__(*arguments, **options)
 
@@ -76,6 +76,7 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     """Which rows of a table to run."""
     parser.add_argument(
         "--rows",
+        action=Once,
         type=some_labels,
         default=(),
         help="which to run, separated by commas: rows by the labels of their table, recipes, sections or modules (default: all)",
@@ -84,13 +85,16 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
 
 def add_seeds(parser: argparse.ArgumentParser) -> None:
     """Which seeds to run."""
-    parser.add_argument("--seeds", type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)")
+    parser.add_argument(
+        "--seeds", action=Once, type=seeds, default=(), help="one run per seed, for example 0,1,2 (default: the preset's)"
+    )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """How fast and how long to train."""
     parser.add_argument(
         "--learning-rate",
+        action=Once,
         dest="learning_rates",
         metavar="LEARNING_RATE",
         type=rates,
@@ -180,6 +184,7 @@ def add_conversion(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pretrain-rate",
+        action=Once,
         dest="pretrain_rates",
         metavar="PRETRAIN_RATE",
         type=rates,
@@ -233,6 +238,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
     """Ranks to compress to, and where the result goes."""
     parser.add_argument(
         "--ranks",
+        action=Once,
         type=triples,
         default=(),
         help='ranks of Tucker rows, head,query,key of each: "8,64,64;8,32,32" (default: a range of budgets)',
