@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from reproduce.models.block import Block
-from reproduce.models.rows import TABLE2, Row
+from reproduce.models.rows import TABLE2, row_of
 from reproduce.report.query import by_model
 from reproduce.report.words import scale_of
 from reproduce.store.records import Record
@@ -68,10 +68,10 @@ def initial(config: dict) -> tuple[tuple[np.ndarray, ...], ...]:
     Returns:
         ((head, query, key), (head, output, value)): those above the rounding floor.
     """
-    row = Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in config["attention"].items()})
+    build = row_of(config["attention"]).build
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer = Block(config["d_model"], config["n_heads"], config["n_layers"], row.build, causal=True).attention
+        layer = Block(config["d_model"], config["n_heads"], config["n_layers"], build, causal=True).attention
     sides = ((s.head, s.rows, s.columns) for s in spectra(layer))
     return tuple(tuple((v[v > rounding_floor(v)] / v[0]).numpy() for v in side) for side in sides)
 

@@ -175,6 +175,11 @@ class Row:
         )
 
 
+def row_of(fields: dict) -> Row:
+    """The row that a record describes: its file has lists for tuples."""
+    return Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
 def labels_of(rows: Iterable[Row], mechanism: str = "") -> tuple[str, ...]:
     """What tables, records and `--rows` call these rows, all of them or those of one mechanism."""
     return tuple(row.label for row in rows if mechanism in ("", row.mechanism))

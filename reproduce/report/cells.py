@@ -46,14 +46,20 @@ def above_cell(group: list[Record], base: list[Record]) -> str:
     return with_interval(gap) if gap.low < gap.high else signed(gap.value, 3)
 
 
-def with_interval(estimate: Estimate) -> str:
-    """ "−0.005 [−0.019, +0.009]"."""
-    return f"{signed(estimate.value, 3)} {bracketed(estimate)}"
+def with_interval(estimate: Estimate, unit: float = 1, digits: int = 3) -> str:
+    """ "−0.005 [−0.019, +0.009]".
+
+    Args:
+        estimate: of a difference.
+        unit: what is shown of one of its own, 100 for points.
+        digits: after the point.
+    """
+    return f"{signed(unit * estimate.value, digits)} {bracketed(estimate, unit, digits)}"
 
 
-def bracketed(estimate: Estimate) -> str:
-    """ "[−0.019, +0.009]"."""
-    return f"[{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
+def bracketed(estimate: Estimate, unit: float = 1, digits: int = 3) -> str:
+    """ "[−0.019, +0.009]".  estimate, unit, digits: as in `with_interval`."""
+    return f"[{signed(unit * estimate.low, digits)}, {signed(unit * estimate.high, digits)}]"
 
 
 def difference_cells(runs: list[Record], base: list[Record]) -> list[str]:

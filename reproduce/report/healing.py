@@ -2,10 +2,11 @@
 
 from ..experiments.heal import AS_IT_IS
 from ..store.records import Record
+from .cells import with_interval
 from .judge import Estimate, over_windows
 from .markdown import Table, markdown
 from .query import grouped
-from .words import percent, signed
+from .words import percent
 
 NONE_YET = "How much of the loss a short training brings back: there is no record yet."
 TRIAL = "smoke"  # the preset that only says that the command works
@@ -155,7 +156,7 @@ def _cells(run: Record, control: Record | None, text: str) -> list[str]:
         return [*losses, "", ""]
     estimate = above(run, control, text)
     shares = ["–" if share is None else percent(share) for share in (closed(run, control, text), regained(run, text))]
-    gap = f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]" if estimate else "–"
+    gap = with_interval(estimate) if estimate else "–"
     return [*losses, gap, "{} ({})".format(*shares)]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from ..models.rows import Row
+from ..models.rows import row_of
 from ..store.bits import unpacked
 from ..store.records import Record
 from .query import diverged, grouped
@@ -275,8 +275,7 @@ def at_their_best(runs: list[Record]) -> dict[str, Best]:
 
 def _bare_label(record: Record) -> str:
     """The row's name without its norms."""
-    row = {name: value for name, value in record.config["row"].items() if name not in NORMS}
-    return Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}).label
+    return row_of({name: value for name, value in record.config["row"].items() if name not in NORMS}).label
 
 
 # What was found.
@@ -398,21 +397,20 @@ def accuracy_difference(
     return over_seeds_and_images(np.array([a.astype(float) - b for a, b in pairs]), tries) if pairs else None
 
 
-def accuracy(runs: list[Record], name: str, *, converted: bool = False, seeds: int = 2) -> Estimate | None:
+def accuracy(runs: list[Record], name: str, *, converted: bool = False) -> Estimate | None:
     """A row's accuracy with its interval over seeds and images.
 
     Args:
         runs: of one setting.
         name, converted: as in `accuracy_difference`.
-        seeds: how many there must be.
 
     Returns:
-        None where there are fewer that ended, or a record does not say which images were right.
+        None where fewer than two ended, or a record does not say which images were right.
     """
     hits = [hits_of(r, name, converted) for r in runs if converted or r.diverged_at is None]
     if not hits or any(own is None for own in hits):
         return None
-    return over_seeds_and_images(np.array(hits, float), seeds=seeds)
+    return over_seeds_and_images(np.array(hits, float), seeds=2)
 
 
 def hits_of(record: Record, name: str, converted: bool = False) -> np.ndarray | None:

@@ -35,7 +35,6 @@ IMAGES = (
     "![Singular values of GPT-2, with AdamW and with Muon](../paper_figures/images/spectra_optimizers.png)\n\n"
     "![What fewer heads lose, with AdamW and with Muon](../paper_figures/images/head_mode_loss_optimizers.png)"
 )
-Pair = tuple[float, float]  # by the singular values, by their squares
 
 
 def render(records: list[Record]) -> str:

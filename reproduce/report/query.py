@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..experiments import table2, table3
 from ..experiments.ablations import PRESETS as ABLATIONS
 from ..experiments.ablations import ROW, SLOWER_ATTENTION, SLOWER_FACTORS
-from ..models.rows import Row
+from ..models.rows import Row, row_of
 from ..store.records import Record, data_key
 from ..train.language import LanguagePreset
 
@@ -202,8 +202,7 @@ def of_one_budget(runs: list[Record]) -> list[Record]:
 
 def row_label(record: Record) -> str:
     """The row's own name, without what was changed."""
-    row = record.config["row"]
-    return Row(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}).label
+    return row_of(record.config["row"]).label
 
 
 def recipe_of(record: Record) -> dict:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 from ..experiments import compress_models
 from ..store.records import Record
+from .cells import with_interval
 from .judge import CLEAR_DECAY, FAILED, REPRODUCED, UNRESOLVED, decays, over_windows
 from .markdown import Table, markdown
 from .query import grouped, runs_of
 from .unfoldings import MODES, STARTS, WAYS, by_optimizer, errors_with, layers_of, models_of, share, shares, texts_read
-from .words import mode_titles, ranges, signed
+from .words import mode_titles, ranges
 
 ALL_MODES = [(side, mode) for side, modes in MODES.items() for mode in modes]
 KEPT = (1 / 4, 1 / 2, 3 / 4)  # of the heads
@@ -208,8 +209,7 @@ def _beside_mla(runs: list[Record], tests: list[str]) -> dict[tuple[str, str], s
         own, other = (x.metrics["tests"][test] for x in (r, base))
         if base is not r and (nats := over_windows(own, other, windows=compress_models.TEST_WINDOWS)):
             unit = other["bits_per_byte"] / other["loss"]  # bits per byte over nats per token, of this text
-            value, low, high = (signed(unit * x, 3) for x in (nats.value, nats.low, nats.high))
-            found[r.method, test] = f"{value} [{low}, {high}]"
+            found[r.method, test] = with_interval(nats, unit)
     return found
 
 

@@ -4,10 +4,11 @@ import json
 
 from ..experiments import figure3_tiny
 from ..store.records import Record, data_key
+from .cells import with_interval
 from .judge import Best, Estimate, accuracy, accuracy_difference, at_their_best
 from .markdown import Table, markdown
 from .query import by_row, diverged, grouped
-from .words import STARTS, divergence, each_once, epochs_of, mean_and_spread, signed
+from .words import STARTS, divergence, each_once, epochs_of, mean_and_spread
 
 HEADER = ["row", "attention parameters", "top-1 %, converted only", "top-1 %, fine-tuned", "top-5 %, fine-tuned"]
 
@@ -116,26 +117,20 @@ def _chosen_line(row: str, own: Best, base: Best | None) -> list[str]:
     """A row of the table."""
     runs, metrics = own.runs, [r.metrics for r in own.runs]
     cells = [row, f"{runs[0].rate:g}", f"{runs[0].attention_parameters:,}"]
-    cells.append(with_interval(accuracy(runs, "top5", converted=True), percent("top5", [m["converted"] for m in metrics])))
+    cells.append(reached(accuracy(runs, "top5", converted=True), percent("top5", [m["converted"] for m in metrics])))
     for name in ("top5", "top1"):
         if diverged(runs):
             cells += [divergence(runs), ""]
             continue
-        cells.append(with_interval(accuracy(runs, name), percent(name, metrics)))
+        cells.append(reached(accuracy(runs, name), percent(name, metrics)))
         beside = base and own is not base and not diverged(base.runs) and accuracy_difference(runs, base.runs, name)
-        cells.append(in_points(beside) if beside else "")
+        cells.append(with_interval(beside, 100, 1) if beside else "")
     return cells
 
 
-def with_interval(estimate: Estimate | None, plain: str) -> str:
+def reached(estimate: Estimate | None, plain: str) -> str:
     """ "81.2 [80.1, 82.3]"; the plain mean where there is no interval."""
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]" if estimate else plain
-
-
-def in_points(estimate: Estimate) -> str:
-    """ "−1.2 [−2.0, −0.4]"."""
-    value, low, high = (signed(100 * x, 1) for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
 
 
 def _chosen_title(record: Record, best: dict[str, Best]) -> str:

@@ -15,6 +15,7 @@ is top-5 after fine-tuning; what it was before is shown, and top-1.
 from ..experiments import figure3_tiny
 from ..store.records import Record
 from ..train.options import STARTS as STARTED
+from .cells import with_interval
 from .judge import (
     ABOVE,
     BELOW,
@@ -31,7 +32,7 @@ from .judge import (
 )
 from .markdown import Table, markdown
 from .query import diverged, grouped
-from .vision import in_points, percent, several_starts, studies, with_interval
+from .vision import percent, reached, several_starts, studies
 from .words import STARTS, divergence, each_once
 
 ANEW, UNEQUAL = "Figure 3, starts", "Figure 3, unequal ranks"  # the tables, and the parts of a page that hold them
@@ -120,9 +121,9 @@ def _cells(own: Best, other: Best, name: str, there: int, *, converted: bool = F
     if not converted and diverged(own.runs):
         return [divergence(own.runs), ""]
     metrics = [r.metrics["converted"] if converted else r.metrics for r in own.runs]
-    reached = with_interval(accuracy(own.runs, name, converted=converted), percent(name, metrics))
+    own_cell = reached(accuracy(own.runs, name, converted=converted), percent(name, metrics))
     beside = accuracy_difference(own.runs, other.runs, name, there, converted=converted)
-    return [reached, in_points(beside) if beside else ""]
+    return [own_cell, with_interval(beside, 100, 1) if beside else ""]
 
 
 def _runs(pairs: Pairs) -> list[Record]:

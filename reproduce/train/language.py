@@ -21,7 +21,7 @@ from ..data.text import Text, TextData, load_text, read_tests
 from ..models.gpt2 import GPT2
 from ..models.language_model import LanguageModel
 from ..models.llama import Llama
-from ..models.rows import Row
+from ..models.rows import Row, row_of
 from ..models.sizes import count_cached, count_parameters
 from ..store import schema
 from ..store.checked import Above, Part, Size, check, read_json
@@ -106,7 +106,7 @@ def build_model(config: dict) -> LanguageModel:
     Args:
         config: as `config_of` makes it, or as read back from JSON.
     """
-    row = Row(**{name: tuple(v) if isinstance(v, list) else v for name, v in config["attention"].items()})
+    row = row_of(config["attention"])
     shape = (config["d_model"], config["n_heads"], config["n_layers"])
     if config["model"] == "gpt2":
         return GPT2(config["vocab_size"], config["context"], *shape, row.build)
