@@ -91,6 +91,39 @@ def test_all_four_weights_need_the_same_heads(wrong):
         multi_head_attention(np.ones((5, 12)), *weights)
 
 
+@pytest.mark.parametrize("w_pre, w_post", [((3, 12, 12), (1, 12, 12)), ((1, 12, 12), (3, 12, 12)), ((12, 12), (12, 12))])
+def test_both_tensors_need_the_same_heads(w_pre, w_post):
+    """One head would be broadcast to all of the other tensor."""
+    with pytest.raises(ValueError, match="the numbers of heads, first, must agree|each must have three sizes, heads first"):
+        tensor_attention(np.ones((5, 12)), np.ones(w_pre), np.ones(w_post), 0.5)
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 4, 12)])
+def test_tokens_are_a_matrix(shape):
+    """With as many tokens as a head is wide NumPy would multiply something."""
+    weights = random_head_weights(12, 3, 4)
+    with pytest.raises(ValueError, match="^x has shape .*; it must be a matrix, one row per token$"):
+        multi_head_attention(np.ones(shape), *weights)
+    with pytest.raises(ValueError, match="^x has shape .*; it must be a matrix, one row per token$"):
+        tensor_attention(np.ones(shape), pre_softmax_tensor(*weights[:2]), post_softmax_tensor(*weights[2:]), 0.5)
+
+
+def test_outputs_are_as_wide_as_the_output_weights():
+    """A width of one would be broadcast to all channels of a token."""
+    w_q, w_k, w_v, w_o = random_head_weights(12, 3, 4)
+    x = np.random.default_rng(2).standard_normal((5, 12))
+    y = multi_head_attention(x, w_q, w_k, w_v, w_o)
+    assert relative_error(multi_head_attention(x, w_q, w_k, w_v, w_o[..., :1]), y[:, :1]) < EXACT
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_tokens_give_no_outputs(causal):
+    w_q, w_k, w_v, w_o = random_head_weights(12, 3, 4)
+    x, tensors = np.ones((0, 12)), (pre_softmax_tensor(w_q, w_k), post_softmax_tensor(w_v, w_o))
+    assert tensor_attention(x, *tensors, 0.5, causal).shape == (0, 12)
+    assert multi_head_attention(x, w_q, w_k, w_v, w_o, causal).shape == (0, 12)
+
+
 def test_the_textbook_computes_as_precisely_as_its_weights():
     x, rng = np.eye(3, dtype=int), np.random.default_rng(0)
     w_q, w_k, w_v = rng.standard_normal((3, 2, 3, 4))

@@ -712,6 +712,37 @@ def test_effective_ranks_of_known_spectra():
     assert energy_rank(torch.tensor([10.0, 1.0, 0.1]), 0.99) == 1 and energy_rank(torch.tensor([10.0, 1.1, 0.1]), 0.99) == 2
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
+def test_effective_ranks_know_neither_order_nor_size(size, order):
+    """In single precision the squares are infinite, or zero, and the fewest values that hold a share are the largest ones."""
+    values = size * torch.tensor([4.0, 2.0, 2.0, 1.0])[list(order)]
+    for given in (values, values.numpy()):
+        assert [energy_rank(given, share) for share in (0.5, 0.75, 0.9, 0.99)] == [1, 2, 3, 4]  # 16, 20, 24 and 25 of 25
+        assert entropy_rank(given) == pytest.approx(9 * 2 ** (-4 / 3), rel=1e-6)  # exp(-sum p log p) of 4, 2, 2 and 1 of 9
+    assert entropy_rank(torch.full((9,), 3e4, dtype=torch.float16)) == pytest.approx(9)  # whose sum is infinite
+
+
+BAD_SPECTRA = {
+    "NaN": (torch.tensor([math.nan, 1.0]), "finite real numbers of at least 0"),
+    "infinity": (torch.tensor([math.inf, 1.0]), "finite real numbers of at least 0"),
+    "a negative one": (torch.tensor([2.0, -1.0]), "finite real numbers of at least 0"),
+    "complex ones": (torch.tensor([2.0, 1.0j]), "finite real numbers of at least 0"),
+    "no values": (torch.ones(2, device="meta"), "finite real numbers of at least 0"),
+    "none": (torch.ones(0), "a tensor or an array of one size, of at least 1"),
+    "a matrix": (torch.ones(2, 2), "a tensor or an array of one size, of at least 1"),
+    "a list": ([2.0, 1.0], "a tensor or an array of one size, of at least 1"),
+}
+
+
+@pytest.mark.parametrize("spectrum, message", BAD_SPECTRA.values(), ids=BAD_SPECTRA)
+@pytest.mark.parametrize("effective", [entropy_rank, energy_rank])
+def test_effective_ranks_are_those_of_singular_values(effective, spectrum, message):
+    """Of NaN the energy rank was 1."""
+    with pytest.raises(ValueError, match=f"^singular_values must be {message}$"):
+        effective(spectrum)
+
+
 @pytest.mark.parametrize(
     "make, arguments, message",
     [

@@ -405,6 +405,16 @@ CONSTRUCTORS = table(
     ("option: bias a word", lambda: MultiHeadAttention(24, 6, bias="yes"), "bias is 'yes'; it must be False, True or 'qkv'"),
     ("option: bias of other layers", lambda: TuckerAttention(24, 6, (3, 4, 4), bias="qkv"), "bias is 'qkv'; it must be False or True"),
     ("option: init unknown", lambda: TuckerAttention(24, 6, (4, 8, 8), init="zeros"), "init is 'zeros'; it must be 'orthonormal'"),
+    *((f"option: {name} {bad!r}", lambda make=make, name=name, bad=bad: make(**{name: bad}),
+       f"{name} is {re.escape(repr(bad))}; it must be True or False")
+      for make, names in (
+          (lambda **flag: MultiHeadLatentAttention(24, 6, 8, 8, **flag), ("shared_kv", "latent_norm", "absorb")),
+          (lambda **flag: TuckerAttention(24, 6, (4, 8, 8), **flag), ("shared_kv", "latent_norm")),
+          (lambda **flag: mla_cost(24, 6, 8, 8, **flag), ("shared_kv",)),
+          (lambda **flag: tucker_cost(24, 6, (4, 8, 8), **flag), ("shared_kv",)),
+          (lambda **flag: compress(MHA, RANKS, **flag), ("shared_kv",)),
+          (lambda **flag: to_mla(MHA, 8, 8, **flag), ("shared_kv",)),
+      ) for name in names for bad in ("no", None, 1)),
     ("option: rotary a word", lambda: MultiHeadAttention(24, 6, rotary="yes"), "rotary is 'yes'; it must be a Rotary or None"),
     ("rotary: of another width", lambda: MultiHeadAttention(24, 6, rotary=Rotary.heads(6)), "rotary turns 6 channels; .* head_dim = 4"),
     ("rotary: odd", lambda: Rotary.heads(3), "rotary width is 3; .* must be even"),
@@ -461,6 +471,13 @@ CONSTRUCTORS = table(
     ("rotary: one position for all", lambda: Rotary.heads(4)(X[..., :4], torch.arange(1)), r"positions has shape \(1,\)"),
     ("rotary: positions elsewhere", lambda: Rotary.heads(4)(X[..., :4], torch.arange(5, device="meta")), "on meta"),
     ("rotary: x of another width", lambda: Rotary.heads(4)(X, torch.arange(5)), "x has width 24; this rotary embedding turns 4"),
+    ("rotary: positions in a list", lambda: Rotary.heads(24)(X, [0] * 5), "^positions is list; it must be a tensor of real numbers"),
+    ("rotary: complex positions", lambda: Rotary.heads(24)(X, torch.arange(5) * 1j), "^positions is torch.complex64"),
+    ("rotary: x of integers", lambda: Rotary.heads(24)(X.long(), torch.arange(5)), "^x is torch.int64 .*must be floating-point"),
+    ("rotary: x of one token", lambda: Rotary.heads(24)(X[0, 0], torch.arange(5)), r"^x is .* \(24,\); it must be floating-point"),
+    ("rotary: x of five sizes", lambda: Rotary.heads(24)(X[None, None], torch.arange(5)), r"^x is .*\(b, h, n, width\)"),
+    *((f"rotary: scaling {bad!r}", lambda bad=bad: Rotary.heads(4, scaling=bad), "scaling is .*must be a Llama3Scaling or None")
+      for bad in ("llama3", {"factor": 8.0})),
 )  # fmt: skip
 
 

@@ -328,6 +328,7 @@ def test_layers_built_without_memory_work_once_they_are_loaded(name):
     layer, x = with_large_weights(LAYERS[name]()), tokens(2, 7, 24)
     with torch.device("meta"):
         other = LAYERS[name]()
+    assert other(torch.empty(2, 7, 24, device="meta")).shape == (2, 7, 24)  # shapes alone, as to count what it will cost
     other = other.to_empty(device="cpu").double()
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))

@@ -14,7 +14,7 @@ Only these products matter. Stacked over the heads they are the tensors of the p
 
 import numpy as np
 
-from .checks import as_reals, check_heads, check_scale
+from .checks import as_matrix, as_reals, check_heads, check_scale
 from .tensor_algebra import mode_product
 
 
@@ -48,7 +48,7 @@ def post_softmax_tensor(w_v: np.ndarray, w_o: np.ndarray) -> np.ndarray:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """exp(logits) normalised over the last axis."""
     (logits,) = as_reals(logits=logits)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
@@ -74,7 +74,7 @@ def tensor_attention(x: np.ndarray, w_pre: np.ndarray, w_post: np.ndarray, scale
         (N, d).
     """
     check_scale(scale)
-    x, w_pre, w_post = as_reals(x=x, w_pre=w_pre, w_post=w_post)
+    x, w_pre, w_post = as_matrix(x=x), *check_heads(w_pre=w_pre, w_post=w_post)
     logits = mode_product(mode_product(w_pre, x, 1), x, 2) * scale  # (h, n, m)
     if causal:
         logits = np.where(causal_mask(len(x)), logits, -np.inf)
@@ -97,8 +97,8 @@ def multi_head_attention(
     Returns:
         (N, d).
     """
-    x, w_q, w_k, w_v, w_o = *as_reals(x=x), *check_heads(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
-    y = np.zeros(x.shape, np.result_type(x, w_q, w_k, w_v, w_o))
+    x, w_q, w_k, w_v, w_o = as_matrix(x=x), *check_heads(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    y = np.zeros((len(x), w_o.shape[2]), np.result_type(x, w_q, w_k, w_v, w_o))
     for q, k, v, o in zip(w_q, w_k, w_v, w_o):
         logits = (x @ q) @ (x @ k).T / np.sqrt(q.shape[1])  # (n, m)
         if causal:

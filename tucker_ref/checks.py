@@ -51,6 +51,14 @@ def check_number(name: str, value, least: float, most: float = LARGEST, allowed:
     return number
 
 
+def check_flags(**flags) -> list[bool]:
+    """All of them as bools.  Raises ValueError for one that is neither True nor False: a word such as "no" would count as True."""
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name} is {value!r}; it must be True or False")
+    return [bool(value) for value in flags.values()]
+
+
 def check_eps(eps: float) -> float:
     """`eps` as a float.  Raises ValueError unless it is zero or in the limits of single precision, in which half is normalised."""
     limits = torch.finfo(torch.float32)
@@ -130,6 +138,25 @@ def as_reals(**arrays: np.ndarray) -> list[np.ndarray]:
         check_array(name, array)
         made.append(array if array.dtype.kind == "f" else np.asarray(array, np.float64))
     return made
+
+
+def as_matrix(**one: np.ndarray) -> np.ndarray:
+    """As `as_reals`, and of two sizes."""
+    [name], [array] = one, as_reals(**one)
+    if array.ndim != 2:
+        raise ValueError(f"{name} has shape {array.shape}; it must be a matrix, one row per token")
+    return array
+
+
+def as_spectrum(singular_values) -> torch.Tensor:
+    """Singular values in float64, descending, the largest taken to one.  Raises ValueError for what cannot be any."""
+    if not isinstance(singular_values, (torch.Tensor, np.ndarray)) or not singular_values.ndim == 1 or not len(singular_values):
+        raise ValueError("singular_values must be a tensor or an array of one size, of at least 1")
+    values = torch.as_tensor(singular_values)
+    if values.is_meta or values.is_complex() or not ((values >= 0) & values.isfinite()).all():
+        raise ValueError("singular_values must be finite real numbers of at least 0")
+    values = values.to(torch.float64).sort(descending=True).values
+    return values / values[0] if values[0] > 0 else values
 
 
 def check_finite(tensor: np.ndarray, so: str) -> None:
@@ -263,6 +290,14 @@ def check_blocks(blocks, width: int) -> tuple[int, ...]:
 
 def check_turned(x: torch.Tensor, positions: torch.Tensor, width: int) -> None:
     """Raise ValueError unless x (b, [h,] n, width) can be turned by these positions."""
+    for name, tensor in (("x", x), ("positions", positions)):
+        if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
+            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ValueError(f"{name} is {kind}; it must be a tensor of real numbers")
+    if not x.is_floating_point() or not 2 <= x.ndim <= 4:
+        raise ValueError(
+            f"x is {x.dtype} {tuple(x.shape)}; it must be floating-point numbers (b, n, width) or (b, h, n, width)"
+        )
     if x.shape[-1] != width:
         raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {width} channels")
     if positions.device != x.device or positions.shape not in (x.shape[-2:-1], (x.shape[0], x.shape[-2])):
@@ -411,6 +446,7 @@ def check_tucker(d_model, n_heads, ranks, post_ranks, shared_kv, scale, bias, ro
     """
     d_model, n_heads = check_positive("d_model", d_model), check_positive("n_heads", n_heads)
     check_qk_norm(qk_norm)
+    check_flags(shared_kv=shared_kv, latent_norm=latent_norm)
     if bias not in (False, True):  # "qkv", which other layers take, would get an output bias all the same
         raise ValueError(f"bias is {bias!r}; it must be False or True")
     rows = d_model + 1 if bias else d_model

@@ -7,7 +7,7 @@ bytes in BF16. Sizes below one raise ValueError; the layers themselves say which
 import math
 from dataclasses import dataclass
 
-from .checks import check_groups, check_integer, check_positive, check_widths, resolve_sizes
+from .checks import check_flags, check_groups, check_integer, check_positive, check_widths, resolve_sizes
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def mla_cost(
     """
     d_model, n_heads, width = resolve_sizes(d_model, n_heads, head_dim)
     q_rank, kv_rank, v_width, rope_dim = check_widths(q_rank, kv_rank, width if v_head_dim is None else v_head_dim, rope_dim)
+    [shared_kv] = check_flags(shared_kv=shared_kv)
     n_latents = 1 if shared_kv else 2
     parameters = (
         d_model * (q_rank + n_latents * kv_rank + rope_dim)
@@ -149,6 +150,7 @@ def tucker_cost(
     """
     d_model, n_heads, _ = resolve_sizes(d_model, n_heads, 1)
     (r, s, t), (u, o, v) = _triple("ranks", ranks), _triple("post_ranks", ranks if post_ranks is None else post_ranks)
+    [shared_kv] = check_flags(shared_kv=shared_kv)
     value = 0 if shared_kv else d_model * v
     factors = d_model * (s + t + o) + value
     parameters = n_heads * (r + u) + factors + math.prod((r, s, t)) + math.prod((u, o, v))

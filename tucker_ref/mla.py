@@ -8,7 +8,7 @@ from torch import nn
 from .attend import attend
 from .cache import Cache
 from .cached_attention import CachedAttention, keeps_cache, plain_weight, token_positions
-from .checks import check_latents, resolve_sizes
+from .checks import check_flags, check_latents, resolve_sizes
 from .initialisation import initialise_latent
 from .mha import merge_heads, split_heads
 from .rotary import Rotary
@@ -57,7 +57,7 @@ class MultiHeadLatentAttention(CachedAttention):
         widths = check_latents(d_model, q_rank, kv_rank, self.head_dim if v_head_dim is None else v_head_dim, rope_dim, rotary)
         self.q_rank, self.kv_rank, self.v_head_dim, self.rope_dim = q_rank, kv_rank, _, rope_dim = widths
         self.rotary: Any = rotary  # there where rope_dim or coupled says so
-        self.shared_kv, self.latent_norm = shared_kv, latent_norm
+        self.shared_kv, self.latent_norm, absorb = check_flags(shared_kv=shared_kv, latent_norm=latent_norm, absorb=absorb)
         self.coupled = rotary is not None and rope_dim == 0
         self.absorb = absorb or self.coupled
         self.rotates_on_reading = self.coupled and shared_kv

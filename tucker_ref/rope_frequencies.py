@@ -45,6 +45,8 @@ class Llama3Scaling:
 def schedule(width: int, base: float, scaling: Llama3Scaling | None) -> torch.Tensor:
     """theta_j = base^(-2j / width), j = 0 .. width/2 - 1, in float64.  Raises ValueError for an odd width or another base."""
     width = check_even("rotary width", width)
+    if not (scaling is None or isinstance(scaling, Llama3Scaling)):
+        raise ValueError(f"scaling is {scaling!r}; it must be a Llama3Scaling or None")
     frequencies = check_number("base", base, SMALLEST) ** (
         -torch.arange(0, width, 2, dtype=torch.float64, device=_device()) / width
     )
@@ -92,7 +94,8 @@ class Angles(nn.Module):
         """Cosine and sine of every pair's angle, ([b,] n, pairs) each."""
         if self.table is not None:
             return self.table[0][positions], self.table[1][positions]
-        return cos_sin(positions, self.frequencies, dtype)
+        # Both on the device "meta", where a layer has shapes alone and frequencies keep their values elsewhere.
+        return cos_sin(positions, self.frequencies.to(positions.device), dtype)
 
 
 def joined(blocks) -> torch.Tensor:

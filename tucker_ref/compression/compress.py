@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..cached_attention import CachedAttention
-from ..checks import check_ranks
+from ..checks import check_flags, check_ranks
 from ..factors import factors_of
 from ..rotary import Rotary
 from ..special_cases import Tucker, tucker_layer
@@ -63,6 +63,7 @@ def compress(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    [shared_kv] = check_flags(shared_kv=shared_kv)
     if shared_kv and method == "hooi":
         raise ValueError("method is 'hooi', which refits one tensor alone; with shared_kv take 'hosvd' or 'sthosvd'")
     post_ranks = ranks if post_ranks is None else post_ranks

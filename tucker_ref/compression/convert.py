@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..checks import check_flags
 from ..factors import Factors, factors_of
 from ..gqa import GroupedQueryAttention
 from ..mha import MultiHeadAttention
@@ -84,6 +85,7 @@ def to_mla(
         ValueError: for another layer, a layer with biases (MLA has none), or ranks beyond the layer's own.
     """
     _check_source(layer, "to_mla")
+    [shared_kv] = check_flags(shared_kv=shared_kv)
     if layer.bias:
         raise ValueError(f"layer has bias={layer.bias!r}; MLA has no biases, `compress` keeps them")
     pre, post = factored_tensors(layer, moment, joint=shared_kv)

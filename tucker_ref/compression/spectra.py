@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..checks import SMALLEST, check_integer, check_number
+from ..checks import SMALLEST, as_spectrum, check_integer, check_number
 from .factored_tensor import FactoredTensor, factored_tensors
 
 
@@ -88,10 +88,14 @@ def entropy_rank(singular_values: torch.Tensor) -> float:
 
     Returns:
         n for n equal ones, 1 for a single one, 0 where all of them are zero.
+
+    Raises:
+        ValueError: for what is no list of finite numbers of at least 0.
     """
-    if not singular_values.any():
+    values = as_spectrum(singular_values)
+    if not values.any():
         return 0.0
-    p = singular_values / singular_values.sum()
+    p = values / values.sum()
     return torch.exp(-torch.special.xlogy(p, p).sum()).item()
 
 
@@ -99,15 +103,15 @@ def energy_rank(singular_values: torch.Tensor, share: float = 0.99) -> int:
     """The fewest singular values that hold a share of the sum of squares.
 
     Args:
-        singular_values: (n,), descending.
+        singular_values: (n,), not negative.
         share: of the sum of squares, in (0, 1].
 
     Returns:
         Their number, at least 1.
 
     Raises:
-        ValueError: for a share outside (0, 1].
+        ValueError: for a share outside (0, 1], or as `entropy_rank`.
     """
     share = check_number("share", share, SMALLEST, 1.0, "in (0, 1]")
-    energy = (singular_values**2).cumsum(0)
+    energy = (as_spectrum(singular_values) ** 2).cumsum(0)
     return int((energy < share * energy[-1]).sum()) + 1
