@@ -723,6 +723,12 @@ def test_effective_ranks_know_neither_order_nor_size(size, order):
     assert entropy_rank(torch.full((9,), 3e4, dtype=torch.float16)) == pytest.approx(9)  # whose sum is infinite
 
 
+@pytest.mark.parametrize("ranks", [(), (1, 1), (1, 1, 1, 1)])
+def test_the_tails_are_those_of_three_modes(ranks):
+    with pytest.raises(ValueError, match="^ranks is .*; it must be 3 integers$"):
+        spectra(MultiHeadAttention(24, 3))[0].tails(ranks)
+
+
 BAD_SPECTRA = {
     "NaN": (torch.tensor([math.nan, 1.0]), "finite real numbers of at least 0"),
     "infinity": (torch.tensor([math.inf, 1.0]), "finite real numbers of at least 0"),

@@ -25,8 +25,10 @@ class Spectra:
     columns: torch.Tensor
 
     def tails(self, ranks: tuple[int, int, int]) -> torch.Tensor:
-        """Rung 2's `tail_energies`: per mode the sum of squares beyond the rank.  Returns: (3,)."""
+        """Rung 2's `tail_energies`: per mode the sum of squares beyond the rank.  Returns: (3,).  Raises ValueError for other ranks."""
         kept = [check_integer(f"ranks[{mode}]", rank, 0) for mode, rank in enumerate(ranks)]
+        if len(kept) != 3:
+            raise ValueError(f"ranks is {ranks!r}; it must be 3 integers")
         return torch.stack([(s[rank:] ** 2).sum() for s, rank in zip((self.head, self.rows, self.columns), kept)])
 
     def ranks(self) -> tuple[int, int, int]:
