@@ -283,6 +283,8 @@ def test_pytorchs_cpu_kernel_takes_nan_logits_for_hidden_ones():
 @pytest.mark.parametrize("backend", ("reference", "sdpa", "math", "flex"))
 def test_a_query_that_may_look_nowhere_gets_zeros(name, causal, mask, backend):
     layer = layer_of(name)
+    if backend == "flex":  # which else is compiled for masks in any layout at once, and that takes half as long again
+        torch.compiler.reset()
     with torch.no_grad():
         y = layer(X, causal=causal, mask=mask, backend=backend)
     nothing = layer(torch.zeros_like(X[:, :1]), mask=torch.tensor(False))  # the output bias alone, where there is one
