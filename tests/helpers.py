@@ -1,5 +1,6 @@
 """What all tests share: one measure of error, one table of tolerances, and layers that show a wrong logit."""
 
+import functools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import torch
 
 from reproduce.data import text
 from reproduce.experiments.exactness import with_large_weights  # noqa: F401  (tests take it from here)
+from reproduce.store import records
 from reproduce.store.records import FIELDS, Record
 
 # Relative error ||a - b|| / ||b|| allowed between two ways to compute the same thing, with the reason for each.
@@ -95,6 +97,12 @@ def a_record(**given) -> Record:
     """A record with these fields, and with others that mean nothing."""
     words = {name: "" for name in ("id", "experiment", "preset", "method", "command", "commit", "device", "finished")}
     return Record(**words | dict(config={}, seed=0, data=None, metrics={}, versions={}, wall_seconds=0.0) | given)
+
+
+@functools.cache
+def committed_records() -> list[Record]:
+    """The records of the repository: read once for all tests, none of which changes them."""
+    return records.load(records.COMMITTED)
 
 
 def write_records(folder, runs: list[Record]) -> None:

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import a_record, write_records
+from helpers import a_record, committed_records, write_records
 
 from paper_figures import __main__ as figures
 from reproduce.experiments.figure3_tiny import ALL_HEADS, PRESETS
@@ -19,7 +19,6 @@ from reproduce.report.judge import (
     over_seeds_and_images,
 )
 from reproduce.report.query import alike
-from reproduce.store import records
 from reproduce.store.bits import packed, unpacked
 from reproduce.store.records import Record
 from reproduce.train.options import STARTS
@@ -391,7 +390,7 @@ def test_the_claims_page_judges_them(study):
 
 
 def test_the_first_page_says_top_5_where_images_were_held_out(study):
-    committed = [r for r in records.load(records.COMMITTED) if r.preset != NAME]
+    committed = [r for r in committed_records() if r.preset != NAME]
     said = lambda found: next(line for line in headline.six_verdicts(found).splitlines() if "a ViT's" in line)  # noqa: E731
     assert re.search(r"a ViT's \[top-1\]\(\S+\) \d\.\d points below \(10 classes\)\.", said(committed))
     best = findings.of_a_tenth("GQA n_KV=6")(study)

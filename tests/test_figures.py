@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import a_record, write_records
+from helpers import a_record, committed_records, write_records
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -24,7 +24,7 @@ from reproduce.store import records
 from tucker_ref import entropy_rank
 
 ROOT = Path(__file__).parent.parent
-COMMITTED = records.load(records.COMMITTED)
+COMMITTED = committed_records()
 PAGE = 800 / 96  # inches: what 800 pixels are on a screen
 SMALLEST = 8  # points
 

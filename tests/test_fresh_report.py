@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from helpers import a_record
+from helpers import a_record, committed_records
 
 from paper_figures import __main__ as figures
 from paper_figures import trend
@@ -15,7 +15,7 @@ from reproduce.store.records import COMMITTED, Record, append, load_some
 
 MHA, TUCKER = Row("MHA"), Row("Tucker", ranks=(8, 64, 64))
 JUDGES = range(1, 1 + SEEDS)
-COMMITTED_BUT_FRESH = [r for r in load_some(COMMITTED) if r.preset != "gpu-fresh"]
+COMMITTED_BUT_FRESH = [r for r in committed_records() if r.preset != "gpu-fresh"]
 TRAIN = {"steps": 1980, "batch_size": 32, "learning_rate": 4.8e-3, "optimizer": "muon"}
 
 

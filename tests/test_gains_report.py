@@ -5,15 +5,16 @@ import dataclasses
 import re
 
 import pytest
+from helpers import committed_records
 
 from reproduce.models.rows import TABLE2_BEST
 from reproduce.report import best, breakdown, gains, query
-from reproduce.store.records import COMMITTED, Record, load_some
+from reproduce.store.records import Record
 
 FRESH = [
-    r for r in load_some(COMMITTED) if (r.experiment, r.preset) == ("table2", "gpu-fresh") and query.optimizer_of(r) == "muon"
+    r for r in committed_records() if (r.experiment, r.preset) == ("table2", "gpu-fresh") and query.optimizer_of(r) == "muon"
 ]
-OLDER = [r for r in load_some(COMMITTED) if (r.experiment, r.preset) in (("table2", "gpu"), ("ablations", "gpu"))]
+OLDER = [r for r in committed_records() if (r.experiment, r.preset) in (("table2", "gpu"), ("ablations", "gpu"))]
 KNOWN = [*FRESH, *OLDER]
 MHA, GQA, TUCKER = "MHA", "GQA n_KV=4", "Tucker [8,128,128]"
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 
 import pytest
-from helpers import a_record
+from helpers import a_record, committed_records
 
 from reproduce.experiments import table2, table3
 from reproduce.experiments.ablations import PRESETS as ABLATIONS
@@ -13,7 +13,7 @@ from reproduce.report.query import grouped
 from reproduce.store import records
 from reproduce.train.recipes import Recipe
 
-COMMITTED = records.load(records.COMMITTED)
+COMMITTED = committed_records()
 
 
 def row_of(table: str, label: str) -> list[str]:

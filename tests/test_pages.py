@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import nudged, run_here
+from helpers import committed_records, nudged, run_here
 
 from reproduce.models.public import agreement
 from reproduce.report import claims, headline, pages, query
@@ -16,7 +16,7 @@ from reproduce.report.query import BUDGETS
 from reproduce.store import records
 
 ROOT = Path(__file__).parent.parent
-COMMITTED = records.load(records.COMMITTED)
+COMMITTED = committed_records()
 PAGES = [pages.FIRST, *pages.BESIDE]
 README = (ROOT / pages.FIRST).read_text(encoding="utf-8")
 

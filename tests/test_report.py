@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import a_record, nudged
+from helpers import a_record, committed_records, nudged
 
 from reproduce.report import checks, claims, compression, language, query, results, words
 from reproduce.report.judge import FAILED, REPRODUCED, UNTESTED, VERDICTS
@@ -16,7 +16,7 @@ from reproduce.store import records
 from reproduce.store.files import code_hash
 
 ROOT = Path(__file__).parent.parent
-COMMITTED = records.load(records.COMMITTED)
+COMMITTED = committed_records()
 
 
 def smoke_run(experiment="table2", **changes) -> records.Record:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import committed_records
 
 from reproduce.experiments import ablations, figure3, figure3_tiny, table2, table3
 from reproduce.store import locks, records
@@ -64,7 +65,7 @@ def with_chosen_rates(record, folder) -> set[str]:
 @pytest.mark.no_cover
 def test_committed_runs_are_known_to_this_code(tmp_path, monkeypatch):
     """A repeated command skips them: no setting that defines a run may change its name or gain a companion unnoticed."""
-    committed = [r for r in records.load(records.COMMITTED) if r.experiment in TRAINED and r.preset != "sizes"]
+    committed = [r for r in committed_records() if r.experiment in TRAINED and r.preset != "sizes"]
     older = [r for r in committed if r.experiment == "table2" and "model" not in r.config]
     assert len(older) == 12  # of the sweep's first day, when a config did not name its model
     committed = [r for r in committed if r not in older]

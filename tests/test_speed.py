@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import committed_records
 
 from reproduce.experiments import speed
 from reproduce.experiments.speed import curves, decoding, layers, models, presets, sections
@@ -470,7 +471,7 @@ def test_the_report_says_what_was_measured_alone():
     assert speed_report.speed_tables(nothing) == []
 
 
-COMMITTED = records.load(records.COMMITTED)
+COMMITTED = committed_records()
 SECTIONS = [r for r in COMMITTED if (r.experiment, r.preset) == ("speed", "gpu")]
 
 
@@ -580,7 +581,7 @@ def test_the_first_lines_of_our_kernel_say_what_it_costs():
         "milliseconds": "a third more time to more than twice as much",
     }
     assert all(words in " ".join(lines.split()) for words in said.values()) and "`layer.recompute = True`" in lines
-    record = [r for r in records.load(records.COMMITTED) if (r.experiment, r.preset) == ("speed", "gpu")]
+    record = [r for r in COMMITTED if (r.experiment, r.preset) == ("speed", "gpu")]
     sections = {r.method: r.metrics["rows"] for r in record}
 
     def ratios(what: str) -> list[float]:
