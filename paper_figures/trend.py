@@ -34,8 +34,8 @@ def against_tokens(points: dict[str, list[tuple[float, Estimate]]], path: Path) 
     logarithmic(ax.xaxis)
     title = "Test loss beside multi-head attention, against tokens per parameter"
     caption = (
-        "GPT-2 with Muon on fresh text, at the paper's shape and four times narrower, REDUCED BUDGET; each row at its best. Lines: 95 % "
-        f"intervals between seeds; hollow: too few seeds, intervals over articles. Grey: the margin of {MARGIN:g} nats."
+        "GPT-2 with Muon on fresh text, REDUCED BUDGET; left: the paper's shape, right: four times narrower. Bars: 95 % "
+        f"intervals between seeds; hollow: too few seeds, intervals over articles. Grey: within {MARGIN:g} nats."
     )
     describe(figure, title, caption)
     name_ends(ax, ends)

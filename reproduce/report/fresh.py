@@ -251,8 +251,8 @@ def moves_tables(records: list[Record]) -> list[Table]:
     title = (
         f"**Does the difference to {BASE} move with tokens per parameter?** Nats per token on the first test text, minus {BASE}'s with as "
         f"many tokens; tokens for each parameter of {BASE} beside the embedding stand before the colon. In brackets 95 % intervals over "
-        f"seeds, paired, and how many there are: from {SEEDS} on there is a word. *Above*: the row loses ground with more tokens. A star "
-        "would stand if all words were judged together (Holm)."
+        f"seeds, paired, and how many there are: from {SEEDS} on there is a word. *Above*: the row loses ground where they are more. A "
+        "star would stand if all words were judged together (Holm)."
     )
     header = ["row", "along", "few tokens", "many tokens", "many minus few", "that is"]
     runs = [r for preset in SIZES for best in at_best(records, "table2", preset) for own in best.values() for r in own.runs]

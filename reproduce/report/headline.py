@@ -85,8 +85,8 @@ def _at_best(best: dict[str, Best], narrower: dict[str, Best]) -> str:
     if narrower:
         few, many = (tokens_per_parameter(rows[BASE].runs[0]) for rows in (best, narrower))
         title += (
-            f"\nNarrower: width and latents over four, {many:.2g} tokens for each of {BASE}'s parameters but the embedding's, not "
-            f"{few:.2g}. Best of {_tried(narrower)}, {len(narrower[BASE].runs)} seeds."
+            f"\nNarrower: a quarter of the width, {many:.2g} tokens for each of {BASE}'s parameters but the embedding's, not {few:.2g}. "
+            f"Best of {_tried(narrower)}, {len(narrower[BASE].runs)} seeds."
         )
         header += [f"narrower: minus {BASE}'s", "that is"]
         for line in lines:
