@@ -721,6 +721,10 @@ def test_effective_ranks_know_neither_order_nor_size(size, order):
         assert [energy_rank(given, share) for share in (0.5, 0.75, 0.9, 0.99)] == [1, 2, 3, 4]  # 16, 20, 24 and 25 of 25
         assert entropy_rank(given) == pytest.approx(9 * 2 ** (-4 / 3), rel=1e-6)  # exp(-sum p log p) of 4, 2, 2 and 1 of 9
     assert entropy_rank(torch.full((9,), 3e4, dtype=torch.float16)) == pytest.approx(9)  # whose sum is infinite
+    assert energy_rank(torch.ones(5000, dtype=torch.float16), 0.5) == 2500  # which counts to 2,048
+    for extreme in (1e-200, 1e200):  # the squares of which double precision does not hold
+        assert energy_rank(extreme * torch.tensor([2.0, 1.0], dtype=torch.float64), 0.9) == 2
+    assert entropy_rank(torch.tensor([1e-200], dtype=torch.float64)) == 1
 
 
 @pytest.mark.parametrize("ranks", [(), (1, 1), (1, 1, 1, 1)])

@@ -475,6 +475,7 @@ CONSTRUCTORS = table(
     ("rotary: x of another width", lambda: Rotary.heads(4)(X, torch.arange(5)), "x has width 24; this rotary embedding turns 4"),
     ("rotary: positions in a list", lambda: Rotary.heads(24)(X, [0] * 5), "^positions is list; it must be a tensor of real numbers"),
     ("rotary: complex positions", lambda: Rotary.heads(24)(X, torch.arange(5) * 1j), "^positions is torch.complex64"),
+    ("rotary: x in a list", lambda: Rotary.heads(24)([X], torch.arange(5)), "^x is list; it must be a tensor of real numbers"),
     ("rotary: x of integers", lambda: Rotary.heads(24)(X.long(), torch.arange(5)), "^x is torch.int64 .*must be floating-point"),
     ("rotary: x of one token", lambda: Rotary.heads(24)(X[0, 0], torch.arange(5)), r"^x is .* \(24,\); it must be floating-point"),
     ("rotary: x of five sizes", lambda: Rotary.heads(24)(X[None, None], torch.arange(5)), r"^x is .*\(b, h, n, width\)"),

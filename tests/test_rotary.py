@@ -249,6 +249,9 @@ def test_positions_may_differ_between_sequences():
     assert torch.equal(rotary(x, positions), expected)
     heads = x[:, None].expand(-1, 3, -1, -1)  # (b, h, n, k)
     assert torch.equal(rotary(heads, positions), expected[:, None].expand(-1, 3, -1, -1))
+    assert torch.equal(rotary(x[0], PLACES), expected[0])  # of one sequence alone, which has one list of positions
+    with pytest.raises(ValueError, match=r"^positions has shape \(5, 5\) on cpu; x \(5, 8\) on cpu needs \(5,\)$"):
+        rotary(x[0], PLACES.expand(5, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -289,21 +289,22 @@ def check_blocks(blocks, width: int) -> tuple[int, ...]:
 
 
 def check_turned(x: torch.Tensor, positions: torch.Tensor, width: int) -> None:
-    """Raise ValueError unless x (b, [h,] n, width) can be turned by these positions."""
+    """Raise ValueError unless x ([b, [h,]] n, width) can be turned by these positions."""
     for name, tensor in (("x", x), ("positions", positions)):
         if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
             kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise ValueError(f"{name} is {kind}; it must be a tensor of real numbers")
     if not x.is_floating_point() or not 2 <= x.ndim <= 4:
         raise ValueError(
-            f"x is {x.dtype} {tuple(x.shape)}; it must be floating-point numbers (b, n, width) or (b, h, n, width)"
+            f"x is {x.dtype} {tuple(x.shape)}; it must be floating-point numbers (n, width), (b, n, width) or (b, h, n, width)"
         )
     if x.shape[-1] != width:
         raise ValueError(f"x has width {x.shape[-1]}; this rotary embedding turns {width} channels")
-    if positions.device != x.device or positions.shape not in (x.shape[-2:-1], (x.shape[0], x.shape[-2])):
+    fitting = [(x.shape[-2],), (x.shape[0], x.shape[-2])][: x.ndim - 1]  # where there is no b all turn alike
+    if positions.device != x.device or positions.shape not in fitting:
         raise ValueError(
             f"positions has shape {tuple(positions.shape)} on {positions.device}; x {tuple(x.shape)} on {x.device} needs "
-            f"({x.shape[-2]},) or ({x.shape[0]}, {x.shape[-2]})"
+            f"{' or '.join(map(str, fitting))}"
         )
 
 

@@ -47,7 +47,7 @@ class Rotary(Angles):
         """R(positions) applied to the last axis: each pair, as a complex number, times exp(i position frequency) (Eq. 10).
 
         Args:
-            x: (b, n, width) or (b, h, n, width).
+            x: (n, width), (b, n, width) or (b, h, n, width).
             positions: (n,), or (b, n) where sequences differ.
 
         Returns: Like x; the heads of one token lie side by side in memory, as the products before and after attention have them.

@@ -41,6 +41,10 @@ PLAIN = "__plain"  # ends the name of a function without its decorators
 NUMPY = "test_hostile.py::test_tensors_and_sizes_that_mean_nothing_are_refused"
 BUILT = "test_hostile.py::test_a_layer_that_cannot_be_is_not_built"
 SHRUNK = "test_hostile.py::test_what_cannot_be_compressed_is_said"
+SPECTRAL = tuple(
+    f"test_compress.py::test_effective_ranks_{name}"
+    for name in ("of_known_spectra", "know_neither_order_nor_size", "are_those_of_singular_values")
+)
 SPOILED = "test_hostile.py::test_layers_with_weights_that_are_not_finite_have_no_approximation"
 ATTENDED = tuple(
     f"test_hostile.py::test_{name}"
@@ -115,7 +119,7 @@ COMPRESSED = (
 TESTS = {
     "checks": ("test_checks.py", "test_attend.py::test_bad_input_is_named", *ATTENDED[:1], "test_rotary.py", "test_cache.py",
                "test_mechanisms.py", "test_qk_norm.py", "test_tensor_algebra.py", "test_decomposition.py", "test_attention_tensors.py",
-               INTEGERS, NUMPY, *ARRAYS, BUILT, SHRUNK, *STARTED, *CALLED),
+               INTEGERS, NUMPY, *ARRAYS, BUILT, SHRUNK, *STARTED, *CALLED, *SPECTRAL),
     "tensor_algebra": ("test_tensor_algebra.py", INTEGERS, NUMPY),
     "decomposition": ("test_decomposition.py", INTEGERS, NUMPY),
     "attention_tensors": ("test_attention_tensors.py", NUMPY),
