@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import a_record
+from helpers import a_record, committed_records
 
 from reproduce.__main__ import EXPERIMENTS
 from reproduce.store import records
@@ -218,7 +218,7 @@ def test_committed_records_name_commits_that_are_in_the_history():
         pytest.skip("no history: not a clone, or a shallow one")
     history = git(["git", "log", "--format=%H"]).stdout.split()
     known = lambda commit: any(one.startswith(commit) for one in history)  # noqa: E731
-    named = {record.commit.split("+")[0] for record in records.load(records.COMMITTED)}
+    named = {record.commit.split("+")[0] for record in committed_records()}
     slip = "57aed8d92"  # the page on provenance says which commit is meant
     assert {commit for commit in named if not known(commit)} == {slip}  # the slip is the control
     assert slip in (ROOT / "docs" / "provenance.md").read_text(encoding="utf-8")

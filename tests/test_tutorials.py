@@ -19,11 +19,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from helpers import unmeasured
+from helpers import committed_records, unmeasured
 
 import tucker_ref
 from reproduce.report.pages import BESIDE
-from reproduce.store.records import COMMITTED, Record, load
+from reproduce.store.records import Record
 from tutorials import compare, pictures
 from tutorials.book.chapters import CHAPTERS, as_chapter, included, led_from_here
 from tutorials.book.check import faults as faults_of_book
@@ -586,7 +586,7 @@ def said_by_lesson_10(records: list[Record], monkeypatch, capsys) -> str:
 
 
 def test_lesson_10_holds_when_runs_are_added(monkeypatch, capsys):
-    bare = [r for r in load(COMMITTED) if r.preset != "gpu-fresh-allocations" and (r.preset != "gpu-fresh" or r.seed == 0)]
+    bare = [r for r in committed_records() if r.preset != "gpu-fresh-allocations" and (r.preset != "gpu-fresh" or r.seed == 0)]
     bare = [dataclasses.replace(r, metrics=without(r.metrics, "test")) for r in bare]
     said = said_by_lesson_10(bare, monkeypatch, capsys)
     assert "judged so: no row yet" in said and "run so far: 0 of" in said
